@@ -1,0 +1,1 @@
+"""Ray wiring, one readable file a job, and the command line over them."""

@@ -1,0 +1,1 @@
+"""What the data is: words, shapes and tables. Standard library and pyarrow only."""

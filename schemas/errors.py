@@ -1,0 +1,53 @@
+"""The error families: what is retried, what becomes a failed row, and what stops a run before it starts."""
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Stable codes of the `error_code` columns; renaming one is a breaking change."""
+
+    EMPTY_FILE = "empty_file"
+    NOT_A_VIDEO = "not_a_video"
+    NO_VIDEO_STREAM = "no_video_stream"
+    ENCRYPTED = "encrypted"
+    TRUNCATED = "truncated"
+    NO_FRAMES = "no_frames"
+    DECODE_FAILED = "decode_failed"
+    UNSUPPORTED_CODEC = "unsupported_codec"
+    TOO_LARGE = "too_large"
+    DEADLINE = "deadline"
+    MEMORY_LIMIT = "memory_limit"
+    DECODER_CRASHED = "decoder_crashed"
+    NOT_FOUND = "not_found"
+    FORBIDDEN = "forbidden"
+    ENCODE_FAILED = "encode_failed"
+    NETWORK = "network"
+    LOST = "lost"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    BAD_TOKENS = "bad_tokens"
+    ANSWER_FAILED = "answer_failed"
+
+
+class PipelineError(Exception):
+    """A failure with a stable code and one sentence for the person who reads the failed row."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(code, message)  # both as args, so that the error pickles across processes
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        """The sentence alone; the code has a column of its own."""
+        return self.message
+
+
+class TransientError(PipelineError):
+    """May pass by itself (network, a lost worker): retried with backoff, a bounded number of times."""
+
+
+class TerminalError(PipelineError):
+    """Will not pass by itself: a failed row, not tried again until asked or until the file changes."""
+
+
+class InputError(Exception):
+    """What the user gave cannot work: one sentence saying what is wrong and what to do; exit code 2."""

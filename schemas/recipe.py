@@ -1,0 +1,264 @@
+"""Recipes: everything that decides which tokens come out, and how answers are made from them.
+
+A recipe is frozen, checks itself when it is made, and derives every token count in one place; its fingerprint stands
+on each row made by it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from schemas.errors import InputError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+METRIC_HEADS = 16  # LONGVLM.md section 1: the head count of the merge metric, whatever the tower has
+
+
+def fingerprint(spec: dict[str, Any]) -> str:
+    """16 hex characters that change when anything in a JSON-able spec changes."""
+    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """A vision tower, as far as recipes care: whose weights, and the shapes that come out."""
+
+    name: str  # hub id or folder it was loaded from
+    weights: str  # fingerprint of the vision weights: the same tower in two folders is the same tower
+    num_layers: int
+    patch_grid: tuple[int, int]  # rows, columns
+    dim: int
+    image_size: int  # input pixels, square
+    has_cls: bool
+    search_dim: int | None  # width of the search embedding; None where no text encoder is aligned with it
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens per frame."""
+        return self.patch_grid[0] * self.patch_grid[1]
+
+
+def halving_schedule(num_tokens: int, keep: int) -> tuple[int, ...]:
+    """The merge steps that take a segment from `num_tokens` to `keep`: halve while possible, then the rest.
+
+    Each step merges r tokens away, at most half of them (LONGVLM.md section 4); 2560 to 30 gives the paper's schedule.
+    """
+    steps = []
+    while num_tokens > keep:
+        steps.append(min(num_tokens // 2, num_tokens - keep))
+        num_tokens -= steps[-1]
+    return tuple(steps)
+
+
+def tokens_after(num_tokens: int, schedule: tuple[int, ...]) -> int:
+    """How many tokens a merge schedule leaves, each step capped at half of what there is."""
+    for step in schedule:
+        num_tokens -= min(step, num_tokens // 2)
+    return num_tokens
+
+
+@dataclass(frozen=True)
+class IndexRecipe:
+    """How a video becomes tokens. Build one with `paper`, `long`, `tiny` or `from_spec`."""
+
+    name: str
+    tower: TowerSpec
+    sampling: Literal["uniform", "interval"]
+    frames_per_segment: int
+    tokens_per_segment: int
+    num_segments: int | None = None  # uniform: segments per video
+    segment_s: float | None = None  # interval: seconds per segment
+    merge_schedule: tuple[int, ...] | None = None  # None: derived by halving
+    feature_layer: int = -2  # index into the tower's hidden states (LONGVLM.md section 3)
+    num_global_layers: int = 5
+    decode: Literal["exact", "keyframe"] = "exact"
+    resize: Literal["decoder", "nearest"] = "decoder"  # nearest: the reference's, row for row
+    precision: Precision = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Refuse, in a sentence, a recipe that cannot be carried out."""
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"recipe {self.name}: {name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}."
+                )
+        if (self.sampling == "uniform") != bool(self.num_segments) or (self.sampling == "interval") != bool(
+            self.segment_s
+        ):
+            raise InputError(
+                f"recipe {self.name}: uniform sampling takes num_segments, interval sampling takes segment_s; "
+                f"got num_segments={self.num_segments}, segment_s={self.segment_s}."
+            )
+        counts = (self.frames_per_segment, self.tokens_per_segment, self.num_segments or 1, self.segment_s or 1)
+        if min(counts) <= 0:
+            raise InputError(f"recipe {self.name}: frames, tokens, segments and seconds must all be positive.")
+        self._check_merge()
+        if self.tower.dim % METRIC_HEADS:
+            raise InputError(
+                f"recipe {self.name}: the tower {self.tower.name} is {self.tower.dim} wide and merging needs a "
+                f"multiple of {METRIC_HEADS}; choose another tower."
+            )
+        available = self.tower.num_layers + 1 if self.tower.has_cls else 0
+        if not 0 <= self.num_global_layers <= available:
+            raise InputError(
+                f"recipe {self.name}: num_global_layers is {self.num_global_layers}, but the tower {self.tower.name} "
+                f"has {available} layers with a CLS token; use at most that."
+            )
+
+    def _check_merge(self) -> None:
+        if self.tokens_per_segment > self.patches_per_segment:
+            raise InputError(
+                f"recipe {self.name}: asks for {self.tokens_per_segment} tokens a segment, but "
+                f"{self.frames_per_segment} frames of {self.tower.num_patches} patches "
+                f"only give {self.patches_per_segment}."
+            )
+        reached = tokens_after(self.patches_per_segment, self.schedule_for(self.patches_per_segment))
+        if reached != self.tokens_per_segment:
+            raise InputError(
+                f"recipe {self.name}: asks for {self.tokens_per_segment} tokens a segment, but its merge_schedule ends "
+                f"at {reached}; set tokens_per_segment to {reached} or leave merge_schedule out to have it derived."
+            )
+
+    @property
+    def patches_per_segment(self) -> int:
+        """Tokens of a full segment before merging."""
+        return self.frames_per_segment * self.tower.num_patches
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames per video under uniform sampling; None where it follows from the length."""
+        return self.num_segments * self.frames_per_segment if self.num_segments else None
+
+    @property
+    def num_visual_tokens(self) -> int | None:
+        """Rows of the prefix, global first: 305 for the paper. None where it follows from the length."""
+        return self.num_global_layers + self.num_segments * self.tokens_per_segment if self.num_segments else None
+
+    def schedule_for(self, num_tokens: int) -> tuple[int, ...]:
+        """Merge steps for a segment of `num_tokens`; the last segment of a video may be shorter than the others."""
+        if self.merge_schedule is not None and num_tokens == self.patches_per_segment:
+            return self.merge_schedule
+        return halving_schedule(num_tokens, self.tokens_per_segment)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever changes the tokens; not with the recipe's name or the folder the tower lies in."""
+        spec = self.spec()
+        del spec["name"], spec["tower"]["name"]
+        spec["merge_schedule"] = self.schedule_for(self.patches_per_segment)
+        return fingerprint(spec)
+
+    def spec(self) -> dict[str, Any]:
+        """The recipe as JSON-able values; `from_spec` reads it back."""
+        return asdict(self)
+
+
+_CHOICES = {
+    "sampling": ("uniform", "interval"),
+    "decode": ("exact", "keyframe"),
+    "resize": ("decoder", "nearest"),
+    "precision": ("float32", "bfloat16", "float16"),
+}
+
+
+def from_spec(spec: dict[str, Any]) -> IndexRecipe:
+    """A recipe from what `IndexRecipe.spec` gave, also after a trip through JSON."""
+    tower = TowerSpec(**{**spec["tower"], "patch_grid": tuple(spec["tower"]["patch_grid"])})
+    schedule = spec.get("merge_schedule")
+    return IndexRecipe(**{**spec, "tower": tower, "merge_schedule": None if schedule is None else tuple(schedule)})
+
+
+def _global_layers(tower: TowerSpec) -> int:
+    """The last five layers have global tokens (LONGVLM.md section 1), where the tower has a CLS token at all."""
+    return min(5, tower.num_layers + 1) if tower.has_cls else 0
+
+
+def paper(tower: TowerSpec) -> IndexRecipe:
+    """The reference's 100 frames in 10 segments of 30 tokens and 5 global tokens (arXiv 2404.03384, section 3)."""
+    return IndexRecipe(
+        name="paper",
+        tower=tower,
+        sampling="uniform",
+        num_segments=10,
+        frames_per_segment=10,
+        tokens_per_segment=30,
+        num_global_layers=_global_layers(tower),
+    )
+
+
+def long(tower: TowerSpec) -> IndexRecipe:
+    """The default, for any length: a segment every 10 s, one frame a second, 80 tokens kept a segment."""
+    return IndexRecipe(
+        name="long",
+        tower=tower,
+        sampling="interval",
+        segment_s=10.0,
+        frames_per_segment=10,
+        tokens_per_segment=80,
+        num_global_layers=_global_layers(tower),
+    )
+
+
+def tiny(tower: TowerSpec) -> IndexRecipe:
+    """For clips of seconds and towers of a few patches: a segment every 2 s, two frames a second, in float32."""
+    return IndexRecipe(
+        name="tiny",
+        tower=tower,
+        sampling="interval",
+        segment_s=2.0,
+        frames_per_segment=4,
+        tokens_per_segment=8,
+        num_global_layers=_global_layers(tower),
+        precision="float32",
+    )
+
+
+RECIPES: dict[str, Callable[[TowerSpec], IndexRecipe]] = {"paper": paper, "long": long, "tiny": tiny}
+
+
+def from_settings(settings: dict[str, Any], tower: TowerSpec) -> IndexRecipe:
+    """A recipe from a user's file: `base` names one of `RECIPES` (default long), other keys override its fields."""
+    settings = dict(settings)
+    base = settings.pop("base", "long")
+    if base not in RECIPES:
+        raise InputError(f"the recipe's base {base!r} is not known; use one of {', '.join(RECIPES)}.")
+    allowed = {field.name for field in fields(IndexRecipe)} - {"tower"}
+    if unknown := sorted(set(settings) - allowed):
+        raise InputError(
+            f"the recipe sets {', '.join(unknown)}, which no recipe has; it may set {', '.join(sorted(allowed))}."
+        )
+    if isinstance(settings.get("merge_schedule"), list):
+        settings["merge_schedule"] = tuple(settings["merge_schedule"])
+    if "sampling" in settings:  # a base's own span setting does not survive a change of sampling
+        settings = {"num_segments": None, "segment_s": None, **settings}
+    try:
+        return replace(RECIPES[base](tower), **{"name": "custom", **settings})
+    except TypeError as error:
+        raise InputError(
+            f"the recipe has a value of the wrong type ({error}); numbers must be written without quotes."
+        ) from error
+
+
+@dataclass(frozen=True)
+class AnswerRecipe:
+    """How an answer is made: the model, its prompt template and the decoding; its fingerprint stands on each answer."""
+
+    model: str  # as the user named it
+    weights: str  # fingerprint of the language model's and projector's weights
+    index_recipe: str  # fingerprint of the tokens answered from
+    template: str = "long_vlm_v1"
+    precision: Precision = "bfloat16"
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever may change an answer; not with the folder the model lies in."""
+        spec = asdict(self)
+        del spec["model"]
+        return fingerprint(spec)

@@ -1,0 +1,180 @@
+"""The Arrow schema of every table in a store, and of the batches that travel between the operators."""
+
+import pyarrow as pa
+
+# --- tables of a store (Delta Lake; rows are only ever added, the newest wins) ---
+
+VIDEOS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("source", pa.string()),
+        ("uri", pa.string()),
+        ("external_id", pa.string()),
+        ("etag", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("modified_at", pa.timestamp("us")),  # naive UTC, as everywhere
+        ("recipe", pa.string()),
+        ("status", pa.string()),  # indexed | failed | deleted
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("attempts", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("num_frames", pa.int64()),
+        ("codec", pa.string()),
+        ("decoder", pa.string()),
+        ("num_segments", pa.int32()),
+        ("write_id", pa.string()),
+        ("seq", pa.int64()),  # epoch microseconds at commit, strictly growing
+        ("run_id", pa.string()),
+        ("indexed_at", pa.timestamp("us")),
+        ("decode_ms", pa.float64()),
+        ("encode_ms", pa.float64()),
+    ]
+)
+
+SEGMENTS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("recipe", pa.string()),
+        ("write_id", pa.string()),
+        ("segment", pa.int32()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("first_frame", pa.int64()),
+        ("last_frame", pa.int64()),
+        ("num_frames", pa.int32()),
+        ("embedding", pa.list_(pa.float32())),  # search vector, L2-normalised; null without a text encoder
+        ("thumbnail", pa.binary()),
+    ]
+)
+
+TOKENS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("recipe", pa.string()),
+        ("write_id", pa.string()),
+        ("segment", pa.int32()),
+        ("num_tokens", pa.int32()),
+        ("dim", pa.int32()),
+        ("dtype", pa.string()),  # of `local` and `cls`: float16
+        ("local", pa.binary()),  # [K, D] little-endian
+        ("sizes", pa.binary()),  # [K] uint16: patch tokens merged into each
+        ("spans", pa.binary()),  # [K, 2] uint32: first and last frame number each token draws on, inclusive
+        ("cls", pa.binary()),  # [G, D]: mean over the segment's frames, per layer; null without CLS
+        ("num_frames", pa.int32()),
+    ]
+)
+
+EVIDENCE = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("weight", pa.float64())]))
+
+ANSWERS = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("question_id", pa.string()),
+        ("question", pa.string()),
+        ("question_hash", pa.string()),
+        ("type", pa.string()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("write_id", pa.string()),
+        ("answer", pa.string()),
+        ("value", pa.string()),
+        ("confidence", pa.float64()),
+        ("status", pa.string()),  # answered | failed
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("model", pa.string()),
+        ("answer_recipe", pa.string()),
+        ("num_visual_tokens", pa.int32()),
+        ("num_prompt_tokens", pa.int32()),
+        ("num_new_tokens", pa.int32()),
+        ("evidence", EVIDENCE),
+        ("created_at", pa.timestamp("us")),
+        ("latency_ms", pa.float64()),
+    ]
+)
+
+RECIPES = pa.schema(
+    [
+        ("recipe", pa.string()),
+        ("name", pa.string()),
+        ("spec", pa.string()),  # JSON of IndexRecipe.spec()
+        ("model", pa.string()),  # what `--model` named when it was registered: the default of `answer`
+        ("event", pa.string()),  # registered | promoted
+        ("seq", pa.int64()),
+    ]
+)
+
+RUNS = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("job", pa.string()),
+        ("counts", pa.string()),  # JSON {name: count}
+        ("wall_s", pa.float64()),
+        ("stage_s", pa.string()),  # JSON {stage: busy seconds}
+        ("versions", pa.string()),  # JSON {package: version}
+        ("seq", pa.int64()),
+    ]
+)
+
+TABLES = {
+    "videos": VIDEOS,
+    "segments": SEGMENTS,
+    "tokens": TOKENS,
+    "answers": ANSWERS,
+    "recipes": RECIPES,
+    "runs": RUNS,
+}
+
+# --- batches between the operators of the index job ---
+
+LISTING = pa.schema(  # one row a listed video
+    [VIDEOS.field(name) for name in ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at")]
+)
+
+PLAN = pa.schema([*LISTING, VIDEOS.field("write_id"), VIDEOS.field("attempts")])  # one row a video to watch
+
+_UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code null means good so far
+    [
+        ("video_id", pa.string()),
+        ("write_id", pa.string()),
+        ("unit", pa.int32()),
+        ("num_units", pa.int32()),
+        *[VIDEOS.field(name) for name in ("duration_s", "fps", "width", "height", "num_frames", "codec", "decoder")],
+        ("num_segments", pa.int32()),  # of the whole video
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("decode_ms", pa.float64()),  # CPU milliseconds
+    ]
+)
+
+_SPAN = [SEGMENTS.field(name) for name in ("segment", "start_s", "end_s")]
+
+FRAMES = pa.schema(  # one row a unit; of a failed unit, segments is empty and frames null
+    [
+        *_UNIT,
+        ("segments", pa.list_(pa.struct([*_SPAN, ("frames", pa.list_(pa.int64()))]))),  # frame numbers, in time order
+        ("frame_px", pa.int32()),  # frames are square: height = width
+        ("frames", pa.large_binary()),  # uint8 [F, frame_px, frame_px, 3] RGB, F = all frames of all segments
+    ]
+)
+
+_SEGMENT_TOKENS = [f for f in [*SEGMENTS, *TOKENS] if f.name not in ("video_id", "recipe", "write_id")]
+ENCODED_SEGMENT = pa.struct(list({field.name: field for field in _SEGMENT_TOKENS}.values()))
+
+ENCODED = pa.schema([*_UNIT, ("encode_ms", pa.float64()), ("segments", pa.list_(ENCODED_SEGMENT))])  # one row a unit
+
+SHARD = pa.struct(  # a closed parquet file, as Delta's log will describe it
+    [
+        ("path", pa.string()),  # relative to its table
+        ("size_bytes", pa.int64()),
+        ("stats", pa.string()),  # Delta statistics as JSON
+    ]
+)
+
+OUTCOMES = pa.schema(  # one row a unit: what the driver accounts for
+    [*_UNIT, ("encode_ms", pa.float64()), ("tokens_shard", SHARD), ("segments_shard", SHARD)]
+)

@@ -1,0 +1,88 @@
+-- The views of a store. They stand on six relations with the columns of schemas/tables.py, made beforehand from pinned
+-- files: ledger_videos, ledger_segments, ledger_tokens, ledger_answers, ledger_recipes, ledger_runs.
+-- Newest = largest (seq, write_id). A row that says `deleted` ends every recipe of its video.
+
+-- The recipe whose videos the views below show: the one promoted last.
+CREATE VIEW active_recipe AS
+SELECT recipe FROM ledger_recipes WHERE event = 'promoted' ORDER BY seq DESC, recipe DESC LIMIT 1;
+
+CREATE VIEW deletions AS
+SELECT video_id, max((seq, coalesce(write_id, ''))) AS deleted_at
+FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id;
+
+-- The newest row of any status, per video and recipe.
+CREATE VIEW newest_rows AS
+SELECT n.* REPLACE (
+        CASE WHEN d.deleted_at > (n.seq, coalesce(n.write_id, '')) THEN 'deleted' ELSE n.status END AS status,
+        CASE WHEN d.deleted_at > (n.seq, coalesce(n.write_id, '')) THEN d.deleted_at[1] ELSE n.seq END AS seq
+    )
+FROM (
+    FROM ledger_videos
+    QUALIFY row_number() OVER (PARTITION BY video_id, recipe ORDER BY seq DESC, write_id DESC NULLS LAST) = 1
+) n
+LEFT JOIN deletions d USING (video_id);
+
+-- What is live, per video and recipe: of the rows that are indexed or deleted, the newest is indexed.
+-- `outdated`: a later row of the video, failed or of another recipe, saw another content.
+CREATE VIEW live_videos AS
+WITH indexed AS (
+    FROM ledger_videos WHERE status = 'indexed'
+    QUALIFY row_number() OVER (PARTITION BY video_id, recipe ORDER BY seq DESC, write_id DESC) = 1
+),
+seen AS (
+    SELECT video_id, max(seq) AS seq, arg_max((size_bytes, coalesce(etag, modified_at::VARCHAR)), seq) AS content
+    FROM ledger_videos WHERE status <> 'deleted' GROUP BY video_id
+)
+SELECT i.*,
+    s.seq > i.seq AND s.content IS DISTINCT FROM (i.size_bytes, coalesce(i.etag, i.modified_at::VARCHAR)) AS outdated
+FROM indexed i
+JOIN seen s USING (video_id)
+LEFT JOIN deletions d USING (video_id)
+WHERE d.deleted_at IS NULL OR (i.seq, i.write_id) > d.deleted_at;
+
+-- Whose last indexing failed, per video and recipe; `is_live` where an older version can still be asked.
+CREATE VIEW failed_videos AS
+SELECT n.*, l.write_id IS NOT NULL AS is_live
+FROM newest_rows n
+LEFT JOIN (SELECT video_id, recipe, write_id FROM live_videos) l USING (video_id, recipe)
+WHERE n.status = 'failed';
+
+-- One row a video: the live one, or else what it failed of.
+CREATE VIEW videos AS
+FROM live_videos WHERE recipe = (FROM active_recipe)
+UNION ALL BY NAME
+SELECT * EXCLUDE (is_live), false AS outdated
+FROM failed_videos WHERE recipe = (FROM active_recipe) AND NOT is_live;
+
+CREATE VIEW failures AS
+SELECT video_id, uri, external_id, source, recipe, error_code, error, attempts, is_live, size_bytes, run_id,
+    make_timestamp(seq) AS failed_at
+FROM failed_videos WHERE recipe = (FROM active_recipe);
+
+CREATE VIEW segments AS
+SELECT s.*, v.uri, v.external_id
+FROM ledger_segments s
+JOIN (SELECT write_id, uri, external_id FROM live_videos WHERE recipe = (FROM active_recipe)) v USING (write_id);
+
+CREATE VIEW tokens AS
+SELECT t.*, v.uri, v.external_id
+FROM ledger_tokens t
+JOIN (SELECT write_id, uri, external_id FROM live_videos WHERE recipe = (FROM active_recipe)) v USING (write_id);
+
+-- Answers from what is live under any recipe, each question's newest; `recipe` is that of the tokens.
+CREATE VIEW answers AS
+SELECT a.*, v.external_id, v.recipe
+FROM ledger_answers a
+JOIN (SELECT write_id, external_id, recipe FROM live_videos) v USING (write_id)
+QUALIFY row_number() OVER (
+    PARTITION BY a.write_id, a.question_id, a.question_hash, a.answer_recipe ORDER BY a.created_at DESC, a.run_id DESC
+) = 1;
+
+-- One row a recipe: under its newest name and model, since when it is known, and whether the views show it.
+CREATE VIEW recipes AS
+SELECT recipe, arg_max(name, seq) AS name, arg_max(spec, seq) AS spec, arg_max(model, seq) AS model,
+    recipe IS NOT DISTINCT FROM (FROM active_recipe) AS active, min(seq) AS registered_seq
+FROM ledger_recipes WHERE event = 'registered' GROUP BY recipe;
+
+CREATE VIEW runs AS
+SELECT *, make_timestamp(seq) AS finished_at FROM ledger_runs;

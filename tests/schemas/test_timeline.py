@@ -1,0 +1,36 @@
+import pytest
+
+from schemas.timeline import Segment, VideoInfo, cut_into_units
+
+VIDEO = VideoInfo(num_frames=250, fps=25.0, duration_s=10.0, width=640, height=360, codec="h264", decoder="decord")
+
+
+def test_frames_and_times_agree():
+    assert [VIDEO.frame_at(VIDEO.time_of(frame) + 0.01) for frame in (0, 1, 249)] == [0, 1, 249]
+    assert (VIDEO.frame_at(-1.0), VIDEO.frame_at(99.0)) == (0, 249)
+
+
+def test_what_cannot_be_played_is_no_video():
+    with pytest.raises(ValueError, match="not a playable video"):
+        VideoInfo(0, 25.0, 10.0, 640, 360, "h264", "decord")
+
+
+def test_bounds_widen_to_the_frames_really_shown():
+    segment = Segment(0, 4.0, 6.0, (100, 125))
+    shown = segment.showing((75, 175), VIDEO)
+    assert (shown.start_s, shown.end_s, shown.frames) == (3.0, pytest.approx(7.04), (75, 175))
+    assert segment.showing((100, 125), VIDEO) == segment
+
+
+@pytest.mark.parametrize("frames", [(), (5, 4)])
+def test_a_segment_has_frames_in_order(frames):
+    with pytest.raises(ValueError, match="not a segment"):
+        Segment(0, 0.0, 1.0, frames)
+
+
+def test_units_hold_whole_segments_and_at_most_a_hundred_frames():
+    segments = [Segment(i, i, i + 1, (i,) * 30) for i in range(7)]
+    units = cut_into_units(segments)
+    assert [len(unit) for unit in units] == [3, 3, 1]
+    assert [segment for unit in units for segment in unit] == segments
+    assert len(cut_into_units([Segment(0, 0, 1, (0,) * 300)])) == 1

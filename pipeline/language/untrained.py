@@ -1,0 +1,111 @@
+"""A small LongVLM with random weights, made on the spot: for the demo and for tests, never for answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline.language.prompt import VIDEO_TOKENS
+
+SPECIALS = ("<unk>", "<s>", "</s>")
+WORDS = """
+a about above across after again against all along an and another appears are around as at away back background ball
+bar before begins behind beside between bicycle big bird black blue boat both bottom bright brown building but by
+camera car cat changes child circle clear close cloud color colour colours content corner count crosses cuts dark
+describe detail different direction disappears dog door down during each empty end ends everything explain fades
+falls far fast field first follow follows for from front gradient gray green ground group grows happening happens
+hand has he her here his horizontal how image in inside instructions into is it its jumps large later leaves left
+light line little long look looks man many middle more morning moves moving natural near nearly next night no nobody
+not nothing object objects of off on once one only opens or orange other out outside over pale pan part pattern
+people person picture pink plain purple quickly quiet rectangle red right rises road rolls room rotates round runs
+same scene screen second seconds see seen several shape shapes shows shrinks side sits sky slides slow slowly small
+smooth someone something soon spins square stands star starts static stays still stops street stripes sun that the
+then there they thing things this three time to together top toward tree triangle turns twice two under until up
+vertical very video view visible waits walks wall water wave we what when where which while white who why wide will
+with woman word yellow yes you zoom zooms . , ? ! : ; ' - 0 1 2 3 4 5 6 7 8 9 10
+able assist assistant based carefully language longvlm of on provided provides understand user variety vision your
+""".split()  # noqa: SIM905 - a list of 300 lines reads worse
+
+
+def build_untrained(
+    path: Path, tower: str, tower_dim: int, *, hidden: int = 128, layers: int = 2, seed: int = 0
+) -> None:
+    """Write a complete LongVLM folder, about half a million random weights, whose answers are random words.
+
+    Args:
+        path: folder to make; its files are replaced.
+        tower: what `mm_vision_tower` says: a folder (relative to `path`, or absolute) or a hub id.
+        tower_dim: width of that tower's tokens, the projector's input.
+        hidden: width of the language model, a multiple of 32.
+        layers: its number of blocks.
+        seed: of the weights; the same seed writes the same bytes.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = word_tokenizer()
+    llama = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 32,
+        "max_position_embeddings": 8192,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    tokenizer.save(str(path / "tokenizer.json"))
+    save_file(random_weights(llama, tower_dim, seed), path / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["LongVLMForCausalLM"],
+        "model_type": "LongVLM",
+        **llama,
+        "mm_vision_tower": tower,
+        "mm_hidden_size": tower_dim,
+        "use_mm_proj": True,
+        "mm_use_vid_start_end": True,
+    }
+    _write_json(path / "config.json", config)
+    special = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIALS, strict=True))
+    _write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+
+
+def word_tokenizer() -> Tokenizer:
+    """A tokenizer of whole words, lower-cased; any other word is `<unk>`. BOS is added, as LLaMA's does."""
+    vocab = {word: i for i, word in enumerate(dict.fromkeys([*SPECIALS, *WORDS]))}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))  # noqa: S106  (a word, not a secret)
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (*SPECIALS, *VIDEO_TOKENS)])
+    return tokenizer
+
+
+def random_weights(llama: dict[str, Any], tower_dim: int, seed: int) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint by its name in the reference's layout (LONGVLM.md section 5)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(LlamaConfig(**llama)).state_dict().items()}
+    shapes["model.mm_projector.weight"] = torch.Size([llama["hidden_size"], tower_dim])
+    shapes["model.mm_projector.bias"] = torch.Size([llama["hidden_size"]])
+    weights = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            weights[name] = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        else:
+            fan_in = 1 if "embed_tokens" in name else shape[1]
+            weights[name] = torch.randn(shape, generator=generator) / fan_in**0.5
+    weights["lm_head.weight"][-len(VIDEO_TOKENS) :] = 0  # never trained, never emitted
+    return weights
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

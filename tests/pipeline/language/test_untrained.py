@@ -1,0 +1,30 @@
+import torch
+
+from pipeline.language.engine import Request, answer_batch
+from pipeline.language.longvlm import load_longvlm
+from pipeline.language.untrained import WORDS, build_untrained
+from schemas.recipe import AnswerRecipe
+
+
+def test_the_same_seed_writes_the_same_model(untrained_folder, tmp_path):
+    build_untrained(tmp_path / "again", "tower", 64)
+    build_untrained(tmp_path / "other", "tower", 64, seed=1)
+    for file in untrained_folder.iterdir():
+        if file.is_file():
+            assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (untrained_folder, tmp_path / "other")]
+    assert weights[0] != weights[1]
+
+
+def test_it_answers_in_words(untrained):
+    recipe = AnswerRecipe("m", "w", "i", precision="float32", max_new_tokens=12)
+    (answer,) = answer_batch(untrained, [Request(torch.ones(3, 64), "What has the zebra?")], recipe)
+    assert answer.text
+    assert set(answer.text.split()) <= set(WORDS)
+
+
+def test_sizes_can_be_chosen(tmp_path):
+    build_untrained(tmp_path, "openai/clip-vit-large-patch14", 1024, hidden=64, layers=3)
+    model = load_longvlm(str(tmp_path))
+    assert model.projector.weight.shape == (64, 1024)
+    assert len(model.llm.model.layers) == 3

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from schemas.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Decode = Literal["exact", "keyframe"]
 METRIC_HEADS = 16  # LONGVLM.md section 1: the head count of the merge metric, whatever the tower has
 
 
@@ -74,7 +75,7 @@ class IndexRecipe:
     merge_schedule: tuple[int, ...] | None = None  # None: derived by halving
     feature_layer: int = -2  # index into the tower's hidden states (LONGVLM.md section 3)
     num_global_layers: int = 5
-    decode: Literal["exact", "keyframe"] = "exact"
+    decode: Decode = "exact"
     resize: Literal["decoder", "nearest"] = "decoder"  # nearest: the reference's, row for row
     precision: Precision = "bfloat16"
 

@@ -1,0 +1,205 @@
+"""The index job: a source of videos to tokens in a store, every video accounted for.
+
+1 list     the source, one row a video                         driver
+2 diff     against the ledger: what is there to do             driver
+3 plan     waves of videos, a write_id each                    driver
+4 decode   a video -> units of frames        1 : n             actors with a killable child each
+5 encode   a unit of frames -> merged tokens 1 : 1             actors with the tower
+6 write    about 100 units -> a closed shard of each table     tasks
+7 account  an outcome a unit -> a row a video                  driver
+8 commit   shards, then rows, every two minutes                driver
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from jobs.accounting import Account, Counts
+from jobs.models import choose_index_recipe
+from jobs.report import progress, record_run
+from jobs.resources import COMMIT_EVERY_S, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
+from jobs.session import connect, failure_of
+from jobs.stages import Encode, Watch, write
+from jobs.tally import start_tally
+from pipeline.ingest.corpus import Source, diff, list_source
+from pipeline.store.catalog import write_index_duckdb
+from pipeline.store.ledger import Store
+from schemas import tables
+from schemas.identity import new_run_id
+from schemas.recipe import Decode, IndexRecipe
+
+
+@dataclass(frozen=True)
+class IndexOrder:
+    """What to index, and how."""
+
+    source: Source
+    store: str
+    model: str | None = None
+    recipe: str | None = None  # a name or a file; None: the store's own, or `long`
+    decode: Decode | None = None  # exact or keyframe; None: as the recipe says
+    limit: int | None = None
+    retry_failed: bool = False
+    restale: bool = False
+    ray_address: str | None = None
+    show_progress: bool = False
+
+
+@dataclass
+class IndexReport:
+    """How a run ended."""
+
+    run_id: str
+    counts: Counts
+    started_s: float  # seconds since the epoch
+    wall_s: float = 0.0
+    startup_s: float = 0.0  # before the first decode: listing, Ray, loading models
+    work_s: float = 0.0  # from the first decode to the last commit
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    stopped: str | None = None  # why, if it did not get to the end; what was finished by then is committed
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `longvlm index --json` ends with."""
+        return {**asdict(self.counts), "wall_s": round(self.wall_s, 3), "run_id": self.run_id}
+
+
+def run_index(order: IndexOrder) -> IndexReport:
+    """Index a source. Wrong input is refused before anything is written.
+
+    Raises:
+        InputError: the source, model, recipe or store cannot be used.
+    """
+    started_s = time.time()
+    listing = list_source(order.source)
+    store = Store.find(order.store)
+    recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
+    store = store or Store.create(order.store)
+    found = diff(listing, store.newest(), recipe.fingerprint, retry_failed=order.retry_failed, restale=order.restale)
+    work = found.work.to_pylist()[: order.limit]
+
+    report = IndexReport(new_run_id(), Counts(listed=len(listing), not_attempted=len(found.work)), started_s)
+    report.counts.unchanged = found.num_unchanged
+    report.counts.known_failed = found.num_known_failed
+    report.counts.stale = found.num_stale
+    if work:
+        store.register_recipe(recipe, model)
+        connect(order.ray_address)
+        _index_work(work, recipe, store, report, show=order.show_progress)
+    report.counts.check()
+    report.wall_s = time.time() - started_s
+    record_run(store, "index", report.as_json(), report.stages)
+    write_index_duckdb(store.uri, store.pin())
+    return report
+
+
+def _index_work(
+    work: list[dict[str, Any]], recipe: IndexRecipe, store: Store, report: IndexReport, *, show: bool
+) -> None:
+    """Stages 3 to 8, wave by wave; what is lost in a pass is planned again, then fails as lost."""
+    tally = start_tally()
+    resources = for_index(ray.cluster_resources(), len(work))
+    account = Account(recipe.fingerprint, report.run_id)
+    commits = Commits(store, report.counts)
+    expected = {"decode": len(work), "encode": None, "write": None}
+    try:
+        with progress(tally, expected, show=show):
+            for start in range(0, len(work), WAVE_VIDEOS):
+                wave = work[start : start + WAVE_VIDEOS]
+                for _ in range(MAX_PASSES):
+                    plan = account.plan(wave)
+                    for outcomes in _stages(plan, recipe, store, resources, tally):
+                        commits.add(outcomes, account.add(outcomes))
+                    wave = account.unaccounted()
+                    if not wave:
+                        break
+                commits.add(None, account.lost(wave, MAX_PASSES))
+    except KeyboardInterrupt:
+        report.stopped = "interrupted"
+    except ray.exceptions.RayError as error:
+        report.stopped = failure_of(error)
+    finally:
+        commits.flush()
+    report.stages = ray.get(tally.report.remote())
+    begun_s = ray.get(tally.begun_s.remote())
+    if begun_s is not None:
+        report.work_s = time.time() - begun_s
+        report.startup_s = begun_s - report.started_s
+
+
+def _stages(
+    plan: pa.Table, recipe: IndexRecipe, store: Store, resources: IndexResources, tally: Any
+) -> Iterator[pa.Table]:
+    """The stages on Ray Data: tables.PLAN in, batches of tables.OUTCOMES out as they land."""
+    blocks = [plan.slice(i, resources.videos_per_block) for i in range(0, len(plan), resources.videos_per_block)]
+    spec = recipe.spec()
+    outcomes = (
+        ray.data.from_arrow(blocks)
+        .map_batches(  # 4: one actor a core, since decoding is what there is most of
+            Watch,
+            fn_constructor_args=(spec, tally),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=min(resources.decoders, len(blocks))),
+            num_cpus=resources.decoder_cpus,
+        )
+        .map_batches(  # 5: one actor a GPU; a few units a forward pass fill it
+            Encode,
+            fn_constructor_args=(spec, tally, "cuda" if resources.encoder_gpus else "cpu", resources.encoder_threads),
+            batch_size=resources.units_per_forward,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=resources.encoders),
+            num_cpus=resources.encoder_cpus,
+            num_gpus=resources.encoder_gpus,
+        )
+        .map_batches(  # 6: a task, stateless, that may be run again
+            write,
+            fn_args=(store.uri, recipe.fingerprint, tally),
+            batch_size=resources.units_per_shard,
+            batch_format="pyarrow",
+            num_cpus=WRITER_CPUS,
+        )
+    )
+    return outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+class Commits:
+    """Gathers closed shards and settled rows, and commits them every two minutes and at the end."""
+
+    def __init__(self, store: Store, counts: Counts) -> None:
+        self.store = store
+        self.counts = counts
+        self.last = time.monotonic()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.outcomes: list[pa.Table] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, outcomes: pa.Table | None, rows: list[dict[str, Any]]) -> None:
+        """Take in outcomes and the VIDEOS rows that they settled."""
+        self.outcomes += [] if outcomes is None else [outcomes]
+        self.rows += rows
+        if time.monotonic() - self.last > COMMIT_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what there is: tokens and segments, then the rows that make them exist."""
+        if self.outcomes or self.rows:
+            outcomes = pa.concat_tables([tables.OUTCOMES.empty_table(), *self.outcomes])
+            self.store.commit(outcomes, pa.Table.from_pylist(self.rows, schema=tables.VIDEOS))
+            self.counts.add(self.rows)
+        self._clear()
+        self.last = time.monotonic()
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["index", *sys.argv[1:]])

@@ -1,0 +1,132 @@
+"""What a person sees of a job: a bar while it runs, a short table when it ends."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipeline.store.ledger import Store
+from schemas import tables
+
+POLL_S = 0.5
+VERSIONS = ("longvlm-index", "ray", "torch", "transformers", "pyarrow", "deltalake", "duckdb")
+
+
+@contextmanager
+def progress(tally: Any, expected: dict[str, int | None], *, show: bool) -> Iterator[None]:
+    """A bar for each stage on stderr, fed by the tally, while the body runs.
+
+    Args:
+        tally: the run's Tally actor.
+        expected: per stage, how many units are to come, or None where nobody knows yet.
+        show: False draws nothing.
+    """
+    if not show:
+        yield
+        return
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    done = threading.Event()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks = {stage: bars.add_task(stage, total=total) for stage, total in expected.items()}
+
+        def poll() -> None:
+            while not done.wait(POLL_S):
+                report = ray.get(tally.report.remote())
+                for stage, task in tasks.items():
+                    bars.update(task, completed=report.get(stage, {}).get("done", 0))
+
+        poller = threading.Thread(target=poll, daemon=True)
+        poller.start()
+        try:
+            yield
+        finally:
+            done.set()
+            poller.join()
+
+
+def bottleneck(stages: dict[str, dict[str, float]], wall_s: float) -> str | None:
+    """The stage whose workers were busy for the largest share of the run."""
+    return max(stages, key=lambda name: busy_share(stages[name], wall_s), default=None)
+
+
+def busy_share(stage: dict[str, float], wall_s: float) -> float:
+    """Busy seconds per worker and second of the run."""
+    return stage["busy_s"] / (max(stage["workers"], 1) * max(wall_s, 1e-9))
+
+
+def print_report(title: str, counts: dict[str, Any], stages: dict[str, dict[str, float]], wall_s: float) -> None:
+    """The table at the end of a run: where everything went, how busy each stage was, and which one set the pace."""
+    console = Console()
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    for name, count in counts.items():
+        if count:
+            table.add_row(name.replace("_", " "), str(count))
+    console.print(table)
+    if not stages:
+        return
+    slowest = bottleneck(stages, wall_s)
+    busy = Table("stage", "workers", "units", "busy", "CPU s", box=None)
+    for name, stage in stages.items():
+        mark = "  <- sets the pace" if name == slowest else ""
+        share = f"{100 * busy_share(stage, wall_s):.0f} %{mark}"
+        busy.add_row(name, str(int(stage["workers"])), str(int(stage["done"])), share, f"{stage['cpu_s']:.1f}")
+    console.print(busy)
+
+
+def record_run(store: Store, job: str, counts: dict[str, Any], stages: dict[str, dict[str, float]]) -> None:
+    """Append the finished job to the table `runs`; `counts` carries its run_id and wall_s."""
+    row = {
+        "run_id": counts["run_id"],
+        "job": job,
+        "counts": json.dumps(counts),
+        "wall_s": counts["wall_s"],
+        "stage_s": json.dumps({name: round(stage["busy_s"], 3) for name, stage in stages.items()}),
+        "versions": json.dumps({name: version(name) for name in VERSIONS}),
+        "seq": time.time_ns() // 1000,
+    }
+    store.append("runs", pa.Table.from_pylist([row], schema=tables.RUNS))
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A query's result as a table; blobs are counted, not shown."""
+    table = Table(*(rows[0] if rows else ()), box=None)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    console.print(f"{len(rows)} rows", style="dim", highlight=False)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def print_answers(rows: list[dict[str, Any]]) -> None:
+    """Each question with its answer, or with the reason why there is none."""
+    console = Console()
+    for row in sorted(rows, key=lambda row: (row["uri"], row["question_id"])):
+        console.print(f"{row['uri']}  {row['question']}", style="bold", markup=False, highlight=False)
+        said = row["answer"] if row["status"] == "answered" else f"failed ({row['error_code']}): {row['error']}"
+        console.print(f"  {said}", markup=False, highlight=False)
+
+
+def print_status(status: dict[str, Any]) -> None:
+    """What `longvlm status` and `longvlm recipe list` know, a line each."""
+    console = Console()
+    for name, value in status.items():
+        for entry in value if isinstance(value, list) else [value]:
+            said = ", ".join(f"{k} {_cell(v)}" for k, v in entry.items()) if isinstance(entry, dict) else _cell(entry)
+            console.print(f"{name.replace('_', ' '):>12}  {said}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,86 @@
+"""How many workers of each stage, with how much of the machine, and why: the only place where such numbers live."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TARGET_BLOCK_BYTES = (
+    16 << 20
+)  # about one work unit of 224 px frames: with larger blocks the encoder waits for coalescing
+COMMIT_EVERY_S = 120.0  # what a crash may cost, against the number of commits a night leaves in the log
+WAVE_VIDEOS = 20_000  # planned at a time: what the driver holds in memory, and the most a broken cluster has to redo
+MAX_PASSES = 3  # how often a video whose units vanish is planned before its row says `lost`
+DECODE_DEADLINE_S = 300.0  # for one unit of at most 100 frames; the slowest real unit seen took 30 s
+DECODE_MEMORY_BYTES = 4 << 30  # a decoder needs 0.1 GB with in-decoder resize and up to 3.4 GB for full 1080p frames
+
+
+@dataclass(frozen=True)
+class IndexResources:
+    """The index job's share of a cluster, stage by stage."""
+
+    decoders: int
+    decoder_cpus: float
+    encoders: int
+    encoder_cpus: float
+    encoder_gpus: float
+    encoder_threads: int
+    units_per_forward: int
+    units_per_shard: int
+    videos_per_block: int
+
+
+def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
+    """The index job on a cluster as `ray.cluster_resources()` describes it."""
+    cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
+    if gpus:
+        # A GPU encodes 100 frames in about 0.1 s and a core decodes them in about one: every core that is left decodes.
+        decoders, decoder_cpus = max(1, cpus - gpus - 1), 1.0
+        encoders, encoder_cpus, encoder_threads, units_per_forward, units_per_shard = gpus, 1.0, 1, 8, 100
+    else:
+        # Stages share the cores and the operating system divides them: fractions only make all of them schedulable.
+        # One encoder per 8 cores, since a forward pass scales that far; small shards, since a unit may take minutes.
+        decoders, decoder_cpus = cpus, 0.6
+        encoders = max(1, cpus // 8)
+        encoder_cpus, encoder_threads, units_per_forward, units_per_shard = (
+            0.2 * cpus / encoders,
+            cpus // encoders,
+            4,
+            16,
+        )
+    # Few enough videos a block that all decoders have work, no more than 16: a worker's death repeats its block.
+    videos_per_block = max(1, min(16, num_videos // (4 * decoders)))
+    return IndexResources(
+        decoders,
+        decoder_cpus,
+        encoders,
+        encoder_cpus,
+        1.0 if gpus else 0.0,
+        encoder_threads,
+        units_per_forward,
+        units_per_shard,
+        videos_per_block,
+    )
+
+
+WRITER_CPUS = 0.1  # writing a shard is a short burst of input and output every hundred units
+
+
+@dataclass(frozen=True)
+class AnswerResources:
+    """The answer job's share of a cluster."""
+
+    answerers: int
+    cpus: float
+    gpus: float
+    threads: int
+    requests_per_batch: int  # questions generated together
+    videos_per_block: int
+
+
+def for_answer(cluster: Mapping[str, float], num_videos: int) -> AnswerResources:
+    """The answer job on a cluster as `ray.cluster_resources()` describes it: a language model per GPU, or one."""
+    cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
+    answerers = gpus or 1
+    videos_per_block = max(1, min(32, num_videos // (2 * answerers)))
+    if gpus:
+        return AnswerResources(gpus, 1.0, 1.0, 1, 16, videos_per_block)
+    return AnswerResources(1, 0.9 * cpus, 0.0, cpus, 8, videos_per_block)

@@ -1,0 +1,101 @@
+"""The stages of the index job as Ray Data runs them: each wraps one operator and reports to the tally."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.resources import DECODE_DEADLINE_S, DECODE_MEMORY_BYTES
+from jobs.tally import MAX_ATTEMPTS, WORKER, Stage
+from pipeline.ingest.isolate import Decoder
+from pipeline.ingest.units import failed_unit, watch
+from pipeline.store.shards import write_shards
+from schemas import tables
+from schemas.errors import ErrorCode, TerminalError
+from schemas.recipe import from_spec
+
+
+class Watch:
+    """Stage 1: planned videos to frames, a unit at a time. One actor holds one killable decoder child."""
+
+    def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
+        self.recipe = from_spec(recipe)
+        self.stage = Stage("decode", tally)
+        self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
+        self.scratch = tempfile.TemporaryDirectory(prefix="longvlm-")
+
+    def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
+        """PLAN rows in, FRAMES rows out, each as soon as it is decoded."""
+        for video in plan.to_pylist():
+            key = video["write_id"]
+            if self.stage.attempts([key])[0] >= MAX_ATTEMPTS:
+                yield failed_unit(video, killer("decoder"))
+                continue
+            with self.stage.work([key]) as clock:
+                units = watch(video, self.recipe, self.decoder, self.scratch.name)
+                while (frames := clock.time(next, units, None)) is not None:
+                    clock.cpu_s += frames["decode_ms"][0].as_py() / 1000  # burnt in the child
+                    yield frames
+
+
+class Encode:
+    """Stage 2: frames to merged tokens. One actor holds one tower, on a GPU where the cluster has one."""
+
+    def __init__(self, recipe: dict[str, Any], tally: Any, device: str, num_threads: int) -> None:
+        import torch
+
+        from pipeline.vision.encode import load_tower
+
+        torch.set_num_threads(num_threads)
+        self.recipe = from_spec(recipe)
+        self.stage = Stage("encode", tally)
+        self.tower = load_tower(self.recipe.tower.name, self.recipe.precision, device)
+
+    def __call__(self, frames: pa.Table) -> pa.Table:
+        """FRAMES rows in, ENCODED rows out, in the same order."""
+        keys = [
+            f"{write_id}/{unit}"
+            for write_id, unit in zip(*map(pa.Table.column, (frames, frames), ("write_id", "unit")), strict=True)
+        ]
+        attempts = self.stage.attempts(keys)
+        if not any(attempts):
+            return self._encode(frames, keys)
+        # One of these may have killed the last worker. Alone, it cannot take the blame to its neighbours.
+        alone = [
+            self._encode(frames.slice(i, 1), [key]) if attempts[i] < MAX_ATTEMPTS else _refused(frames.slice(i, 1))
+            for i, key in enumerate(keys)
+        ]
+        return pa.concat_tables(alone)
+
+    def _encode(self, frames: pa.Table, keys: list[str]) -> pa.Table:
+        from pipeline.vision.units import encode_units
+
+        with self.stage.work(keys) as clock:
+            return clock.time(encode_units, frames, self.tower, self.recipe)
+
+
+def killer(worker: str) -> TerminalError:
+    """The error of a unit that was at work in several workers that died."""
+    return TerminalError(
+        ErrorCode.LOST,
+        f"{MAX_ATTEMPTS} {worker} workers died while working on this video; retry it alone with more memory.",
+    )
+
+
+def _refused(frames: pa.Table) -> pa.Table:
+    row = {name: frames[name][0].as_py() for name in tables.ENCODED.names if name in frames.column_names}
+    error = killer("encoder")
+    row |= {"error_code": error.code, "error": error.message, "encode_ms": 0.0, "segments": []}
+    return pa.Table.from_pylist([row], schema=tables.ENCODED)
+
+
+def write(encoded: pa.Table, store_uri: str, recipe: str, tally: Any) -> pa.Table:
+    """Stage 3: tokens to a closed shard of each table; ENCODED rows in, OUTCOMES rows out.
+
+    Stateless, and the shards are closed before it returns, so that Ray may run it again at any time: the shards of a
+    run that did not return are referenced by nobody.
+    """
+    with Stage("write", tally).work([f"{WORKER}/{time.monotonic_ns()}"]) as clock:
+        return clock.time(write_shards, store_uri, encoded, recipe)

@@ -1,0 +1,79 @@
+"""How video files look from outside: their extensions, and their first bytes."""
+
+import struct
+from pathlib import Path
+
+_EXTENSIONS = """
+    3g2 3gp asf avi divx dv f4v flv ivf m1v m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf ogm ogv qt rm rmvb ts vob webm wmv
+"""
+VIDEO_EXTENSIONS = frozenset(_EXTENSIONS.split())
+HEAD_BYTES = 4096  # enough for every signature below
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"skip", b"free", b"styp")
+_MAX_MOOV_BYTES = 64 << 20  # sample entries stand near the start of each track
+_PICTURE_OR_AUDIO_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"M4A ", b"M4B ")
+_SIGNATURES = {
+    b"\x1aE\xdf\xa3": "Matroska",
+    b"FLV": "FLV",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "ASF",
+    b"\x00\x00\x01\xba": "MPEG-PS",
+    b"\x00\x00\x01\xb3": "MPEG",
+    b"\x06\x0e\x2b\x34\x02\x05\x01\x01": "MXF",
+    b"DKIF": "IVF",
+}
+
+
+def container_of(head: bytes) -> str | None:
+    """The video container that a file's first bytes announce, such as "MP4"; None where they announce none."""
+    if head[4:8] in _MP4_BOXES:
+        return None if head[8:12] in _PICTURE_OR_AUDIO_BRANDS else "MP4"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "AVI"
+    if head[:4] == b"OggS" and b"theora" in head[:128]:
+        return "Ogg"
+    if any(_is_transport_stream(head, *layout) for layout in ((0, 188), (4, 192))):
+        return "MPEG-TS"
+    return next((name for signature, name in _SIGNATURES.items() if head.startswith(signature)), None)
+
+
+def _is_transport_stream(head: bytes, offset: int, packet_bytes: int) -> bool:
+    """Three sync bytes (0x47) one packet apart; .m2ts puts four bytes of time in front of each packet."""
+    syncs = head[offset : offset + 2 * packet_bytes + 1 : packet_bytes]
+    return syncs == b"GGG"
+
+
+def read_head(path: str) -> bytes:
+    """The first bytes of a local file, for `container_of`."""
+    with Path(path).open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def top_level_boxes(path: str) -> list[tuple[bytes, int, int]]:
+    """(type, offset, size in bytes) of an MP4's top-level boxes (ISO/IEC 14496-12, section 4.2).
+
+    Ends at the first that cannot be one; the last may claim to reach beyond the end of the file.
+    """
+    boxes = []
+    with Path(path).open("rb") as file:
+        end, offset = file.seek(0, 2), 0
+        while offset + 8 <= end:
+            file.seek(offset)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            if size == 1:  # a 64-bit size follows
+                size = int.from_bytes(file.read(8), "big")
+            elif size == 0:  # to the end of the file
+                size = end - offset
+            if size < 8 or not kind.isascii():
+                break
+            boxes.append((kind, offset, size))
+            offset += size
+    return boxes
+
+
+def is_encrypted(path: str) -> bool:
+    """Whether an MP4 says that its samples are encrypted (ISO/IEC 23001-7: sample entry `encv`)."""
+    with Path(path).open("rb") as file:
+        for kind, offset, size in top_level_boxes(path):
+            if kind == b"moov":
+                file.seek(offset)
+                return b"encv" in file.read(min(size, _MAX_MOOV_BYTES))
+    return False

@@ -1,0 +1,115 @@
+"""DuckDB over a pinned snapshot: the views of `schemas/views.sql`, in memory or as `index.duckdb`."""
+
+import os
+import uuid
+from importlib.resources import files
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.store.files import filesystem, is_local
+from pipeline.store.snapshot import PinnedTable, Snapshot
+from schemas.errors import InputError
+from schemas.tables import TABLES
+
+VIEWS_SQL = (files("schemas") / "views.sql").read_text()
+
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": "false",  # what the views need (parquet, json) is built in
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",  # a query must not see the variables of this program
+}
+_SQL_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.binary(): "BLOB",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.timestamp("us"): "TIMESTAMP",
+}
+
+
+def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
+    """An in-memory database whose views show a snapshot; no extension is ever downloaded."""
+    con = duckdb.connect(config=_SETTINGS)
+    uris = [file.uri for table in snapshot.tables.values() for file in table.files]
+    if uris and not is_local(uris[0]):
+        con.register_filesystem(filesystem(uris[0])[0])
+    _create_views(con, snapshot)
+    return con
+
+
+def query(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+    """The result of one SELECT (or WITH, VALUES, DESCRIBE, SUMMARIZE, SHOW).
+
+    Raises InputError with DuckDB's own first line if it cannot run, and for anything that would change something.
+    """
+    try:
+        check_select(con, sql)
+        return con.sql(sql).to_arrow_table()
+    except duckdb.Error as error:
+        raise InputError(f"the query cannot run: {first_line(error)}") from error
+
+
+def check_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raise InputError unless this is one SELECT, or duckdb.Error if it is no SQL at all."""
+    if [statement.type for statement in con.extract_statements(sql)] != [duckdb.StatementType.SELECT]:
+        raise InputError("the query must be one SELECT statement; a store is changed only by its own jobs.")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says before it goes into detail."""
+    return str(error).strip().partition("\n")[0]
+
+
+def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:
+    """Put the snapshot's views into `index.duckdb` in a local store, replacing the one before at once.
+
+    A convenience for people and tools that open DuckDB files, never authoritative. Of a remote store nothing is
+    written, and None returned: its views would need an extension and credentials wherever the file is opened.
+    """
+    if not is_local(store_uri):
+        return None
+    target = Path(store_uri) / "index.duckdb"
+    draft = target.with_name(f".index-{uuid.uuid4()}.duckdb")
+    con = duckdb.connect(config=_SETTINGS)
+    try:
+        # the storage version lets older DuckDBs open the file
+        con.execute(f"ATTACH {_quoted(str(draft))} AS index_file (STORAGE_VERSION 'v1.0.0'); USE index_file")
+        _create_views(con, snapshot)
+        con.execute("USE memory; DETACH index_file")
+        os.replace(draft, target)  # noqa: PTH105 - says best what it does
+    finally:
+        con.close()
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    for name, schema in TABLES.items():
+        con.execute(f"CREATE VIEW ledger_{name} AS {_relation(snapshot.table(name), schema)}")
+    con.execute(VIEWS_SQL)
+
+
+def _relation(table: PinnedTable, schema: pa.Schema) -> str:
+    """A SELECT over explicit files, or one without rows but with the right types."""
+    if table.files:
+        paths = ", ".join(_quoted(file.uri) for file in table.files)
+        columns = ", ".join(f'"{name}"' for name in schema.names)
+        return f"SELECT {columns} FROM read_parquet([{paths}])"
+    columns = ", ".join(f'CAST(NULL AS {_sql_type(field.type)}) AS "{field.name}"' for field in schema)
+    return f"SELECT {columns} WHERE false"
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"{_sql_type(kind.value_type)}[]"
+    if pa.types.is_struct(kind):
+        return "STRUCT(" + ", ".join(f'"{field.name}" {_sql_type(field.type)}' for field in kind) + ")"
+    return _SQL_TYPES[kind]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,117 @@
+"""Search: the segments nearest to a query vector, by brute force over stored embeddings in bounded batches.
+
+Up to a million segments a scan takes seconds and needs no index.
+"""
+
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.store import catalog
+from pipeline.store.snapshot import Snapshot
+from schemas.errors import InputError
+
+_BATCH_ROWS = 16_384  # 50 MB of 768-d vectors
+
+# what `where` may speak of: a segment and its video
+_CANDIDATES = """
+SELECT uri, external_id, segment, start_s, end_s, embedding
+FROM segments
+JOIN (
+    SELECT write_id, source, size_bytes, modified_at, duration_s, fps, width, height, codec, decoder, num_segments,
+        outdated, indexed_at, run_id
+    FROM videos WHERE status = 'indexed'
+) USING (write_id)
+WHERE embedding IS NOT NULL AND (
+{where}
+)
+"""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A segment and how near it is: the cosine, 1 at most."""
+
+    uri: str
+    external_id: str | None
+    segment: int
+    start_s: float
+    end_s: float
+    score: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The nearest segments, best first, and what was looked at to find them."""
+
+    rows: list[Hit]
+    num_scanned: int  # segments
+    bytes_scanned: int  # of their embeddings
+
+
+def search(
+    snapshot: Snapshot, query: npt.NDArray[np.float32], limit: int = 10, where: str | None = None
+) -> SearchResult:
+    """The live segments of the active recipe whose embeddings are nearest to a query by cosine.
+
+    Args:
+        snapshot: from `Store.pin`.
+        query: [E], of any length but zero.
+        limit: how many segments to return at most.
+        where: SQL predicate over the columns of the `segments` view and of its video, such as `duration_s > 60`.
+
+    Raises:
+        InputError: the store holds no embeddings, they are of another width than the query, the query has no
+            direction, or DuckDB refuses the predicate.
+    """
+    norm = float(np.linalg.norm(query))
+    if not norm > 0 or not np.isfinite(norm):
+        raise InputError("the query vector is zero or not finite; search for something else.")
+    query_E = (query / norm).astype(np.float32)  # noqa: N806 - E: width of the search embedding
+    sql = _CANDIDATES.format(where=where or "true")
+    best: list[Hit] = []
+    num_scanned = 0
+    with catalog.connect(snapshot) as con:
+        try:
+            catalog.check_select(con, sql)
+            for batch in con.sql(sql).to_arrow_reader(_BATCH_ROWS):
+                best = _merge(best, batch, query_E, limit)
+                num_scanned += batch.num_rows
+        except duckdb.Error as error:
+            raise InputError(f"the search cannot run: {catalog.first_line(error)}") from error
+        if not num_scanned:
+            _explain_nothing_found(con)
+    return SearchResult(best, num_scanned, num_scanned * query_E.nbytes)
+
+
+def _merge(best: list[Hit], batch: pa.RecordBatch, query_E: npt.NDArray[np.float32], limit: int) -> list[Hit]:  # noqa: N803
+    """The best of what was found before and of a batch."""
+    if not batch.num_rows:
+        return best
+    values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
+    width, rest = divmod(len(values), batch.num_rows)
+    if width != len(query_E) or rest:
+        raise InputError(
+            f"the store's embeddings are {width} wide and the query's is {len(query_E)}; "
+            "search with the model that the store was indexed with."
+        )
+    scores = values.reshape(-1, width) @ query_E
+    top = np.argsort(-scores, kind="stable")[:limit]
+    found = [
+        Hit(**row, score=float(scores[index]))
+        for index, row in zip(top, batch.drop_columns(["embedding"]).take(pa.array(top)).to_pylist(), strict=True)
+    ]
+    return sorted([*best, *found], key=lambda hit: (-hit.score, hit.uri, hit.segment))[:limit]
+
+
+def _explain_nothing_found(con: duckdb.DuckDBPyConnection) -> None:
+    """Nothing was scanned: because of the predicate, an empty store, or a tower that gives no embeddings."""
+    counts = con.execute("SELECT count(*), count(embedding) FROM segments").fetchone()
+    if counts and counts[0] and not counts[1]:
+        raise InputError(
+            f"none of the {counts[0]} segments has a search embedding, because the tower they were indexed with has no "
+            "text encoder; index the videos with a model whose tower has one (CLIP, SigLIP) to search them."
+        )

@@ -1,0 +1,84 @@
+"""Frames as decoded -> what a tower takes in, exactly as its image processor would (LONGVLM.md, section 2)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.vision.checkpoint import read_json
+from schemas.errors import InputError
+
+PROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How square RGB frames become a tower's input; read from the model's processor file."""
+
+    resize_px: int  # frames of another size than `image_size` are resized to this, then cut to `image_size`
+    image_size: int  # what the tower takes
+    resample: int  # a PIL filter
+    rescale: float  # uint8 times this, before mean and std
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_folder(cls, folder: Path, image_size: int) -> "Pixels":
+        """Read a model folder's processor file.
+
+        Raises:
+            InputError: it is missing, lacks something, or makes another size than the tower takes.
+        """
+        raw = read_json(folder, PROCESSOR)
+        if missing := [key for key in ("image_mean", "image_std", "size") if key not in raw]:
+            raise InputError(f"{folder / PROCESSOR} lacks {', '.join(missing)}; copy it again from the model.")
+        resize_px = _side(raw["size"])
+        result_px = _side(raw["crop_size"]) if raw.get("do_center_crop") and "crop_size" in raw else resize_px
+        if result_px != image_size:
+            raise InputError(
+                f"{folder / PROCESSOR} makes images of {result_px} px, but the tower beside it takes {image_size} px; "
+                "use the processor file that belongs to this tower."
+            )
+        return cls(
+            resize_px=resize_px,
+            image_size=image_size,
+            resample=raw.get("resample", Image.Resampling.BICUBIC),
+            rescale=raw.get("rescale_factor", 1 / 255),
+            mean=tuple(raw["image_mean"]),
+            std=tuple(raw["image_std"]),
+        )
+
+    def prepare(self, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Frames uint8 [F, px, px, 3] on the CPU -> [F, 3, image_size, image_size] on the device.
+
+        Bytes travel, from pinned memory and without waiting; converting and normalising happens on the device, in
+        float32.
+        """
+        if frames.shape[1] != self.image_size:
+            frames = self._resize(frames)
+        if device.type == "cuda":
+            frames = frames.pin_memory()
+        frames = frames.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        std = torch.tensor(self.std, device=device)[:, None, None]
+        mean = torch.tensor(self.mean, device=device)[:, None, None]
+        return torch.addcmul(-mean / std, frames.float(), self.rescale / std).to(dtype)
+
+    def _resize(self, frames: Tensor) -> Tensor:
+        """PIL's filter frame by frame, since its rounding is what the reference has, then the centre."""
+        size = (self.resize_px, self.resize_px)
+        filter_ = Image.Resampling(self.resample)
+        resized = np.stack([np.asarray(Image.fromarray(frame).resize(size, filter_)) for frame in frames.numpy()])
+        cut = (self.resize_px - self.image_size) // 2
+        return torch.from_numpy(resized[:, cut : cut + self.image_size, cut : cut + self.image_size].copy())
+
+
+def _side(size: int | dict[str, int]) -> int:
+    """The side of a square in the notations that processor files use; 0 for what is not square."""
+    if isinstance(size, int):
+        return size
+    if "shortest_edge" in size:
+        return size["shortest_edge"]
+    return size["height"] if size.get("height") == size.get("width") else 0

@@ -4,11 +4,13 @@ import os
 import uuid
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import fsspec
 import pyarrow as pa
 
-from pipeline.store.files import filesystem, is_local
+from pipeline.store.files import is_local
 from pipeline.store.snapshot import PinnedTable, Snapshot
 from schemas.errors import InputError
 from schemas.tables import TABLES
@@ -19,6 +21,7 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",  # what the views need (parquet, json) is built in
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",  # a query must not see the variables of this program
+    "validate_external_file_cache": "NO_VALIDATION",  # a shard never changes once it is named
 }
 _SQL_TYPES = {
     pa.string(): "VARCHAR",
@@ -34,9 +37,8 @@ _SQL_TYPES = {
 def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
     """An in-memory database whose views show a snapshot; no extension is ever downloaded."""
     con = duckdb.connect(config=_SETTINGS)
-    uris = [file.uri for table in snapshot.tables.values() for file in table.files]
-    if uris and not is_local(uris[0]):
-        con.register_filesystem(filesystem(uris[0])[0])
+    if remote := _remote_filesystem(snapshot):
+        con.register_filesystem(remote)
     _create_views(con, snapshot)
     return con
 
@@ -85,6 +87,20 @@ def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:
         con.close()
         draft.unlink(missing_ok=True)
     return target
+
+
+def _remote_filesystem(snapshot: Snapshot) -> Any:
+    """The file system of a snapshot's files if it is not this machine's, knowing their sizes already.
+
+    DuckDB opens each file again for every view it binds; after one listing a table that costs no request.
+    """
+    folders = {file.uri.rpartition("/")[0] for table in snapshot.tables.values() for file in table.files}
+    if not folders or is_local(next(iter(folders))):
+        return None
+    fs, _ = fsspec.core.url_to_fs(next(iter(folders)), skip_instance_cache=True)  # its listing serves one snapshot
+    for folder in folders:
+        fs.ls(folder)
+    return fs
 
 
 def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:

@@ -98,7 +98,7 @@ class Store:
             return None
         except (OSError, DeltaError) as error:
             raise InputError(
-                f"the store {store.uri} cannot be read: {_reason(error)}; check the address and the rights to it."
+                f"the store {store.uri} cannot be read: {_reason(error)}; check its address and your rights."
             ) from error
         return store
 
@@ -287,4 +287,5 @@ def _reason(error: Exception) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if message := re.search(r"<Message>(.*?)</Message>", text):
         return message[1].rstrip(".")
-    return text.strip().partition("\n")[0].rstrip(".!")
+    root_cause = text.rpartition("\u21b3")[2]
+    return root_cause.strip().partition("\n")[0].rstrip(".!")

@@ -18,16 +18,24 @@ _BATCH_ROWS = 16_384  # 50 MB of 768-d vectors
 
 # what `where` may speak of: a segment and its video
 _CANDIDATES = """
-SELECT uri, external_id, segment, start_s, end_s, embedding
+SELECT write_id, segment
 FROM segments
 JOIN (
     SELECT write_id, source, size_bytes, modified_at, duration_s, fps, width, height, codec, decoder, num_segments,
         outdated, indexed_at, run_id
     FROM videos WHERE status = 'indexed'
 ) USING (write_id)
-WHERE embedding IS NOT NULL AND (
+WHERE (
 {where}
 )
+"""
+_EMBEDDINGS = """
+SELECT write_id, segment, embedding
+FROM ledger_segments SEMI JOIN candidates USING (write_id, segment)
+WHERE embedding IS NOT NULL
+"""
+_FOUND = """
+SELECT write_id, segment, uri, external_id, start_s, end_s FROM segments WHERE list_contains($1, write_id)
 """
 
 
@@ -71,40 +79,50 @@ def search(
     if not norm > 0 or not np.isfinite(norm):
         raise InputError("the query vector is zero or not finite; search for something else.")
     query_E = (query / norm).astype(np.float32)  # noqa: N806 - E: width of the search embedding
-    sql = _CANDIDATES.format(where=where or "true")
-    best: list[Hit] = []
-    num_scanned = 0
     with catalog.connect(snapshot) as con:
         try:
+            sql = _CANDIDATES.format(where=where or "true")
             catalog.check_select(con, sql)
-            for batch in con.sql(sql).to_arrow_reader(_BATCH_ROWS):
-                best = _merge(best, batch, query_E, limit)
-                num_scanned += batch.num_rows
+            con.execute(f"CREATE TEMP TABLE candidates AS {sql}")
         except duckdb.Error as error:
             raise InputError(f"the search cannot run: {catalog.first_line(error)}") from error
+        best, num_scanned = _scan(con, query_E, limit)
         if not num_scanned:
             _explain_nothing_found(con)
-    return SearchResult(best, num_scanned, num_scanned * query_E.nbytes)
+        found = con.execute(_FOUND, [[write_id for _, write_id, _ in best]]).fetchall()
+    facts = {(row[0], row[1]): (row[2], row[3], row[1], row[4], row[5]) for row in found}
+    hits = [Hit(*facts[write_id, segment], score) for score, write_id, segment in best]
+    return SearchResult(hits, num_scanned, num_scanned * query_E.nbytes)
 
 
-def _merge(best: list[Hit], batch: pa.RecordBatch, query_E: npt.NDArray[np.float32], limit: int) -> list[Hit]:  # noqa: N803
-    """The best of what was found before and of a batch."""
-    if not batch.num_rows:
-        return best
-    values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-    width, rest = divmod(len(values), batch.num_rows)
-    if width != len(query_E) or rest:
-        raise InputError(
-            f"the store's embeddings are {width} wide and the query's is {len(query_E)}; "
-            "search with the model that the store was indexed with."
-        )
-    scores = values.reshape(-1, width) @ query_E
-    top = np.argsort(-scores, kind="stable")[:limit]
-    found = [
-        Hit(**row, score=float(scores[index]))
-        for index, row in zip(top, batch.drop_columns(["embedding"]).take(pa.array(top)).to_pylist(), strict=True)
-    ]
-    return sorted([*best, *found], key=lambda hit: (-hit.score, hit.uri, hit.segment))[:limit]
+def _scan(
+    con: duckdb.DuckDBPyConnection,
+    query_E: npt.NDArray[np.float32],  # noqa: N803
+    limit: int,
+) -> tuple[list[tuple[float, str, int]], int]:
+    """The best (score, write id, segment) of the candidates, and how many had an embedding."""
+    # left to itself, DuckDB may build its hash table of the embeddings instead of the candidates
+    con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+    best: list[tuple[float, str, int]] = []
+    num_scanned = 0
+    for batch in con.sql(_EMBEDDINGS).to_arrow_reader(_BATCH_ROWS):
+        if not batch.num_rows:
+            continue
+        values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
+        width, rest = divmod(len(values), batch.num_rows)
+        if width != len(query_E) or rest:
+            raise InputError(
+                f"the store's embeddings are {width} wide and the query's is {len(query_E)}; "
+                "search with the model that the store was indexed with."
+            )
+        scores = values.reshape(-1, width) @ query_E
+        top = np.argsort(-scores, kind="stable")[:limit]
+        keys = [batch[name].take(pa.array(top)).to_pylist() for name in ("write_id", "segment")]
+        best = sorted([*best, *zip(scores[top].tolist(), *keys, strict=True)], key=lambda hit: (-hit[0], *hit[1:]))
+        best = best[:limit]
+        num_scanned += batch.num_rows
+    con.execute("RESET disabled_optimizers")
+    return best, num_scanned
 
 
 def _explain_nothing_found(con: duckdb.DuckDBPyConnection) -> None:

@@ -1,0 +1,93 @@
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import stores
+
+from pipeline.store.files import canonical, write_parquet
+from pipeline.store.shards import write_shards
+from schemas import tables
+from schemas.errors import InputError
+
+
+def test_addresses_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert canonical("store/") == str(tmp_path / "store")
+    assert canonical(f"file://{tmp_path}/store") == str(tmp_path / "store")
+    assert canonical("s3://bucket/store/") == "s3://bucket/store"
+
+
+@pytest.mark.parametrize(("uri", "word"), [("memory://x", "folder"), ("/data/*", "pattern"), ("ftp://x/y", "folder")])
+def test_an_address_where_no_store_can_be_is_refused(uri, word):
+    with pytest.raises(InputError, match=word):
+        canonical(uri)
+
+
+def token_rows(num_videos: int, segments_per_video: int, blob_bytes: int) -> pa.Table:
+    rows = num_videos * segments_per_video
+    columns = {field.name: pa.nulls(rows, field.type) for field in tables.TOKENS}
+    columns["local"] = pa.array([bytes(blob_bytes)] * rows)
+    columns["write_id"] = pa.array([f"{i // segments_per_video:04d}" for i in range(rows)])
+    columns["segment"] = pa.array([i % segments_per_video for i in range(rows)], pa.int32())
+    return pa.table(columns, schema=tables.TOKENS)
+
+
+@pytest.mark.parametrize("segments_per_video", [4, 300])
+def test_row_groups_hold_4_to_8_mb_and_end_between_videos_where_they_can(store, segments_per_video):
+    shard = write_parquet(store.uri, "tokens", token_rows(600 // segments_per_video, segments_per_video, 100_000))
+    parquet = pq.ParquetFile(f"{store.uri}/tokens/{shard['path']}")
+    groups = [parquet.read_row_group(i, columns=["write_id", "segment"]) for i in range(parquet.num_row_groups)]
+    assert sum(group.num_rows for group in groups) == 600
+    for group in groups[:-1]:
+        assert 4 << 20 <= group.num_rows * 100_000 <= 8 << 20
+    if segments_per_video == 4:
+        assert all(group["segment"][0].as_py() == 0 for group in groups)
+
+
+def test_a_segment_larger_than_a_row_group_stays_whole(store):
+    shard = write_parquet(store.uri, "tokens", token_rows(1, 3, 9 << 20))
+    metadata = pq.ParquetFile(f"{store.uri}/tokens/{shard['path']}").metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1, 1, 1]
+
+
+def test_ids_are_dictionary_encoded_and_blobs_plain(store):
+    outcomes = write_shards(store.uri, stores.encoded(["a", "b"]), "recipe")
+    for table, blobs in {"tokens": {"local", "sizes", "spans", "cls"}, "segments": {"embedding", "thumbnail"}}.items():
+        shard = outcomes[f"{table}_shard"][0].as_py()
+        group = pq.ParquetFile(f"{store.uri}/{table}/{shard['path']}").metadata.row_group(0)
+        for index in range(group.num_columns):
+            column = group.column(index)
+            name = column.path_in_schema.partition(".")[0]
+            assert ("RLE_DICTIONARY" in column.encodings) == (name not in blobs)
+            assert column.is_stats_set == (name not in blobs)
+            assert (column.compression == "UNCOMPRESSED") == (name in blobs)
+
+
+def test_the_log_is_told_what_a_planner_prunes_by(store):
+    made = stores.encoded(["a", "b"], num_segments=3)
+    shard = write_shards(store.uri, made, "recipe")["tokens_shard"][0].as_py()
+    stats = json.loads(shard["stats"])
+    write_ids = made["write_id"].to_pylist()
+    assert stats["numRecords"] == 6
+    assert (stats["minValues"]["write_id"], stats["maxValues"]["write_id"]) == (min(write_ids), max(write_ids))
+    assert (stats["minValues"]["segment"], stats["maxValues"]["segment"]) == (0, 2)
+    assert stats["nullCount"] == {"video_id": 0, "recipe": 0, "write_id": 0, "segment": 0}
+    assert shard["size_bytes"] == Path(store.uri, "tokens", shard["path"]).stat().st_size
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_file(store, tmp_path):
+    random = np.random.default_rng(0)
+    unit = stores.unit("a", stores.new_write_id(), segments=[stores.segment(0, random, num_tokens=5000)])
+    made = pa.Table.from_pylist([unit], tables.ENCODED)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file may grow beyond this
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_shards(store.uri, made, "recipe")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "store" / "tokens").glob("*.parquet"))

@@ -1,0 +1,74 @@
+"""The whole room on S3's protocol: a moto server on the loopback, reached by deltalake, s3fs and DuckDB alike."""
+
+import boto3
+import numpy as np
+import pytest
+import s3fs
+import stores
+from moto.server import ThreadedMotoServer
+
+from pipeline.store.catalog import connect, query
+from pipeline.store.ledger import Store
+from pipeline.store.search import search
+from pipeline.store.shards import read_tokens
+from pipeline.store.upkeep import merge_small_files
+from schemas.errors import InputError
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "made-up")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "made-up")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    boto3.client("s3").create_bucket(Bucket="tables")
+    yield "s3://tables"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_store_in_a_bucket_is_made_filled_read_and_searched(bucket):
+    store = Store.create(f"{bucket}/deep/store/")
+    Store.create(store.uri)
+    store.register_recipe(stores.LONG, "some/model")
+    made = stores.index(store, ["a", "b"])
+    other = Store.open(store.uri)
+    stores.index(other, ["c"], seed=1)
+    stores.index(store, ["d"], seed=2)
+
+    snapshot = Store.open(store.uri).pin()
+    assert all(file.uri.startswith(f"{store.uri}/tokens/") for file in snapshot.table("tokens").files)
+    read = read_tokens(snapshot, made["write_id"].to_pylist())
+    assert read["local"].to_pylist() == [part["local"] for row in made["segments"].to_pylist() for part in row]
+    with connect(snapshot) as con:
+        assert query(con, "SELECT count(*) AS n FROM segments").to_pylist() == [{"n": 16}]
+        assert query(con, "SELECT external_id FROM videos ORDER BY 1")["external_id"].to_pylist() == [
+            "x-a", "x-b", "x-c", "x-d",
+        ]  # fmt: skip
+    wanted = made["segments"][1].as_py()[2]
+    hit = search(snapshot, np.array(wanted["embedding"]), limit=1).rows[0]
+    assert (hit.uri, hit.segment) == (stores.uri_of("b"), 2)
+    assert other.newest().num_rows == 4
+
+
+def test_small_files_in_a_bucket_are_merged(bucket):
+    store = Store.create(f"{bucket}/store")
+    store.register_recipe(stores.LONG, "some/model")
+    for number in range(8):
+        stores.index(store, [f"v{number}"], seed=number)
+    assert merge_small_files(store) == {"videos": 7, "segments": 7, "answers": 0}
+    assert store.newest().num_rows == 8
+
+
+def test_a_bucket_that_is_not_there_is_told_in_a_sentence(bucket):
+    with pytest.raises(InputError, match=r"the store s3://nowhere/store cannot be read: .*bucket does not exist"):
+        Store.open("s3://nowhere/store")
+    with pytest.raises(InputError, match="cannot be written"):
+        Store.create("s3://nowhere/store")
+    with pytest.raises(InputError, match="there is no store at"):
+        Store.open(f"{bucket}/empty")

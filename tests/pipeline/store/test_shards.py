@@ -1,0 +1,98 @@
+import numpy as np
+import pyarrow as pa
+import stores
+from stores import segment, unit
+
+from pipeline.store.shards import read_tokens, write_shards
+from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from schemas import tables
+from schemas.identity import new_write_id
+
+
+def commit(store, *made: pa.Table) -> list[pa.Table]:
+    outcomes = [write_shards(store.uri, units, "recipe") for units in made]
+    for outcome in outcomes:
+        store.commit(outcome, tables.VIDEOS.empty_table())
+    return outcomes
+
+
+def as_tokens(*made: pa.Table) -> list[dict]:
+    """The rows of `tokens` that encoded units should give, in reading order."""
+    rows = [
+        {**{name: part.get(name) for name in tables.TOKENS.names}, "recipe": "recipe"}
+        | {name: encoded[name] for name in ("video_id", "write_id")}
+        for table in made
+        for encoded in table.to_pylist()
+        for part in encoded["segments"]
+    ]
+    return sorted(rows, key=lambda row: (row["write_id"], row["segment"]))
+
+
+def test_what_is_written_is_read_again(store):
+    made = stores.encoded(["a", "b", "c"])
+    commit(store, made)
+    read = read_tokens(store.pin(), made["write_id"].to_pylist())
+    assert read.schema == tables.TOKENS
+    assert read.to_pylist() == as_tokens(made)
+
+
+def test_one_outcome_a_unit_in_order_and_all_name_the_same_closed_files(store, tmp_path):
+    made = stores.encoded(["a", "b", "c"])
+    failed = pa.Table.from_pylist([unit("broken", new_write_id())], tables.ENCODED)
+    mixed = pa.concat_tables([made.slice(2), failed, made.slice(0, 2)])
+    outcomes = write_shards(store.uri, mixed, "recipe")
+    assert outcomes.schema == tables.OUTCOMES
+    assert outcomes["write_id"].to_pylist() == mixed["write_id"].to_pylist()
+    rows = outcomes.to_pylist()
+    assert (rows[1]["error_code"], rows[1]["tokens_shard"], rows[1]["segments_shard"]) == ("truncated", None, None)
+    for table in ("tokens", "segments"):
+        files = [path.name for path in (tmp_path / "store" / table).glob("*.parquet")]
+        assert [row[f"{table}_shard"]["path"] for row in rows if row["error_code"] is None] == files * 3
+
+
+def test_where_no_unit_is_good_no_file_is_written(store, tmp_path):
+    failed = pa.Table.from_pylist([unit("broken", new_write_id())], tables.ENCODED)
+    for units in (failed, failed.slice(1)):
+        outcomes = write_shards(store.uri, units, "recipe")
+        assert outcomes.num_rows == units.num_rows
+    assert not [path for table in ("tokens", "segments") for path in (tmp_path / "store" / table).glob("*.parquet")]
+
+
+def test_a_video_of_several_units_in_several_shards_comes_back_in_time_order(store):
+    random = np.random.default_rng(1)
+    write_id = new_write_id()
+    units = [
+        unit("long", write_id, index, 3, [segment(index * 2 + i, random) for i in range(2)]) for index in (2, 0, 1)
+    ]
+    made = [pa.Table.from_pylist(part, tables.ENCODED) for part in (units[:2], units[2:])]
+    commit(store, *made, stores.encoded(["other"]))
+    read = read_tokens(store.pin(), [write_id])
+    assert read["segment"].to_pylist() == [0, 1, 2, 3, 4, 5]
+    assert read.to_pylist() == as_tokens(*made)
+
+
+def test_a_unit_written_twice_is_read_once(store):
+    made = stores.encoded(["a", "b"])
+    commit(store, made, made.slice(1))
+    read = read_tokens(store.pin(), made["write_id"].to_pylist())
+    assert read.to_pylist() == as_tokens(made)
+
+
+def test_only_files_that_may_hold_a_video_are_opened(store):
+    made = stores.encoded(["a", "b"])
+    commit(store, made)
+    tokens = store.pin().table("tokens")
+    gone = DataFile("/nowhere.parquet", 1, 1, "ffff", "ffff")  # reading it would raise
+    snapshot = Snapshot({"tokens": PinnedTable(tokens.version, (*tokens.files, gone))})
+    wanted = [made["write_id"][1].as_py(), new_write_id()]
+    assert set(read_tokens(snapshot, wanted)["write_id"].to_pylist()) == {wanted[0]}
+    assert read_tokens(snapshot, ["unknown"]).num_rows == 0
+    assert read_tokens(snapshot, []).num_rows == 0
+
+
+def test_segments_without_cls_and_embedding_keep_their_nulls(store):
+    random = np.random.default_rng(2)
+    bare = {**segment(0, random, embedded=False), "cls": None}
+    made = pa.Table.from_pylist([unit("a", new_write_id(), segments=[bare])], tables.ENCODED)
+    commit(store, made)
+    assert read_tokens(store.pin(), made["write_id"].to_pylist())["cls"].to_pylist() == [None]

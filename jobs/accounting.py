@@ -102,6 +102,10 @@ class Counts:
                 self.failed += 1
                 self.failures[row["error_code"]] += 1
 
+    def as_json(self) -> dict[str, Any]:
+        """The counts by name, failures by code."""
+        return {**vars(self), "failures": dict(self.failures), "video_seconds": round(self.video_seconds, 3)}
+
     def check(self) -> None:
         """Raise RuntimeError unless every listed video went exactly one way."""
         parts = self.indexed + self.failed + self.unchanged + self.known_failed + self.stale + self.not_attempted

@@ -26,6 +26,7 @@ from pipeline.language.questions import Question
 from pipeline.store import catalog
 from pipeline.store.ledger import Store
 from pipeline.store.snapshot import Snapshot
+from pipeline.store.upkeep import merge_small_files
 from schemas import tables
 from schemas.errors import ErrorCode, TerminalError
 from schemas.identity import new_run_id
@@ -107,6 +108,7 @@ def run_answer(order: AnswerOrder) -> AnswerReport:
     report.wall_s = time.perf_counter() - started
     if asking.groups:
         record_run(store, "answer", report.as_json(), report.stages)
+        merge_small_files(store)
         catalog.write_index_duckdb(store.uri, store.pin())
     return report
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from jobs.answer import AnswerOrder, run_answer
 from jobs.index import IndexOrder, run_index
-from jobs.report import print_report
+from jobs.report import print_report, terminal
 from pipeline.ingest.corpus import Source
 from pipeline.language.questions import Question
 from pipeline.language.untrained import build_untrained
@@ -29,7 +28,7 @@ FROM answers ORDER BY video, question_id"""
 
 def run_demo(folder: Path | None = None) -> Path:
     """Run the demo, printing as it goes; returns the folder that it leaves behind."""
-    console = Console()
+    console = terminal()
     folder = folder or Path(tempfile.mkdtemp(prefix="longvlm-demo-"))
     videos, model, store = folder / "videos", folder / "model", folder / "store"
     console.print(f"1. Making {NUM_VIDEOS} short videos in {videos}", highlight=False)

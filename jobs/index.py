@@ -12,7 +12,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from jobs.tally import start_tally
 from pipeline.ingest.corpus import Source, diff, list_source
 from pipeline.store.catalog import write_index_duckdb
 from pipeline.store.ledger import Store
+from pipeline.store.upkeep import merge_small_files
 from schemas import tables
 from schemas.identity import new_run_id
 from schemas.recipe import Decode, IndexRecipe
@@ -65,7 +66,7 @@ class IndexReport:
 
     def as_json(self) -> dict[str, Any]:
         """The object that `longvlm index --json` ends with."""
-        return {**asdict(self.counts), "wall_s": round(self.wall_s, 3), "run_id": self.run_id}
+        return {**self.counts.as_json(), "wall_s": round(self.wall_s, 3), "run_id": self.run_id}
 
 
 def run_index(order: IndexOrder) -> IndexReport:
@@ -93,6 +94,7 @@ def run_index(order: IndexOrder) -> IndexReport:
     report.counts.check()
     report.wall_s = time.time() - started_s
     record_run(store, "index", report.as_json(), report.stages)
+    merge_small_files(store)
     write_index_duckdb(store.uri, store.pin())
     return report
 

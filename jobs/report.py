@@ -1,6 +1,7 @@
 """What a person sees of a job: a bar while it runs, a short table when it ends."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -63,10 +64,16 @@ def busy_share(stage: dict[str, float], wall_s: float) -> float:
     return stage["busy_s"] / (max(stage["workers"], 1) * max(wall_s, 1e-9))
 
 
+def terminal() -> Console:
+    """Standard output: as wide as the terminal, or as wide as a line needs where nobody looks (a pipe, a file)."""
+    return Console(width=None if sys.stdout.isatty() else 10_000)
+
+
 def print_report(title: str, counts: dict[str, Any], stages: dict[str, dict[str, float]], wall_s: float) -> None:
     """The table at the end of a run: where everything went, how busy each stage was, and which one set the pace."""
-    console = Console()
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    console = terminal()
+    console.print(title, style="bold", highlight=False)
+    table = Table(show_header=False, box=None)
     for name, count in counts.items():
         if count:
             table.add_row(name.replace("_", " "), str(count))
@@ -101,7 +108,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     table = Table(*(rows[0] if rows else ()), box=None)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    console = Console()
+    console = terminal()
     console.print(table)
     console.print(f"{len(rows)} rows", style="dim", highlight=False)
 
@@ -116,7 +123,7 @@ def _cell(value: Any) -> str:
 
 def print_answers(rows: list[dict[str, Any]]) -> None:
     """Each question with its answer, or with the reason why there is none."""
-    console = Console()
+    console = terminal()
     for row in sorted(rows, key=lambda row: (row["uri"], row["question_id"])):
         console.print(f"{row['uri']}  {row['question']}", style="bold", markup=False, highlight=False)
         said = row["answer"] if row["status"] == "answered" else f"failed ({row['error_code']}): {row['error']}"
@@ -125,7 +132,7 @@ def print_answers(rows: list[dict[str, Any]]) -> None:
 
 def print_status(status: dict[str, Any]) -> None:
     """What `longvlm status` and `longvlm recipe list` know, a line each."""
-    console = Console()
+    console = terminal()
     for name, value in status.items():
         for entry in value if isinstance(value, list) else [value]:
             said = ", ".join(f"{k} {_cell(v)}" for k, v in entry.items()) if isinstance(entry, dict) else _cell(entry)

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 
@@ -17,26 +20,44 @@ def connect(ray_address: str | None) -> None:
     Raises:
         InputError: no cluster answers at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a batch job has nothing to report home
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave CUDA_VISIBLE_DEVICES alone in CPU actors
-    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
     if not ray.is_initialized():
-        local = {"include_dashboard": False} if address == "local" else {}
+        address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            if address == "local":
+                _start_local()
+            else:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"no Ray cluster answers at {address} ({error}); check --ray-address.") from error
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = TARGET_BLOCK_BYTES
     context.enable_progress_bars = False  # the jobs show their own, in videos and answers
     context.print_on_execution_start = False
-    context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _start_local() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a batch job has nothing to report home
+    # Ray Data keeps its actors' arguments alive; Ray's core warns on stderr, once a run, that somebody should.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _silent_stderr():  # where Ray's core tells that its log level was set
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send what C++ code writes to stderr nowhere; Python exceptions still come out."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def failure_of(error: ray.exceptions.RayError) -> str:
     """What stopped a job, in one line: the worker's own exception where there is one."""
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    while cause.__cause__ is not None:  # Ray Data wraps what an operator raised
-        cause = cause.__cause__
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]
+    raised = re.search(r"^\w+(?:Error|Exception)\b.*", str(error), re.MULTILINE)  # the first of the chain in the text
+    return raised[0] if raised else str(error).partition("\n")[0]

@@ -1,7 +1,10 @@
 """One Ray session for all tests of the jobs, and small things to index."""
 
-
 import pytest
+
+from clips import write_clip
+from models import save_clip_tower
+from pipeline.language.untrained import build_untrained
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,3 +16,33 @@ def ray_session():
     connect("local")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A LongVLM folder with random weights, its CLIP beside it."""
+    folder = tmp_path_factory.mktemp("models") / "longvlm"
+    save_clip_tower(folder / "tower")
+    build_untrained(folder, tower="tower", tower_dim=64)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """Twelve clips of one to four seconds."""
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(12):
+        write_clip(folder / f"clip-{i:02}.mp4", 25 * (1 + i % 4))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def indexed(tmp_path_factory, clips, model):
+    """A store that holds all clips under the recipe tiny. Tests that write to it take a copy."""
+    from jobs.index import IndexOrder, run_index
+    from pipeline.ingest.corpus import Source
+
+    store = tmp_path_factory.mktemp("stores") / "indexed"
+    report = run_index(IndexOrder(Source(str(clips)), str(store), model=model, recipe="tiny"))
+    assert report.counts.indexed == 12
+    return str(store)

@@ -51,7 +51,8 @@ def random_tower(dtype: torch.dtype, device: torch.device) -> Tower:
         patch_size=PATCH_PX,
     )
     pixels = Pixels(IMAGE_PX, IMAGE_PX, 3, 1 / 255, (0.5,) * 3, (0.25,) * 3)
-    return Tower(CLIPVisionModel(config).to(device, dtype).eval(), SPEC, pixels, None)
+    model = CLIPVisionModel(config).to(device, dtype).eval()
+    return Tower(getattr(model, "vision_model", model), SPEC, pixels, None)  # early transformers 5 wraps it once more
 
 
 def measure(precision: str, device: torch.device) -> dict[str, Any]:

@@ -222,3 +222,7 @@ def _exit_if_stopped(reason: str | None) -> None:
             f"longvlm: stopped ({reason}); what was finished is kept, the same command goes on from there.", err=True
         )
         sys.exit(STOPPED)
+
+
+if __name__ == "__main__":
+    main()

@@ -112,13 +112,17 @@ def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def build_module(model_class: Any, config: Any, tensors: dict[str, Tensor], model: str) -> Any:
-    """A module of transformers around given tensors, without initialising weights first.
+    """An encoder of transformers around given tensors, without initialising weights first.
+
+    In transformers 5.0 a CLIPVisionModel and its like hold the encoder proper as `vision_model` or `text_model`; later
+    they are the encoder. It is the encoder that takes the tensors and is returned.
 
     Raises:
         InputError: tensors are missing or of other shapes than the configuration says.
     """
     with torch.device("meta"):
         module = model_class(config)
+    module = getattr(module, "vision_model", getattr(module, "text_model", module))
     try:
         missing, _ = module.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:

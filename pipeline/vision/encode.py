@@ -74,8 +74,9 @@ class Tower:
     def __init__(self, model: Any, spec: TowerSpec, pixels: Pixels, projection: Tensor | None) -> None:
         self.spec = spec
         self.pixels = pixels
-        self.dtype: torch.dtype = model.dtype
-        self.device: torch.device = model.device
+        weight = model.post_layernorm.weight
+        self.dtype: torch.dtype = weight.dtype
+        self.device: torch.device = weight.device
         self._model = model
         self._projection_ED = projection
 
@@ -237,7 +238,7 @@ def _spec(model: str, folder: Path, config: Any, tensors: dict[str, Tensor]) -> 
     search_dim = None
     if _PROJECTION in tensors:
         search_dim = tensors[_PROJECTION].shape[0]
-    elif read_json(folder, "config.json").get("model_type") == "siglip" and config.vision_use_head:
+    elif read_json(folder, "config.json").get("model_type") == "siglip" and "head.probe" in tensors:
         search_dim = config.hidden_size
     rows = config.image_size // config.patch_size
     return TowerSpec(

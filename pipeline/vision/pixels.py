@@ -1,5 +1,6 @@
 """Frames as decoded -> what a tower takes in, exactly as its image processor would (LONGVLM.md, section 2)."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +63,8 @@ class Pixels:
         if device.type == "cuda":
             frames = frames.pin_memory()
         frames = frames.to(device, non_blocking=True).permute(0, 3, 1, 2)
-        std = torch.tensor(self.std, device=device)[:, None, None]
-        mean = torch.tensor(self.mean, device=device)[:, None, None]
-        return torch.addcmul(-mean / std, frames.float(), self.rescale / std).to(dtype)
+        shift, scale = _shift_and_scale(self, device)
+        return torch.addcmul(shift, frames.float(), scale).to(dtype)
 
     def _resize(self, frames: Tensor) -> Tensor:
         """PIL's filter frame by frame, since its rounding is what the reference has, then the centre."""
@@ -73,6 +73,13 @@ class Pixels:
         resized = np.stack([np.asarray(Image.fromarray(frame).resize(size, filter_)) for frame in frames.numpy()])
         cut = (self.resize_px - self.image_size) // 2
         return torch.from_numpy(resized[:, cut : cut + self.image_size, cut : cut + self.image_size].copy())
+
+
+@functools.cache  # kept on the device: making them there each time would wait for what runs there
+def _shift_and_scale(pixels: Pixels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What (x * rescale - mean) / std adds to and multiplies x by, [3, 1, 1] each."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
+    return (-mean / std).to(device), (pixels.rescale / std).to(device)
 
 
 def _side(size: int | dict[str, int]) -> int:

@@ -61,7 +61,8 @@ def encode_units(frames: pa.Table, tower: Tower, recipe: IndexRecipe) -> pa.Tabl
     for batch in _batches(pixels, FRAMES_PER_BATCH[tower.device.type]):
         start = clock()
         segments = [segment for i in batch for segment in units[i]["segments"]]
-        encoded = tower.encode(torch.cat([pixels[i] for i in batch]), recipe.feature_layer, recipe.num_global_layers)
+        together = _together([pixels[i] for i in batch], tower.device)
+        encoded = tower.encode(together, recipe.feature_layer, recipe.num_global_layers)
         merged = iter(merge_segments(encoded, [segment["frames"] for segment in segments], recipe))
         for i in batch:
             units[i] = _finished(units[i], [(segment, next(merged)) for segment in units[i]["segments"]])
@@ -149,6 +150,13 @@ def _batches(pixels: dict[int, Tensor], max_frames: int) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
+
+
+def _together(parts: list[Tensor], device: torch.device) -> Tensor:
+    """The frames of several units in one tensor; for a GPU in pinned memory, from where copies need no waiting."""
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    together = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    return torch.cat(parts, out=together)
 
 
 def _finished(unit: Row, merged: list[tuple[Row, MergedSegment]]) -> Row:

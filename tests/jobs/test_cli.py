@@ -1,0 +1,145 @@
+"""The command line as people and machines use it, in processes of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from jobs.cli import main
+
+LONGVLM = [sys.executable, "-m", "jobs.cli"]
+
+
+def run(*args):
+    """A command in this process, on the shared Ray session."""
+    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def objects(result):
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture
+def store(tmp_path, indexed):
+    shutil.copytree(indexed, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_index_ends_with_one_object(tmp_path, clips, model):
+    command = ("index", clips, "--store", tmp_path / "s", "--model", model, "--recipe", "tiny", "--limit", 2, "--json")
+    (last,) = objects(run(*command))
+    expected = {"listed": 12, "indexed": 2, "unchanged": 0, "failed": 0, "known_failed": 0, "stale": 0}
+    assert last.items() >= {**expected, "not_attempted": 10, "deleted": 0, "failures": {}, "video_seconds": 3.0}.items()
+    assert {"wall_s", "run_id"} <= set(last)
+
+
+def test_answer_prints_an_object_an_answer_and_a_last_one(store):
+    command = ("answer", "--store", store, "--ask", "What is red?", "--where", "uri LIKE '%clip-0%'")
+    *answers, last = objects(run(*command, "--max-new-tokens", 3, "--json"))
+    assert len(answers) == last["asked"] == last["answered"] == 10
+    needed = {"question_id", "question", "video", "answer", "status", "num_visual_tokens", "latency_ms"}
+    assert all(needed <= set(answer) for answer in answers)
+    assert "What is red?" in run(*command, "--max-new-tokens", 3).output
+
+
+def test_sql_search_status_and_recipes_speak_json(store, clips):
+    assert objects(run("sql", "--store", store, "SELECT count(*) AS n FROM videos", "--json")) == [{"n": 12}]
+    *hits, scan = objects(run("search", "--store", store, "red, green, blue", "--limit", 3, "--json"))
+    assert len(hits) == 3
+    assert hits[0]["score"] >= hits[-1]["score"]
+    assert hits[0]["uri"].startswith(str(clips))
+    assert scan["num_scanned"] == 18
+    (status,) = objects(run("status", "--store", store, "--json"))
+    assert status["videos"] == {"indexed": 12}
+    assert status["segments"] == 18
+    assert status["token_bytes"] > 0
+    assert status["last_run"]["job"] == "index"
+    (recipe,) = objects(run("recipe", "list", "--store", store, "--json"))
+    assert (recipe["name"], recipe["active"]) == ("tiny", True)
+    for command in (
+        ("search", "--store", store, "red"),
+        ("status", "--store", store),
+        ("recipe", "list", "--store", store),
+    ):
+        assert run(*command).exit_code == 0
+
+
+def test_a_person_sees_a_table_that_names_the_bottleneck(tmp_path, clips, model):
+    shown = run("index", clips, "--store", tmp_path / "s", "--model", model, "--recipe", "tiny", "--include", "*-00*")
+    assert "indexed" in shown.output
+    assert "sets the pace" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("index", "nowhere", "--store", "s", "--model", "m"), "nowhere"),
+        (("answer", "--store", "nowhere", "--ask", "What?"), "no store at"),
+        (("answer", "--store", "STORE"), "--ask"),
+        (("answer", "--store", "STORE", "--questions", "missing.csv"), "does not exist"),
+        (("answer", "--store", "STORE", "--questions", "wrong.csv"), "no column question"),
+        (("sql", "--store", "STORE", "SELEC 1"), "syntax error"),
+        (("sql", "--store", "STORE", "DROP VIEW videos"), "one SELECT"),
+        (("search", "--store", "STORE", "red", "--where", "nonsense ="), "syntax error"),
+        (("recipe", "promote", "--store", "STORE", "other"), "tiny"),
+        (("status", "--store", "nowhere"), "no store at"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(store, tmp_path, monkeypatch, command, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.csv").write_text("query\nWhat?\n")
+    shown = run(*[str(store) if word == "STORE" else word for word in command])
+    assert shown.exit_code == 2
+    assert says in shown.stderr
+    assert len(shown.stderr.strip().splitlines()) == 1
+    assert shown.stdout == ""
+
+
+def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, model):
+    source, store = tmp_path / "clips", tmp_path / "store"
+    source.mkdir()
+    for i in range(120):
+        os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
+    command = [*LONGVLM, "index", str(source), "--store", str(store), "--model", model, "--recipe", "tiny", "--json"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(store.glob("tokens/*.parquet")) and running.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 1, err
+    stopped = json.loads(out.splitlines()[-1])
+    assert stopped["not_attempted"] > 0
+    assert stopped["indexed"] + stopped["not_attempted"] == stopped["listed"] == 120
+    (status,) = objects(run("status", "--store", store, "--json"))
+    assert status["videos"].get("indexed", 0) == stopped["indexed"]
+    (second,) = objects(run("index", source, "--store", store, "--json"))
+    assert (second["unchanged"], second["indexed"]) == (stopped["indexed"], stopped["not_attempted"])
+
+
+def test_a_store_is_readable_while_a_run_appends_to_it(store, tmp_path, clips):
+    source = tmp_path / "more"
+    source.mkdir()
+    for i in range(60):
+        os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
+    command = [*LONGVLM, "index", str(source), "--store", str(store), "--json"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    found = "(SELECT count(*) FROM tokens t WHERE t.write_id = v.write_id)"
+    broken = f"SELECT count(*) AS n FROM videos v WHERE num_segments <> {found}"
+    counts = []
+    while running.poll() is None:
+        assert objects(run("sql", "--store", store, broken, "--json")) == [{"n": 0}]
+        counts += objects(run("sql", "--store", store, "SELECT count(*) AS n FROM videos", "--json"))
+    assert running.returncode == 0, running.stderr.read()
+    assert json.loads(running.stdout.read().splitlines()[-1])["indexed"] == 60
+    numbers = [count["n"] for count in counts]
+    assert numbers == sorted(numbers)
+    assert numbers[0] >= 12

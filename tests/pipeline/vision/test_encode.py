@@ -1,0 +1,199 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from frames import golden_frames
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel, SiglipModel, SiglipVisionModel
+from transformers.utils import logging
+
+from models import save_clip_tower, save_siglip_tower
+from pipeline.vision.encode import FRAMES_PER_FORWARD, describe_tower, load_text_encoder, load_tower
+from schemas.errors import InputError
+from schemas.recipe import paper
+from support import GOLDENS, cases
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return save_clip_tower(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    return save_siglip_tower(tmp_path_factory.mktemp("siglip"))
+
+
+@pytest.fixture
+def frames():
+    return torch.randint(0, 256, (11, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def hidden_states(model, tower, frames):
+    pixels = tower.pixels.prepare(frames, tower.device, torch.float32)
+    with torch.inference_mode():
+        return model(pixels, output_hidden_states=True).hidden_states, pixels
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", cases(GOLDENS, "clip_*"))
+def test_features_of_the_reference(case):
+    golden, tower = np.load(case / "golden.npz"), load_tower(str(case / "model"))
+    encoded = tower.encode(golden_frames(case), num_global_layers=golden["hidden_cls"].shape[1])
+    np.testing.assert_allclose(encoded.cls, golden["hidden_cls"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(encoded.cls.mean(dim=0), golden["memory"], atol=1e-4, rtol=0)
+    first = golden["hidden_m2_frame0"]
+    np.testing.assert_allclose(encoded.patches[0, :, : first.shape[1]], first[1:], atol=1e-4, rtol=0)
+    if "hidden_m2_patches" in golden:
+        np.testing.assert_allclose(encoded.patches, golden["hidden_m2_patches"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("feature_layer", [-2, -1, 0, 2, -5])
+@pytest.mark.parametrize("num_global", [5, 2, 0])
+def test_clip_states_are_those_of_transformers(clip, frames, feature_layer, num_global):
+    tower = load_tower(str(clip))
+    states, _ = hidden_states(CLIPModel.from_pretrained(clip).vision_model, tower, frames)
+    encoded = tower.encode(frames, feature_layer, num_global)
+    torch.testing.assert_close(encoded.patches, states[feature_layer][:, 1:], atol=1e-5, rtol=1e-5)
+    if num_global:
+        cls = torch.stack([state[:, 0] for state in states[-num_global:]], dim=1)
+        torch.testing.assert_close(encoded.cls, cls, atol=1e-5, rtol=1e-5)
+    else:
+        assert encoded.cls is None
+
+
+@pytest.mark.parametrize("feature_layer", [-2, -1])
+def test_siglip_states_and_embedding_are_those_of_transformers(siglip, frames, feature_layer):
+    tower, model = load_tower(str(siglip)), SiglipModel.from_pretrained(siglip)
+    states, pixels = hidden_states(model.vision_model, tower, frames)
+    encoded = tower.encode(frames, feature_layer)
+    assert encoded.cls is None
+    torch.testing.assert_close(encoded.patches, states[feature_layer], atol=1e-5, rtol=1e-5)
+    with torch.inference_mode():
+        pooled = model.get_image_features(pixel_values=pixels).pooler_output
+    torch.testing.assert_close(encoded.embedding, torch.nn.functional.normalize(pooled, dim=-1), atol=1e-5, rtol=1e-5)
+
+
+def test_clip_search_embeddings_are_those_of_transformers(clip, frames):
+    tower, model = load_tower(str(clip)), CLIPModel.from_pretrained(clip)
+    _, pixels = hidden_states(model.vision_model, tower, frames)
+    with torch.inference_mode():
+        pooled = model.get_image_features(pixel_values=pixels).pooler_output
+    want = torch.nn.functional.normalize(pooled, dim=-1)
+    for feature_layer in (-2, -1):
+        embedding = tower.encode(frames, feature_layer).embedding
+        torch.testing.assert_close(embedding, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_text_embeddings_are_those_of_transformers(kind, request):
+    folder = request.getfixturevalue(kind)
+    model = (CLIPModel if kind == "clip" else SiglipModel).from_pretrained(folder)
+    texts = ["a dog", "Zwei Hunde laufen über die Straße", "a very long text " * 30, ""]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    padding = {"padding": "max_length", "max_length": model.config.text_config.max_position_embeddings}
+    vectors = load_text_encoder(str(folder)).encode(texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        ids = tokenizer(text, truncation=True, return_tensors="pt", **padding).input_ids
+        with torch.inference_mode():
+            want = model.get_text_features(input_ids=ids).pooler_output[0]
+        torch.testing.assert_close(vector, want / want.norm(), atol=1e-5, rtol=1e-5)
+    assert vectors.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_narrow_precisions_point_the_same_way(clip, frames, precision):
+    wide, narrow = load_tower(str(clip)).encode(frames), load_tower(str(clip), precision).encode(frames)
+    assert narrow.patches.dtype == getattr(torch, precision)
+    assert torch.cosine_similarity(wide.patches, narrow.patches.float(), dim=-1).min() > 0.999
+    assert torch.cosine_similarity(wide.embedding, narrow.embedding, dim=-1).min() > 0.999
+
+
+def test_frames_do_not_depend_on_how_many_go_forward_at_once(clip, frames, monkeypatch):
+    tower = load_tower(str(clip))
+    together = tower.encode(frames)
+    monkeypatch.setitem(FRAMES_PER_FORWARD, "cpu", 3)
+    apart = tower.encode(frames)
+    torch.testing.assert_close(together.patches, apart.patches, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.cls, apart.cls, atol=1e-5, rtol=1e-5)
+    assert repr(apart) == "Encoded(patches=(11, 16, 64), cls=(11, 5, 64), embedding=(11, 32))"
+
+
+def test_a_tower_describes_itself(clip, siglip):
+    spec = describe_tower(str(clip))
+    assert (spec.num_layers, spec.patch_grid, spec.dim, spec.image_size) == (4, (4, 4), 64, 56)
+    assert (spec.has_cls, spec.search_dim) == (True, 32)
+    assert load_tower(str(clip)).spec == spec
+    assert paper(spec).num_global_layers == 5
+    pooled = describe_tower(str(siglip))
+    assert (pooled.has_cls, pooled.search_dim) == (False, 64)
+
+
+@pytest.mark.parametrize(
+    ("save", "model_class"), [(save_clip_tower, CLIPVisionModel), (save_siglip_tower, SiglipVisionModel)]
+)
+def test_the_same_tower_is_recognised_alone_together_inside_and_in_shards(tmp_path, save, model_class):
+    whole = save(tmp_path / "whole")
+    alone = save(tmp_path / "alone", text=False)
+    want = describe_tower(str(whole))
+    assert describe_tower(str(alone)).weights == want.weights
+    assert describe_tower(str(alone)).search_dim is None
+
+    shards = shutil.copytree(alone, tmp_path / "shards")
+    (shards / "model.safetensors").unlink()
+    model_class.from_pretrained(alone).save_pretrained(shards, max_shard_size="100KB")
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    assert describe_tower(str(shards)).weights == want.weights
+
+    inside = shutil.copytree(whole, tmp_path / "inside")
+    tensors = load_file(alone / "model.safetensors")
+    names = {f"model.vision_tower.vision_model.{name}": tensor for name, tensor in tensors.items()}
+    positions = {"model.vision_tower.vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    save_file(names | positions | {"model.embed_tokens.weight": torch.ones(3)}, inside / "model.safetensors")
+    vision = json.loads((alone / "config.json").read_text())
+    (inside / "config.json").write_text(json.dumps({"model_type": "llava", "vision_config": vision}))
+    assert describe_tower(str(inside)).weights == want.weights
+
+    other = save(tmp_path / "other", seed=1)
+    assert describe_tower(str(other)).weights != want.weights
+
+
+def test_what_a_folder_lacks_is_named(tmp_path, clip):
+    for missing in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        folder = shutil.copytree(clip, tmp_path / missing)
+        (folder / missing).unlink()
+        with pytest.raises(InputError, match=missing):
+            describe_tower(str(folder))
+        with pytest.raises(InputError, match=missing):
+            load_tower(str(folder))
+
+
+def test_models_without_a_known_tower_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(InputError, match=r"type llama, .* CLIP or SigLIP"):
+        describe_tower(str(tmp_path))
+
+
+def test_searching_needs_a_text_part_with_its_tokenizer(tmp_path, clip):
+    with pytest.raises(InputError, match=r"no text encoder.*CLIPModel or SiglipModel"):
+        load_text_encoder(str(save_clip_tower(tmp_path / "alone", text=False)))
+    folder = shutil.copytree(clip, tmp_path / "mute")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"lacks a tokenizer; copy tokenizer\.json"):
+        load_text_encoder(str(folder))
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer in .* cannot be loaded"):
+        load_text_encoder(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_loading_is_silent(kind, request, capfd):
+    folder = request.getfixturevalue(kind)
+    load_tower(str(folder))
+    load_text_encoder(str(folder)).encode(["a dog"])
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,70 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from frames import golden_frames
+from PIL import Image
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+from models import save_clip_tower, save_siglip_tower
+from pipeline.vision.pixels import Pixels
+from schemas.errors import InputError
+from support import GOLDENS, cases
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", cases(GOLDENS, "clip_*"))
+def test_pixel_values_of_the_reference(case):
+    meta, golden = json.loads((case / "meta.json").read_text()), np.load(case / "golden.npz")
+    frames = golden_frames(case)
+    assert hashlib.sha256(frames.numpy().tobytes()).hexdigest() == meta["frames224_sha256"]
+    values = Pixels.from_folder(case / "model", meta["model"]["img"]).prepare(frames, CPU, torch.float32)
+    assert list(values.shape) == meta["pixel_values"]["shape"]
+    stored = golden["pixel_values_frame0"]
+    stride = values.shape[-1] // stored.shape[-1]
+    np.testing.assert_allclose(values[0, :, ::stride, ::stride], stored, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(values.double().sum(dim=(1, 2, 3)), golden["pixel_values_rowsum"], rtol=1e-5, atol=0.1)
+
+
+@pytest.mark.parametrize("frame_px", [28, 56, 100, 224])
+@pytest.mark.parametrize(
+    ("save", "processor"), [(save_clip_tower, CLIPImageProcessorPil), (save_siglip_tower, SiglipImageProcessorPil)]
+)
+def test_the_same_as_the_models_own_processor(tmp_path, save, processor, frame_px):
+    folder = save(tmp_path, image_size=56, text=False)
+    frames = torch.randint(0, 256, (3, frame_px, frame_px, 3), dtype=torch.uint8)
+    ours = Pixels.from_folder(folder, 56).prepare(frames, CPU, torch.float32)
+    images = [Image.fromarray(frame) for frame in frames.numpy()]
+    theirs = processor.from_pretrained(folder)(images, return_tensors="pt").pixel_values
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_a_processor_that_resizes_beyond_the_crop_cuts_the_centre(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"size": 32, "crop_size": 28, "do_center_crop": True, "image_mean": [0] * 3, "image_std": [1] * 3})
+    )
+    frames = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    ours = Pixels.from_folder(tmp_path, 28).prepare(frames, CPU, torch.float32)
+    whole = np.asarray(Image.fromarray(frames[0].numpy()).resize((32, 32), Image.Resampling.BICUBIC)) / 255
+    np.testing.assert_allclose(ours[0].permute(1, 2, 0), whole[2:30, 2:30], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "lacks preprocessor_config.json"),
+        ("{", "not valid JSON"),
+        (json.dumps({"size": 56}), "lacks image_mean, image_std"),
+        (json.dumps({"size": 64, "image_mean": [0] * 3, "image_std": [1] * 3}), "makes images of 64 px"),
+        (json.dumps({"size": {"height": 56, "width": 64}, "image_mean": [0] * 3, "image_std": [1] * 3}), "of 0 px"),
+    ],
+)
+def test_processor_files_that_cannot_work(tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        Pixels.from_folder(tmp_path, 56)

@@ -117,8 +117,8 @@ def _answer_groups(
     groups: list[dict[str, Any]], recipe: AnswerRecipe, snapshot: Snapshot, commits: "Commits", *, show: bool
 ) -> None:
     """Stages 2 to 4; questions whose answers are lost with a worker are asked again, then fail as lost."""
-    tally = start_tally()
     report = commits.report
+    tally = start_tally(report.run_id)
     waiting = {(group["write_id"], q["question_id"]): (group, q) for group in groups for q in group["questions"]}
     try:
         with progress(tally, {"answer": len(waiting)}, show=show):

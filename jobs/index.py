@@ -103,7 +103,7 @@ def _index_work(
     work: list[dict[str, Any]], recipe: IndexRecipe, store: Store, report: IndexReport, *, show: bool
 ) -> None:
     """Stages 3 to 8, wave by wave; what is lost in a pass is planned again, then fails as lost."""
-    tally = start_tally()
+    tally = start_tally(report.run_id)
     resources = for_index(ray.cluster_resources(), len(work))
     account = Account(recipe.fingerprint, report.run_id)
     commits = Commits(store, report.counts)

@@ -68,9 +68,10 @@ class Tally:
         }
 
 
-def start_tally() -> "ray.actor.ActorHandle[Tally]":
-    """A tally for one run. It needs no CPU of its own and comes back, counting anew, if its node dies."""
-    return ray.remote(Tally).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+def start_tally(run_id: str) -> "ray.actor.ActorHandle[Tally]":
+    """A tally for one run, named `tally-RUN_ID`. It needs no CPU and comes back, counting anew, if its node dies."""
+    options = {"name": f"tally-{run_id}", "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(Tally).options(**options).remote()
 
 
 class Stage:

@@ -62,7 +62,8 @@ class VideoFile:
         self.size_bytes = Path(path).stat().st_size
         if self.size_bytes == 0:
             raise TerminalError(ErrorCode.EMPTY_FILE, "The file is empty (0 bytes); upload it again.")
-        options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
+        # Frame rates are counted from the packets here, so FFmpeg need not decode up to 20 frames to guess one.
+        options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file", "fpsprobesize": "0"}
         try:
             self.container: Any = av.open(f"file:{path}", options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:

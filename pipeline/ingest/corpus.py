@@ -90,17 +90,24 @@ def _list(fs: Any, path: str, source: Source) -> dict[str, dict[str, Any]]:
 
 
 def _list_folder(fs: Any, path: str, source: Source) -> dict[str, dict[str, Any]]:
-    # A local folder that may not be read would otherwise be passed over in silence.
-    strictly = {"on_error": "raise"} if is_local(source.uri) else {}
+    below = _walk(fs, path) if is_local(source.uri) else fs.find(path, detail=True)
     prefix = path.rstrip("/") + "/"
-    files = {
-        name: info
-        for name, info in fs.find(path, detail=True, **strictly).items()
-        if info["type"] != "directory" and source.takes(name.removeprefix(prefix))
-    }
+    files = {name: info for name, info in below.items() if source.takes(name.removeprefix(prefix))}
     unnamed = [name for name, info in files.items() if not PurePosixPath(name).suffix and info.get("size")]
     videos = {name for name in files if _has_video_extension(name)} | set(_sniff(fs, unnamed))
     return {canonical_uri(fs, name): facts(files[name]) for name in videos}
+
+
+def _walk(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    """As fs.find, but a folder that may not be read is an error: fsspec's own passes over it in silence."""
+    files, folders = {}, [path]
+    while folders:
+        for info in fs.ls(folders.pop(), detail=True):
+            if info["type"] == "directory":
+                folders.append(info["name"])
+            else:
+                files[info["name"]] = info
+    return files
 
 
 def _has_video_extension(path: str) -> bool:

@@ -84,6 +84,7 @@ class Video:
             and self.file.seekable
             and self.file.codec.name in _DECORD_CODECS
             and self.reader.timeline.closed_gops
+            and not self.reader.rotation  # it turns MP4 but not Matroska
         )
 
     def _info(self, timeline: Timeline) -> VideoInfo:

@@ -152,13 +152,18 @@ class FrameReader:
         Raises:
             KeyframeMissingError: a keyframe gave no frame by itself.
         """
+        import av
+
         if keys[0] == 0 and self._first[0] == self.timeline.keyframes[0]:
             yield self._first
             keys = keys[1:]
-        codec = self.file.codec
-        codec.skip_frame = "DEFAULT"
-        for key, packet in zip(keys, self._key_packets(keys), strict=False):
-            frames = [*codec.decode(packet), *codec.decode(None)]
+        for key, packet in zip(keys, self._key_packets(keys), strict=True):
+            codec = self.file.codec
+            codec.skip_frame = "DEFAULT"
+            try:
+                frames = [*codec.decode(packet), *codec.decode(None)]
+            except av.InvalidDataError:
+                frames = []
             codec.flush_buffers()
             if not frames:
                 raise KeyframeMissingError

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,7 +27,15 @@ from schemas.timeline import VideoInfo
 
 T = TypeVar("T")
 _POLL_S = 0.05  # how often memory is looked at: at 4 GB/s the limit may be passed by 200 MB
+_VIDEOS_PER_CHILD = 1000  # the decoders' libraries keep some 5 KB of each
 _START_S = 120.0  # to start Python and import the decoders on a machine that is busy
+_CHILD_ENV = {
+    "OPENBLAS_NUM_THREADS": "1",
+    # With glibc's own settings the child grows to twice the size and stays there: frames leave holes behind.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
 _SERVE = "import sys; from pipeline.ingest.isolate import serve; serve(int(sys.argv[1]), float(sys.argv[2]))"
 
 
@@ -42,11 +51,15 @@ class Decoder:
         self.deadline_s = deadline_s
         self.memory_limit_bytes = memory_limit_bytes
         self.cpu_ms = 0.0  # CPU milliseconds spent in calls so far, failed ones too
+        self._num_probed = 0  # by the child of now
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
 
     def probe(self, path: str, mode: Mode = "exact") -> VideoInfo:
         """See `decode.probe`; further failures as in `call`."""
+        if self._num_probed >= _VIDEOS_PER_CHILD:
+            self.close()
+        self._num_probed += 1
         return self.call(decode.probe, path, mode)
 
     def decode(
@@ -90,7 +103,8 @@ class Decoder:
         # What libraries print goes here; its end explains a crash.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._pipe, theirs = Pipe()
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+        ours = str(Path(__file__).parents[2])  # first, so that the child runs the code that its parent runs
+        env = {**os.environ, **_CHILD_ENV, "PYTHONPATH": os.pathsep.join(filter(None, [ours, *sys.path]))}
         self._child = subprocess.Popen(  # noqa: S603 - this interpreter, running `serve`
             [sys.executable, "-c", _SERVE, str(theirs.fileno()), str(self.deadline_s)],
             pass_fds=[theirs.fileno()],
@@ -144,6 +158,7 @@ class Decoder:
 
     def close(self) -> None:
         """End the child; the next call would start another."""
+        self._num_probed = 0
         if self._child is not None:
             self._child.kill()
             self._child.wait()

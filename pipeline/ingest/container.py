@@ -124,11 +124,11 @@ class VideoFile:
             )
         key_pts = np.unique(shown[is_key])
         time_base = float(self.stream.time_base)
-        span_s = float(np.minimum(np.diff(pts) * time_base, _LONGEST_STILL_S).sum())
-        last_s = float(packets["duration"][shown.argmax()]) * time_base or span_s / max(len(pts) - 1, 1)
+        span = float(np.minimum(np.diff(pts), _LONGEST_STILL_S / time_base).sum())  # in ticks: whole, so added exactly
+        last = float(packets["duration"][shown.argmax()]) or span / max(len(pts) - 1, 1)
         return Timeline(
             num_frames=len(pts),
-            duration_s=span_s + last_s or 1 / self.rate,
+            duration_s=(span + last) * time_base or 1 / self.rate,
             keyframes=np.searchsorted(pts, key_pts),
             seeks=key_pts,
             pts=pts,

@@ -59,8 +59,9 @@ class Decoder:
         """See `decode.probe`; further failures as in `call`."""
         if self._num_probed >= _VIDEOS_PER_CHILD:
             self.close()
+        info = self.call(decode.probe, path, mode)
         self._num_probed += 1
-        return self.call(decode.probe, path, mode)
+        return info
 
     def decode(
         self, path: str, frames: list[int], px: int, mode: Mode = "exact", resize: Resize = "decoder"

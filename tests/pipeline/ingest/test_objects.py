@@ -1,0 +1,128 @@
+import os
+from datetime import datetime
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.ingest import objects
+from pipeline.ingest.objects import canonical_uri, facts, local_copy, locate
+from schemas.errors import ErrorCode, InputError, TerminalError, TransientError
+
+
+def failure_of(uri, scratch, family=TerminalError):
+    with pytest.raises(family) as caught, local_copy(uri, str(scratch)):
+        pass
+    assert list(scratch.iterdir()) == []
+    return caught.value
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+def test_local_addresses_have_one_spelling(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spellings = ["a.mp4", "./sub/../a.mp4", str(tmp_path / "a.mp4"), f"file://{tmp_path}/a.mp4"]
+    assert {canonical_uri(*locate(uri)) for uri in spellings} == {str(tmp_path / "a.mp4")}
+
+
+def test_a_local_name_may_look_like_an_address_of_fsspec(tmp_path, scratch):
+    path = tmp_path / "zip::odd #name?.mp4"
+    path.write_bytes(b"x")
+    assert canonical_uri(*locate(str(path))) == str(path)
+    with local_copy(str(path), str(scratch)) as local:
+        assert local == str(path)
+
+
+def test_remote_addresses_keep_their_scheme():
+    assert canonical_uri(*locate("memory://folder/a.mp4")) == "memory:///folder/a.mp4"
+
+
+def test_an_unknown_protocol_is_a_sentence():
+    with pytest.raises(InputError, match="carrier-pigeon"):
+        locate("carrier-pigeon://a")
+
+
+def test_remote_files_are_fetched_once_and_removed(scratch):
+    fsspec.filesystem("memory").pipe_file("/fetch/a.mp4", b"content")
+    with local_copy("memory://fetch/a.mp4", str(scratch)) as path:
+        assert Path(path).read_bytes() == b"content"
+        assert Path(path).suffix == ".mp4"
+    assert list(scratch.iterdir()) == []
+
+
+def test_copies_are_removed_after_an_error(scratch):
+    fsspec.filesystem("memory").pipe_file("/fetch/a.mp4", b"content")
+    with pytest.raises(ZeroDivisionError), local_copy("memory://fetch/a.mp4", str(scratch)):
+        1 / 0  # noqa: B018
+    assert list(scratch.iterdir()) == []
+
+
+def test_vanished_files(tmp_path, scratch):
+    for uri in (str(tmp_path / "gone.mp4"), "memory://gone.mp4"):
+        assert failure_of(uri, scratch).code == ErrorCode.NOT_FOUND
+
+
+def test_a_folder_is_no_video(scratch, tmp_path):
+    (tmp_path / "a.mp4").mkdir()
+    assert failure_of(str(tmp_path / "a.mp4"), scratch).code == ErrorCode.NOT_A_VIDEO
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_forbidden_local_files(tmp_path, scratch):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    assert failure_of(str(path), scratch).code == ErrorCode.FORBIDDEN
+
+
+def test_files_that_do_not_fit(scratch, monkeypatch):
+    monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 3)
+    fsspec.filesystem("memory").pipe_file("/fetch/a.mp4", b"content")
+    assert failure_of("memory://fetch/a.mp4", scratch).code == ErrorCode.TOO_LARGE
+
+
+def test_a_flaky_network_is_tried_again(scratch, monkeypatch):
+    memory = type(fsspec.filesystem("memory"))
+    fsspec.filesystem("memory").pipe_file("/fetch/a.mp4", b"content")
+    monkeypatch.setattr(objects, "_BACKOFF_S", 0.001)
+    tries = []
+    get_file = memory.get_file
+
+    def flaky(fs, remote, path, **options):
+        tries.append(path)
+        if len(tries) < 3:
+            Path(path).write_bytes(b"half")
+            raise ConnectionResetError("reset by peer")
+        return get_file(fs, remote, path, **options)
+
+    monkeypatch.setattr(memory, "get_file", flaky)
+    with local_copy("memory://fetch/a.mp4", str(scratch)) as path:
+        assert Path(path).read_bytes() == b"content"
+    tries[:] = [""] * -10
+    monkeypatch.setattr(memory, "get_file", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("slow")))
+    failure = failure_of("memory://fetch/a.mp4", scratch, TransientError)
+    assert failure.code == ErrorCode.NETWORK
+    assert "3 tries" in failure.message
+
+
+def test_s3_objects(s3, scratch):
+    s3.put_object(Bucket="bucket", Key="a b/ü.mp4", Body=b"content")
+    with local_copy("s3://bucket/a b/ü.mp4", str(scratch)) as path:
+        assert Path(path).read_bytes() == b"content"
+    assert failure_of("s3://bucket/gone.mp4", scratch).code == ErrorCode.NOT_FOUND
+
+
+def test_facts_go_by_many_names():
+    assert facts({"ETag": '"abc"', "size": 3, "LastModified": datetime.fromisoformat("2026-01-02T03:04:05+01:00")}) == {
+        "etag": "abc",
+        "size_bytes": 3,
+        "modified_at": datetime.fromisoformat("2026-01-02T02:04:05"),
+    }
+    assert facts({"etag": "x", "size": 1, "updated": "2026-01-02T03:04:05Z"})["modified_at"].hour == 3
+    assert facts({"size": 1, "mtime": 0.5})["modified_at"] == datetime.fromisoformat("1970-01-01T00:00:00.500000")
+    assert facts({"size": None}) == {"etag": None, "size_bytes": None, "modified_at": None}

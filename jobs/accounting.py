@@ -1,5 +1,6 @@
 """The driver's book: every planned video ends as exactly one row, whatever Ray reports."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -7,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.resources import COMMIT_EVERY_S
+from pipeline.store.ledger import Store
 from schemas import tables
 from schemas.errors import ErrorCode
 from schemas.identity import new_write_id
@@ -111,3 +114,33 @@ class Counts:
         parts = self.indexed + self.failed + self.unchanged + self.known_failed + self.stale + self.not_attempted
         if parts != self.listed or self.not_attempted < 0:
             raise RuntimeError(f"the counts do not add up: {self}")
+
+
+class Commits:
+    """Gathers closed shards and settled rows, and commits them every two minutes and at the end."""
+
+    def __init__(self, store: Store, counts: Counts) -> None:
+        self.store = store
+        self.counts = counts
+        self.last_s = time.time()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.outcomes: list[pa.Table] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, outcomes: pa.Table | None, rows: list[dict[str, Any]]) -> None:
+        """Take in outcomes and the VIDEOS rows that they settled."""
+        self.outcomes += [] if outcomes is None else [outcomes]
+        self.rows += rows
+        if time.time() - self.last_s > COMMIT_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what there is: tokens and segments, then the rows that make them exist."""
+        if self.outcomes or self.rows:
+            outcomes = pa.concat_tables([tables.OUTCOMES.empty_table(), *self.outcomes])
+            self.store.commit(outcomes, pa.Table.from_pylist(self.rows, schema=tables.VIDEOS))
+            self.counts.add(self.rows)
+            self.last_s = time.time()
+        self._clear()

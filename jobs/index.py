@@ -5,7 +5,7 @@
 3 plan     waves of videos, a write_id each                    driver
 4 decode   a video -> units of frames        1 : n             actors with a killable child each
 5 encode   a unit of frames -> merged tokens 1 : 1             actors with the tower
-6 write    about 100 units -> a closed shard of each table     tasks
+6 write    about 100 units -> a closed shard of each table     actors, stateless
 7 account  an outcome a unit -> a row a video                  driver
 8 commit   shards, then rows, every two minutes                driver
 """
@@ -19,18 +19,17 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from jobs.accounting import Account, Counts
+from jobs.accounting import Account, Commits, Counts
 from jobs.models import choose_index_recipe
 from jobs.report import progress, record_run
-from jobs.resources import COMMIT_EVERY_S, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
+from jobs.resources import MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
 from jobs.session import connect, failure_of
-from jobs.stages import Encode, Watch, write
+from jobs.stages import Encode, Watch, Write
 from jobs.tally import start_tally
 from pipeline.ingest.corpus import Source, diff, list_source
 from pipeline.store.catalog import write_index_duckdb
 from pipeline.store.ledger import Store
 from pipeline.store.upkeep import merge_small_files
-from schemas import tables
 from schemas.identity import new_run_id
 from schemas.recipe import Decode, IndexRecipe
 
@@ -116,6 +115,8 @@ def _index_work(
                     plan = account.plan(wave)
                     for outcomes in _stages(plan, recipe, store, resources, tally):
                         commits.add(outcomes, account.add(outcomes))
+                        if not account.planned:  # nothing more to wait for, while Ray still takes the stages down
+                            commits.flush()
                     wave = account.unaccounted()
                     if not wave:
                         break
@@ -129,7 +130,7 @@ def _index_work(
     report.stages = ray.get(tally.report.remote())
     begun_s = ray.get(tally.begun_s.remote())
     if begun_s is not None:
-        report.work_s = time.time() - begun_s
+        report.work_s = commits.last_s - begun_s
         report.startup_s = begun_s - report.started_s
 
 
@@ -158,45 +159,16 @@ def _stages(
             num_cpus=resources.encoder_cpus,
             num_gpus=resources.encoder_gpus,
         )
-        .map_batches(  # 6: a task, stateless, that may be run again
-            write,
-            fn_args=(store.uri, recipe.fingerprint, tally),
+        .map_batches(  # 6: one actor, since writing is a thousandth of the work; stateless, so it may be run again
+            Write,
+            fn_constructor_args=(store.uri, recipe.fingerprint, tally),
             batch_size=resources.units_per_shard,
             batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=resources.writers),
             num_cpus=WRITER_CPUS,
         )
     )
     return outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-
-
-class Commits:
-    """Gathers closed shards and settled rows, and commits them every two minutes and at the end."""
-
-    def __init__(self, store: Store, counts: Counts) -> None:
-        self.store = store
-        self.counts = counts
-        self.last = time.monotonic()
-        self._clear()
-
-    def _clear(self) -> None:
-        self.outcomes: list[pa.Table] = []
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, outcomes: pa.Table | None, rows: list[dict[str, Any]]) -> None:
-        """Take in outcomes and the VIDEOS rows that they settled."""
-        self.outcomes += [] if outcomes is None else [outcomes]
-        self.rows += rows
-        if time.monotonic() - self.last > COMMIT_EVERY_S:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit what there is: tokens and segments, then the rows that make them exist."""
-        if self.outcomes or self.rows:
-            outcomes = pa.concat_tables([tables.OUTCOMES.empty_table(), *self.outcomes])
-            self.store.commit(outcomes, pa.Table.from_pylist(self.rows, schema=tables.VIDEOS))
-            self.counts.add(self.rows)
-        self._clear()
-        self.last = time.monotonic()
 
 
 if __name__ == "__main__":

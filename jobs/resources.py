@@ -23,6 +23,7 @@ class IndexResources:
     encoder_cpus: float
     encoder_gpus: float
     encoder_threads: int
+    writers: int
     units_per_forward: int
     units_per_shard: int
     videos_per_block: int
@@ -46,8 +47,8 @@ def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
             4,
             16,
         )
-    # Few enough videos a block that all decoders have work, no more than 16: a worker's death repeats its block.
-    videos_per_block = max(1, min(16, num_videos // (4 * decoders)))
+    # Many blocks a decoder, so that all end at about the same time; 8 videos at most: a dead worker repeats its block.
+    videos_per_block = max(1, min(8, num_videos // (32 * decoders)))
     return IndexResources(
         decoders,
         decoder_cpus,
@@ -55,6 +56,7 @@ def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
         encoder_cpus,
         1.0 if gpus else 0.0,
         encoder_threads,
+        max(1, encoders // 4),  # a writer takes 300 MB a second: the tokens of more than four GPUs
         units_per_forward,
         units_per_shard,
         videos_per_block,

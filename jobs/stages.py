@@ -95,11 +95,20 @@ def _refused(frames: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([row], schema=tables.ENCODED)
 
 
-def write(encoded: pa.Table, store_uri: str, recipe: str, tally: Any) -> pa.Table:
-    """Stage 3: tokens to a closed shard of each table; ENCODED rows in, OUTCOMES rows out.
+class Write:
+    """Stage 3: tokens to a closed shard of each table.
 
-    Stateless, and the shards are closed before it returns, so that Ray may run it again at any time: the shards of a
-    run that did not return are referenced by nobody.
+    Keeps nothing between calls, and the shards are closed before a call returns, so that Ray may run it again at any
+    time: the shards of a call that did not return are referenced by nobody. An actor all the same, because Ray starts a
+    process for a task that comes once in a while, which costs more than the writing.
     """
-    with Stage("write", tally).work([f"{WORKER}/{time.monotonic_ns()}"]) as clock:
-        return clock.time(write_shards, store_uri, encoded, recipe)
+
+    def __init__(self, store_uri: str, recipe: str, tally: Any) -> None:
+        self.store_uri = store_uri
+        self.recipe = recipe
+        self.stage = Stage("write", tally)
+
+    def __call__(self, encoded: pa.Table) -> pa.Table:
+        """ENCODED rows in, OUTCOMES rows out."""
+        with self.stage.work([f"{WORKER}/{time.monotonic_ns()}"]) as clock:
+            return clock.time(write_shards, self.store_uri, encoded, self.recipe)

@@ -86,17 +86,20 @@ def test_another_recipe_waits_to_be_asked_for_and_to_be_promoted(tmp_path, index
 
 
 def test_a_writer_killed_between_two_outputs_loses_nothing(tmp_path, clips, model, monkeypatch):
-    marker, write = tmp_path / "killed", stages.write
+    marker = tmp_path / "killed"
 
-    def write_once_then_die(encoded, *args):
-        outcomes = write(encoded, *args)
-        if not marker.exists() and "WRITTEN" in os.environ:
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.environ["WRITTEN"] = "once in this process"
-        return outcomes
+    class DiesAfterItsSecondShard(stages.Write):
+        calls = 0
 
-    monkeypatch.setattr(jobs.index, "write", write_once_then_die)
+        def __call__(self, encoded):
+            outcomes = super().__call__(encoded)
+            self.calls += 1
+            if self.calls == 2 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return outcomes
+
+    monkeypatch.setattr(jobs.index, "Write", DiesAfterItsSecondShard)
     monkeypatch.setattr(jobs.index, "for_index", with_resources(units_per_shard=2, units_per_forward=12))
     report = run_index(order_for(clips, tmp_path / "store", model))
     assert marker.exists()

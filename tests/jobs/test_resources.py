@@ -7,7 +7,7 @@ from jobs.resources import WRITER_CPUS, for_answer, for_index
 @pytest.mark.parametrize("num_videos", [1, 100, 100_000])
 def test_all_stages_fit_the_cluster_at_once(cluster, num_videos):
     r = for_index(cluster, num_videos)
-    cpus = r.decoders * r.decoder_cpus + r.encoders * r.encoder_cpus + WRITER_CPUS
+    cpus = r.decoders * r.decoder_cpus + r.encoders * r.encoder_cpus + r.writers * WRITER_CPUS
     assert cpus <= cluster["CPU"] + 0.2 * cluster.get("GPU", 0)
     assert r.encoders * r.encoder_gpus <= cluster.get("GPU", 0)
     assert 1 <= r.videos_per_block <= 16

@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
+import base64
 import json
 import sys
 from dataclasses import asdict
@@ -70,6 +71,8 @@ def index(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], as
         click.echo(json.dumps(counts))
     else:
         print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
+        _hint(report.counts.stale, "indexed under another recipe only; --restale indexes them under this one too")
+        _hint(report.counts.known_failed, "known to fail and unchanged; --retry-failed tries them again")
     _exit_if_stopped(report.stopped)
 
 
@@ -110,6 +113,9 @@ def answer(*, ask: str | None, questions: str | None, as_json: bool, **options: 
     else:
         print_answers(report.rows)
         print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
+        _hint(
+            report.videos_without_recipe, "not indexed under this model's recipe; `longvlm index --restale` adds them"
+        )
     _exit_if_stopped(report.stopped)
 
 
@@ -126,7 +132,7 @@ def sql(*, store: str, query: str, as_json: bool) -> None:
     rows = catalog.query(catalog.connect(Store.open(store).pin()), query)
     if as_json:
         for row in rows.to_pylist():
-            click.echo(json.dumps(row, default=str))
+            click.echo(json.dumps(row, default=_plain))
     else:
         print_rows(rows.to_pylist())
 
@@ -214,6 +220,16 @@ def demo(*, folder: Path | None) -> None:
     from jobs.demo import run_demo
 
     run_demo(folder)
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no type for: blobs in base64, times as ISO 8601."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _hint(num_videos: int, what: str) -> None:
+    if num_videos:
+        click.echo(f"{num_videos} videos are {what}.")
 
 
 def _exit_if_stopped(reason: str | None) -> None:

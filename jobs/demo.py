@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from jobs.answer import AnswerOrder, run_answer
 from jobs.index import IndexOrder, run_index
@@ -51,7 +52,7 @@ def run_demo(folder: Path | None = None) -> Path:
     console.print(f"5. Reading the answers in DuckDB:{ANSWERS_SQL}\n", highlight=False)
     table = Table("video", "question", "answer (untrained model: random words)", "tokens", box=None)
     for row in catalog.query(catalog.connect(Store.open(str(store)).pin()), ANSWERS_SQL).to_pylist():
-        table.add_row(row["video"], row["question"], row["answer"], str(row["tokens"]))
+        table.add_row(*(Text(str(value)) for value in row.values()))
     console.print(table)
     console.print(
         f'\nThe store stays in {store}. Try: longvlm sql --store {store} "SELECT * FROM segments"', highlight=False

@@ -54,7 +54,8 @@ def choose_index_recipe(
     else:
         chosen = long(tower)
     if decode and decode != chosen.decode:
-        chosen = replace(chosen, decode=decode, name=f"{chosen.name}-{decode}")
+        name = chosen.name.removesuffix("-keyframe") + ("-keyframe" if decode == "keyframe" else "")
+        chosen = replace(chosen, decode=decode, name=name)
     return chosen, model
 
 

@@ -14,6 +14,7 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.store.ledger import Store
 from schemas import tables
@@ -107,7 +108,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """A query's result as a table; blobs are counted, not shown."""
     table = Table(*(rows[0] if rows else ()), box=None)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(Text(_cell(value)) for value in row.values()))  # as it is: brackets are no markup
     console = terminal()
     console.print(table)
     console.print(f"{len(rows)} rows", style="dim", highlight=False)

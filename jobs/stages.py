@@ -1,4 +1,4 @@
-"""The stages of the index job as Ray Data runs them: each wraps one operator and reports to the tally."""
+"""The index job's stages 4 to 6 as Ray Data runs them: each wraps one operator and reports to the tally."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ from schemas.recipe import from_spec
 
 
 class Watch:
-    """Stage 1: planned videos to frames, a unit at a time. One actor holds one killable decoder child."""
+    """Stage 4: planned videos to frames, a unit at a time. One actor holds one killable decoder child."""
 
     def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
         self.recipe = from_spec(recipe)
@@ -42,7 +42,7 @@ class Watch:
 
 
 class Encode:
-    """Stage 2: frames to merged tokens. One actor holds one tower, on a GPU where the cluster has one."""
+    """Stage 5: frames to merged tokens. One actor holds one tower, on a GPU where the cluster has one."""
 
     def __init__(self, recipe: dict[str, Any], tally: Any, device: str, num_threads: int) -> None:
         # Decoders share the cores: OpenMP threads that spin while they wait would burn what decoding needs (measured:
@@ -59,10 +59,8 @@ class Encode:
 
     def __call__(self, frames: pa.Table) -> pa.Table:
         """FRAMES rows in, ENCODED rows out, in the same order."""
-        keys = [
-            f"{write_id}/{unit}"
-            for write_id, unit in zip(*map(pa.Table.column, (frames, frames), ("write_id", "unit")), strict=True)
-        ]
+        units = frames.select(["write_id", "unit"]).to_pylist()
+        keys = [f"{unit['write_id']}/{unit['unit']}" for unit in units]
         attempts = self.stage.attempts(keys)
         if not any(attempts):
             return self._encode(frames, keys)
@@ -96,7 +94,7 @@ def _refused(frames: pa.Table) -> pa.Table:
 
 
 class Write:
-    """Stage 3: tokens to a closed shard of each table.
+    """Stage 6: tokens to a closed shard of each table.
 
     Keeps nothing between calls, and the shards are closed before a call returns, so that Ray may run it again at any
     time: the shards of a call that did not return are referenced by nobody. An actor all the same, because Ray starts a

@@ -30,6 +30,7 @@ from pipeline.ingest.corpus import Source, diff, list_source
 from pipeline.store.catalog import write_index_duckdb
 from pipeline.store.ledger import Store
 from pipeline.store.upkeep import merge_small_files
+from schemas import tables
 from schemas.identity import new_run_id
 from schemas.recipe import Decode, IndexRecipe
 
@@ -78,17 +79,19 @@ def run_index(order: IndexOrder) -> IndexReport:
     listing = list_source(order.source)
     store = Store.find(order.store)
     recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
-    store = store or Store.create(order.store)
-    found = diff(listing, store.newest(), recipe.fingerprint, retry_failed=order.retry_failed, restale=order.restale)
+    newest = store.newest() if store else tables.VIDEOS.empty_table()
+    found = diff(listing, newest, recipe.fingerprint, retry_failed=order.retry_failed, restale=order.restale)
     work = found.work.to_pylist()[: order.limit]
+    if work:
+        connect(order.ray_address)
 
+    store = store or Store.create(order.store)  # the input is good: from here on, something is written
     report = IndexReport(new_run_id(), Counts(listed=len(listing), not_attempted=len(found.work)), started_s)
     report.counts.unchanged = found.num_unchanged
     report.counts.known_failed = found.num_known_failed
     report.counts.stale = found.num_stale
     if work:
         store.register_recipe(recipe, model)
-        connect(order.ray_address)
         _index_work(work, recipe, store, report, show=order.show_progress)
     report.counts.check()
     report.wall_s = time.time() - started_s

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 TARGET_BLOCK_BYTES = (
     16 << 20
 )  # about one work unit of 224 px frames: with larger blocks the encoder waits for coalescing
+MODEL_LOAD_S = 1800  # for the slowest model from the slowest disk, a hub download included
 COMMIT_EVERY_S = 120.0  # what a crash may cost, against the number of commits a night leaves in the log
 WAVE_VIDEOS = 20_000  # planned at a time: what the driver holds in memory, and the most a broken cluster has to redo
 MAX_PASSES = 3  # how often a video whose units vanish is planned before its row says `lost`
@@ -31,7 +32,7 @@ class IndexResources:
 
 def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
     """The index job on a cluster as `ray.cluster_resources()` describes it."""
-    cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
+    cpus, gpus = max(1, int(cluster.get("CPU", 1))), int(cluster.get("GPU", 0))
     if gpus:
         # A GPU encodes 100 frames in about 0.1 s and a core decodes them in about one: every core that is left decodes.
         decoders, decoder_cpus = max(1, cpus - gpus - 1), 1.0
@@ -80,7 +81,7 @@ class AnswerResources:
 
 def for_answer(cluster: Mapping[str, float], num_videos: int) -> AnswerResources:
     """The answer job on a cluster as `ray.cluster_resources()` describes it: a language model per GPU, or one."""
-    cpus, gpus = int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0))
+    cpus, gpus = max(1, int(cluster.get("CPU", 1))), int(cluster.get("GPU", 0))
     answerers = gpus or 1
     videos_per_block = max(1, min(32, num_videos // (2 * answerers)))
     if gpus:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
-from jobs.resources import TARGET_BLOCK_BYTES
+from jobs.resources import MODEL_LOAD_S, TARGET_BLOCK_BYTES
 from schemas.errors import InputError
 
 
@@ -33,6 +33,8 @@ def connect(ray_address: str | None) -> None:
     context.target_max_block_size = TARGET_BLOCK_BYTES
     context.enable_progress_bars = False  # the jobs show their own, in videos and answers
     context.print_on_execution_start = False
+    context.wait_for_min_actors_s = MODEL_LOAD_S  # models first: one that cannot be loaded costs no decoding
+    context.memory_usage_poll_interval_s = None  # nobody reads it, and reading a worker's page tables is not free
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

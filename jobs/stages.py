@@ -29,12 +29,12 @@ class Watch:
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         """PLAN rows in, FRAMES rows out, each as soon as it is decoded."""
-        for video in plan.to_pylist():
-            key = video["write_id"]
-            if self.stage.attempts([key])[0] >= MAX_ATTEMPTS:
+        attempts = self.stage.attempts(plan["write_id"].to_pylist())
+        for video, begun in zip(plan.to_pylist(), attempts, strict=True):
+            if begun >= MAX_ATTEMPTS:
                 yield failed_unit(video, killer("decoder"))
                 continue
-            with self.stage.work([key]) as clock:
+            with self.stage.work([video["write_id"]]) as clock:
                 units = watch(video, self.recipe, self.decoder, self.scratch.name)
                 while (frames := clock.time(next, units, None)) is not None:
                     clock.cpu_s += frames["decode_ms"][0].as_py() / 1000  # burnt in the child

@@ -1,11 +1,8 @@
 """The whole room on S3's protocol: a moto server on the loopback, reached by deltalake, s3fs and DuckDB alike."""
 
-import boto3
 import numpy as np
 import pytest
-import s3fs
 import stores
-from moto.server import ThreadedMotoServer
 
 from pipeline.store.catalog import connect, query
 from pipeline.store.ledger import Store
@@ -14,26 +11,12 @@ from pipeline.store.shards import read_tokens
 from pipeline.store.upkeep import merge_small_files
 from schemas.errors import InputError
 
-
-@pytest.fixture
-def bucket(monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "made-up")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "made-up")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    boto3.client("s3").create_bucket(Bucket="tables")
-    yield "s3://tables"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+pytestmark = pytest.mark.usefixtures("s3")
+BUCKET = "s3://bucket"
 
 
-def test_a_store_in_a_bucket_is_made_filled_read_and_searched(bucket):
-    store = Store.create(f"{bucket}/deep/store/")
+def test_a_store_in_a_bucket_is_made_filled_read_and_searched():
+    store = Store.create(f"{BUCKET}/deep/store/")
     Store.create(store.uri)
     store.register_recipe(stores.LONG, "some/model")
     made = stores.index(store, ["a", "b"])
@@ -56,8 +39,8 @@ def test_a_store_in_a_bucket_is_made_filled_read_and_searched(bucket):
     assert other.newest().num_rows == 4
 
 
-def test_small_files_in_a_bucket_are_merged(bucket):
-    store = Store.create(f"{bucket}/store")
+def test_small_files_in_a_bucket_are_merged():
+    store = Store.create(f"{BUCKET}/store")
     store.register_recipe(stores.LONG, "some/model")
     for number in range(8):
         stores.index(store, [f"v{number}"], seed=number)
@@ -65,10 +48,10 @@ def test_small_files_in_a_bucket_are_merged(bucket):
     assert store.newest().num_rows == 8
 
 
-def test_a_bucket_that_is_not_there_is_told_in_a_sentence(bucket):
+def test_a_bucket_that_is_not_there_is_told_in_a_sentence():
     with pytest.raises(InputError, match=r"the store s3://nowhere/store cannot be read: .*bucket does not exist"):
         Store.open("s3://nowhere/store")
     with pytest.raises(InputError, match="cannot be written"):
         Store.create("s3://nowhere/store")
     with pytest.raises(InputError, match="there is no store at"):
-        Store.open(f"{bucket}/empty")
+        Store.open(f"{BUCKET}/empty")

@@ -1,0 +1,28 @@
+"""A bucket of videos becomes a store in a bucket, by the commands that a user types."""
+
+import json
+import subprocess
+import sys
+
+
+def longvlm(*args):
+    command = [sys.executable, "-m", "jobs.cli", *map(str, args), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_journey_from_bucket_to_bucket(s3, clips, model):
+    for i in range(4):
+        s3.upload_file(str(clips / f"clip-{i:02}.mp4"), "bucket", f"videos/{i % 2}/clip-{i}.mp4")
+    s3.put_object(Bucket="bucket", Key="videos/bad.mp4", Body=b"not a video" * 100)
+    store = ("--store", "s3://bucket/deep/index")
+    (last,) = longvlm("index", "s3://bucket/videos", *store, "--model", model, "--recipe", "tiny")
+    assert (last["listed"], last["indexed"], last["failures"]) == (5, 4, {"not_a_video": 1})
+    *answers, counts = longvlm("answer", *store, "--ask", "What is red?", "--max-new-tokens", 3)
+    assert counts["answered"] == len(answers) == 4
+    rows = longvlm("sql", *store, "SELECT uri, etag FROM videos WHERE status = 'indexed' ORDER BY uri")
+    assert rows[0]["uri"] == "s3://bucket/videos/0/clip-0.mp4"
+    assert rows[0]["etag"]
+    (again,) = longvlm("index", "s3://bucket/videos", *store)
+    assert (again["unchanged"], again["known_failed"], again["not_attempted"]) == (4, 1, 0)

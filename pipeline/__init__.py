@@ -1,1 +1,1 @@
-"""The operators, in the order of the journey: a source becomes frames, tokens, tables, answers. None of them knows Ray."""
+"""The operators, in the order of the journey: a source becomes frames, tokens, tables, answers. None knows Ray."""

@@ -20,7 +20,7 @@ from jobs.asking import plan
 from jobs.models import choose_answer_model
 from jobs.report import progress, record_run
 from jobs.resources import COMMIT_EVERY_S, MAX_PASSES, for_answer
-from jobs.session import connect, failure_of
+from jobs.session import connect, failure_of, release_failed_execution
 from jobs.tally import start_tally
 from pipeline.language.questions import Question
 from pipeline.store import catalog
@@ -136,6 +136,7 @@ def _answer_groups(
         report.stopped = "interrupted"
     except ray.exceptions.RayError as error:
         report.stopped = failure_of(error)
+        release_failed_execution()
     finally:
         commits.flush()
     report.stages = ray.get(tally.report.remote())
@@ -148,7 +149,7 @@ def _stage(
     resources = for_answer(ray.cluster_resources(), len(groups))
     table = pa.Table.from_pylist(groups, schema=GROUPS)
     size = resources.videos_per_block
-    answers = ray.data.from_arrow([table.slice(i, size) for i in range(0, len(table), size)]).map_batches(
+    answers = ray.data.from_blocks([table.slice(i, size) for i in range(0, len(table), size)]).map_batches(
         Answerer,
         fn_constructor_args=(asdict(recipe), snapshot, run_id, tally, resources),
         batch_size=None,

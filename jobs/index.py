@@ -23,7 +23,7 @@ from jobs.accounting import Account, Commits, Counts
 from jobs.models import choose_index_recipe
 from jobs.report import progress, record_run
 from jobs.resources import MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
-from jobs.session import connect, failure_of
+from jobs.session import connect, failure_of, release_failed_execution
 from jobs.stages import Encode, Watch, Write
 from jobs.tally import start_tally
 from pipeline.ingest.corpus import Source, diff, list_source
@@ -128,6 +128,7 @@ def _index_work(
         report.stopped = "interrupted"
     except ray.exceptions.RayError as error:
         report.stopped = failure_of(error)
+        release_failed_execution()
     finally:
         commits.flush()
     report.stages = ray.get(tally.report.remote())
@@ -144,7 +145,7 @@ def _stages(
     blocks = [plan.slice(i, resources.videos_per_block) for i in range(0, len(plan), resources.videos_per_block)]
     spec = recipe.spec()
     outcomes = (
-        ray.data.from_arrow(blocks)
+        ray.data.from_blocks(blocks)  # not from_arrow, which runs a task a block to look at it
         .map_batches(  # 4: one actor a core, since decoding is what there is most of
             Watch,
             fn_constructor_args=(spec, tally),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 TARGET_BLOCK_BYTES = (
     16 << 20
 )  # about one work unit of 224 px frames: with larger blocks the encoder waits for coalescing
-MODEL_LOAD_S = 1800  # for the slowest model from the slowest disk, a hub download included
 COMMIT_EVERY_S = 120.0  # what a crash may cost, against the number of commits a night leaves in the log
 WAVE_VIDEOS = 20_000  # planned at a time: what the driver holds in memory, and the most a broken cluster has to redo
 MAX_PASSES = 3  # how often a video whose units vanish is planned before its row says `lost`

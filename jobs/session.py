@@ -1,5 +1,6 @@
 """A Ray session for one job: a local one by default, somebody's cluster when asked."""
 
+import gc
 import logging
 import os
 import re
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 
 import ray
 
-from jobs.resources import MODEL_LOAD_S, TARGET_BLOCK_BYTES
+from jobs.resources import TARGET_BLOCK_BYTES
 from schemas.errors import InputError
 
 
@@ -33,7 +34,6 @@ def connect(ray_address: str | None) -> None:
     context.target_max_block_size = TARGET_BLOCK_BYTES
     context.enable_progress_bars = False  # the jobs show their own, in videos and answers
     context.print_on_execution_start = False
-    context.wait_for_min_actors_s = MODEL_LOAD_S  # models first: one that cannot be loaded costs no decoding
     context.memory_usage_poll_interval_s = None  # nobody reads it, and reading a worker's page tables is not free
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
@@ -63,3 +63,12 @@ def failure_of(error: ray.exceptions.RayError) -> str:
     """What stopped a job, in one line: the worker's own exception where there is one."""
     raised = re.search(r"^\w+(?:Error|Exception)\b.*", str(error), re.MULTILINE)  # the first of the chain in the text
     return raised[0] if raised else str(error).partition("\n")[0]
+
+
+def release_failed_execution() -> None:
+    """Give back the workers of an execution of Ray Data that broke off: they live as long as anything refers to it.
+
+    The exception's traceback does, in a cycle that only the collector undoes, and until then the workers hold the CPUs
+    that the next run in this process waits for.
+    """
+    gc.collect()

@@ -136,9 +136,10 @@ def _answer_groups(
         report.stopped = "interrupted"
     except ray.exceptions.RayError as error:
         report.stopped = failure_of(error)
-        release_failed_execution()
     finally:
         commits.flush()
+    if report.stopped:
+        release_failed_execution()  # not in the except clause, where the exception is still held
     report.stages = ray.get(tally.report.remote())
 
 

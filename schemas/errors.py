@@ -24,6 +24,7 @@ class ErrorCode(StrEnum):
     NETWORK = "network"
     LOST = "lost"
     PROMPT_TOO_LONG = "prompt_too_long"
+    BUDGET_TOO_SMALL = "budget_too_small"
     BAD_TOKENS = "bad_tokens"
     ANSWER_FAILED = "answer_failed"
 

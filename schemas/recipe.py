@@ -14,6 +14,7 @@ from schemas.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Decode = Literal["exact", "keyframe"]
+Focus = Literal["question", "even"]
 METRIC_HEADS = 16  # LONGVLM.md section 1: the head count of the merge metric, whatever the tower has
 
 
@@ -252,6 +253,9 @@ class AnswerRecipe:
     index_recipe: str  # fingerprint of the tokens answered from
     template: str = "long_vlm_v1"
     precision: Precision = "bfloat16"
+    budget: int | None = None  # most visual tokens of a prefix, global ones included; None: as many as are stored
+    tokens_per_segment: int | None = None  # most local tokens of a segment; None: as many as are stored
+    focus: Focus | None = None  # what gives way when the budget cannot hold every segment; None: such a video fails
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0

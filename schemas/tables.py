@@ -70,6 +70,19 @@ TOKENS = pa.schema(
 
 EVIDENCE = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("weight", pa.float64())]))
 
+QUESTION_TYPES = ("text", "bool", "choice", "number", "json")
+
+QUESTIONS = pa.schema(  # one row a question of a file; not a table of the store
+    [
+        ("question_id", pa.string()),  # null: the question's hash stands in
+        ("question", pa.string()),
+        ("video", pa.string()),  # uri, external_id, path or a file's unique stem; null: every selected video
+        ("type", pa.string()),  # one of QUESTION_TYPES, never null
+        ("choices", pa.list_(pa.string())),  # of a choice; null otherwise
+        ("schema", pa.string()),  # JSON schema of a json answer; null: any JSON
+    ]
+)
+
 ANSWERS = pa.schema(
     [
         ("run_id", pa.string()),
@@ -81,9 +94,9 @@ ANSWERS = pa.schema(
         ("uri", pa.string()),
         ("write_id", pa.string()),
         ("answer", pa.string()),
-        ("value", pa.string()),
-        ("confidence", pa.float64()),
-        ("status", pa.string()),  # answered | failed
+        ("value", pa.string()),  # of a typed answer, as its type is written: true, 3.5, red, {"a": 1}; null for text
+        ("confidence", pa.float64()),  # bool and choice: the chosen option's share of the options' likelihood
+        ("status", pa.string()),  # answered | unparsed (an answer, but not of its type) | failed
         ("error_code", pa.string()),
         ("error", pa.string()),
         ("model", pa.string()),

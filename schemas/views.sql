@@ -69,7 +69,13 @@ SELECT t.*, v.uri, v.external_id
 FROM ledger_tokens t
 JOIN (SELECT write_id, uri, external_id FROM live_videos WHERE recipe = (FROM active_recipe)) v USING (write_id);
 
--- Answers from what is live under any recipe, each question's newest; `recipe` is that of the tokens.
+-- Answers from what is live under any recipe, each question's newest, whatever its status; `recipe` is that of the
+-- tokens. Models that read the same tokens, and settings of one model, stand side by side through a join:
+--   SELECT a.uri, a.question, a.answer AS of_a, b.answer AS of_b,
+--     coalesce(a.value, a.answer) = coalesce(b.value, b.answer) AS agree  -- a text has no value
+--   FROM answers a JOIN answers b USING (write_id, question_id, question_hash)
+--   WHERE a.model = 'A' AND b.model = 'B'  -- or a.answer_recipe and b.answer_recipe
+-- The view answers_wide, one typed column a question, is made by pipeline/store/catalog.py: its columns are data.
 CREATE VIEW answers AS
 SELECT a.*, v.external_id, v.recipe
 FROM ledger_answers a

@@ -17,6 +17,10 @@ from schemas.tables import TABLES
 
 VIEWS_SQL = (files("schemas") / "views.sql").read_text()
 
+# Columns of the view answers_wide at most, those with the most answers. Standing questions, asked of every video, are
+# some dozens; a benchmark's file may bring 100,000 ids, each for a video of its own, and every connection binds them.
+MAX_WIDE_COLUMNS = 1000
+
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",  # what the views need (parquet, json) is built in
     "autoload_known_extensions": "false",
@@ -32,11 +36,51 @@ _SQL_TYPES = {
     pa.float64(): "DOUBLE",
     pa.timestamp("us"): "TIMESTAMP",
 }
+_UNIT_SEPARATOR = "\x1f"
+_KIND = "CASE WHEN type IN ('bool', 'choice', 'number', 'json') THEN type ELSE 'text' END"
+
+# The question ids of answers_wide and their types, in the order in which they were first asked. They come from all
+# answers, not from the live ones: a column must not vanish while its videos are indexed anew.
+_ASKED_SQL = f"""
+    SELECT question_id, kind FROM (
+        SELECT question_id, arg_max({_KIND}, created_at) AS kind, min(created_at) AS first_asked,
+            count(*) AS num_answers
+        FROM ledger_answers WHERE question_id IS NOT NULL GROUP BY question_id
+        ORDER BY num_answers DESC, first_asked, question_id LIMIT ?
+    )
+    ORDER BY first_asked, question_id
+"""
+_WIDE_FIXED = ("video_id", "uri", "external_id", "write_id")
+# A video that is live under several recipes is shown as the other views show it, or else as it was indexed last.
+_WIDE_VIDEOS_SQL = """
+    SELECT video_id, uri, external_id, write_id FROM live_videos
+    QUALIFY row_number() OVER (
+        PARTITION BY video_id ORDER BY (recipe IS NOT DISTINCT FROM (FROM active_recipe)) DESC, seq DESC, write_id DESC
+    ) = 1
+"""
+# Values by type and question id, so that those from before a question changed its type are left out.
+_WIDE_CELLS_SQL = f"""
+    SELECT video_id, {_KIND} || chr(31) || question_id AS slot,
+        CASE WHEN {_KIND} = 'text' THEN answer ELSE value END AS value, (created_at, run_id) AS newness
+    FROM answers WHERE status = 'answered'
+"""
+_WIDE_CASTS = {
+    "bool": "TRY_CAST({} AS BOOLEAN)",
+    "number": "TRY_CAST({} AS DOUBLE)",
+    "json": "TRY_CAST({} AS JSON)",
+    "choice": "{}",
+    "text": "{}",
+}
 
 
 def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
-    """An in-memory database whose views show a snapshot; no extension is ever downloaded."""
+    """An in-memory database whose views show a snapshot; no extension is ever downloaded.
+
+    Raises:
+        InputError: a file that the snapshot names is gone or out of reach.
+    """
     con = duckdb.connect(config=_SETTINGS)
+    con.execute("SET enable_progress_bar = false")  # it would print in the middle of a job's own
     if remote := _remote_filesystem(snapshot):
         con.register_filesystem(remote)
     _create_views(con, snapshot)
@@ -71,6 +115,9 @@ def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:
 
     A convenience for people and tools that open DuckDB files, never authoritative. Of a remote store nothing is
     written, and None returned: its views would need an extension and credentials wherever the file is opened.
+
+    Raises:
+        InputError: as `connect`.
     """
     if not is_local(store_uri):
         return None
@@ -104,9 +151,56 @@ def _remote_filesystem(snapshot: Snapshot) -> Any:
 
 
 def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
-    for name, schema in TABLES.items():
-        con.execute(f"CREATE VIEW ledger_{name} AS {_relation(snapshot.table(name), schema)}")
-    con.execute(VIEWS_SQL)
+    try:
+        for name, schema in TABLES.items():
+            con.execute(f"CREATE VIEW ledger_{name} AS {_relation(snapshot.table(name), schema)}")
+        con.execute(VIEWS_SQL)
+        con.execute(_answers_wide(con))
+    except duckdb.IOException as error:
+        raise InputError(
+            f"the store lacks a file that its log names ({first_line(error)}); was one deleted by hand? Bring it back, "
+            "or index the videos it held again."
+        ) from error
+
+
+def _answers_wide(con: duckdb.DuckDBPyConnection) -> str:
+    """The view answers_wide: one row a live video, one typed column a question id."""
+    asked = con.execute(_ASKED_SQL, [MAX_WIDE_COLUMNS]).fetchall()
+    if not asked:
+        return f"CREATE VIEW answers_wide AS {_WIDE_VIDEOS_SQL}"
+    names = column_names([question_id for question_id, _ in asked])
+    slots = [f"{_quoted(kind + _UNIT_SEPARATOR + question_id)} AS c{i}" for i, (question_id, kind) in enumerate(asked)]
+    columns = [
+        f"{_WIDE_CASTS[kind].format(f'c{i}')} AS {_identifier(name)}"
+        for i, (name, (_, kind)) in enumerate(zip(names, asked, strict=True))
+    ]
+    return f"""
+        CREATE VIEW answers_wide AS
+        SELECT v.*, {", ".join(columns)}
+        FROM ({_WIDE_VIDEOS_SQL}) v
+        LEFT JOIN (
+            FROM ({_WIDE_CELLS_SQL})
+            PIVOT (arg_max(value, newness) FOR slot IN ({", ".join(slots)}) GROUP BY video_id)
+        ) USING (video_id)
+    """
+
+
+def column_names(question_ids: list[str]) -> list[str]:
+    """A column name for each question id: itself, with a number behind it where that is taken.
+
+    Taken are the fixed columns of answers_wide and the names given before; case makes no difference to SQL.
+    """
+    taken = set(_WIDE_FIXED)
+    names = []
+    for question_id in question_ids:
+        plain = name = question_id.replace("\0", "") or "question"  # no name is empty or goes on behind a NUL
+        number = 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{plain}_{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
 
 
 def _relation(table: PinnedTable, schema: pa.Schema) -> str:
@@ -129,3 +223,7 @@ def _sql_type(kind: pa.DataType) -> str:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -5,6 +5,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import fsspec
@@ -16,8 +17,11 @@ from schemas.errors import InputError
 
 _PROTOCOLS = {"file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # both fsspec and deltalake speak them
 _STATISTICS = ("video_id", "recipe", "write_id", "segment", "seq")  # what planners prune by
-_CUT_BYTES = 4 << 20  # a row group ends at the first video boundary after this ...
-_MAX_GROUP_BYTES = 8 << 20  # ... and before this in any case; a row (one segment) is never split
+_MAX_GROUP_BYTES = 8 << 20  # of a row group; a row (one segment) is never split
+# Tokens are read a video at a time, and a row group is the least that can be read: a video has its own, and only very
+# small ones share. More groups cost little: 1.1 kB of footer, which is read with every video, and 0.1 ms each. Of
+# segments the embeddings may be read so, but all of them are scanned by searches, which like larger groups.
+_MAX_SHARED_BYTES = {"tokens": 192 << 10, "segments": 1 << 20}
 
 
 def canonical(store_uri: str) -> str:
@@ -56,7 +60,9 @@ def write_parquet(store_uri: str, table: str, rows: pa.Table) -> dict[str, Any]:
     """Write rows as one closed parquet file of a table, under a name nobody can guess, and describe it.
 
     Ids and enums are dictionary-encoded with statistics; blobs and lists stand plain, uncompressed and without
-    statistics. A local file is on the disk (fsync) when this returns. Nobody sees the file before Delta's log names it.
+    statistics. Row groups of `tokens` follow the videos, so that one is read without its neighbours; their ids
+    are uncompressed too, because setting up zstd for a dozen rows takes longer than reading the blobs. A local file is
+    on the disk (fsync) when this returns. Nobody sees the file before Delta's log names it.
 
     Returns:
         The fields of `tables.SHARD`.
@@ -69,6 +75,7 @@ def write_parquet(store_uri: str, table: str, rows: pa.Table) -> dict[str, Any]:
     path = f"{root}/{table}/{name}"
     plain = [field.name for field in rows.schema if _is_blob(field.type)]
     encoded = [column for column in rows.column_names if column not in plain]
+    max_shared = _MAX_SHARED_BYTES.get(table, _MAX_GROUP_BYTES)
     try:
         with fs.open(path, "wb") as sink:
             with pq.ParquetWriter(
@@ -76,9 +83,9 @@ def write_parquet(store_uri: str, table: str, rows: pa.Table) -> dict[str, Any]:
                 rows.schema,
                 use_dictionary=encoded,
                 write_statistics=encoded,
-                compression=dict.fromkeys(encoded, "zstd"),
+                compression={} if table == "tokens" else dict.fromkeys(encoded, "zstd"),
             ) as writer:
-                for start, end in _row_groups(rows, plain):
+                for start, end in _row_groups(rows, _row_bytes(rows, plain), max_shared):
                     writer.write_table(rows.slice(start, end - start), row_group_size=end - start)
             num_bytes = sink.tell()
             if is_local(store_uri):
@@ -97,22 +104,31 @@ def _is_blob(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_nested(kind)
 
 
-def _row_groups(rows: pa.Table, blobs: list[str]) -> Iterator[tuple[int, int]]:
-    """Row ranges of 4-8 MB, cut between videos where possible."""
-    num_bytes = pa.chunked_array([pa.repeat(pa.scalar(64, pa.int64()), rows.num_rows)])  # the plain columns, about
+def _row_bytes(rows: pa.Table, blobs: list[str]) -> list[int]:
+    """What each row takes, about."""
+    num_bytes = pa.chunked_array([pa.repeat(pa.scalar(64, pa.int64()), rows.num_rows)])  # the plain columns
     for name in blobs:
         column = rows[name]
         lengths = pc.binary_length(column) if pa.types.is_binary(column.type) else pc.list_value_length(column)
         width = 1 if pa.types.is_binary(column.type) else 8
         num_bytes = pc.add(num_bytes, pc.multiply(pc.fill_null(lengths, 0).cast(pa.int64()), width))
+    return num_bytes.to_pylist()
+
+
+def _row_groups(rows: pa.Table, row_bytes: list[int], max_shared: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of whole videos while these fit into `max_shared` bytes, else of one video or of 8 MB of it."""
     write_ids = rows["write_id"].to_pylist() if "write_id" in rows.column_names else [None] * rows.num_rows
     start, group_bytes = 0, 0
-    for row, row_bytes in enumerate(num_bytes.to_pylist()):
-        at_boundary = row > 0 and write_ids[row] != write_ids[row - 1]
-        if row > start and (group_bytes + row_bytes > _MAX_GROUP_BYTES or (at_boundary and group_bytes >= _CUT_BYTES)):
-            yield start, row
-            start, group_bytes = row, 0
-        group_bytes += row_bytes
+    for _, video in groupby(range(rows.num_rows), key=write_ids.__getitem__):
+        members = list(video)
+        if members[0] > start and group_bytes + sum(row_bytes[row] for row in members) > max_shared:
+            yield start, members[0]
+            start, group_bytes = members[0], 0
+        for row in members:
+            if row > start and group_bytes + row_bytes[row] > _MAX_GROUP_BYTES:
+                yield start, row
+                start, group_bytes = row, 0
+            group_bytes += row_bytes[row]
     yield start, rows.num_rows
 
 

@@ -1,14 +1,22 @@
 """Shards: the tokens and segments of many videos in closed parquet files, written by workers, read by write id."""
 
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.store.files import filesystem, is_local, write_parquet
-from pipeline.store.snapshot import DataFile, Snapshot
+from pipeline.store.snapshot import Snapshot
 from schemas import tables
+from schemas.errors import ErrorCode, TerminalError
+
+_FOOTERS = 32  # kept: videos are read in the order of their ids, so from a few shards at a time; up to 1 MB each
 
 
 def write_shards(store_uri: str, encoded: pa.Table, recipe: str) -> pa.Table:
@@ -58,68 +66,129 @@ def _segment_rows(encoded: pa.Table, is_good: list[bool], recipe: str) -> pa.Tab
     return pa.concat_tables(pieces) if pieces else pa.table({})
 
 
-def read_tokens(snapshot: Snapshot, write_ids: list[str]) -> pa.Table:
+def read_tokens(snapshot: Snapshot, write_ids: Iterable[str]) -> pa.Table:
     """The stored tokens of some videos, read from the row groups that hold them and no others.
 
-    Files are pruned by the log's statistics, row groups by the file's; local files are memory-mapped.
+    Files are pruned by the log's statistics, row groups by the file's; local files are memory-mapped. A handful of
+    videos a call is read faster than one; `by_video` tells them apart.
 
     Returns:
         `tables.TOKENS`, ordered by write id and segment, each once; a write id without rows is absent.
 
     Raises:
-        OSError: a file is out of reach or was vacuumed after the snapshot was pinned.
+        TerminalError: (not_found, bad_tokens) a file is gone since the snapshot was pinned, or is damaged. It may hold
+            any of the videos: one a call, those in other files can still be read.
+        OSError: a file is out of reach.
     """
-    wanted = pa.array(sorted(set(write_ids)), pa.string())
-    runs: list[tuple[str, int, pa.Table]] = []
-    for file in snapshot.files_for("tokens", wanted.to_pylist()):
-        for rows in _wanted_row_groups(file, wanted):
-            runs.extend(_runs(rows))
-    if not runs:
-        return tables.TOKENS.empty_table()
-    found = pa.concat_tables([rows for _, _, rows in sorted(runs, key=lambda run: run[:2])])
-    return _each_once(found)
+    return _read(snapshot, "tokens", tables.TOKENS, write_ids)
 
 
-def _wanted_row_groups(file: DataFile, wanted: pa.Array) -> list[pa.Table]:
-    if is_local(file.uri):
-        return _matching(pq.ParquetFile(file.uri, memory_map=True), wanted)
-    fs, path = filesystem(file.uri)
+def read_segments(snapshot: Snapshot, write_ids: Iterable[str], *, with_embedding: bool = False) -> pa.Table:
+    """When the segments of some videos are, and on request their search embeddings, as `read_tokens` reads.
+
+    Returns:
+        write_id, segment, start_s, end_s, first_frame, last_frame and embedding, as in `tables.SEGMENTS`.
+
+    Raises:
+        TerminalError, OSError: as `read_tokens`.
+    """
+    names = ["write_id", "segment", "start_s", "end_s", "first_frame", "last_frame"]
+    names += ["embedding"] if with_embedding else []
+    return _read(snapshot, "segments", pa.schema([tables.SEGMENTS.field(name) for name in names]), write_ids)
+
+
+def by_video(rows: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each write id, of rows that are ordered by it, without copying any blob."""
+    spans = _spans(rows["write_id"].to_pylist())
+    return {write_id: rows.slice(start, end - start) for write_id, start, end in spans}
+
+
+class _Footer(NamedTuple):
+    metadata: pq.FileMetaData
+    spans: list[tuple[str, str]]  # first and last write id of each row group
+
+
+class _Run(NamedTuple):
+    """Consecutive rows of one write: ordering such runs moves no blob."""
+
+    write_id: str
+    segments: list[int]
+    rows: pa.RecordBatch
+
+
+def _read(snapshot: Snapshot, table: str, schema: pa.Schema, write_ids: Iterable[str]) -> pa.Table:
+    wanted = sorted(set(write_ids))
+    files = snapshot.files_for(table, wanted)
+    runs = [run for file in files for run in _runs(_read_groups(file.uri, schema, wanted), set(wanted))]
+    runs.sort(key=lambda run: (run.write_id, run.segments[0]))
+    rows = pa.Table.from_batches([run.rows for run in runs], schema)
+    keys = [(run.write_id, segment) for run in runs for segment in run.segments]
+    if all(key < following for key, following in pairwise(keys)):
+        return rows
+    firsts = {key: row for row, key in reversed(list(enumerate(keys)))}  # a repeated write names equal blobs twice
+    return rows.take([firsts[key] for key in sorted(firsts)])
+
+
+def _read_groups(uri: str, schema: pa.Schema, wanted: list[str]) -> pa.Table:
+    """The row groups of a file that may hold any of the wanted write ids, which are in order."""
+    try:
+        footer = _footer(uri)
+        groups = [
+            group
+            for group, (first, last) in enumerate(footer.spans)
+            if first <= wanted[-1] and wanted[0] <= last and _any_within(wanted, first, last)
+        ]
+        if not groups:
+            return schema.empty_table()
+        with _opened(uri, footer.metadata) as parquet:
+            rows = parquet.read_row_groups(groups, columns=schema.names, use_threads=False).select(schema.names)
+        return rows if rows.schema.equals(schema) else rows.cast(schema)
+    except FileNotFoundError as error:
+        reason = f"the shard {uri} is gone since the run began (vacuumed?); run again."
+        raise TerminalError(ErrorCode.NOT_FOUND, reason) from error
+    except pa.ArrowInvalid as error:
+        reason = f"the shard {uri} is damaged ({error}); index its videos again."
+        raise TerminalError(ErrorCode.BAD_TOKENS, reason) from error
+
+
+def _any_within(ordered: list[str], first: str, last: str) -> bool:
+    at = bisect_left(ordered, first)
+    return at < len(ordered) and ordered[at] <= last
+
+
+@lru_cache(maxsize=_FOOTERS)
+def _footer(uri: str) -> _Footer:
+    """What a file says of its row groups; parsing it takes as long as reading two videos."""
+    with _opened(uri) as parquet:
+        column = parquet.schema_arrow.get_field_index("write_id")
+        groups = (parquet.metadata.row_group(group) for group in range(parquet.num_row_groups))
+        spans = [(span.min, span.max) for group in groups if (span := group.column(column).statistics)]
+        return _Footer(parquet.metadata, spans)
+
+
+@contextmanager
+def _opened(uri: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    if is_local(uri):
+        with pq.ParquetFile(uri, memory_map=True, metadata=metadata) as parquet:
+            yield parquet
+        return
+    fs, path = filesystem(uri)
     with fs.open(path, "rb", cache_type="none") as remote:  # pre_buffer asks for exactly the ranges it needs
-        return _matching(pq.ParquetFile(remote, pre_buffer=True), wanted)
+        yield pq.ParquetFile(remote, pre_buffer=True, metadata=metadata)
 
 
-def _matching(parquet: pq.ParquetFile, wanted: pa.Array) -> list[pa.Table]:
-    """The wanted rows, a table a row group that has any."""
-    column = parquet.schema_arrow.get_field_index("write_id")
-    found = []
-    for group in range(parquet.num_row_groups):
-        span = parquet.metadata.row_group(group).column(column).statistics
-        if not pc.any(pc.and_(pc.greater_equal(wanted, span.min), pc.less_equal(wanted, span.max))).as_py():
-            continue
-        rows = parquet.read_row_group(group, columns=tables.TOKENS.names, use_threads=False).cast(tables.TOKENS)
-        is_wanted = pc.is_in(rows["write_id"], wanted)
-        if not pc.all(is_wanted).as_py():
-            rows = rows.filter(is_wanted)
-        if rows.num_rows:
-            found.append(rows)
-    return found
+def _runs(rows: pa.Table, wanted: set[str]) -> Iterator[_Run]:
+    """The wanted rows; of a row group that several videos share, only theirs."""
+    for batch in rows.to_batches():
+        segments = batch["segment"].to_pylist()
+        for write_id, start, end in _spans(batch["write_id"].to_pylist()):
+            if write_id in wanted:
+                yield _Run(write_id, segments[start:end], batch.slice(start, end - start))
 
 
-def _runs(rows: pa.Table) -> list[tuple[str, int, pa.Table]]:
-    """The rows of each write as (write id, first segment, slice): ordering slices moves no blob."""
-    encoded = pc.run_end_encode(rows["write_id"].combine_chunks())
-    ends = encoded.run_ends.to_pylist()
-    return [
-        (write_id, rows["segment"][start].as_py(), rows.slice(start, end - start))
-        for write_id, start, end in zip(encoded.values.to_pylist(), [0, *ends[:-1]], ends, strict=True)
-    ]
-
-
-def _each_once(rows: pa.Table) -> pa.Table:
-    """Drop a segment that a repeated write named twice (its blobs are the same), and order what overlapped."""
-    keys = rows.select(["write_id", "segment"])
-    order = pc.sort_indices(keys, [("write_id", "ascending"), ("segment", "ascending")])
-    ordered = keys.take(order).to_pylist()
-    firsts = [i for i in range(len(ordered)) if i == 0 or ordered[i] != ordered[i - 1]]
-    kept = order.take(pa.array(firsts, pa.int64()))
-    return rows if kept.to_pylist() == list(range(rows.num_rows)) else rows.take(kept)
+def _spans(values: list[str]) -> Iterator[tuple[str, int, int]]:
+    """Runs of equal values: the value, where it starts and where it ends."""
+    end = 0
+    for value, run in groupby(values):
+        start, end = end, end + len(list(run))
+        yield value, start, end

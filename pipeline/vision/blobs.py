@@ -1,9 +1,12 @@
 """Blobs of an Arrow column as tensors over the very same bytes: a value taken out of a column is a copy of it."""
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -11,11 +14,15 @@ from torch.utils.dlpack import from_dlpack
 def buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
     """The bytes of each value of a (large) binary column, where they lie; None for null."""
     for chunk in column.chunks:
-        _, offsets, data = chunk.buffers()
-        offset_type = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
-        bounds = np.frombuffer(offsets, offset_type)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        data, ends = chunk.buffers()[2], bounds(chunk).tolist()
         for i, valid in enumerate(chunk.is_valid().to_pylist()):
-            yield data.slice(bounds[i], bounds[i + 1] - bounds[i]) if valid else None
+            yield data.slice(ends[i], ends[i + 1] - ends[i]) if valid else None
+
+
+def bounds(values: pa.Array) -> NDArray[Any]:
+    """Where in their buffer the values of a (large) binary array begin, and where the last one ends."""
+    offset_type = np.int64 if pa.types.is_large_binary(values.type) else np.int32
+    return np.frombuffer(values.buffers()[1], offset_type)[values.offset : values.offset + len(values) + 1]
 
 
 def as_tensor(buffer: pa.Buffer, kind: pa.DataType, shape: tuple[int, ...]) -> Tensor:
@@ -25,7 +32,7 @@ def as_tensor(buffer: pa.Buffer, kind: pa.DataType, shape: tuple[int, ...]) -> T
         ValueError: the bytes are too few or too many.
     """
     item_bytes = kind.bit_width // 8
-    row_bytes = item_bytes * int(np.prod(shape[1:]))
+    row_bytes = item_bytes * math.prod(shape[1:])
     rows = shape[0] if shape[0] >= 0 else buffer.size // row_bytes
     if rows * row_bytes != buffer.size or not buffer.size:
         raise ValueError(f"{buffer.size} bytes are not {list(shape)} of {kind}")

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from schemas.errors import InputError
 
-SMALL_FILES = ("*.json", "*.txt", "*.model")  # configurations and tokenizers
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers and chat templates
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 
@@ -65,6 +68,25 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{folder / name} is not valid JSON ({error}); copy it again.") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, as transformers makes it.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make one up
+        raise InputError(f"the model folder {folder} lacks a tokenizer; copy {TOKENIZER_FILES[0]} there.")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it reads the whole configuration again, whose defaults draw warnings of their own
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the tokenizer in {folder} cannot be loaded ({reason}); copy its files there.") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def read_tensors(folder: Path, rename: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:

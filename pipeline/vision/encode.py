@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 from transformers import (
-    AutoTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPVisionConfig,
@@ -28,9 +27,15 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from transformers.utils import logging
 
-from pipeline.vision.checkpoint import build_module, read_json, read_tensors, resolve, weights_fingerprint
+from pipeline.vision.checkpoint import (
+    build_module,
+    load_tokenizer,
+    read_json,
+    read_tensors,
+    resolve,
+    weights_fingerprint,
+)
 from pipeline.vision.pixels import Pixels
 from schemas.errors import InputError
 from schemas.recipe import Precision, TowerSpec
@@ -47,10 +52,10 @@ _TEXT_ENCODERS: dict[str, tuple[Any, Any]] = {
     "clip": (CLIPTextConfig, CLIPTextModel),
     "siglip": (SiglipTextConfig, SiglipTextModel),
 }
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _NO_SPECIAL_IDS = {"siglip": {"bos_token_id": None, "eos_token_id": None}}  # its defaults lie outside its vocabulary
 _WHOLE_MODELS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # tower and text encoder together
 _PROJECTION, _TEXT_PROJECTION = "visual_projection.weight", "text_projection.weight"
+_SEARCH_ONLY = re.compile(rf"^(?:head\.|{re.escape(_PROJECTION)}$)")
 _VISION_PREFIX = re.compile(r"^(?:.*\.)?(?:vision_tower|vision_model)\.(?:vision_model\.)?")
 
 
@@ -161,8 +166,9 @@ def _concatenated(parts: list[Tensor | None]) -> Tensor | None:
 def describe_tower(model: str) -> TowerSpec:
     """What a recipe needs to know of a tower, without building it: shapes, and a fingerprint of its weights.
 
-    The fingerprint covers the vision tensors alone, under the names they have inside the tower, so that a tower saved
-    with its text encoder, without it, or inside a larger model is the same tower.
+    The fingerprint covers the vision tensors that tokens come from, under the names they have inside the tower, so that
+    a tower saved with its text encoder, without it (and without SigLIP's pooling head, which only search embeddings
+    need), or inside a larger model is the same tower.
 
     Raises:
         InputError: what the folder lacks, or that it holds no CLIP or SigLIP tower.
@@ -243,7 +249,7 @@ def _spec(model: str, folder: Path, config: Any, tensors: dict[str, Tensor]) -> 
     rows = config.image_size // config.patch_size
     return TowerSpec(
         name=model,
-        weights=weights_fingerprint((name, tensor) for name, tensor in tensors.items() if name != _PROJECTION),
+        weights=weights_fingerprint((name, tensor) for name, tensor in tensors.items() if not _SEARCH_ONLY.match(name)),
         num_layers=config.num_hidden_layers,
         patch_grid=(rows, rows),
         dim=config.hidden_size,
@@ -300,19 +306,5 @@ def load_text_encoder(model: str) -> TextEncoder:
 
     tensors = {name: tensor.float() for name, tensor in read_tensors(folder, rename)}
     projection = tensors.pop(_TEXT_PROJECTION, None)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     return TextEncoder(build_module(model_class, config, tensors, model), tokenizer, projection)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # transformers would make one up
-        raise InputError(f"the model folder {folder} lacks a tokenizer; copy {_TOKENIZER_FILES[0]} there.")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it reads the whole configuration again, whose defaults draw warnings of their own
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"the tokenizer in {folder} cannot be loaded ({reason}); copy its files there.") from error
-    finally:
-        logging.set_verbosity(verbosity)

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,14 @@ from pipeline.vision.checkpoint import read_json
 from schemas.errors import InputError
 
 PROCESSOR = "preprocessor_config.json"
+# Where transformers keeps how frames are prepared: a video model's own settings first; its fifth version writes those
+# of all kinds into one file.
+_PLACES = (
+    ("video_preprocessor_config.json", None),
+    ("processor_config.json", "video_processor"),
+    (PROCESSOR, None),
+    ("processor_config.json", "image_processor"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,19 +37,19 @@ class Pixels:
 
     @classmethod
     def from_folder(cls, folder: Path, image_size: int) -> "Pixels":
-        """Read a model folder's processor file.
+        """Read a model folder's processor file (one of `_PLACES`).
 
         Raises:
             InputError: it is missing, lacks something, or makes another size than the tower takes.
         """
-        raw = read_json(folder, PROCESSOR)
-        if missing := [key for key in ("image_mean", "image_std", "size") if key not in raw]:
-            raise InputError(f"{folder / PROCESSOR} lacks {', '.join(missing)}; copy it again from the model.")
+        path, raw = _settings(folder)
+        if missing := [key for key in ("image_mean", "image_std", "size") if not raw.get(key)]:
+            raise InputError(f"{path} lacks {', '.join(missing)}; copy it again from the model.")
         resize_px = _side(raw["size"])
-        result_px = _side(raw["crop_size"]) if raw.get("do_center_crop") and "crop_size" in raw else resize_px
+        result_px = _side(raw["crop_size"]) if raw.get("do_center_crop") and raw.get("crop_size") else resize_px
         if result_px != image_size:
             raise InputError(
-                f"{folder / PROCESSOR} makes images of {result_px} px, but the tower beside it takes {image_size} px; "
+                f"{path} makes images of {result_px} px, but the tower beside it takes {image_size} px; "
                 "use the processor file that belongs to this tower."
             )
         return cls(
@@ -73,6 +82,16 @@ class Pixels:
         resized = np.stack([np.asarray(Image.fromarray(frame).resize(size, filter_)) for frame in frames.numpy()])
         cut = (self.resize_px - self.image_size) // 2
         return torch.from_numpy(resized[:, cut : cut + self.image_size, cut : cut + self.image_size].copy())
+
+
+def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The processor's settings, and the file they stand in."""
+    for name, part in _PLACES:
+        if (folder / name).is_file():
+            raw = read_json(folder, name)
+            if part is None or part in raw:
+                return folder / name, raw if part is None else raw[part]
+    return folder / PROCESSOR, read_json(folder, PROCESSOR)  # raises, naming the file that every tower comes with
 
 
 @functools.cache  # kept on the device: making them there each time would wait for what runs there

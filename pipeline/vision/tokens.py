@@ -1,24 +1,27 @@
 """Stored tokens: a segment's, as rows hold them, and a video's, as a language model is given them.
 
-Shape letters: S segments, K kept tokens of a segment, D channels, G global layers.
+Shape letters: S segments, K kept tokens of a segment, N of all segments, D channels, G global layers.
 """
 
 # ruff: noqa: N806 - tensors are named by their shape
 
+import math
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.vision.blobs import as_tensor, buffers
+from pipeline.vision.blobs import as_tensor, bounds
 from schemas.errors import ErrorCode, TerminalError
 
 MAX_FLOAT16 = 65504.0
 MAX_UINT16 = 65535
 _FLOAT16 = "float16"
+_INF_BITS, _SIGN_BIT = 0x7C00, 0x8000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,7 +36,7 @@ class SegmentTokens:
     cls: Tensor | None  # [G, D]: mean over the segment's frames, per layer; None without a CLS token
 
     def __post_init__(self) -> None:
-        """Shapes agree, there is a frame, and every number is one."""
+        """Shapes agree, and there is a token and a frame. That numbers are numbers is seen to where they are stored."""
         num_tokens, dim = self.local.shape
         if not num_tokens:
             raise ValueError(f"a segment has at least one token: {self}")
@@ -43,8 +46,6 @@ class SegmentTokens:
             raise ValueError(f"local and global tokens have different widths: {self}")
         if self.num_frames < 1:
             raise ValueError(f"a segment has at least one frame: {self}")
-        if not all(torch.isfinite(part).all() for part in (self.local, self.cls) if part is not None):
-            raise ValueError(f"some values are not finite: {self}")
 
     def __repr__(self) -> str:
         cls = None if self.cls is None else tuple(self.cls.shape)
@@ -54,8 +55,11 @@ class SegmentTokens:
         """The columns of `tokens` that hold it (schemas.tables.TOKENS).
 
         Raises:
+            ValueError: a value is not finite.
             OverflowError: a value is too large for the stored types.
         """
+        if not all(torch.isfinite(part).all() for part in (self.local, self.cls) if part is not None):
+            raise ValueError(f"some values are not finite: {self}")
         largest = max(part.abs().max().item() for part in (self.local, self.cls) if part is not None)
         if largest > MAX_FLOAT16:
             raise OverflowError(f"a value of {largest:.0f} does not fit into float16, in which tokens are stored")
@@ -77,102 +81,167 @@ class SegmentTokens:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class VideoTokens:
-    """The tokens of a video or of consecutive parts of it, segments in time order."""
+    """The tokens of a video, or of what a budget leaves of it, in time order."""
 
-    segments: tuple[SegmentTokens, ...]
+    local: Tensor  # [N, D]: float16 as stored, float32 once merged further
+    sizes: Tensor  # [N]: patch tokens merged into each
+    spans: Tensor  # [N, 2]: first and last frame number each draws on, inclusive
+    counts: tuple[int, ...]  # S: how many of the N tokens each segment has
+    num_frames: tuple[int, ...]  # S
+    global_tokens: Tensor  # [G, D] float32: CLS, mean over all frames of the video, per layer; G may be 0
 
     def __post_init__(self) -> None:
-        """Segments follow each other and have the same width and global layers."""
-        if not self.segments:
-            raise ValueError("a video has at least one segment")
-        order = [part.segment for part in self.segments]
-        if order != sorted(set(order)):
-            raise ValueError(f"segments are not in time order, each once: {order}")
-        kinds = {(part.local.shape[1], None if part.cls is None else part.cls.shape[0]) for part in self.segments}
-        if len(kinds) > 1:
-            raise ValueError(f"segments have different widths or global layers: {self.segments}")
+        """All parts speak of the same tokens, and every segment has one."""
+        num_tokens, dim = self.local.shape
+        if self.sizes.shape != (num_tokens,) or self.spans.shape != (num_tokens, 2):
+            raise ValueError(f"tokens, sizes and spans do not fit together: {self}")
+        if sum(self.counts) != num_tokens or len(self.counts) != len(self.num_frames):
+            raise ValueError(f"tokens and segments do not fit together: {self}")
+        if not self.counts or min(self.counts) < 1 or min(self.num_frames) < 1:
+            raise ValueError(f"there is at least one segment, and each has at least one token and one frame: {self}")
+        if self.global_tokens.shape[1] != dim:
+            raise ValueError(f"local and global tokens have different widths: {self}")
 
     def __repr__(self) -> str:
-        first, num_tokens = self.segments[0], sum(len(part.local) for part in self.segments)
-        cls = None if first.cls is None else first.cls.shape[0]
-        return f"VideoTokens({len(self.segments)} segments, local=[{num_tokens}, {self.dim}], global={cls})"
+        shapes = f"local={list(self.local.shape)}, global={list(self.global_tokens.shape)}"
+        return f"VideoTokens({len(self.counts)} segments, {shapes})"
 
     @property
     def dim(self) -> int:
         """Channels of every token."""
-        return self.segments[0].local.shape[1]
+        return self.local.shape[1]
 
     @property
     def num_global_tokens(self) -> int:
         """Rows at the head of the prefix; 0 where the tower has no CLS token."""
-        cls = self.segments[0].cls
-        return 0 if cls is None else cls.shape[0]
-
-    @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """First and one past the last row of each segment in the prefix."""
-        ends = list(accumulate((len(part.local) for part in self.segments), initial=self.num_global_tokens))
-        return list(pairwise(ends))
+        return len(self.global_tokens)
 
     @property
     def num_visual_tokens(self) -> int:
         """Rows of the prefix."""
-        return self.bounds[-1][1]
+        return len(self.global_tokens) + len(self.local)
 
-    def prefix(self) -> Tensor:
-        """What a projector is given: float32 [G + sum K, D], global tokens first, then local ones in time order.
+    @property
+    def num_whole_frames(self) -> int | None:
+        """Of how many frames the local tokens are the untouched patches; None once any were merged."""
+        return sum(self.num_frames) if bool((self.sizes == 1).all()) else None
 
-        The global tokens are the frame-weighted mean of the segments' own, which is the mean over all frames
-        (LONGVLM.md, sections 3 and 5).
+    def prefix(self, *, with_global: bool = True) -> Tensor:
+        """What a projector is given: float32 [G + N, D], global tokens first, then local ones in time order.
+
+        Without global tokens, for projectors that never saw CLS, [N, D]. This is the one copy of the stored tokens, and
+        never a view of them. A copy in float16 would take two thirds of the time, and projectors would convert it.
         """
-        prefix_ND = torch.empty(self.num_visual_tokens, self.dim)
-        num_global = self.num_global_tokens
-        if num_global:
-            frames_S = torch.tensor([part.num_frames for part in self.segments], dtype=torch.float32)
-            cls_SGD = torch.stack([part.cls for part in self.segments if part.cls is not None]).float()
-            prefix_ND[:num_global] = torch.tensordot(frames_S / frames_S.sum(), cls_SGD, dims=1)
-        for part, (start, stop) in zip(self.segments, self.bounds, strict=True):
-            prefix_ND[start:stop] = part.local
+        num_global = self.num_global_tokens if with_global else 0
+        prefix_ND = torch.empty(num_global + len(self.local), self.dim)
+        prefix_ND[:num_global] = self.global_tokens[:num_global]
+        prefix_ND[num_global:] = self.local
         return prefix_ND
 
 
 def from_arrow(rows: pa.Table) -> VideoTokens:
-    """The tokens of one video from rows of `tokens`, in any order, without copying their blobs.
+    """The tokens of one video from rows of `tokens`, in any order; blobs that lie in one Arrow chunk are not copied.
 
     Raises:
         TerminalError: (bad_tokens) the rows do not hold what they say, or not the tokens of one video.
     """
-    writes = {tuple(row.values()) for row in rows.select(["video_id", "recipe", "write_id"]).to_pylist()}
+    writes = set(rows["write_id"].to_pylist())
     if len(writes) > 1:
         raise TerminalError(ErrorCode.BAD_TOKENS, f"the tokens given belong to {len(writes)} writes, not to one.")
-    facts = rows.select(["segment", "num_frames", "num_tokens", "dim", "dtype"]).to_pylist()
-    blobs = zip(*(buffers(rows[name]) for name in _BLOBS), strict=True)
     try:
-        parts = [_segment(fact, dict(zip(_BLOBS, blob, strict=True))) for fact, blob in zip(facts, blobs, strict=True)]
-        return VideoTokens(tuple(sorted(parts, key=lambda part: part.segment)))
+        return _joined([_part(batch) for batch in _in_order(rows).to_batches()])
     except ValueError as error:
         raise TerminalError(
             ErrorCode.BAD_TOKENS, f"the stored tokens cannot be used: {error}; index the video again."
         ) from error
 
 
-_BLOBS = {"local": pa.float16(), "sizes": pa.uint16(), "spans": pa.uint32(), "cls": pa.float16()}
+_KINDS = {"local": pa.float16(), "sizes": pa.uint16(), "spans": pa.uint32(), "cls": pa.float16()}
 
 
-def _segment(fact: dict[str, Any], blobs: dict[str, pa.Buffer | None]) -> SegmentTokens:
-    segment, num_tokens, dim = fact["segment"], fact["num_tokens"], fact["dim"]
-    if fact["dtype"] != _FLOAT16:
-        raise ValueError(f"segment {segment} is stored as {fact['dtype']}, and only {_FLOAT16} is known")
-    shapes = {"local": (num_tokens, dim), "sizes": (num_tokens,), "spans": (num_tokens, 2), "cls": (-1, dim)}
-    parts: dict[str, Tensor] = {}
-    for name, blob in blobs.items():
-        if blob is not None:
-            try:
-                parts[name] = as_tensor(blob, _BLOBS[name], shapes[name])
-            except ValueError as error:
-                raise ValueError(f"{name} of segment {segment}: {error}") from error
-        elif name != "cls":
-            raise ValueError(f"segment {segment} lacks {name}")
-    return SegmentTokens(
-        segment, fact["num_frames"], parts["local"], parts["sizes"].long(), parts["spans"].long(), parts.get("cls")
+def _in_order(rows: pa.Table) -> pa.Table:
+    order = rows["segment"].to_pylist()
+    if not order or len(set(order)) < len(order):
+        raise ValueError(f"there is not one row for each segment, but rows for {sorted(order)}")
+    return rows if order == sorted(order) else rows.sort_by("segment")
+
+
+def _part(batch: pa.RecordBatch) -> VideoTokens:
+    """Whole columns are viewed, not single blobs: a video may have hundreds of segments, and a store millions.
+
+    Facts of segments are looked at as Python's numbers, which for the dozen of a usual video is faster than arrays.
+    """
+    dims, dtypes, counts, frames = (batch[name].to_pylist() for name in ("dim", "dtype", "num_tokens", "num_frames"))
+    if unknown := set(dtypes) - {_FLOAT16}:
+        raise ValueError(f"they are stored as {', '.join(map(str, unknown))}, and only {_FLOAT16} is known")
+    if len(set(dims)) > 1:
+        raise ValueError(f"segments have different widths: {dims}")
+    if min(frames) < 1:
+        raise ValueError("a segment has at least one frame")
+    dim, num_frames = dims[0], sum(frames)
+    local_ND = _view(batch, "local", counts, dim)
+    if not _all_finite(local_ND):
+        raise ValueError("some values in local are not finite")
+    global_GD = torch.empty(0, dim)
+    if batch["cls"].null_count < len(counts):
+        num_layers = len(batch["cls"][0].as_buffer() or b"") // (2 * dim)
+        cls_ED = _view(batch, "cls", [num_layers] * len(counts), dim).float()
+        # the mean over all frames (LONGVLM.md, sections 3 and 5)
+        weights_S = torch.tensor([number / num_frames for number in frames])
+        global_GD = (weights_S @ cls_ED.view(len(counts), -1)).view(num_layers, dim)
+        if not math.isfinite(global_GD.sum().item()):
+            raise ValueError("some values in cls are not finite")
+    return VideoTokens(
+        local_ND,
+        _view(batch, "sizes", counts, 1).long().view(-1),
+        _view(batch, "spans", counts, 2).long(),
+        tuple(counts),
+        tuple(frames),
+        global_GD,
     )
+
+
+def _view(batch: pa.RecordBatch, name: str, counts: list[int], width: int) -> Tensor:
+    """All blobs of a column as one tensor [sum of counts, width] over their very bytes."""
+    kind, column = _KINDS[name], batch[name]
+    row_bytes = width * kind.bit_width // 8
+    if column.null_count:
+        raise ValueError(f"segment {batch['segment'][column.is_null().index(value=True).as_py()]} lacks {name}")
+    ends = bounds(column).tolist()
+    if ends != list(accumulate((count * row_bytes for count in counts), initial=ends[0])) or not all(counts):
+        lengths = [end - start for start, end in pairwise(ends)]
+        segment, length, count = next(
+            (segment, length, count)
+            for segment, length, count in zip(batch["segment"].to_pylist(), lengths, counts, strict=True)
+            if length != count * row_bytes or not length
+        )
+        raise ValueError(f"{name} of segment {segment}: {length} bytes are not {[count, width]} of {kind}")
+    return as_tensor(column.buffers()[2].slice(ends[0], ends[-1] - ends[0]), kind, (-1, width))
+
+
+def _joined(parts: list[VideoTokens]) -> VideoTokens:
+    """One video of its consecutive parts."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({(part.dim, part.num_global_tokens) for part in parts}) > 1:
+        raise ValueError("segments have different widths or global layers")
+    frames_E = torch.tensor([sum(part.num_frames) for part in parts], dtype=torch.float32)
+    global_EGD = torch.stack([part.global_tokens for part in parts])
+    return VideoTokens(
+        torch.cat([part.local for part in parts]),
+        torch.cat([part.sizes for part in parts]),
+        torch.cat([part.spans for part in parts]),
+        tuple(chain.from_iterable(part.counts for part in parts)),
+        tuple(chain.from_iterable(part.num_frames for part in parts)),
+        torch.tensordot(frames_E / frames_E.sum(), global_EGD, dims=1),
+    )
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinity among float16 values, by their bits (IEEE 754: all exponent bits set).
+
+    Those are the largest patterns of either sign, so two maxima of integers tell, fifteen times as fast as asking each
+    value, which would take longer than all else that reading does.
+    """
+    bits = values.numpy().view(np.uint16)
+    return bool(bits.view(np.int16).max() < _INF_BITS and bits.max() < _INF_BITS | _SIGN_BIT)

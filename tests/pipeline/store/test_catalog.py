@@ -2,8 +2,11 @@ import duckdb
 import pyarrow as pa
 import pytest
 import stores
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from pipeline.store.catalog import connect, query, write_index_duckdb
+from pipeline.store import catalog
+from pipeline.store.catalog import column_names, connect, query, write_index_duckdb
 from pipeline.store.snapshot import Snapshot
 from schemas import tables
 from schemas.errors import InputError
@@ -24,7 +27,17 @@ def test_an_empty_store_has_every_view_with_its_columns():
             assert [found.field(f.name).type for f in schema if not pa.types.is_nested(f.type)] == [
                 f.type for f in schema if not pa.types.is_nested(f.type)
             ]
-        for view in ("videos", "segments", "tokens", "answers", "failures", "recipes", "runs", "live_videos"):
+        for view in (
+            "videos",
+            "segments",
+            "tokens",
+            "answers",
+            "failures",
+            "recipes",
+            "runs",
+            "live_videos",
+            "answers_wide",
+        ):
             assert query(con, f"FROM {view}").num_rows == 0
 
 
@@ -134,6 +147,138 @@ def test_answers_are_the_newest_of_what_is_live_under_any_recipe(store):
     assert rows(store, "FROM answers WHERE external_id = 'x-b'") == []
 
 
+def test_an_answer_that_is_not_of_its_type_is_shown_with_its_text(store):
+    first = stores.index(store, ["a"])["write_id"][0].as_py()
+    add_answers(store, answer(first, "3", 1, type="number"), answer(first, "many", 2, type="number", status="unparsed"))
+    assert rows(store, "SELECT answer, status, value FROM answers") == [
+        {"answer": "many", "status": "unparsed", "value": None}
+    ]
+
+
+def test_two_models_stand_side_by_side(store):
+    first = stores.index(store, ["a"])["write_id"][0].as_py()
+    of = {model: {"model": model, "answer_recipe": f"of {model}", "type": "bool"} for model in "AB"}
+    made = [answer(first, "Yes", 1, value="true", **of["A"]), answer(first, "No", 1, value="false", **of["B"])]
+    made += [answer(first, "No", 2, value="false", question_id="q2", **of[model]) for model in "AB"]
+    add_answers(store, *made, answer(first, "Yes", 3, question_id="q3", **of["A"]))
+    comparison = """
+        SELECT a.question_id, a.answer AS of_a, b.answer AS of_b,
+            coalesce(a.value, a.answer) = coalesce(b.value, b.answer) AS agree
+        FROM answers a JOIN answers b USING (write_id, question_id, question_hash)
+        WHERE a.model = 'A' AND b.model = 'B' ORDER BY 1
+    """
+    assert rows(store, comparison) == [
+        {"question_id": "q", "of_a": "Yes", "of_b": "No", "agree": False},
+        {"question_id": "q2", "of_a": "No", "of_b": "No", "agree": True},
+    ]
+
+
+# --- answers_wide ---
+
+
+FIXED = ["video_id", "uri", "external_id", "write_id"]
+
+
+def add_answers(store, *made) -> None:
+    of = {row["write_id"]: row["video_id"] for row in rows(store, "SELECT write_id, video_id FROM live_videos")}
+    made = [{"video_id": of.get(row["write_id"]), **row} for row in made]
+    store.append("answers", pa.Table.from_pylist(made, tables.ANSWERS))
+
+
+def wide(store) -> pa.Table:
+    with connect(store.pin()) as con:
+        return query(con, "FROM answers_wide ORDER BY uri")
+
+
+def test_without_answers_the_wide_view_has_a_row_a_live_video(store):
+    stores.index(store, ["a", "b"])
+    store.append("videos", stores.deleted(["b"]))
+    assert wide(store).column_names == FIXED
+    assert wide(store)["external_id"].to_pylist() == ["x-a"]
+
+
+def test_each_question_is_a_column_of_its_type(store):
+    first, _ = stores.index(store, ["a", "b"])["write_id"].to_pylist()
+    typed = {"choice": "red", "bool": "true", "number": "1234.5", "json": '{"a": [1]}'}
+    made = [
+        answer(first, "words", i, question_id=f"of {kind}", type=kind, value=value)
+        for i, (kind, value) in enumerate(typed.items())
+    ]
+    add_answers(store, *made, answer(first, "words", 9, question_id="of text", type="text", value=None))
+    found = wide(store)
+    assert found.column_names == [*FIXED, "of choice", "of bool", "of number", "of json", "of text"]
+    assert found.drop_columns(FIXED).to_pylist() == [
+        {"of choice": "red", "of bool": True, "of number": 1234.5, "of json": '{"a": [1]}', "of text": "words"},
+        dict.fromkeys(found.column_names[4:]),
+    ]
+    types = {row["column_name"]: row["column_type"] for row in rows(store, "DESCRIBE answers_wide")}
+    assert list(types.values())[4:] == ["VARCHAR", "BOOLEAN", "DOUBLE", "JSON", "VARCHAR"]
+    assert rows(store, """SELECT "of json"->'$.a[0]' AS a FROM answers_wide WHERE "of bool" """) == [{"a": "1"}]
+
+
+def test_the_newest_answer_of_any_model_counts_and_what_failed_does_not(store):
+    first, second = stores.index(store, ["a", "b"])["write_id"].to_pylist()
+    add_answers(
+        store,
+        answer(first, "old", 1),
+        answer(first, "new", 2, answer_recipe="of another model"),
+        answer(first, "reworded, and lost", 3, question_hash="h2", status="failed"),
+        answer(second, "not of its type", 1, status="unparsed"),
+        answer("gone", "of nobody", 9, question_id="of nobody"),
+    )
+    found = wide(store)
+    assert found["q"].to_pylist() == ["new", None]
+    assert found["of nobody"].null_count == 2  # its column stays while its video is indexed anew
+
+
+def test_a_question_that_changed_its_type_has_the_values_of_the_newest(store):
+    first, second = stores.index(store, ["a", "b"])["write_id"].to_pylist()
+    add_answers(
+        store,
+        answer(first, "1", 1, type="number", value="1"),
+        answer(second, "1", 1, type="number", value="1"),
+        answer(second, "Yes", 2, type="bool", value="true", question_hash="h2"),
+    )
+    assert wide(store)["q"].to_pylist() == [None, True]
+
+
+def test_a_video_live_under_two_recipes_is_one_row_with_the_answers_of_both(store):
+    of_long = stores.index(store, ["a"])["write_id"][0].as_py()
+    of_tiny = stores.index(store, ["a"], stores.TINY)["write_id"][0].as_py()
+    add_answers(store, answer(of_long, "long", 1), answer(of_tiny, "tiny", 2, question_id="q2"))
+    assert wide(store).select(["write_id", "q", "q2"]).to_pylist() == [{"write_id": of_long, "q": "long", "q2": "tiny"}]
+    store.promote("tiny")
+    assert wide(store)["write_id"].to_pylist() == [of_tiny]
+
+
+def test_columns_are_those_of_the_questions_with_most_answers(store, monkeypatch):
+    monkeypatch.setattr(catalog, "MAX_WIDE_COLUMNS", 2)
+    first, second = stores.index(store, ["a", "b"])["write_id"].to_pylist()
+    asked = [("rare", first), ("standing", first), ("also", first), ("standing", second), ("also", second)]
+    add_answers(store, *(answer(of, "x", i, question_id=name) for i, (name, of) in enumerate(asked)))
+    assert wide(store).column_names == [*FIXED, "standing", "also"]
+
+
+@given(st.lists(st.text(max_size=4), unique=True))
+@example(["a", "A", "a_2", "video_id", "URI", "", "question", '"', "'", "\0", "ß", "SS", "é", "É", "\U0010ffff"])
+def test_every_id_has_a_column_of_its_own(ids):
+    names = column_names(ids)
+    columns = ", ".join(f"{i} AS {catalog._identifier(name)}" for i, name in enumerate([*FIXED, *names]))
+    with duckdb.connect() as con:
+        con.execute(f"CREATE VIEW v AS SELECT {columns}")
+        assert con.sql("FROM v").columns == [*FIXED, *names]
+    assert all(name.startswith(given.replace("\0", "")) for name, given in zip(names, ids, strict=True))
+
+
+def test_ids_of_any_spelling_keep_their_answers_apart(store):
+    first = stores.index(store, ["a"])["write_id"][0].as_py()
+    ids = ["q", "Q", "video_id", "it's", 'say "hi"', "", "a b", "x; DROP TABLE v", "bool\x1fq", "ü", "{}", "q_2", "\0"]
+    add_answers(store, *(answer(first, f"of {i}", 1000 + i, question_id=name) for i, name in enumerate(ids)))
+    found = wide(store)
+    assert found.column_names[4:] == column_names(ids)
+    assert [found[name][0].as_py() for name in column_names(ids)] == [f"of {i}" for i in range(len(ids))]
+
+
 # --- queries ---
 
 
@@ -195,5 +340,26 @@ def test_index_duckdb_opens_alone_and_is_replaced_at_once(store, tmp_path):
     assert not list(path.parent.glob(".index-*"))
 
 
+def test_index_duckdb_holds_the_wide_view_too(store):
+    first = stores.index(store, ["a"])["write_id"][0].as_py()
+    made = [answer(first, "x", i, question_id=f"it's {i}", type="json", value='{"a":1}') for i in range(30)]
+    add_answers(store, *made)
+    path = write_index_duckdb(store.uri, store.pin())
+    add_answers(store, answer(first, "x", 99, question_id="later"))  # the file shows what it was written of
+    with duckdb.connect(str(path), read_only=True, config={"autoinstall_known_extensions": "false"}) as con:
+        assert con.execute("SELECT \"it's 29\"->>'$.a', * FROM answers_wide").fetchone()[0] == "1"
+        assert len(con.sql("FROM answers_wide").columns) == 34
+        assert con.execute("SELECT count(*) FROM answers_wide WHERE uri LIKE '%a.mp4'").fetchone() == (1,)
+
+
 def test_a_remote_store_gets_no_index_duckdb():
     assert write_index_duckdb("s3://bucket/store", Snapshot()) is None
+
+
+def test_a_file_that_is_gone_is_a_sentence(store, tmp_path):
+    stores.index(store, ["a"])
+    snapshot = store.pin()
+    next((tmp_path / "store" / "segments").glob("*.parquet")).unlink()
+    for attempt in (lambda: connect(snapshot), lambda: write_index_duckdb(store.uri, snapshot)):
+        with pytest.raises(InputError, match="lacks a file that its log names"):
+            attempt()

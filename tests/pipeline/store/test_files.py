@@ -36,16 +36,41 @@ def token_rows(num_videos: int, segments_per_video: int, blob_bytes: int) -> pa.
     return pa.table(columns, schema=tables.TOKENS)
 
 
-@pytest.mark.parametrize("segments_per_video", [4, 300])
-def test_row_groups_hold_4_to_8_mb_and_end_between_videos_where_they_can(store, segments_per_video):
-    shard = write_parquet(store.uri, "tokens", token_rows(600 // segments_per_video, segments_per_video, 100_000))
-    parquet = pq.ParquetFile(f"{store.uri}/tokens/{shard['path']}")
-    groups = [parquet.read_row_group(i, columns=["write_id", "segment"]) for i in range(parquet.num_row_groups)]
-    assert sum(group.num_rows for group in groups) == 600
-    for group in groups[:-1]:
-        assert 4 << 20 <= group.num_rows * 100_000 <= 8 << 20
-    if segments_per_video == 4:
-        assert all(group["segment"][0].as_py() == 0 for group in groups)
+def segment_rows(num_videos: int) -> pa.Table:
+    columns = {field.name: pa.nulls(num_videos, field.type) for field in tables.SEGMENTS}
+    columns["embedding"] = pa.array([[0.0] * 100] * num_videos, pa.list_(pa.float32()))
+    columns["write_id"] = pa.array([f"{i:04d}" for i in range(num_videos)])
+    return pa.table(columns, schema=tables.SEGMENTS)
+
+
+def groups_of(store, table: str, shard: dict) -> list[pa.Table]:
+    parquet = pq.ParquetFile(f"{store.uri}/{table}/{shard['path']}")
+    return [parquet.read_row_group(i, columns=["write_id", "segment"]) for i in range(parquet.num_row_groups)]
+
+
+@pytest.mark.parametrize(("blob_bytes", "videos_per_group"), [(50_000, 1), (45_000, 2), (10_000, 9)])
+def test_a_video_has_its_own_row_group_unless_it_is_very_small(store, blob_bytes, videos_per_group):
+    shard = write_parquet(store.uri, "tokens", token_rows(20, 2, blob_bytes))
+    groups = groups_of(store, "tokens", shard)
+    whole, rest = divmod(20, videos_per_group)
+    assert [group.num_rows for group in groups] == [2 * videos_per_group] * whole + [2 * rest] * bool(rest)
+    assert all(group["segment"].to_pylist() == [0, 1] * (len(group) // 2) for group in groups)
+
+
+def test_a_long_video_spans_row_groups_of_8_mb_and_shares_none(store):
+    rows = pa.concat_tables([token_rows(1, 1, 1000), token_rows(1, 300, 100_000), token_rows(1, 1, 1000)])
+    rows = rows.set_column(2, "write_id", pa.array(["a", *["b"] * 300, "c"]))
+    groups = groups_of(store, "tokens", write_parquet(store.uri, "tokens", rows))
+    assert [set(group["write_id"].to_pylist()) for group in groups] == [{"a"}, *[{"b"}] * 4, {"c"}]
+    for group in groups[1:-2]:
+        assert 7 << 20 <= group.num_rows * 100_000 <= 8 << 20
+
+
+def test_row_groups_of_other_tables_hold_many_videos(store):
+    shard = write_parquet(store.uri, "segments", rows := segment_rows(3000))
+    groups = groups_of(store, "segments", shard)
+    assert sum(group.num_rows for group in groups) == rows.num_rows
+    assert all(group.num_rows > 500 for group in groups[:-1])
 
 
 def test_a_segment_larger_than_a_row_group_stays_whole(store):
@@ -64,7 +89,7 @@ def test_ids_are_dictionary_encoded_and_blobs_plain(store):
             name = column.path_in_schema.partition(".")[0]
             assert ("RLE_DICTIONARY" in column.encodings) == (name not in blobs)
             assert column.is_stats_set == (name not in blobs)
-            assert (column.compression == "UNCOMPRESSED") == (name in blobs)
+            assert (column.compression == "UNCOMPRESSED") == (name in blobs or table == "tokens")
 
 
 def test_the_log_is_told_what_a_planner_prunes_by(store):

@@ -1,11 +1,17 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 import stores
 from stores import segment, unit
 
-from pipeline.store.shards import read_tokens, write_shards
+from benchmarks import read as benchmark
+from pipeline.store.shards import by_video, read_segments, read_tokens, write_shards
 from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from schemas import tables
+from schemas.errors import ErrorCode, TerminalError
 from schemas.identity import new_write_id
 
 
@@ -88,6 +94,72 @@ def test_only_files_that_may_hold_a_video_are_opened(store):
     assert set(read_tokens(snapshot, wanted)["write_id"].to_pylist()) == {wanted[0]}
     assert read_tokens(snapshot, ["unknown"]).num_rows == 0
     assert read_tokens(snapshot, []).num_rows == 0
+
+
+def test_of_a_row_group_that_videos_share_only_the_wanted_rows_come(store):
+    made = stores.encoded(["a", "b", "c"])
+    commit(store, made)
+    (file,) = store.pin().table("tokens").files
+    assert pq.ParquetFile(file.uri).num_row_groups == 1
+    read = read_tokens(store.pin(), [made["write_id"][1].as_py()])
+    assert read.to_pylist() == as_tokens(made.slice(1, 1))
+
+
+@pytest.mark.parametrize("num_wanted", [1, 8])
+def test_a_few_videos_of_a_hundred_cost_less_than_three_times_their_bytes(store, num_wanted):
+    shortest = benchmark.make_rows(100, 1, 80)  # ten seconds of `long`: the least that one video has
+    assert 1 < benchmark.bytes_ratio(store.uri, shortest, num_wanted) < 2.5
+
+
+def test_rows_are_told_apart_by_video_without_copying(store):
+    made = stores.encoded(["a", "b", "c"])
+    commit(store, made)
+    read = read_tokens(store.pin(), made["write_id"].to_pylist())
+    parts = by_video(read)
+    assert list(parts) == made["write_id"].to_pylist()
+    for number, part in enumerate(parts.values()):
+        assert part.to_pylist() == as_tokens(made.slice(number, 1))
+    addresses = {chunk.buffers()[2].address for chunk in read["local"].chunks}
+    assert {chunk.buffers()[2].address for part in parts.values() for chunk in part["local"].chunks} == addresses
+    assert by_video(read.slice(0, 0)) == {}
+
+
+@pytest.mark.parametrize("with_embedding", [True, False])
+def test_segments_are_read_by_video_too(store, with_embedding):
+    made = stores.encoded(["a", "b"])
+    commit(store, made)
+    wanted = made["write_id"][0].as_py()
+    rows = read_segments(store.pin(), [wanted], with_embedding=with_embedding)
+    names = ["write_id", "segment", "start_s", "end_s", "first_frame", "last_frame", *["embedding"] * with_embedding]
+    assert rows.schema == pa.schema([tables.SEGMENTS.field(name) for name in names])
+    segments = made["segments"][0].as_py()
+    want = [{"write_id": wanted} | {name: part[name] for name in names[1:]} for part in segments]
+    assert rows.to_pylist() == want
+
+
+@pytest.mark.parametrize("was_read_before", [False, True])
+def test_a_shard_that_vanished_is_told_and_the_other_shards_are_read(store, was_read_before):
+    kept, lost = stores.encoded(["a"]), stores.encoded(["b"])
+    commit(store, kept, lost)
+    snapshot = store.pin()
+    gone = snapshot.files_for("tokens", lost["write_id"].to_pylist())[0]
+    if was_read_before:
+        assert read_tokens(snapshot, lost["write_id"].to_pylist()).num_rows == 4
+    Path(gone.uri).unlink()
+    with pytest.raises(TerminalError, match="is gone since the run began") as caught:
+        read_tokens(snapshot, lost["write_id"].to_pylist())
+    assert caught.value.code == ErrorCode.NOT_FOUND
+    assert read_tokens(snapshot, kept["write_id"].to_pylist()).num_rows == 4
+
+
+def test_a_damaged_shard_is_told(store):
+    made = stores.encoded(["a"])
+    commit(store, made)
+    (file,) = store.pin().table("tokens").files
+    Path(file.uri).write_bytes(b"PAR1 and nothing else PAR1")
+    with pytest.raises(TerminalError, match="is damaged") as caught:
+        read_tokens(store.pin(), made["write_id"].to_pylist())
+    assert caught.value.code == ErrorCode.BAD_TOKENS
 
 
 def test_segments_without_cls_and_embedding_keep_their_nulls(store):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel, SiglipModel, SiglipVisionModel
 from transformers.utils import logging
 
-from models import save_clip_tower, save_siglip_tower
+from models import save_clip_tower, save_llava, save_siglip_tower
 from pipeline.vision.encode import FRAMES_PER_FORWARD, describe_tower, load_text_encoder, load_tower
 from schemas.errors import InputError
 from schemas.recipe import paper
@@ -160,6 +160,43 @@ def test_the_same_tower_is_recognised_alone_together_inside_and_in_shards(tmp_pa
 
     other = save(tmp_path / "other", seed=1)
     assert describe_tower(str(other)).weights != want.weights
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next_video", "llava_onevision"])
+def test_a_llava_is_a_tower_too_and_the_same_one_as_outside(tmp_path, family):
+    save = save_siglip_tower if family == "llava_onevision" else save_clip_tower
+    alone = save(tmp_path / "alone", image_size=70, text=False)
+    tensors = load_file(alone / "model.safetensors")
+    tensors = {name.removeprefix("vision_model."): tensor for name, tensor in tensors.items() if "head." not in name}
+    llava = save_llava(tmp_path / "llava", family, image_size=70, tower=tensors)
+    inside, outside = describe_tower(str(llava)), describe_tower(str(alone))
+    assert inside.weights == outside.weights
+    assert (inside.patch_grid, inside.has_cls, inside.search_dim) == ((5, 5), family != "llava_onevision", None)
+
+    older = shutil.copytree(llava, tmp_path / "older")  # as published: the tower one level deeper, positions among it
+    weights = load_file(llava / "model.safetensors")
+    older_names = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): tensor for name, tensor in weights.items()
+    }
+    older_names["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(26)[None]
+    (older / "model.safetensors").unlink()
+    save_file(older_names, older / "model.safetensors")
+    assert describe_tower(str(older)).weights == inside.weights
+
+    frames = torch.randint(0, 256, (2, 70, 70, 3), dtype=torch.uint8)
+    towers = [load_tower(str(folder)) for folder in (llava, older, alone)]
+    first, *others = [tower.encode(frames, -1, 0) for tower in towers]
+    assert all(torch.equal(first.patches, other.patches) for other in others)
+    assert first.embedding is None
+
+
+def test_the_pooling_head_does_not_make_another_tower(tmp_path, siglip):
+    headless = shutil.copytree(siglip, tmp_path / "headless")
+    tensors = {n: t for n, t in load_file(siglip / "model.safetensors").items() if ".head." not in n}
+    (headless / "model.safetensors").unlink()
+    save_file(tensors, headless / "model.safetensors")
+    assert describe_tower(str(headless)).weights == describe_tower(str(siglip)).weights
+    assert describe_tower(str(headless)).search_dim is None
 
 
 def test_what_a_folder_lacks_is_named(tmp_path, clip):

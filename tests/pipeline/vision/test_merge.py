@@ -109,7 +109,7 @@ def test_widths_that_the_reference_refuses_are_refused(entry):
     steps=st.lists(st.integers(-1, 40), max_size=6),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_schedule_keeps_sizes_sums_and_spans(num_segments, num_tokens, steps, seed):
     inputs = torch.randn(num_segments, num_tokens, 32, generator=torch.Generator().manual_seed(seed))
     schedule = [max(step, 0) for step in steps]
@@ -119,7 +119,7 @@ def test_any_schedule_keeps_sizes_sums_and_spans(num_segments, num_tokens, steps
 
 
 @given(num_tokens=st.integers(81, 400), middle=st.integers(30, 80), keep=st.integers(1, 30), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_continuing_from_a_stored_merge_is_the_same_as_going_on(num_tokens, middle, keep, seed):
     inputs = torch.randn(2, num_tokens, 64, generator=torch.Generator().manual_seed(seed))
     first, second = halving_schedule(num_tokens, middle), halving_schedule(middle, keep)

@@ -53,6 +53,27 @@ def test_a_processor_that_resizes_beyond_the_crop_cuts_the_centre(tmp_path):
     np.testing.assert_allclose(ours[0].permute(1, 2, 0), whole[2:30, 2:30], atol=1e-6)
 
 
+def test_a_video_model_s_own_settings_come_first_wherever_transformers_keeps_them(tmp_path):
+    def settings(mean):
+        return {"size": {"height": 56, "width": 56}, "image_mean": [mean] * 3, "image_std": [1] * 3, "crop_size": None}
+
+    files = {
+        "processor_config.json": {"image_processor": settings(1), "processor_class": "LlavaProcessor"},
+        "preprocessor_config.json": settings(2),
+        "video_preprocessor_config.json": settings(4),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        expected = {"processor_config.json": 1, "preprocessor_config.json": 2, "video_preprocessor_config.json": 4}[
+            name
+        ]
+        assert Pixels.from_folder(tmp_path, 56).mean == (expected,) * 3
+    (tmp_path / "video_preprocessor_config.json").unlink()
+    both = {**files["processor_config.json"], "video_processor": settings(3)}
+    (tmp_path / "processor_config.json").write_text(json.dumps(both))
+    assert Pixels.from_folder(tmp_path, 56).mean == (3, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

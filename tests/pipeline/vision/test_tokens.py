@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.vision.tokens import SegmentTokens, VideoTokens, from_arrow
+from pipeline.vision.tokens import SegmentTokens, from_arrow
 from schemas import tables
 from schemas.errors import ErrorCode, TerminalError
 
@@ -30,39 +30,57 @@ def stored(*parts, **changes):
 def test_tokens_come_back_from_arrow_in_time_order():
     parts = [segment_tokens(2, num_frames=1, num_tokens=2), segment_tokens(0), segment_tokens(1, num_tokens=4)]
     tokens = from_arrow(stored(*parts))
-    assert [part.segment for part in tokens.segments] == [0, 1, 2]
-    for part, original in zip(tokens.segments, sorted(parts, key=lambda part: part.segment), strict=True):
-        torch.testing.assert_close(part.local.float(), original.local, atol=2e-3, rtol=2e-3)
-        torch.testing.assert_close(part.cls.float(), original.cls, atol=2e-3, rtol=2e-3)
-        assert torch.equal(part.sizes, original.sizes)
-        assert torch.equal(part.spans, original.spans)
-        assert part.num_frames == original.num_frames
-
-
-def test_storing_again_gives_the_same_bytes():
-    rows = stored(segment_tokens(0), segment_tokens(1))
-    assert stored(*from_arrow(rows).segments).equals(rows)
+    ordered = sorted(parts, key=lambda part: part.segment)
+    assert (tokens.counts, tokens.num_frames) == ((3, 4, 2), (4, 4, 1))
+    torch.testing.assert_close(tokens.local.float(), torch.cat([p.local for p in ordered]), atol=2e-3, rtol=2e-3)
+    assert torch.equal(tokens.sizes, torch.cat([part.sizes for part in ordered]))
+    assert torch.equal(tokens.spans, torch.cat([part.spans for part in ordered]))
 
 
 def test_the_prefix_is_global_first_then_local_in_time_order():
     parts = [segment_tokens(0, num_frames=6), segment_tokens(1, num_tokens=5, num_frames=2)]
-    prefix = VideoTokens(tuple(parts)).prefix()
+    tokens = from_arrow(stored(*parts))
+    prefix = tokens.prefix()
     assert prefix.shape == (5 + 3 + 5, DIM)
     assert prefix.dtype == torch.float32
-    torch.testing.assert_close(prefix[:5], (6 * parts[0].cls + 2 * parts[1].cls) / 8)
-    assert torch.equal(prefix[5:], torch.cat([part.local for part in parts]))
-    assert VideoTokens(tuple(parts)).bounds == [(5, 8), (8, 13)]
+    mean = (6 * parts[0].cls.half().float() + 2 * parts[1].cls.half().float()) / 8
+    torch.testing.assert_close(prefix[:5], mean)
+    assert torch.equal(prefix[5:], torch.cat([part.local for part in parts]).half().float())
+    assert torch.equal(tokens.prefix(with_global=False), prefix[5:])
+    assert repr(tokens) == "VideoTokens(2 segments, local=[8, 8], global=[5, 8])"
 
 
 def test_without_a_cls_token_the_prefix_is_local_alone():
     tokens = from_arrow(stored(segment_tokens(3, with_cls=False), segment_tokens(4, with_cls=False)))
     assert (tokens.num_global_tokens, tokens.num_visual_tokens, tokens.prefix().shape) == (0, 6, (6, DIM))
-    assert repr(tokens) == "VideoTokens(2 segments, local=[6, 8], global=None)"
+
+
+def test_rows_in_several_chunks_are_the_same_video():
+    parts = [segment_tokens(i, num_frames=i + 1) for i in range(4)]
+    whole = from_arrow(stored(*parts))
+    pieces = from_arrow(pa.concat_tables([stored(*parts[:1]), stored(*parts[1:])]))
+    assert (pieces.counts, pieces.num_frames) == (whole.counts, whole.num_frames)
+    assert torch.equal(pieces.local, whole.local)
+    torch.testing.assert_close(pieces.prefix(), whole.prefix())
+
+
+def test_a_row_out_of_the_middle_of_a_table_is_read_where_it_lies():
+    rows = stored(*[segment_tokens(i) for i in range(4)])
+    tokens = from_arrow(rows.slice(2, 1))
+    assert torch.equal(tokens.local, segment_tokens(2).local.half())
+    assert tokens.spans.tolist() == segment_tokens(2).spans.tolist()
+
+
+def test_frames_are_whole_until_a_token_is_merged():
+    part = segment_tokens(0, num_tokens=8, num_frames=4)
+    part.sizes[:] = 1
+    assert from_arrow(stored(part, segment_tokens(1, num_tokens=1, num_frames=1))).num_whole_frames == 5
+    assert from_arrow(stored(part, segment_tokens(1))).num_whole_frames is None
 
 
 def test_blobs_are_read_where_they_lie():
     rows = stored(segment_tokens(0))
-    view = from_arrow(rows).segments[0].local
+    view = from_arrow(rows).local
     assert view.data_ptr() == rows["local"].chunk(0).buffers()[2].address
 
 
@@ -77,9 +95,11 @@ def test_blobs_are_read_where_they_lie():
         ({"local": np.full((3, DIM), np.nan, "<f2").tobytes()}, "not finite"),
         ({"cls": np.full((5, DIM), np.inf, "<f2").tobytes()}, "not finite"),
         ({"dtype": "int8"}, "stored as int8"),
-        ({"segment": 7}, "not in time order, each once"),
+        ({"segment": 7}, "not one row for each segment"),
         ({"num_frames": 0}, "at least one frame"),
         ({"num_tokens": 0, "local": b"", "sizes": b"", "spans": b""}, "0 bytes"),
+        ({"local": b"1" * 48, "num_tokens": 2}, r"48 bytes are not \[2, 8\]"),
+        ({"dtype": None}, "stored as None"),
     ],
 )
 def test_rows_that_do_not_hold_what_they_say_are_bad_tokens(changes, reason):
@@ -92,10 +112,37 @@ def test_rows_of_several_writes_or_widths_and_no_rows_are_bad_tokens():
     one, other = stored(segment_tokens(0)), stored(segment_tokens(1), write_id="x")
     with pytest.raises(TerminalError, match="2 writes"):
         from_arrow(pa.concat_tables([one, other]))
-    with pytest.raises(TerminalError, match="different widths or global layers"):
+    with pytest.raises(TerminalError, match="segment 1 lacks cls"):
         from_arrow(stored(segment_tokens(0), segment_tokens(1, with_cls=False)))
-    with pytest.raises(TerminalError, match="at least one segment"):
+    for other in (stored(segment_tokens(1, with_cls=False)), stored(segment_tokens(1), dim=4, local=b"1" * 24)):
+        with pytest.raises(TerminalError, match="different widths or global layers"):
+            from_arrow(pa.concat_tables([one, other]))
+    with pytest.raises(TerminalError, match=r"rows for \[\]"):
         from_arrow(one.slice(0, 0))
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", ["local", "cls"])
+def test_a_single_value_that_is_no_number_is_found(column, value):
+    part = segment_tokens(1)
+    blob = getattr(part, column).numpy().astype("<f2")
+    blob[1, 3] = value
+    with pytest.raises(TerminalError, match="not finite") as caught:
+        from_arrow(pa.concat_tables([stored(segment_tokens(0)), stored(part, **{column: blob.tobytes()})]))
+    assert caught.value.code == ErrorCode.BAD_TOKENS
+
+
+def test_the_largest_numbers_that_can_be_stored_are_numbers():
+    part = segment_tokens(0)
+    part.local[0], part.local[1] = 65504.0, -65504.0
+    assert from_arrow(stored(part)).local.abs().max() == 65504.0
+
+
+def test_what_is_not_finite_is_not_stored():
+    part = segment_tokens(0)
+    part.local[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        part.to_row()
 
 
 def test_values_too_large_to_store_are_refused():

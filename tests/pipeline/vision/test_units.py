@@ -102,13 +102,14 @@ def test_tokens_are_those_of_each_segment_alone(tower, monkeypatch):
         table = frames_table({"frames": frames, "segments": numbers}, {"frames": frames, "segments": numbers})
         for unit in encode_units(table, tower, recipe).to_pylist():
             start = 0
-            for part, frame_numbers in zip(video_tokens(unit).segments, numbers, strict=True):
+            for row, frame_numbers in zip(unit["segments"], numbers, strict=True):
+                part = video_tokens({"segments": [row]})
                 alone = tower.encode(torch.from_numpy(frames[start : start + len(frame_numbers)]))
                 start += len(frame_numbers)
                 patches = alone.patches.flatten(0, 1)[None]
                 want = merge(patches, halving_schedule(patches.shape[1], 8))
                 torch.testing.assert_close(part.local.float(), want.tokens[0], atol=5e-3, rtol=5e-3)
-                torch.testing.assert_close(part.cls.float(), alone.cls.mean(dim=0), atol=5e-3, rtol=5e-3)
+                torch.testing.assert_close(part.global_tokens, alone.cls.mean(dim=0), atol=5e-3, rtol=5e-3)
                 assert torch.equal(part.sizes, want.sizes[0])
                 at = torch.tensor(frame_numbers)
                 assert torch.equal(part.spans, at[want.spans[0] // tower.spec.num_patches])
@@ -117,7 +118,7 @@ def test_tokens_are_those_of_each_segment_alone(tower, monkeypatch):
 def test_a_segment_with_fewer_tokens_than_are_kept_keeps_them_all(tower):
     recipe = recipe_for(tower, frames_per_segment=10, tokens_per_segment=80)
     table = frames_table({"frames": random_frames(3), "segments": [[4, 6, 8]]})
-    part = video_tokens(encode_units(table, tower, recipe).to_pylist()[0]).segments[0]
+    part = video_tokens(encode_units(table, tower, recipe).to_pylist()[0])
     assert part.local.shape == (48, 64)
     assert (part.sizes == 1).all()
     assert part.spans[:, 0].tolist() == [4] * 16 + [6] * 16 + [8] * 16

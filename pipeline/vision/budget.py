@@ -1,0 +1,195 @@
+"""Stored tokens cut to a budget when they are read: merged further, and where that is not enough, focused.
+
+Merging goes on where the stored merge stopped, in float32 and with its sizes, so that a segment stored with 80 tokens
+and read with 30 is what an index of 30 would have held, up to the rounding of float16.
+
+Shape letters: S segments, K tokens of a segment, N of all segments, D channels.
+"""
+
+# ruff: noqa: N806 - tensors are named by their shape
+
+from collections.abc import Sequence
+from itertools import accumulate, chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.vision.merge import merge
+from pipeline.vision.tokens import VideoTokens
+from schemas.errors import ErrorCode, TerminalError
+from schemas.recipe import AnswerRecipe, halving_schedule
+
+# A budget holds a segment if it has this many tokens for it: one for each of the ten frames that a segment of `paper`
+# and `long` has. With fewer, the moments of a segment melt together, and fewer segments say more.
+HELD_TOKENS = 10
+# Neighbours merged as one are at most this many tokens, a segment of the paper before merging: the scores of a merge
+# grow with the square. Longer runs are merged in rounds of 32 neighbours.
+_MAX_RUN_TOKENS, _NEIGHBOURS = 2560, 32
+_MAX_MERGED_AT_ONCE = 16384  # tokens: 64 MB in float32 at width 1024; more only leave the cache
+
+
+def fit(video: VideoTokens, recipe: AnswerRecipe, *, num_global: int, nearness: Tensor | None = None) -> VideoTokens:
+    """A video's tokens within the recipe's budget, in time order; the same object if they are within it already.
+
+    `tokens_per_segment` caps every segment, `budget` caps their sum: every segment gets the same share, or all that it
+    has, and what is left is handed out evenly over time. If that would leave segments with fewer than `HELD_TOKENS`
+    (or `tokens_per_segment`), so that only H of them can be held, the recipe's `focus` decides:
+
+    * even: H runs of neighbours, equally long up to one segment, are merged as if each were a segment.
+    * question: the nearest two thirds of the H (rounded up) are kept, and of the others a third, evenly over time. The
+      global tokens stay those of the whole video.
+    * None: segments get what there is, one token at least.
+
+    Args:
+        video: as stored.
+        recipe: its budget, tokens_per_segment and focus.
+        num_global: global rows that the prefix will have; they count against the budget.
+        nearness: [S], for focus question: how near each segment's search embedding is to the question's; NaN where a
+            segment has none, which is farther than any.
+
+    Raises:
+        TerminalError: (budget_too_small) there is no room beside the global tokens, or without a focus none for one
+            token a segment.
+        ValueError: focus question without a nearness for every segment.
+    """
+    counts = np.array(video.counts)
+    cap = recipe.tokens_per_segment or int(counts.sum())
+    room = _room(video, recipe, num_global)
+    if room < 1:
+        raise TerminalError(
+            ErrorCode.BUDGET_TOO_SMALL,
+            f"a budget of {recipe.budget} visual tokens has no room beside {num_global} global ones; raise --budget.",
+        )
+    if not _is_held(counts, recipe, room):
+        if recipe.focus is None and len(counts) > room:
+            raise TerminalError(
+                ErrorCode.BUDGET_TOO_SMALL,
+                f"a budget of {recipe.budget} visual tokens, {num_global} of them global, is less than one for each of "
+                f"the {len(counts)} segments; raise --budget, or use --focus even to merge neighbouring segments or "
+                "--focus question to keep those nearest to the question.",
+            )
+        num_held = max(room // _held_tokens(counts, recipe), 1)
+        if recipe.focus == "even":
+            video = _neighbours_joined(video, num_held)
+        elif recipe.focus == "question":
+            video = _selected(video, _nearest_and_skeleton(nearness, len(counts), num_held))
+    return _merged(video, _shares(np.minimum(video.counts, cap), room))
+
+
+def follows_question(video: VideoTokens, recipe: AnswerRecipe, *, num_global: int) -> bool:
+    """Whether `fit` keeps other segments for another question, so that each question has a prefix of its own."""
+    room = _room(video, recipe, num_global)
+    return recipe.focus == "question" and room > 0 and not _is_held(np.array(video.counts), recipe, room)
+
+
+def _room(video: VideoTokens, recipe: AnswerRecipe, num_global: int) -> int:
+    """How many local tokens the budget leaves."""
+    return sum(video.counts) if recipe.budget is None else recipe.budget - num_global
+
+
+def _held_tokens(counts: NDArray[np.int64], recipe: AnswerRecipe) -> int:
+    """With how many tokens a segment counts as held; not more than any has or may have."""
+    return min(HELD_TOKENS, recipe.tokens_per_segment or HELD_TOKENS, int(counts.max()))
+
+
+def _is_held(counts: NDArray[np.int64], recipe: AnswerRecipe, room: int) -> bool:
+    return bool(np.minimum(counts, _held_tokens(counts, recipe)).sum() <= room)
+
+
+def _shares(caps: NDArray[np.int64], room: int) -> NDArray[np.int64]:
+    """The largest equal share of `room` for all, at most their caps; what is left goes one each, evenly over time."""
+    if caps.sum() <= room:
+        return caps
+    share = int(np.searchsorted([np.minimum(caps, k).sum() for k in range(int(caps.max()) + 1)], room, "right")) - 1
+    shares = np.minimum(caps, share)
+    wanting = np.flatnonzero(caps > share)
+    shares[wanting[_spread(len(wanting), room - int(shares.sum()))]] += 1
+    return shares
+
+
+def _spread(num_places: int, num_chosen: int) -> NDArray[np.int64]:
+    """Which of some places to choose so that they are even: the middles of equal parts."""
+    return (2 * np.arange(num_chosen) + 1) * num_places // (2 * max(num_chosen, 1))
+
+
+def _nearest_and_skeleton(nearness: Tensor | None, num_segments: int, num_held: int) -> NDArray[np.int64]:
+    """Which segments focus question keeps, in time order."""
+    if nearness is None or nearness.shape != (num_segments,):
+        raise ValueError(f"focus question needs the nearness of each of the {num_segments} segments")
+    far = -nearness.double().numpy()
+    num_skeleton = num_held // 3
+    nearest_first = far.argsort(kind="stable")  # NaN comes last, and of equals the earlier first
+    others = np.sort(nearest_first[num_held - num_skeleton :])
+    return np.sort(
+        np.concatenate([nearest_first[: num_held - num_skeleton], others[_spread(len(others), num_skeleton)]])
+    )
+
+
+def _selected(video: VideoTokens, chosen: NDArray[np.int64]) -> VideoTokens:
+    """Some of the segments; the global tokens stay."""
+    is_chosen_S = np.zeros(len(video.counts), bool)
+    is_chosen_S[chosen] = True
+    rows_N = torch.from_numpy(np.repeat(is_chosen_S, video.counts))
+    return VideoTokens(
+        video.local[rows_N],
+        video.sizes[rows_N],
+        video.spans[rows_N],
+        tuple(np.array(video.counts)[chosen].tolist()),
+        tuple(np.array(video.num_frames)[chosen].tolist()),
+        video.global_tokens,
+    )
+
+
+def _neighbours_joined(video: VideoTokens, num_runs: int) -> VideoTokens:
+    """Runs of neighbours as one segment each, none with more tokens than a merge can take."""
+    members = _even_sizes(len(video.counts), num_runs)
+    while True:
+        joined = _joined(video, members)
+        if max(joined.counts) <= _MAX_RUN_TOKENS:
+            return joined
+        within = [_even_sizes(number, -(-number // _NEIGHBOURS)) for number in members]
+        video = _capped(video)
+        if max(_joined(video, members).counts) > _MAX_RUN_TOKENS:
+            video = _capped(_joined(video, list(chain.from_iterable(within))))
+            members = [len(parts) for parts in within]
+
+
+def _capped(video: VideoTokens) -> VideoTokens:
+    return _merged(video, np.minimum(video.counts, _MAX_RUN_TOKENS // _NEIGHBOURS))
+
+
+def _joined(video: VideoTokens, members: Sequence[int]) -> VideoTokens:
+    """Each run of so many neighbours as one segment: their tokens lie side by side already."""
+    starts = [0, *accumulate(members)][:-1]
+    counts, num_frames = (np.add.reduceat(part, starts).tolist() for part in (video.counts, video.num_frames))
+    return VideoTokens(video.local, video.sizes, video.spans, tuple(counts), tuple(num_frames), video.global_tokens)
+
+
+def _even_sizes(number: int, num_parts: int) -> list[int]:
+    """Sizes of parts that differ by at most one."""
+    return np.diff(np.arange(num_parts + 1) * number // num_parts).tolist()
+
+
+def _merged(video: VideoTokens, targets: NDArray[np.int64]) -> VideoTokens:
+    """Every segment merged on to its target, segments with equal counts and targets together."""
+    counts = np.array(video.counts)
+    if (counts == targets).all():
+        return video
+    num_tokens = int(targets.sum())
+    local_ND = torch.empty(num_tokens, video.dim)
+    sizes_N = torch.empty(num_tokens, dtype=torch.int64)
+    spans_N2 = torch.empty(num_tokens, 2, dtype=torch.int64)
+    from_S, to_S = (torch.from_numpy(np.cumsum(numbers) - numbers) for numbers in (counts, targets))
+    for count, target in sorted(set(zip(counts.tolist(), targets.tolist(), strict=True))):
+        members = torch.from_numpy(np.flatnonzero((counts == count) & (targets == target)))
+        at_once = max(_MAX_MERGED_AT_ONCE // count, 1)
+        for part in (members[i : i + at_once] for i in range(0, len(members), at_once)):
+            from_SK, to_SK = from_S[part, None] + torch.arange(count), to_S[part, None] + torch.arange(target)
+            tokens, sizes, spans = video.local[from_SK], video.sizes[from_SK], video.spans[from_SK]
+            if target < count:  # a segment that stays is copied bit for bit
+                merged = merge(tokens, halving_schedule(count, target), sizes=sizes, spans=spans)
+                tokens, sizes, spans = merged.tokens, merged.sizes, merged.spans
+            local_ND[to_SK], sizes_N[to_SK], spans_N2[to_SK] = tokens.float(), sizes, spans
+    return VideoTokens(local_ND, sizes_N, spans_N2, tuple(targets.tolist()), video.num_frames, video.global_tokens)

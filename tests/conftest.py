@@ -5,9 +5,13 @@ from pathlib import Path
 import boto3
 import pytest
 import s3fs
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from support import GOLDENS, VIDEOS
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,34 @@
-"""Small random towers on disk, laid out as transformers saves real ones: config, weights, processor and tokenizer."""
+"""Small random towers and LLaVAs on disk, as transformers saves real ones: config, weights, processor, tokenizer."""
 
 import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -71,17 +83,20 @@ def save_siglip_tower(path, *, image_size=56, patch=14, hidden=64, layers=4, hea
     return _save(path, model, {**processor, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
 
 
-def byte_tokenizer(*, start: str | None, end: str, max_length: int) -> PreTrainedTokenizerFast:
+def byte_tokenizer(
+    *, start: str | None, end: str, max_length: int, lower: bool = True, close: bool = True
+) -> PreTrainedTokenizerFast:
     """Every byte a token, so that any text has ids of its own; lower-cased, ended (and started) as CLIP texts are."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # one spare id, because transformers pools CLIP texts in an old way where the end token's id is 2
     special = [token for token in ("<pad>", "<unused>", start, end) if token]
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*special, *alphabet])}, merges=[]))
-    backend.normalizer = normalizers.Lowercase()
+    if lower:
+        backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     ids = [(token, backend.token_to_id(token)) for token in special[2:]]
-    single = f"{start} $A {end}" if start else f"$A {end}"
+    single = [*([start] if start else []), "$A", *([end] if close else [])]
     backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token=start, eos_token=end, model_max_length=max_length
@@ -111,3 +126,102 @@ def _save(path, model, processor) -> Path:
     common = {"do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
     (folder / "preprocessor_config.json").write_text(json.dumps({**common, **processor}))
     return folder
+
+
+# In the words of the checkpoints that people download: LLaVA's turns, and Qwen's.
+_TURNS = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'MODALITY') %}{{ '<MODALITY>\n' }}"
+    "{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+_CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}"
+    "{% endfor %}{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAVAS = {
+    "llava": (LlavaConfig, LlavaForConditionalGeneration, _TURNS.replace("MODALITY", "image")),
+    "llava_next_video": (
+        LlavaNextVideoConfig,
+        LlavaNextVideoForConditionalGeneration,
+        _TURNS.replace("MODALITY", "video"),
+    ),
+    "llava_onevision": (LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, _CHATML),
+}
+_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+
+
+def save_llava(path, family="llava", *, image_size=56, layers=4, seed=0, tower=None, **changes) -> Path:
+    """A whole checkpoint over CLIP and LLaMA, or for OneVision over SigLIP and Qwen2.
+
+    Args:
+        path: folder to make.
+        family: one of `LLAVAS`.
+        image_size: of the tower; its patches are of 14 px.
+        layers: of the tower.
+        seed: of all weights.
+        tower: a state dict of a tower's weights to put in place of random ones.
+        changes: fields of the configuration.
+    """
+    config_class, model_class, template = LLAVAS[family]
+    siglip = family == "llava_onevision"
+    tokenizer = _chat_tokenizer(siglip=siglip)
+    image, video = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    marks = {"image_token_index": image} | ({} if family == "llava" else {"video_token_index": video})
+    vision = {
+        **_SIZES,
+        "intermediate_size": 128,
+        "image_size": image_size,
+        "patch_size": 14,
+        "num_hidden_layers": layers,
+    }
+    text = {
+        **_SIZES,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer) + 5,
+        "max_position_embeddings": 4096,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = config_class(
+        vision_config=SiglipVisionConfig(**vision, vision_use_head=False) if siglip else CLIPVisionConfig(**vision),
+        text_config=Qwen2Config(**text) if siglip else LlamaConfig(**text),
+        **{**marks, **changes},
+    )
+    torch.manual_seed(seed)
+    model = model_class(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms, biases and line breaks at their initial values would hide mistakes
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    if tower is not None:
+        inside = model.model.vision_tower
+        getattr(inside, "vision_model", inside).load_state_dict(tower)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    folder = Path(path)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(_frame_processor(image_size, siglip=siglip)))
+    return folder
+
+
+def _chat_tokenizer(*, siglip: bool):
+    """A token a byte. LLaMA's begins every text with its mark; Qwen's marks turns and begins texts with nothing."""
+    end = "<|im_end|>" if siglip else "</s>"
+    tokenizer = byte_tokenizer(start=None if siglip else "<s>", end=end, max_length=4096, lower=False, close=False)
+    marks = ["<|im_start|>", "<image>", "<video>"] if siglip else ["<image>", "<video>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(mark, normalized=False) for mark in marks]})
+    return tokenizer
+
+
+def _frame_processor(image_size: int, *, siglip: bool) -> dict[str, object]:
+    side = {"height": image_size, "width": image_size}
+    if siglip:
+        return {"size": side, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True}
+    cut = {"do_center_crop": True, "crop_size": side, "size": {"shortest_edge": image_size}}
+    return {**cut, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}

@@ -1,5 +1,6 @@
 """A LongVLM checkpoint on disk: which files make up the model, what its config says, and the tensors they hold."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +124,42 @@ def find_checkpoint(model: str, projector: str | None = None) -> Checkpoint:
     return Checkpoint(model, folder, config, apart, tokenizer)
 
 
+def check_tensors(model: str, expected: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> None:
+    """InputError, naming up to five of each kind, unless `tensors` are exactly those expected, shape by name."""
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    problems = {
+        "lack": [name for name in expected if name not in found],
+        "also hold": [name for name in found if name not in expected],
+        "hold": [
+            f"{name} as {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    if said := [f"{verb} {_few(names)}" for verb, names in problems.items() if names]:
+        raise InputError(
+            f"the weights of {model} do not fit its config.json: they {' and '.join(said)}; "
+            "copy the checkpoint again, or correct config.json."
+        )
+
+
+def _few(names: list[str]) -> str:
+    """Up to five names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(sorted(names)[:5]) + more
+
+
 def _check_config(model: str, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if str(kind).startswith(("clip", "siglip")):  # clip, clip_vision_model, siglip2_vision_model, ...
         raise InputError(
-            f"the model {model} is a vision tower ({kind}): it can index videos, but answering needs a LongVLM "
-            "checkpoint; name one with --model."
+            f"the model {model} is a vision tower ({kind}): it can index videos, but answering needs a LongVLM or "
+            "LLaVA checkpoint; name one with --model."
         )
     if kind not in FAMILIES:
-        raise InputError(f"the model {model} is of type {kind}, not a LongVLM checkpoint; name one with --model.")
+        raise InputError(
+            f"the model {model} is of type {kind}, not a LongVLM or LLaVA checkpoint; name one with --model."
+        )
     if lacking := [name for name in NEEDED_FIELDS if not isinstance(config.get(name), int)]:
         raise InputError(
             f"config.json of {model} lacks {', '.join(lacking)}; a LongVLM's config carries LLaMA's fields itself."

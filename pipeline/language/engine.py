@@ -1,163 +1,280 @@
-"""Answers to questions about videos: left-padded batches, greedy or sampled decoding over a KV cache.
+"""Answers from shared prefixes: a video is read once, and all questions about it branch off from there.
 
-Shape letters: B rows of the batch, N prefix rows, C tower channels, T tokens, D model width, V vocabulary.
+Rows of many videos decode together. When half of them are done, the others move together and waiting ones take the
+free places: before that, moving costs more than it saves (a move copies the keys and values, about as much as a step).
+
+Shape letters: N prefix rows, M rows after projection, P prefix positions, R rows, W watched tokens, V vocabulary.
 """
 
 # ruff: noqa: N803, N806 - tensors are named by their shape
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
-from pipeline.language.longvlm import LongVLM
-from pipeline.language.prompt import lay_out, tidy
-from schemas.errors import ErrorCode, InputError, TerminalError
-from schemas.recipe import AnswerRecipe, fingerprint
+from pipeline.language.backend import Answer, Group, Stats
+from pipeline.language.batch import Batch, Branch
+from pipeline.language.decoding import choose, likelihoods
+from pipeline.language.memory import kv_budget
+from pipeline.language.model import LanguageModel
+from pipeline.language.rows import Row, Video, lay_out_row, read_group
+from schemas.errors import ErrorCode, TerminalError
+from schemas.recipe import AnswerRecipe
 
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """A question about one video."""
-
-    prefix: Tensor  # [N, C], the video's tokens before projection: global, then local in time order
-    question: str
+# More rows than this gain little: their arithmetic, not reading the weights, then sets the pace of a step.
+MAX_ROWS = {"cpu": 64, "cuda": 256}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of a request: a text, or the error that stands in its row. Counts are of what was reached."""
+class Engine:
+    """Answers groups with a model on one device. The model is the engine's from then on.
 
-    text: str | None
-    num_visual_tokens: int
-    num_prompt_tokens: int
-    num_new_tokens: int  # the end mark counted
-    latency_ms: float
-    error: TerminalError | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Ready:
-    """A request whose prompt is embedded."""
-
-    index: int
-    embeds: Tensor  # [T, D]
-    room: int  # new tokens that may follow
-    generator: torch.Generator
-
-
-def answer_batch(model: LongVLM, requests: list[Request], recipe: AnswerRecipe) -> list[Answer]:
-    """Answer some requests in one batch; one `Answer` each, in order.
-
-    A request that cannot be answered carries its error and leaves the others alone. An answer does not depend on the
-    batch it is made in (up to rounding; exactly enough for equal greedy ids in float32), sampled ones included: each
-    request's random numbers come from the recipe's seed and its question. `latency_ms` is the wall time of the whole
-    batch, the same for each of its answers.
-
-    Raises:
-        InputError: the tokens come from another tower than the model's, or the template is unknown.
+    In float32 a row's greedy tokens are those it would get alone, whatever else is in the batch; so are sampled ones,
+    whose random numbers come from the recipe's seed and the question.
     """
-    started_s = time.perf_counter()
-    ready: list[_Ready] = []
-    errors: dict[int, TerminalError] = {}
-    for index, request in enumerate(requests):
-        try:
-            ready.append(_prepare(model, index, request, recipe))
-        except TerminalError as error:
-            errors[index] = error
-    generated = _generate(model, ready, recipe) if ready else []
-    latency_ms = (time.perf_counter() - started_s) * 1000
-    answers: dict[int, Answer] = {}
-    for row, ids in zip(ready, generated, strict=True):
-        text = tidy(model.decode(ids), recipe.template) if ids else None
-        counts = (len(requests[row.index].prefix), len(row.embeds), len(ids))
-        answers[row.index] = Answer(text, *counts, latency_ms, None if ids else _not_a_number(recipe))
-    for index, failure in errors.items():
-        answers[index] = Answer(None, len(requests[index].prefix), 0, 0, latency_ms, failure)
-    return [answers[index] for index in range(len(requests))]
 
+    def __init__(self, model: LanguageModel, recipe: AnswerRecipe, kv_bytes: int | None = None) -> None:
+        self.model, self.recipe = model, recipe
+        self.kv_bytes = kv_budget(model.device, kv_bytes)
+        self.max_rows = MAX_ROWS[model.device.type]
+        self.stats = Stats()
+        self._batch = Batch(model.llm, model.device)
+        self._banned_ids = torch.tensor(model.banned_ids, dtype=torch.int64, device=model.device)
+        self._queue: deque[Video] = deque()  # videos with rows that wait
+        self._underway: list[Row] = []
+        self._done: list[Answer] = []
 
-def _not_a_number(recipe: AnswerRecipe) -> TerminalError:
-    return TerminalError(
-        ErrorCode.ANSWER_FAILED, f"the model's output overflowed in {recipe.precision}; answer in bfloat16 or float32."
-    )
+    @torch.inference_mode()
+    def answer(self, groups: Iterable[Group]) -> Iterator[Answer]:
+        """Answer every request once, in any order; groups are taken as there is room for them.
 
+        A request that cannot be answered carries its error and leaves the others alone.
 
-@torch.inference_mode()
-def _prepare(model: LongVLM, index: int, request: Request, recipe: AnswerRecipe) -> _Ready:
-    """Check a request and embed its prompt.
+        Raises:
+            InputError: the tokens come from another tower than the model's, or the model lacks the template.
+        """
+        source = iter(groups)
+        busy = True
+        while busy:
+            try:
+                busy = self._round(source)
+            except torch.OutOfMemoryError:
+                self._shrink()
+            self.stats.num_answers += len(self._done)
+            yield from self._done
+            self._done.clear()
 
-    Raises:
-        InputError: the prefix is not as wide as the projector's input.
-        TerminalError: BAD_TOKENS, PROMPT_TOO_LONG, or what `lay_out` raises.
-    """
-    prefix_NC = request.prefix
-    if prefix_NC.ndim != 2 or prefix_NC.shape[1] != model.projector.in_features:
-        raise InputError(
-            f"the video's tokens are of shape {list(prefix_NC.shape)}, but the projector of {model.name} takes "
-            f"[tokens, {model.projector.in_features}]; answer with a model made for the tower that indexed the video."
+    def _round(self, source: Iterator[Group]) -> bool:
+        """Fill free places, then decode until half of the rows are done; False when there is nothing left to do."""
+        rows = self._admit(source)
+        if rows:
+            self._prefill(rows)
+        while 2 * self._batch.num_open > len(self._batch.branches):
+            self._step()
+        return bool(rows or self._batch.branches or self._done)
+
+    def _admit(self, source: Iterator[Group]) -> list[Row]:
+        """Drop what is done and take rows off the queue, as many as there are places and memory for."""
+        self._batch.keep_open([video.prefix for video in self._queue])
+        rows: list[Row] = []
+        while len(self._underway) < self.max_rows and (video := self._next_video(source)):
+            row, fits = video.pending[0], self._fits(video.pending[0])
+            if self._underway and not fits:
+                break
+            if not fits:  # prefixes kept for rows that still wait give way to the first of them
+                self._batch.clear()
+                fits = self._fits(row)
+            row.start(self.recipe)
+            self._underway.append(video.pending.popleft())
+            if fits:
+                rows.append(row)
+            else:
+                self._fail(row, self._out_of_memory(row))
+        return rows
+
+    def _next_video(self, source: Iterator[Group]) -> Video | None:
+        """The first video with rows that wait, taken from the source if need be; None at its end."""
+        while not (self._queue and self._queue[0].pending):
+            if self._queue:
+                self._queue.popleft()
+            elif (group := next(source, None)) is None:
+                return None
+            else:
+                video, refused = read_group(self.model, self.recipe, group)
+                self._done += refused
+                self._queue += [video] if video else []
+        return self._queue[0]
+
+    def _fits(self, row: Row) -> bool:
+        """Whether keys and values stay within their budget if this row comes in and all use their room."""
+        rows = [*self._underway, row]
+        prefixes = {id(prefix): len(prefix) for prefix in [*self._batch.prefixes, *(row.prefix for row in rows)]}
+        positions = len(prefixes) * max(prefixes.values()) + len(rows) * max(row.num_positions for row in rows)
+        return positions * self._batch.bytes_per_token <= self.kv_bytes
+
+    def _prefill(self, rows: list[Row]) -> None:
+        """Read what is new: prefixes first, then questions. Rows with options end here."""
+        started_s, batch = time.perf_counter(), self._batch
+        here = {id(prefix) for prefix in batch.prefixes}
+        prefixes = {id(row.prefix): row.prefix for row in rows if id(row.prefix) not in here}
+        batch.add_prefixes(list(prefixes.values()))
+        asked = [(row, stem) for row in rows for stem in row.stems]
+        branches = [Branch(row.prefix, row.suffix + stem, 1 + len(stem)) if row.options else row for row, stem in asked]
+        members = iter(asked)
+        for some, hidden_WD, seen_WP, tails in batch.begin(branches):
+            logits_WV = batch.logits(hidden_WD)
+            starts = accumulate((branch.num_watched for branch in some), initial=0)
+            placed = list(zip(range(len(some)), starts, islice(members, len(some)), strict=False))
+            self._judge(logits_WV, seen_WP, [(start, *member) for _, start, member in placed if member[0].options])
+            free = [(i, start, row) for i, start, (row, _) in placed if not row.options]
+            if free:
+                at = [start for _, start, _ in free]
+                self._extend([row for *_, row in free], logits_WV[at], seen_WP[at])
+                going_on = [(i, start, row) for i, start, row in free if row.is_open]
+                at = [start for _, start, _ in going_on]
+                batch.add([row for *_, row in going_on], [i for i, *_ in going_on], tails, seen_WP[at])
+        self.stats.prefill_tokens += sum(map(len, prefixes.values())) + sum(len(branch.suffix) for branch in branches)
+        self.stats.prefill_s += time.perf_counter() - started_s
+
+    def _step(self) -> None:
+        """One more token for every open row."""
+        started_s, batch = time.perf_counter(), self._batch
+        logits_RV = batch.decode()
+        is_open = [i for i, row in enumerate(batch.branches) if row.is_open]
+        rows = [batch.branches[i] for i in is_open]
+        self._extend(rows, logits_RV[is_open], batch.seen_RP[is_open])  # type: ignore[arg-type] # all are Row
+        self.stats.num_steps += 1
+        self.stats.decode_tokens += len(rows)
+        self.stats.decode_s += time.perf_counter() - started_s
+
+    def _judge(self, logits_WV: Tensor, seen_WP: Tensor, asked: list[tuple[int, Row, tuple[int, ...]]]) -> None:
+        """Likelihoods of the options that begin with each row's stem; a row whose options all have one is done."""
+        wanted = [
+            (start, row, stem, i) for start, row, stem in asked for i, ids in enumerate(row.options) if ids[:-1] == stem
+        ]
+        found = likelihoods(logits_WV, [(start, row.options[i]) for start, row, _, i in wanted])
+        for (start, row, stem, i), likelihood in zip(wanted, found, strict=True):
+            row.judged[i] = likelihood
+            row.seen[stem] = seen_WP[start : start + 1 + len(stem)]
+        for row in dict.fromkeys(row for _, row, _ in asked):
+            if len(row.judged) == len(row.options):
+                self._decide(row)
+
+    def _decide(self, row: Row) -> None:
+        """Answer with the likeliest option."""
+        shares = torch.tensor([row.judged[i] for i in range(len(row.options))], dtype=torch.float64).softmax(dim=0)
+        best = int(shares.argmax())
+        if shares.isnan().any():
+            self._fail(row, self._overflow())
+        else:
+            seen_P = row.seen[row.options[best][:-1]].mean(dim=0)
+            self._finish(row, row.request.options[best], seen_P, float(shares[best]))
+
+    def _extend(self, rows: list[Row], logits_RV: Tensor, seen_RP: Tensor) -> None:
+        """Choose each row's next token and close the rows that end with it.
+
+        Args:
+            rows: open ones.
+            logits_RV: what follows each.
+            seen_RP: attention to the prefix, summed over the tokens so far.
+        """
+        if len(self._banned_ids):
+            logits_RV.index_fill_(1, self._banned_ids, float("-inf"))
+        chosen = choose(logits_RV, [row.generator for row in rows], self.recipe)
+        for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+            if token is None:
+                self._fail(row, self._overflow())
+                continue
+            row.new.append(token)
+            if token in self.model.eos_ids or len(row.new) == row.room:
+                self._close(row, seen_RP[i] / len(row.new))
+
+    def _close(self, row: Row, seen_P: Tensor) -> None:
+        """A row has come to its end: take its text, or ask once more."""
+        text, retry = self.model.decode(row.new), row.request.retry
+        if retry and row.question == row.request.question and not retry.accepts(text):
+            try:
+                again = lay_out_row(self.model, self.recipe, row.video, row.request, retry.question)
+            except TerminalError:
+                pass  # the longer question does not fit the context, so the first answer is the only one
+            else:
+                row.is_open = False
+                self._underway.remove(row)
+                self._put_back(again)
+                return
+        self._finish(row, text, seen_P)
+
+    def _finish(self, row: Row, text: str, seen_P: Tensor, confidence: float | None = None) -> None:
+        group, prefix = row.video.group, row.prefix
+        seen_M = seen_P[prefix.first_visual : len(prefix)].cpu()
+        attention = _onto_prefix(seen_M, len(group.prefix), group.num_whole_frames)
+        self._done.append(replace(self._counted(row), text=text, confidence=confidence, attention=attention))
+        row.is_open = False
+        self._underway.remove(row)
+
+    def _fail(self, row: Row, error: TerminalError) -> None:
+        self._done.append(replace(self._counted(row), error=error))
+        row.is_open = False
+        self._underway.remove(row)
+
+    def _counted(self, row: Row) -> Answer:
+        return Answer(
+            row.request.key,
+            num_visual_tokens=len(row.prefix) - row.prefix.first_visual,
+            num_prompt_tokens=len(row.prefix) + len(row.suffix),
+            num_new_tokens=len(row.new),
+            latency_ms=(time.perf_counter() - row.started_s) * 1e3,
         )
-    if len(prefix_NC) == 0 or not bool(prefix_NC.isfinite().all()):
-        what = "not all numbers (NaN or infinity)" if len(prefix_NC) else "none at all"
-        raise TerminalError(ErrorCode.BAD_TOKENS, f"the video's stored tokens are {what}; index the video again.")
-    prompt = lay_out(
-        model.tokenizer, request.question, len(prefix_NC), use_start_end=model.use_start_end, name=recipe.template
-    )
-    room = min(recipe.max_new_tokens, model.context - len(prompt.ids))
-    if room < 1:
-        raise TerminalError(
-            ErrorCode.PROMPT_TOO_LONG,
-            f"{len(prefix_NC)} visual tokens and the question make a prompt of {len(prompt.ids)} tokens, but the "
-            f"model reads at most {model.context - 1}; index with a recipe that keeps fewer tokens (such as paper).",
+
+    def _shrink(self) -> None:
+        """The device ran out of memory: put everything back into the queue and go on with half as much."""
+        rows, self._underway = self._underway, []
+        self._batch.clear()
+        if self._batch.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.max_rows, self.kv_bytes = max(1, self.max_rows // 2), self.kv_bytes // 2
+        if len(rows) == 1:
+            self._underway = rows
+            self._fail(rows[0], self._out_of_memory(rows[0]))
+            return
+        for row in reversed(rows):
+            self._put_back(row)
+
+    def _put_back(self, row: Row) -> None:
+        """Let a row be the next one to get a place."""
+        row.video.pending.appendleft(row)
+        if row.video in self._queue:
+            self._queue.remove(row.video)
+        self._queue.appendleft(row.video)
+
+    def _overflow(self) -> TerminalError:
+        return TerminalError(
+            ErrorCode.ANSWER_FAILED,
+            f"the model's output overflowed in {self.recipe.precision}; answer in bfloat16 or float32.",
         )
-    seed = int(fingerprint({"seed": recipe.seed, "question": request.question}), 16) >> 1
-    embeds_TD = model.embed_prompt(prompt, prefix_NC)
-    return _Ready(index, embeds_TD, room, torch.Generator().manual_seed(seed))
+
+    def _out_of_memory(self, row: Row) -> TerminalError:
+        needed = (len(row.prefix) + row.num_positions) * self._batch.bytes_per_token
+        return TerminalError(
+            ErrorCode.MEMORY_LIMIT,
+            f"the prompt's keys and values take {needed / 1e6:.0f} MB, more than there is room for beside the model; "
+            "answer with a smaller --budget or on a larger device.",
+        )
 
 
-@torch.inference_mode()
-def _generate(model: LongVLM, ready: list[_Ready], recipe: AnswerRecipe) -> list[list[int]]:
-    """The new token ids of each row, its end mark included where it came to one; none where logits became NaN."""
-    lengths = torch.tensor([len(row.embeds) for row in ready], device=model.device)
-    embeds_BTD = pad_sequence([row.embeds for row in ready], batch_first=True, padding_side="left")
-    padding_B = embeds_BTD.shape[1] - lengths
-    mask_BT = (torch.arange(embeds_BTD.shape[1], device=model.device) >= padding_B[:, None]).long()
-    inputs = {"inputs_embeds": embeds_BTD, "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)}
-    cache = DynamicCache(config=model.llm.config)
-    new: list[list[int]] = [[] for _ in ready]
-    open_rows = set(range(len(ready)))
-    while open_rows:
-        outputs = model.llm(**inputs, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        overflowed = outputs.logits[:, -1].isnan().any(dim=1).tolist()
-        chosen = _choose(outputs.logits[:, -1].nan_to_num(), ready, model, recipe)
-        for row in list(open_rows):
-            new[row] = [] if overflowed[row] else [*new[row], chosen[row]]
-            if overflowed[row] or chosen[row] in model.eos_ids or len(new[row]) == ready[row].room:
-                open_rows.remove(row)
-        inputs = {
-            "input_ids": torch.tensor(chosen, device=model.device)[:, None],
-            "position_ids": mask_BT.sum(1, keepdim=True),
-        }
-        mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
-    return new
+def _onto_prefix(seen_M: Tensor, num_rows: int, num_whole_frames: int | None) -> Tensor:
+    """Attention to projected rows as attention to the prefix rows they come from, [N].
 
-
-def _choose(logits_BV: Tensor, ready: list[_Ready], model: LongVLM, recipe: AnswerRecipe) -> list[int]:
-    """The next token of each row: the likeliest, or drawn from the smallest set that holds `top_p` of the probability.
-
-    Sampling is of softmax(logits / temperature), on the CPU, so that a seed gives the same answer on any device.
+    A family that pools a frame's patches has fewer rows than patches: each frame's share is spread over its patches. A
+    row that closes the video comes from none.
     """
-    logits_BV[:, model.banned_ids] = float("-inf")
-    if recipe.temperature == 0:
-        return logits_BV.argmax(dim=1).tolist()
-    probs_BV, ids_BV = (logits_BV.float().cpu() / recipe.temperature).softmax(dim=1).sort(dim=1, descending=True)
-    before_BV = probs_BV.cumsum(dim=1) - probs_BV  # what is likelier than each; the first always stays
-    probs_BV[before_BV >= recipe.top_p] = 0
-    probs_BV[:, 0].clamp_(min=torch.finfo(torch.float32).tiny)
-    return [
-        int(ids_V[torch.multinomial(probs_V, 1, generator=row.generator)])
-        for probs_V, ids_V, row in zip(probs_BV, ids_BV, ready, strict=True)
-    ]
+    if num_whole_frames is None:
+        return seen_M[:num_rows]
+    per_frame = len(seen_M) // num_whole_frames
+    by_frame = seen_M[: per_frame * num_whole_frames].view(num_whole_frames, per_frame).sum(dim=1)
+    num_patches = num_rows // num_whole_frames
+    return (by_frame / num_patches).repeat_interleave(num_patches)

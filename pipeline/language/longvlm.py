@@ -1,11 +1,11 @@
 """LongVLM: a LLaMA and a linear projector in the reference's checkpoint layout (LONGVLM.md section 5).
 
-Shape letters: N prefix rows, C tower channels, T prompt tokens, D model width.
+Shape letters: N prefix rows, C tower channels, D model width.
 """
 
-# ruff: noqa: N803, N806 - tensors are named by their shape
+# ruff: noqa: N803 - tensors are named by their shape
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,32 +15,18 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pipeline.language.checkpoint import FAMILIES, Checkpoint, find_checkpoint
-from pipeline.language.prompt import START, VIDEO_TOKENS, Prompt, token_id
+from pipeline.language.checkpoint import Checkpoint, check_tensors, find_checkpoint
+from pipeline.language.model import ModelSpec, Prompt
+from pipeline.language.prompt import START, TEMPLATES, VIDEO_TOKENS, lay_out, option_ids, tidy, token_id
 from pipeline.language.tokenizer import load_tokenizer, special_ids
-from pipeline.vision.checkpoint import read_json, resolve, weights_fingerprint
+from pipeline.vision.checkpoint import weights_fingerprint
 from schemas.errors import InputError
 from schemas.recipe import Precision, fingerprint
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROJECT, PROJECT_BIAS = "model.mm_projector.weight", "model.mm_projector.bias"
 NUM_GLOBAL_TOKENS = 5  # LONGVLM.md section 1: memory rows used
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a model is, as far as stores and recipes care."""
-
-    name: str  # folder or hub id, as the user named it
-    tower: str  # the vision tower whose tokens it reads: a folder or hub id
-    weights: str  # fingerprint of all that decides its answers: equal for equal weights, however they are stored
-    mm_hidden_size: int  # width of a visual token: the projector's input
-    hidden_size: int
-    vocab_size: int  # rows of the embedding, the three video tokens included
-    context: int  # longest prompt and answer, in tokens
-    use_start_end: bool
-    num_global_tokens: int = NUM_GLOBAL_TOKENS
-    family: str = "longvlm"
+FEATURE_LAYER = -2  # LONGVLM.md section 3: the hidden state whose patches it reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,32 +51,35 @@ class LongVLM:
         """Where the weights lie."""
         return self.projector.weight.device
 
-    def embed_prompt(self, prompt: Prompt, prefix_NC: Tensor) -> Tensor:
-        """The prompt's embeddings [T, D], the projected prefix standing in the patches' places."""
-        if prompt.num_patches != len(prefix_NC):
-            raise ValueError(f"the prompt has {prompt.num_patches} patches for {len(prefix_NC)} prefix rows")
-        ids_T = torch.tensor(prompt.ids, device=self.device)
-        embeds_TD = self.llm.get_input_embeddings()(ids_T)
-        video_ND = self.projector(prefix_NC.to(self.device, self.projector.weight.dtype))
-        embeds_TD[prompt.first_patch : prompt.first_patch + prompt.num_patches] = video_ND
-        return embeds_TD
+    @property
+    def mm_hidden_size(self) -> int:
+        """Width of a visual token before projection."""
+        return self.projector.in_features
+
+    def project(self, prefix_NC: Tensor, num_whole_frames: int | None) -> Tensor:  # noqa: ARG002 - no frame is pooled
+        """The visual tokens as the language model reads them, [N, D]: each projected by itself."""
+        return self.projector(prefix_NC.to(self.device, self.projector.weight.dtype))
+
+    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+        """The prompt of a question about `num_visual_tokens` rows.
+
+        Raises:
+            InputError: there is no such template.
+            TerminalError: ANSWER_FAILED if the question itself contains one of the video tokens.
+        """
+        return lay_out(self.tokenizer, question, num_visual_tokens, use_start_end=self.use_start_end, name=template)
+
+    def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids that each option has as an answer, after the space that follows the cue."""
+        return option_ids(self.tokenizer, options)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some token ids, without those that stand for none."""
+        """The answer that some token ids spell, without marks and surrounding white space."""
         special = special_ids(self.tokenizer)  # the tokenizer's own way of skipping overlooks normalised ones
-        return self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False)
+        return tidy(self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False))
 
 
-def is_longvlm(model: str) -> bool:
-    """Whether a folder or hub id holds a language model of this family, and not a vision tower, by its config alone.
-
-    Raises:
-        InputError: there is no such model, or it has no config.json.
-    """
-    return read_json(resolve(model), "config.json").get("model_type") in FAMILIES
-
-
-def describe_model(model: str, projector: str | None = None) -> ModelSpec:
+def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
     """What a LongVLM checkpoint is, without building the model; its weights are only mapped and hashed.
 
     Args:
@@ -118,7 +107,10 @@ def describe_model(model: str, projector: str | None = None) -> ModelSpec:
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         context=config.max_position_embeddings,
-        use_start_end=checkpoint.use_start_end,
+        num_global_tokens=NUM_GLOBAL_TOKENS,
+        feature_layer=FEATURE_LAYER,
+        templates=tuple(TEMPLATES),
+        family="longvlm",
     )
 
 
@@ -211,24 +203,4 @@ def _check_tensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: L
         del expected[HEAD]
     expected[PROJECT] = [config.hidden_size, tensors[PROJECT].shape[-1]]
     expected[PROJECT_BIAS] = [config.hidden_size]
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    problems = {
-        "lack": [name for name in expected if name not in found],
-        "also hold": [name for name in found if name not in expected],
-        "hold": [
-            f"{name} as {found[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if found.get(name, shape) != shape
-        ],
-    }
-    if said := [f"{verb} {_few(names)}" for verb, names in problems.items() if names]:
-        raise InputError(
-            f"the weights of {checkpoint.name} do not fit its config.json: they {' and '.join(said)}; "
-            "copy the checkpoint again, or correct config.json."
-        )
-
-
-def _few(names: list[str]) -> str:
-    """Up to five names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(sorted(names)[:5]) + more
+    check_tensors(checkpoint.name, expected, tensors)

@@ -1,13 +1,16 @@
 """The one place that lays out a prompt, and the one that turns a model's words back into an answer."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from pipeline.language.model import Prompt
 from schemas.errors import ErrorCode, InputError, TerminalError
 
 PATCH, START, END = "<vid_patch>", "<vid_start>", "<vid_end>"
 VIDEO_TOKENS = (PATCH, START, END)  # the order in which they are added to a vocabulary (LONGVLM.md section 1)
+CLOSING_MARK = "</s>"  # closes an answer, in every template
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,15 @@ class Template:
     user: str
     assistant: str
     separator: str
-    end: str  # what closes an answer
+
+    @property
+    def cue(self) -> str:
+        """What an answer follows, after a space."""
+        return f"{self.assistant}:"
 
     def render(self, message: str) -> str:
         """The prompt up to where the answer begins; no space follows the cue."""
-        turns = (self.system, f"{self.user}: {message}", f"{self.assistant}:")
+        turns = (self.system, f"{self.user}: {message}", self.cue)
         return self.separator.join(turns)
 
 
@@ -34,23 +41,8 @@ TEMPLATES = {
         user="USER",
         assistant="ASSISTANT",
         separator=" ",
-        end="</s>",
     )
 }
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt as token ids, and where in them the video's rows go."""
-
-    ids: tuple[int, ...]
-    first_patch: int
-    num_patches: int
-
-    def __post_init__(self) -> None:
-        """The patches lie inside the prompt."""
-        if self.num_patches < 1 or not 0 <= self.first_patch <= len(self.ids) - self.num_patches:
-            raise ValueError(f"{self.num_patches} patches at {self.first_patch} do not fit {len(self.ids)} tokens")
 
 
 def template(name: str) -> Template:
@@ -97,14 +89,36 @@ def lay_out(tokenizer: Tokenizer, question: str, num_patches: int, *, use_start_
     return Prompt(tuple(ids), first + use_start_end, num_patches)
 
 
-def tidy(text: str, name: str = "long_vlm_v1") -> str:
+def option_ids(tokenizer: Tokenizer, options: Sequence[str]) -> list[tuple[int, ...]]:
+    """The ids of each option as an answer: what it adds to the cue (of all templates) after a space, as in training.
+
+    Raises:
+        InputError: an option is empty, or its tokens run into those of the cue.
+    """
+    cue = template("long_vlm_v1").cue
+    return [continuation(cue, f"{cue} {option}", lambda text: tokenizer.encode(text).ids) for option in options]
+
+
+def continuation(cue: str, whole: str, encode: Callable[[str], list[int]]) -> tuple[int, ...]:
+    """The ids that a text has beyond those of the cue which it begins with.
+
+    Raises:
+        InputError: it has none, or the cue has other ids before it than alone.
+    """
+    before, ids = encode(cue), encode(whole)
+    if len(ids) <= len(before) or ids[: len(before)] != before:
+        option = whole.removeprefix(cue).strip()
+        raise InputError(f"the option {option!r} has no tokens of its own as an answer; word it differently.")
+    return tuple(ids[len(before) :])
+
+
+def tidy(text: str) -> str:
     """A decoded answer without surrounding white space and closing marks.
 
     The reference strips any of the characters `<`, `/`, `s`, `>` from the end, so that "two dogs" lost its s
     (LONGVLM.md section 9); here only the whole mark goes.
     """
-    end = template(name).end
     text = text.strip()
-    while text.endswith(end):
-        text = text.removesuffix(end).rstrip()
+    while text.endswith(CLOSING_MARK):
+        text = text.removesuffix(CLOSING_MARK).rstrip()
     return text

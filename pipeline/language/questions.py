@@ -1,153 +1,161 @@
-"""Questions read from a file: JSONL, CSV, parquet, or a VideoChatGPT ground-truth JSON."""
+"""Questions: one asked on the spot, or those of a file.
 
-import hashlib
+Whole columns are checked and repaired at a time: ten million questions take seconds, and little more memory than they
+need in the end. Choices and schemas, which few rows have of their own, are parsed once for each that differs.
+"""
+
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.compute as pc
 
+from pipeline.language.jsontext import compact, parse, schema_validator
+from pipeline.language.question_files import CHOICES, TEXTS, read_batches
 from schemas.errors import InputError
+from schemas.tables import QUESTION_TYPES, QUESTIONS
 
-_SYNONYMS = {  # a row's name for each field, in order of preference; VideoChatGPT's files have two layouts
-    "question": ("question", "Q"),
-    "question_id": ("question_id",),
-    "video": ("video", "video_id", "video_name"),
-    "type": ("type",),
-}
+# What may be wrong with rows: which of them, and what to say of one.
+Check = tuple[pa.Array, Callable[[int], str]]
 
 
-def question_hash(question: str) -> str:
-    """16 hex characters that stand for a question's text."""
-    return hashlib.sha256(question.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, about one video or, where it names none, about each video of a selection."""
-
-    question_id: str
-    question: str
-    video: str | None = None  # uri, external_id, path, or a file's unique stem
-    type: str | None = None
-
-    @property
-    def hash(self) -> str:
-        """Stands for the text, so that an id whose question was reworded is asked again."""
-        return question_hash(self.question)
-
-
-def ask(question: str) -> Question:
-    """One question about every video; its id is its text's hash."""
-    return Question(question_hash(question), question)
-
-
-def read_questions(path: str) -> list[Question]:
-    """The questions of a file, in its order, each once.
-
-    Rows have `question` (in VideoChatGPT's files `Q`) and may have `question_id` (else the text's hash), `video` (also
-    as `video_id` or `video_name`) and `type`; other columns, such as the right answer, are left alone.
+def ask(question: str, kind: str = "text", choices: Sequence[str] = ()) -> pa.Table:
+    """One question about every video, as a table of tables.QUESTIONS; its id is null, which its hash stands in for.
 
     Raises:
-        InputError: the file does not exist, is empty or broken, lacks `question`, or gives one id to two questions.
+        InputError: the question is empty or no UTF-8, there is no such type, or its choices do not go with it.
     """
-    file = Path(path)
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _table, ".parquet": _table}
-    if file.suffix not in readers:
-        raise InputError(f"the question file {path} must end in one of {', '.join(readers)}.")
-    if not file.is_file():
-        raise InputError(f"the question file {path} does not exist.")
-    rows = readers[file.suffix](file)
-    if not rows:
+    row = {"question": question, "type": kind, "choices": json.dumps(list(choices)) if choices else None}
+    try:
+        texts = pa.RecordBatch.from_pylist([row], schema=TEXTS)
+    except UnicodeEncodeError as error:  # what a terminal of another encoding hands over
+        raise InputError("the question is not UTF-8 text; type it again, or read it from a file.") from error
+    return _checked(texts, lambda _: "the question")
+
+
+def read_questions(path: str) -> pa.Table:
+    """The questions of a file in its order, as a table of tables.QUESTIONS.
+
+    Rows have `question` (in VideoChatGPT's files `Q`) and may have `question_id`, `video` (also as `video_id` or
+    `video_name`), `type` (else text), `choices` (a list, or "red|green|blue") and `schema` (also as `json_schema`; an
+    object or its text). Numbers that serve as ids become text; empty cells are null; other columns, such as the right
+    answer, are left alone. Rows may repeat each other: only with the videos known can one tell.
+
+    Raises:
+        InputError: the file does not exist, is empty or broken, or lacks `question`; or a row has no question, a type
+            that there is not, choices or a schema that do not go with its type, or a schema that cannot be used.
+    """
+    batches: list[pa.Table] = []
+    num_rows = 0
+    for batch in read_batches(path):
+        batches.append(_checked(batch, partial(_row_of, path, num_rows)))
+        num_rows += len(batch)
+    if not num_rows:
         raise InputError(f"the question file {path} holds no questions.")
-    questions = [_question(path, number, row) for number, row in rows]
-    _check_ids(path, questions)
-    return list(dict.fromkeys(questions))
+    return pa.concat_tables(batches)
 
 
-def _jsonl(file: Path) -> list[tuple[int, Any]]:
-    rows = []
-    for number, line in enumerate(_text(file).splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append((number, json.loads(line)))
-            except ValueError as error:
-                raise InputError(f"line {number} of the question file {file} is not JSON ({error}).") from error
-    return rows
+def _row_of(path: str, rows_before: int, row: int) -> str:
+    return f"row {rows_before + row + 1} of the question file {path}"
 
 
-def _json(file: Path) -> list[tuple[int, Any]]:
-    text = _text(file)
-    try:
-        rows = json.loads(text) if text.strip() else []
-    except ValueError as error:
-        raise InputError(f"the question file {file} is not JSON ({error}).") from error
-    if not isinstance(rows, list):
-        raise InputError(f"the question file {file} must hold a list of questions, as VideoChatGPT's do.")
-    return _numbered(rows)
+def _checked(texts: pa.RecordBatch, name_row: Callable[[int], str]) -> pa.Table:
+    """Rows as tables.QUESTIONS; InputError, which `name_row` begins, for the first that cannot be asked."""
+    question = texts["question"]
+    kind = pc.fill_null(_not_empty(texts["type"]), "text")
+    choices, choice_problems = _parsed_choices(texts["choices"])
+    schema, schema_problems = _parsed(_not_empty(texts["schema"]), _schema_text, pa.string())
+    is_choice, has_choices = pc.equal(kind, "choice"), pc.is_valid(choices)
+    checks: list[Check] = [
+        (
+            pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(question, ""))), 0),
+            lambda _: "has no text in its column question",
+        ),
+        (
+            pc.invert(pc.is_in(kind, pa.array(QUESTION_TYPES))),
+            lambda row: f"is of type {kind[row].as_py()!r}, which is none of {', '.join(QUESTION_TYPES)}",
+        ),
+        (pc.is_valid(choice_problems), lambda row: f"has choices that cannot be used: {choice_problems[row]}"),
+        (
+            pc.and_(has_choices, pc.invert(is_choice)),
+            lambda row: f"has choices, but is of type {kind[row]}; they go with the type choice",
+        ),
+        (
+            pc.and_(is_choice, pc.less(_num_distinct(choices), 2)),
+            lambda _: "is of type choice and needs at least two choices that differ, none of them empty",
+        ),
+        (pc.is_valid(schema_problems), lambda row: f"has a schema that cannot be used: {schema_problems[row]}"),
+        (
+            pc.and_(pc.is_valid(schema), pc.not_equal(kind, "json")),
+            lambda row: f"has a schema, but is of type {kind[row]}; it goes with the type json",
+        ),
+    ]
+    wrong = [(row, say) for mask, say in checks if (row := pc.index(mask, value=True).as_py()) >= 0]
+    if wrong:
+        row, say = min(wrong, key=lambda found: found[0])
+        raise InputError(f"{name_row(row)} {say(row)}.")
+    columns = [_not_empty(texts["question_id"]), question, _not_empty(texts["video"]), kind, choices, schema]
+    return pa.Table.from_arrays(columns, schema=QUESTIONS)
 
 
-def _table(file: Path) -> list[tuple[int, Any]]:
-    try:
-        if file.suffix == ".parquet":
-            table = pyarrow.parquet.read_table(file)
-        elif not _text(file).strip():
-            return []
-        else:
-            names = pyarrow.csv.open_csv(file).schema.names
-            as_text = pyarrow.csv.ConvertOptions(  # an id such as 007 stays what it is
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-            )
-            multiline = pyarrow.csv.ParseOptions(newlines_in_values=True)
-            table = pyarrow.csv.read_csv(file, convert_options=as_text, parse_options=multiline)
-    except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"the question file {file} cannot be read as {file.suffix[1:]} ({reason}).") from error
-    if table.num_rows and not set(_SYNONYMS["question"]) & set(table.column_names):
-        raise InputError(
-            f"the question file {file} has no column question; it has {', '.join(map(str, table.column_names))}."
-        )
-    return _numbered(table.to_pylist())
+def _not_empty(texts: pa.Array) -> pa.Array:
+    """Empty texts as null: so a spreadsheet writes what is not there."""
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise InputError(f"the question file {file} is not UTF-8 text; save it as UTF-8.") from error
+def _parsed_choices(column: pa.Array) -> tuple[pa.Array, pa.Array]:
+    if pa.types.is_list(column.type):
+        parsed, problems = column, pa.nulls(len(column), pa.string())
+    else:
+        parsed, problems = _parsed(_not_empty(column), _choice_list, CHOICES)
+    return pc.if_else(pc.equal(pc.list_value_length(parsed), 0), pa.scalar(None, CHOICES), parsed), problems
 
 
-def _numbered(rows: Iterable[Any]) -> list[tuple[int, Any]]:
-    return list(enumerate(rows, start=1))
-
-
-def _question(path: str, number: int, row: Any) -> Question:
-    if not isinstance(row, dict):
-        raise InputError(f"row {number} of the question file {path} is not an object with a question.")
-    values = {
-        field: next((row[name] for name in names if row.get(name) is not None), None)
-        for field, names in _SYNONYMS.items()
-    }
-    question = values["question"]
-    if not isinstance(question, str) or not question.strip():
-        raise InputError(f"row {number} of the question file {path} has no text in its column question.")
-    question_id, video, kind = (
-        None if values[field] is None else str(values[field]) for field in ("question_id", "video", "type")
+def _parsed(texts: pa.Array, parse_text: Callable[[str], Any], kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """What texts mean, each distinct one parsed once; and why, where `parse_text` raises ValueError."""
+    if texts.null_count == len(texts):
+        return pa.nulls(len(texts), kind), pa.nulls(len(texts), pa.string())
+    codes = texts.dictionary_encode()
+    values: list[Any] = []
+    problems: list[str | None] = []
+    for text in codes.dictionary.to_pylist():
+        try:
+            values.append(parse_text(text))
+            problems.append(None)
+        except ValueError as error:
+            values.append(None)
+            problems.append(str(error))
+    return (
+        pa.array(values, kind).take(codes.indices),
+        pa.array(problems, pa.string()).take(codes.indices),
     )
-    return Question(question_id or question_hash(question), question, video, kind)
 
 
-def _check_ids(path: str, questions: list[Question]) -> None:
-    """An id may stand for one question about many videos, but not for two questions about one."""
-    texts: dict[tuple[str, str | None], str] = {}
-    for question in questions:
-        known = texts.setdefault((question.question_id, question.video), question.question)
-        if known != question.question:
-            raise InputError(
-                f"the question file {path} gives the question_id {question.question_id} to two different questions "
-                f'("{known}" and "{question.question}"); number them apart.'
-            )
+def _choice_list(text: str) -> list[str]:
+    if not text.lstrip().startswith("["):
+        return [choice.strip() for choice in text.split("|")]
+    choices = parse(text)
+    if any(isinstance(choice, dict | list | None) for choice in choices):
+        raise ValueError("a choice is a text or a number")
+    return [choice if isinstance(choice, str) else compact(choice) for choice in choices]
+
+
+def _schema_text(text: str) -> str:
+    schema_validator(text)
+    return compact(parse(text))  # the same schema is the same text, however a file lays it out
+
+
+def _num_distinct(choices: pa.Array) -> pa.Array:
+    """How many choices each row has, repeated ones counted once; 0 where one is empty or there are none."""
+    if choices.null_count == len(choices):
+        return pa.repeat(pa.scalar(0, pa.int64()), len(choices))
+    each = pa.table({"row": pc.list_parent_indices(choices), "choice": pc.list_flatten(choices)})
+    is_empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(each["choice"], ""))), 0)
+    counts = each.append_column("is_empty", is_empty).group_by("row")
+    counts = counts.aggregate([("choice", "count_distinct"), ("is_empty", "any")])
+    number = pc.if_else(counts["is_empty_any"], 0, counts["choice_count_distinct"])
+    rows = pa.array(np.arange(len(choices)), counts["row"].type)
+    return pc.fill_null(number.combine_chunks().take(pc.index_in(rows, counts["row"].combine_chunks())), 0)

@@ -3,7 +3,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ingest.sampling import plan_segments, uniform_indices, upsample_positions
@@ -108,7 +108,6 @@ def test_interval_tails(duration_s, frames_per_segment, last_end_s):
     assert segments[-1].end_s == last_end_s
 
 
-@settings(deadline=None)  # a machine may be busy
 @given(st.floats(0.001, 2_000), st.integers(1, 100_000), st.sampled_from([0.5, 2.0, 10.0]), st.integers(1, 16))
 def test_interval_segments_tile_any_video(duration_s, num_frames, segment_s, frames_per_segment):
     info = video(num_frames, duration_s)

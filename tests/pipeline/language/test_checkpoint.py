@@ -33,7 +33,7 @@ def test_a_folder_without_a_config_names_it(folder):
 @pytest.mark.parametrize("kind", ["clip", "clip_vision_model", "siglip", "siglip2_vision_model"])
 def test_a_vision_tower_is_told_apart(folder, kind):
     configure(folder, model_type=kind)
-    with pytest.raises(InputError, match=r"is a vision tower .* answering needs a LongVLM"):
+    with pytest.raises(InputError, match=r"is a vision tower .* answering needs a LongVLM or LLaVA"):
         find_checkpoint(str(folder))
 
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.language.longvlm import EMBED, HEAD, PROJECT, PROJECT_BIAS, describe_model, is_longvlm, load_longvlm
-from pipeline.language.prompt import Prompt
+from pipeline.language.longvlm import EMBED, HEAD, PROJECT, PROJECT_BIAS, describe_longvlm, load_longvlm
 from schemas.errors import InputError
 
 
@@ -57,32 +56,24 @@ def assert_same(one, other):
 
 
 def test_a_model_is_described_without_being_built(untrained_folder):
-    spec = describe_model(str(untrained_folder))
+    spec = describe_longvlm(str(untrained_folder))
     assert (spec.mm_hidden_size, spec.hidden_size, spec.context) == (64, 128, 8192)
     assert spec.tower == str(untrained_folder / "tower")
-    assert spec.num_global_tokens == 5
-    assert spec.use_start_end
+    assert (spec.num_global_tokens, spec.feature_layer) == (5, -2)
+    assert (spec.templates, spec.family) == (("long_vlm_v1",), "longvlm")
     assert spec.vocab_size == len(load_file(untrained_folder / "model.safetensors")[EMBED])
 
 
-def test_a_language_model_is_told_from_a_tower(folder, base):
-    assert is_longvlm(str(base))
-    (folder / "tower" / "config.json").write_text('{"model_type": "clip_vision_model"}')
-    assert not is_longvlm(str(folder / "tower"))
-    with pytest.raises(InputError, match="does not exist"):
-        is_longvlm(str(folder / "nowhere"))
-
-
 def test_the_fingerprint_follows_the_weights_and_not_the_folder(untrained_folder, folder):
-    weights = describe_model(str(untrained_folder)).weights
-    assert describe_model(str(folder)).weights == weights
+    weights = describe_longvlm(str(untrained_folder)).weights
+    assert describe_longvlm(str(folder)).weights == weights
     rewrite(folder, lambda tensors: tensors[PROJECT].mul_(1.001))
-    assert describe_model(str(folder)).weights != weights
+    assert describe_longvlm(str(folder)).weights != weights
 
 
 def test_base_and_projector_make_the_consolidated_model(untrained, untrained_folder, base, tmp_path):
     assert_same(load_longvlm(str(base)), untrained)
-    assert describe_model(str(base)).weights == describe_model(str(untrained_folder)).weights
+    assert describe_longvlm(str(base)).weights == describe_longvlm(str(untrained_folder)).weights
     elsewhere = shutil.move(base / "mm_projector.bin", tmp_path / "trained.bin")
     assert_same(load_longvlm(str(base), projector=str(elsewhere)), untrained)
 
@@ -134,7 +125,7 @@ def test_missing_and_unknown_tensors_are_listed(folder):
     with pytest.raises(InputError, match=sentence):
         load_longvlm(str(folder))
     with pytest.raises(InputError, match=sentence):
-        describe_model(str(folder))
+        describe_longvlm(str(folder))
 
 
 def test_a_tensor_of_another_shape_is_named(folder):
@@ -153,7 +144,7 @@ def test_a_config_that_describes_no_llama_is_refused(folder):
 def test_a_model_without_a_projector_says_where_to_put_one(base):
     (base / "mm_projector.bin").unlink()
     with pytest.raises(InputError, match=r"has no projector .* put training's mm_projector\.bin beside"):
-        describe_model(str(base))
+        describe_longvlm(str(base))
 
 
 def test_a_base_whose_projector_file_lacks_trained_embeddings_is_refused(base):
@@ -178,16 +169,27 @@ def test_a_tokenizer_that_is_too_large_is_refused(folder):
         load_longvlm(str(folder))
 
 
-def test_the_prefix_takes_exactly_the_patches_places(untrained):
-    start, patch, end = (untrained.tokenizer.token_to_id(f"<vid_{name}>") for name in ("start", "patch", "end"))
-    prompt = Prompt((1, start, patch, patch, end, 9), 2, 2)
-    prefix = torch.randn(2, 64)
-    embeds = untrained.embed_prompt(prompt, prefix)
-    table = untrained.llm.model.embed_tokens.weight
-    assert torch.equal(embeds[[0, 1, 4, 5]], table[[1, start, end, 9]])
-    assert torch.equal(embeds[2:4], untrained.projector(prefix))
-    with pytest.raises(ValueError, match="2 patches for 3"):
-        untrained.embed_prompt(prompt, torch.randn(3, 64))
+@pytest.mark.parametrize("num_whole_frames", [None, 2])
+def test_each_token_is_projected_by_itself_merged_or_not(untrained, num_whole_frames):
+    prefix = torch.randn(6, 64).half()
+    rows = untrained.project(prefix, num_whole_frames)
+    assert torch.equal(rows, untrained.projector(prefix.float()))
+    assert untrained.mm_hidden_size == 64
+
+
+def test_prompts_and_options_continue_each_other(untrained):
+    prompt = untrained.lay_out("Is it red?", 4, "long_vlm_v1")
+    cue = untrained.tokenizer.encode("ASSISTANT:").ids
+    for option, ids in zip(["yes", "a red ball"], untrained.option_ids(["yes", "a red ball"]), strict=True):
+        whole = untrained.tokenizer.encode(f"ASSISTANT: {option}").ids
+        assert (*cue, *ids) == tuple(whole)
+        assert untrained.decode([*ids, 2]) == option
+    assert prompt.ids[-len(cue) + 1 :] == tuple(cue[1:])
+
+
+def test_a_template_that_the_model_lacks_is_refused(untrained):
+    with pytest.raises(InputError, match="template 'chat' is not known; use one of long_vlm_v1"):
+        untrained.lay_out("What?", 4, "chat")
 
 
 @pytest.mark.parity

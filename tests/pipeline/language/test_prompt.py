@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipeline.language.prompt import lay_out, render, tidy
+from pipeline.language.prompt import lay_out, option_ids, render, tidy
 from schemas.errors import ErrorCode, InputError, TerminalError
 
 NAME = "long_vlm_v1"
@@ -53,6 +53,20 @@ def test_a_question_with_video_tokens_is_refused(untrained, mark, use_start_end)
 def test_an_unknown_template_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="template 'vicuna' is not known; use one of long_vlm_v1"):
         render("What?", 1, name="vicuna")
+
+
+@pytest.mark.parity
+def test_options_are_the_words_that_an_answer_in_training_begins_with(golden):
+    tokenizer = golden.models["full"].tokenizer
+    text = render("Is it a dog?", 1)
+    prompt = tokenizer.encode(text).ids
+    for option, ids in zip(["Yes", "two dogs"], option_ids(tokenizer, ["Yes", "two dogs"]), strict=True):
+        assert tokenizer.encode(f"{text} {option}").ids == [*prompt, *ids]
+
+
+def test_an_option_without_words_is_refused(untrained):
+    with pytest.raises(InputError, match="the option '' has no tokens of its own as an answer"):
+        option_ids(untrained.tokenizer, ["yes", ""])
 
 
 @pytest.mark.parametrize(

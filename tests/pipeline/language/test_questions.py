@@ -4,123 +4,148 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.language.questions import Question, ask, question_hash, read_questions
+from pipeline.language import question_files
+from pipeline.language.questions import ask, read_questions
 from schemas.errors import InputError
+from schemas.tables import QUESTIONS
 
-ROWS = [
-    {"question_id": "7", "question": "What, exactly?", "video": "a/b.mp4", "type": "open"},
-    {"question_id": None, "question": "Où est le café ☕?", "video": None, "type": None},
-]
-WANTED = [
-    Question("7", "What, exactly?", "a/b.mp4", "open"),
-    Question(question_hash("Où est le café ☕?"), "Où est le café ☕?"),
-]
+ASKED = {"question_id": None, "question": "What?", "video": None, "type": "text", "choices": None, "schema": None}
+SCHEMA = '{"type":"object","required":["n"],"properties":{"n":{"type":"integer"}}}'
 
 
 @pytest.fixture
 def written(tmp_path):
-    def write(name, content):
+    def write(*rows, name="q.jsonl"):
         path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path.write_text("\n".join(json.dumps({"question": "What?"} | row) for row in rows))
         return str(path)
 
     return write
 
 
-def test_the_same_questions_from_every_format(written, tmp_path):
-    lines = "\n".join(json.dumps(row) for row in ROWS)
-    assert read_questions(written("q.jsonl", lines + "\n\n")) == WANTED
-    assert read_questions(written("q.json", json.dumps(ROWS))) == WANTED
-    table = 'question_id,question,video,type\n7,"What, exactly?",a/b.mp4,open\n,Où est le café ☕?,,\n'
-    assert read_questions(written("q.csv", table)) == WANTED
-    assert read_questions(written("bom.csv", b"\xef\xbb\xbf" + table.encode())) == WANTED
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "q.parquet")
-    assert read_questions(str(tmp_path / "q.parquet")) == WANTED
+def test_a_question_alone_is_enough(written, tmp_path):
+    assert ask("What?").to_pylist() == read_questions(written({})).to_pylist() == [ASKED]
+    (tmp_path / "q.csv").write_text("question\nWhat?\n")
+    assert read_questions(str(tmp_path / "q.csv")).to_pylist() == [ASKED]
+    assert ask("What?").schema == read_questions(str(tmp_path / "q.csv")).schema == QUESTIONS
 
 
-def test_a_question_alone_is_enough(written):
-    (question,) = read_questions(written("q.csv", "question\nWhat?\n"))
-    assert question == ask("What?")
-    assert question.question_id == question.hash == question_hash("What?")
-    assert len(question.hash) == 16
+def test_one_question_of_each_type_can_be_asked():
+    assert ask("Is it?", "bool")["type"].to_pylist() == ["bool"]
+    assert ask("Which?", "choice", ["red, or", "green"])["choices"].to_pylist() == [["red, or", "green"]]
+    with pytest.raises(InputError, match=r"^the question is of type 'colour', which is none of text, bool, choice"):
+        ask("Which?", "colour")
+    with pytest.raises(InputError, match=r"^the question has no text"):
+        ask(" \n")
+    with pytest.raises(InputError, match=r"^the question is of type choice and needs at least two choices"):
+        ask("Which?", "choice", ["red", "red"])
+    with pytest.raises(InputError, match=r"^the question is not UTF-8"):
+        ask("caf\udce9?")
 
 
-def test_ids_stay_text(written, tmp_path):
-    assert read_questions(written("q.csv", "question_id,question\n007,What?\n"))[0].question_id == "007"
-    pq.write_table(pa.table({"question_id": [7], "question": ["What?"]}), tmp_path / "q.parquet")
-    assert read_questions(str(tmp_path / "q.parquet"))[0].question_id == "7"
-    assert read_questions(written("q.jsonl", '{"question_id": 0, "question": "What?"}'))[0].question_id == "0"
+def test_a_question_keeps_its_white_space_and_line_breaks(written):
+    text = "  Where is\n the ball?\u2028 "
+    assert read_questions(written({"question": text}))["question"].to_pylist() == [text]
 
 
-def test_videochatgpt_s_two_layouts(written):
-    generic = [{"Q": "What?", "A": "A dog.", "video_name": "v_1"}, {"Q": "Why?", "A": "So.", "video_name": "v_1"}]
-    assert [(q.question, q.video) for q in read_questions(written("generic.json", json.dumps(generic)))] == [
-        ("What?", "v_1"),
-        ("Why?", "v_1"),
+def test_rows_keep_their_order_and_repeat_as_in_the_file(written):
+    rows = [{"question_id": i, "video": "b"} for i in "3113"]
+    assert read_questions(written(*rows))["question_id"].to_pylist() == list("3113")
+
+
+def test_empty_cells_are_null(written):
+    row = dict.fromkeys(("question_id", "video", "type", "choices", "schema"), "")
+    assert read_questions(written(row)).to_pylist() == [ASKED]
+    assert read_questions(written({"choices": []})).to_pylist() == [ASKED]
+
+
+@pytest.mark.parametrize("choices", [["red", "green"], '["red", "green"]', "red|green", " red | green "])
+def test_choices_as_lists_and_in_spreadsheets(written, tmp_path, choices):
+    row = {"question": "Which?", "type": "choice", "choices": choices}
+    assert read_questions(written(row))["choices"].to_pylist() == [["red", "green"]]
+    pq.write_table(pa.Table.from_pylist([row, row | {"type": None, "choices": None}]), tmp_path / "q.parquet")
+    assert read_questions(str(tmp_path / "q.parquet"))["choices"].to_pylist() == [["red", "green"], None]
+
+
+def test_choices_may_be_numbers_and_are_texts_then(written):
+    rows = [{"type": "choice", "choices": choices} for choices in ([1, 2.5, True], "[1, 2.5, true]")]
+    assert read_questions(written(*rows))["choices"].to_pylist() == [["1", "2.5", "true"]] * 2
+
+
+def test_a_schema_is_the_same_text_however_it_is_laid_out(written):
+    rows = [
+        {"type": "json", "schema": json.loads(SCHEMA)},
+        {"type": "json", "schema": json.dumps(json.loads(SCHEMA), indent=2)},
+        {"type": "json", "json_schema": SCHEMA},
+        {"type": "json"},
     ]
-    rows = [{"video_id": "v_1", "question_id": "v_1_0", "question": "What?", "answer": "A dog."}]
-    assert read_questions(written("qa.json", json.dumps(rows))) == [Question("v_1_0", "What?", "v_1")]
+    assert read_questions(written(*rows))["schema"].to_pylist() == [SCHEMA, SCHEMA, SCHEMA, None]
 
 
-@pytest.mark.parity
-def test_the_reference_s_ground_truth_rows(goldens, written):
-    files = list(goldens.glob("inference_qa_golden.json"))
-    assert files
-    rows = json.loads(files[0].read_text())["gt"]
-    read = read_questions(written("gt.json", json.dumps(rows)))
-    assert [(q.video, q.question_id, q.question) for q in read] == [
-        (row["video_id"], row["question_id"], row["question"]) for row in rows
-    ]
-
-
-def test_questions_keep_their_white_space_and_line_breaks(written):
-    text = "  Where is\n the ball? "
-    assert read_questions(written("q.jsonl", json.dumps({"question": text})))[0].question == text
-    assert read_questions(written("q.csv", f'question\n"{text}"\n'))[0].question == text
-
-
-def test_a_repeated_row_is_one_question(written):
-    assert len(read_questions(written("q.jsonl", '{"question": "What?"}\n' * 3))) == 1
+CHOICE = {"type": "choice"}
+JSON = {"type": "json"}
+REMOTE = {"properties": {"a": {"$ref": "http://127.0.0.1:9/schema.json"}}}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("row", "sentence"),
     [
-        ("q.csv", "query,video\nWhat?,a\n", r"q\.csv has no column question; it has query, video"),
-        ("q.jsonl", '{"question": "a"}\n{"query": "b"}\n', r"row 2 of .*q\.jsonl has no text in its column question"),
-        ("q.jsonl", '{"question": "  "}', "row 1 of .* has no text in its column question"),
-        ("q.jsonl", '{"question": 3}', "row 1 of .* has no text in its column question"),
-        ("q.jsonl", '{"question": "a"}\n\n{"question": \n', r"line 3 of .*q\.jsonl is not JSON"),
-        ("q.jsonl", "[1]", "row 1 of .* is not an object"),
-        ("q.json", '{"question": "a"}', "must hold a list of questions"),
-        ("q.json", "[{", r"q\.json is not JSON"),
-        ("q.csv", "", r"q\.csv holds no questions"),
-        ("q.csv", "question\n", r"q\.csv holds no questions"),
-        ("q.csv", "question,video\na,b,c\n", r"q\.csv cannot be read as csv"),
-        ("q.csv", b"question\ncaf\xe9\n", r"q\.csv is not UTF-8"),
-        ("q.jsonl", "\n", r"q\.jsonl holds no questions"),
-        ("q.json", "", r"q\.json holds no questions"),
-        ("q.parquet", "text", r"q\.parquet cannot be read as parquet"),
-        ("q.txt", "What?", r"q\.txt must end in one of \.jsonl, \.json, \.csv, \.parquet"),
-        ("q.csv", "question_id,question\n1,What?\n1,Why?\n", "the question_id 1 to two different questions"),
+        ({"question": None}, "has no text in its column question"),
+        ({"question": "\u3000 "}, "has no text in its column question"),
+        ({"question": 3}, "has no text in its column question"),
+        ({"type": "open"}, "is of type 'open', which is none of text, bool, choice, number, json"),
+        ({"type": 3}, "is of type '3', which is none of"),
+        (CHOICE, "is of type choice and needs at least two choices that differ"),
+        (CHOICE | {"choices": []}, "is of type choice and needs at least two choices that differ"),
+        (CHOICE | {"choices": ["red"]}, "is of type choice and needs at least two choices that differ"),
+        (CHOICE | {"choices": ["red", "red"]}, "is of type choice and needs at least two choices that differ"),
+        (CHOICE | {"choices": ["red", "green", " "]}, "is of type choice and needs .* none of them empty"),
+        (CHOICE | {"choices": "red|"}, "is of type choice and needs .* none of them empty"),
+        (CHOICE | {"choices": ["red", None]}, "has choices that cannot be used: a choice is a text or a number"),
+        (CHOICE | {"choices": [["red"], "green"]}, "has choices that cannot be used: a choice is a text or a number"),
+        (CHOICE | {"choices": '["red", '}, "has choices that cannot be used: Expecting value"),
+        ({"choices": ["yes", "no"]}, "has choices, but is of type text; they go with the type choice"),
+        ({"type": "bool", "choices": ["yes", "no"]}, "has choices, but is of type bool"),
+        ({"schema": SCHEMA}, "has a schema, but is of type text; it goes with the type json"),
+        (JSON | {"schema": "{"}, "has a schema that cannot be used: Expecting property name"),
+        (JSON | {"schema": "[]"}, "has a schema that cannot be used: it is not a JSON object"),
+        (JSON | {"schema": {"type": "colour"}}, "has a schema that cannot be used: 'colour' is not valid"),
+        (JSON | {"schema": REMOTE}, "has a schema that cannot be used: its .* leads to no place in it"),
     ],
 )
-def test_a_bad_file_is_refused_in_a_sentence(written, name, content, sentence):
-    with pytest.raises(InputError, match=sentence):
-        read_questions(written(name, content))
+def test_the_first_row_that_cannot_be_asked_is_named(written, monkeypatch, row, sentence):
+    monkeypatch.setattr(question_files, "BATCH_ROWS", 2)
+    path = written({}, {}, {}, row, {"question": ""})
+    with pytest.raises(InputError, match=rf"^row 4 of the question file .*q\.jsonl {sentence}") as caught:
+        read_questions(path)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"lost\.csv does not exist"):
-        read_questions(str(tmp_path / "lost.csv"))
-
-
-def test_a_parquet_file_without_the_column(tmp_path):
-    pq.write_table(pa.table({"query": ["What?"]}), tmp_path / "q.parquet")
-    with pytest.raises(InputError, match="has no column question; it has query"):
+def test_lists_of_choices_in_parquet_are_held_to_the_same(tmp_path):
+    rows = [["red", "green"], None, ["red", None]]
+    table = pa.table({"question": ["What?"] * 3, "type": ["choice", "text", "choice"], "choices": rows})
+    pq.write_table(table, tmp_path / "q.parquet")
+    with pytest.raises(InputError, match=r"^row 3 of .* needs at least two choices that differ, none of them empty"):
         read_questions(str(tmp_path / "q.parquet"))
 
 
-def test_one_id_may_ask_the_same_of_many_videos(written):
-    rows = [{"question_id": "1", "question": q, "video": v} for q, v in (("What?", "a"), ("Why?", "b"))]
-    assert len(read_questions(written("q.json", json.dumps(rows)))) == 2
+@pytest.mark.parametrize(
+    ("name", "content"), [("q.csv", ""), ("q.csv", "question\n"), ("q.jsonl", "\n"), ("q.json", ""), ("q.json", "[]")]
+)
+def test_a_file_without_questions_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name} holds no questions"):
+        read_questions(str(tmp_path / name))
+
+
+def test_a_million_rows_are_read_by_columns(tmp_path):
+    rows = 1_000_000
+    number = pa.array(range(rows))
+    pq.write_table(
+        pa.table({"question_id": number, "Q": number.cast(pa.string()), "n": number}), tmp_path / "q.parquet"
+    )
+    before = pa.total_allocated_bytes()
+    read = read_questions(str(tmp_path / "q.parquet"))
+    assert read.num_rows == rows
+    assert read["question"][-1].as_py() == str(rows - 1)
+    assert pa.total_allocated_bytes() - before < 1.5 * read.nbytes

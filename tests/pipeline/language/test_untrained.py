@@ -1,6 +1,7 @@
 import torch
 
-from pipeline.language.engine import Request, answer_batch
+from pipeline.language.backend import Group, Request
+from pipeline.language.engine import Engine
 from pipeline.language.longvlm import load_longvlm
 from pipeline.language.untrained import WORDS, build_untrained
 from schemas.recipe import AnswerRecipe
@@ -16,9 +17,10 @@ def test_the_same_seed_writes_the_same_model(untrained_folder, tmp_path):
     assert weights[0] != weights[1]
 
 
-def test_it_answers_in_words(untrained):
+def test_it_answers_in_words(untrained_folder):
     recipe = AnswerRecipe("m", "w", "i", precision="float32", max_new_tokens=12)
-    (answer,) = answer_batch(untrained, [Request(torch.ones(3, 64), "What has the zebra?")], recipe)
+    group = Group(torch.ones(3, 64), [Request("zebra", "What has the zebra?")])
+    (answer,) = Engine(load_longvlm(str(untrained_folder)), recipe).answer([group])
     assert answer.text
     assert set(answer.text.split()) <= set(WORDS)
 

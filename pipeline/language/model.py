@@ -1,0 +1,99 @@
+"""What a language model with eyes is to the rest: facts for stores and recipes, and what the engine asks of one.
+
+Shape letters: N prefix rows, M rows after projection, C tower channels, D model width.
+"""
+
+# ruff: noqa: N803 - tensors are named by their shape
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is, as far as stores and recipes care."""
+
+    name: str  # folder or hub id, as the user named it
+    tower: str  # the vision tower whose tokens it reads: a folder or hub id
+    weights: str  # fingerprint of all that decides its answers: equal for equal weights, however they are stored
+    mm_hidden_size: int  # width of a visual token: the projector's input
+    hidden_size: int
+    vocab_size: int  # rows of the embedding, added tokens included
+    context: int  # longest prompt and answer, in tokens
+    num_global_tokens: int  # rows at the head of the prefix that its projector was trained on
+    feature_layer: int  # hidden state of the tower that its projector reads, as IndexRecipe.feature_layer
+    templates: tuple[str, ...]  # prompt templates it can be asked with, the default first
+    family: str  # longvlm | llava | llava_next_video | llava_onevision
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as token ids, and where in them the video's rows go."""
+
+    ids: tuple[int, ...]
+    first_patch: int
+    num_patches: int
+
+    def __post_init__(self) -> None:
+        """The patches lie inside the prompt."""
+        if self.num_patches < 1 or not 0 <= self.first_patch <= len(self.ids) - self.num_patches:
+            raise ValueError(f"{self.num_patches} patches at {self.first_patch} do not fit {len(self.ids)} tokens")
+
+
+class LanguageModel(Protocol):
+    """A loaded model as the engine uses it."""
+
+    @property
+    def name(self) -> str:
+        """Folder or hub id."""
+
+    @property
+    def llm(self) -> Any:
+        """A causal language model of transformers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+
+    @property
+    def mm_hidden_size(self) -> int:
+        """Width of a visual token before projection."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Rows of the head that were never trained: never to be emitted."""
+
+    def project(self, prefix_NC: Tensor, num_whole_frames: int | None) -> Tensor:
+        """The visual tokens as the language model reads them, [M, D] in its precision, on its device.
+
+        Args:
+            prefix_NC: tokens as stored, global first, then local in time order.
+            num_whole_frames: of how many frames the local tokens are the untouched patches; None once merged. Families
+                that pool a frame's patch grid do so only then: merged tokens lie on no grid.
+        """
+
+    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+        """The prompt of a question about `num_visual_tokens` rows (M above).
+
+        Raises:
+            InputError: the model lacks the template.
+            TerminalError: ANSWER_FAILED if the question itself contains a token that marks the video's place.
+        """
+
+    def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids that each option has as an answer: as a continuation of any prompt of `lay_out`."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The answer that some token ids spell, without marks and surrounding white space."""

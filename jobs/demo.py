@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
@@ -14,11 +15,11 @@ from jobs.answer import AnswerOrder, run_answer
 from jobs.index import IndexOrder, run_index
 from jobs.report import print_report, terminal
 from pipeline.ingest.corpus import Source
-from pipeline.language.questions import Question
 from pipeline.language.untrained import build_untrained
 from pipeline.store import catalog
 from pipeline.store.ledger import Store
 from pipeline.vision.untrained import DIM, build_untrained_tower
+from schemas import tables
 
 NUM_VIDEOS, FPS, WIDTH, HEIGHT = 6, 12, 160, 120
 QUESTIONS = ("What is happening in the video?", "What color is the square?", "Which way does it move?")
@@ -45,7 +46,8 @@ def run_demo(folder: Path | None = None) -> Path:
     counts = report.as_json()
     print_report(f"   run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
     console.print(f"4. Asking {len(QUESTIONS)} questions about each, from the stored tokens alone")
-    questions = [Question(f"q{i}", text) for i, text in enumerate(QUESTIONS)]
+    rows = [{"question_id": f"q{i}", "question": text, "type": "text"} for i, text in enumerate(QUESTIONS)]
+    questions = pa.Table.from_pylist(rows, schema=tables.QUESTIONS)
     run_answer(
         AnswerOrder(str(store), questions, precision="float32", max_new_tokens=8, show_progress=console.is_terminal)
     )

@@ -5,21 +5,22 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.language.checkpoint import find_checkpoint
-from pipeline.language.longvlm import ModelSpec, describe_model, is_longvlm
+from pipeline.language.families import Sight, answers, describe_model, sight_of
+from pipeline.language.model import ModelSpec
 from pipeline.store.ledger import RegisteredRecipe, Store
 from pipeline.vision.encode import describe_tower
 from schemas.errors import InputError
-from schemas.recipe import RECIPES, Decode, IndexRecipe, from_settings, long
+from schemas.recipe import RECIPES, Decode, IndexRecipe, from_settings
 
 TRY_MODELS = (
-    "openai/clip-vit-large-patch14 or google/siglip-so400m-patch14-384 (a tower), or the folder of a LongVLM checkpoint"
+    "openai/clip-vit-large-patch14 or google/siglip-so400m-patch14-384 (a tower), llava-hf/llava-1.5-7b-hf, or the "
+    "folder of a LongVLM checkpoint"
 )
 
 
 def tower_of(model: str) -> str:
-    """The vision tower that a model looks through: the one its config names, or the model itself if it is a tower."""
-    return find_checkpoint(model).tower if is_longvlm(model) else model
+    """The vision tower that a model looks through: the one its config names, itself if it holds one or is one."""
+    return sight_of(model).tower if answers(model) else model
 
 
 def absolute(model: str) -> str:
@@ -33,7 +34,8 @@ def choose_index_recipe(
     """The recipe of an index run and the model it is made for.
 
     What is not named comes from the store's active recipe: its model, and the recipe itself as long as the tower is the
-    same one.
+    same one and the model can read what the recipe keeps. Any other recipe keeps the tower's layer that the model's
+    projector reads, and no global tokens where it reads none, unless a recipe file says otherwise.
 
     Raises:
         InputError: no model is named and none remembered, or the recipe cannot be carried out with its tower.
@@ -47,19 +49,34 @@ def choose_index_recipe(
     else:
         raise InputError(f"a new store needs a model to look at videos with: pass --model, for example {TRY_MODELS}.")
     tower = describe_tower(tower_name)
-    if recipe is not None:
-        chosen = RECIPES[recipe](tower) if recipe in RECIPES else from_settings(_read_recipe_file(recipe), tower)
-    elif active and active.recipe.tower.weights == tower.weights:
-        chosen = active.recipe
-    else:
-        chosen = long(tower)
-    if decode and decode != chosen.decode:
-        name = chosen.name.removesuffix("-keyframe") + ("-keyframe" if decode == "keyframe" else "")
-        chosen = replace(chosen, decode=decode, name=name)
-    return chosen, model
+    if recipe is None and active and active.recipe.tower.weights == tower.weights and _reads(model, active):
+        return _decoded(active.recipe, decode), model
+    needs = _needs(sight_of(model)) if answers(model) else {}
+    return _decoded(from_settings({**needs, **_settings(recipe or "long")}, tower), decode), model
 
 
-def _read_recipe_file(recipe: str) -> dict[str, object]:
+def _reads(model: str, stored: RegisteredRecipe) -> bool:
+    """Whether a model can read what a recipe of its tower holds: a bare tower reads nothing."""
+    return model == stored.model or not answers(model) or _misfit(sight_of(model), stored.recipe) is None
+
+
+def _needs(sight: Sight) -> dict[str, object]:
+    """What a recipe keeps for a model, as settings. With global tokens it reads, all recipes keep as many already."""
+    return {"feature_layer": sight.feature_layer, **({} if sight.num_global_tokens else {"num_global_layers": 0})}
+
+
+def _decoded(recipe: IndexRecipe, decode: Decode | None) -> IndexRecipe:
+    """A recipe with another way of decoding, and the name that says so."""
+    if not decode or decode == recipe.decode:
+        return recipe
+    name = recipe.name.removesuffix("-keyframe") + ("-keyframe" if decode == "keyframe" else "")
+    return replace(recipe, decode=decode, name=name)
+
+
+def _settings(recipe: str) -> dict[str, object]:
+    """What `from_settings` makes a recipe of, by its name or out of a file."""
+    if recipe in RECIPES:
+        return {"base": recipe, "name": recipe}
     path = Path(recipe)
     if not path.is_file():
         raise InputError(f"there is no recipe {recipe}: name one of {', '.join(RECIPES)}, or a TOML or JSON file.")
@@ -73,10 +90,10 @@ def _read_recipe_file(recipe: str) -> dict[str, object]:
 
 
 def choose_answer_model(store: Store, model: str | None) -> tuple[ModelSpec, RegisteredRecipe]:
-    """The model of an answer run and the stored recipe whose tokens it can read.
+    """The model of an answer run and the stored recipe whose tokens it can read: the active one, or else the newest.
 
     Raises:
-        InputError: the store holds nothing yet, no model can answer, or no recipe of the store comes from its tower.
+        InputError: the store holds nothing yet, no model can answer, or no recipe of the store fits it.
     """
     active = store.active_recipe()
     if active is None:
@@ -84,27 +101,49 @@ def choose_answer_model(store: Store, model: str | None) -> tuple[ModelSpec, Reg
     model = absolute(model) if model else active.model
     spec = describe_model(model)
     recipes = sorted(store.recipes(), key=lambda stored: (not stored.active, -stored.registered_seq))
-    fitting = [stored for stored in recipes if _same_tower(spec.tower, stored.recipe)]
-    if not fitting:
+    of_tower = _of_tower(spec.tower, recipes)
+    if not of_tower:
         raise InputError(
             f"the model {model} looks through the tower {spec.tower}, but the store was indexed with "
             f"{active.recipe.tower.name}; answer with a model of that tower, or index again with "
             f"--model {model} --restale."
         )
-    chosen = fitting[0]
-    if spec.mm_hidden_size != chosen.recipe.tower.dim:
+    sight = Sight(spec.tower, spec.feature_layer, spec.num_global_tokens)
+    misfits = [_misfit(sight, stored.recipe, spec.mm_hidden_size) for stored in of_tower]
+    fitting = [stored for stored, misfit in zip(of_tower, misfits, strict=True) if misfit is None]
+    if not fitting:
         raise InputError(
-            f"the projector of {model} reads tokens {spec.mm_hidden_size} wide, but the recipe {chosen.recipe.name} "
-            f"of the store holds tokens {chosen.recipe.tower.dim} wide; choose a model for {chosen.recipe.tower.name}."
+            f"the projector of {model} reads {misfits[0]}; choose a model for these tokens of "
+            f"{of_tower[0].recipe.tower.name}, or index again with --model {model} --restale."
         )
-    return spec, chosen
+    return spec, fitting[0]
 
 
-def _same_tower(tower: str, recipe: IndexRecipe) -> bool:
-    """Whether a recipe's tokens come from a tower: by its name on the hub, or else by its weights."""
-    if tower == recipe.tower.name and not Path(tower).is_dir():
-        return True  # answering needs to know which tower it was, not to fetch it
+def _of_tower(tower: str, recipes: list[RegisteredRecipe]) -> list[RegisteredRecipe]:
+    """The recipes whose tokens come from a tower: by its name on the hub, or else by its weights.
+
+    Answering needs to know which tower it was, not to fetch it.
+    """
+    if not Path(tower).is_dir() and (same := [stored for stored in recipes if stored.recipe.tower.name == tower]):
+        return same
     try:
-        return describe_tower(tower).weights == recipe.tower.weights
-    except InputError:  # it is neither here nor on a hub within reach, so nothing says that it is the same
-        return False
+        weights = describe_tower(tower).weights
+    except InputError:  # it is neither here nor on a hub within reach, so nothing says that any is the same
+        return []
+    return [stored for stored in recipes if stored.recipe.tower.weights == weights]
+
+
+def _misfit(sight: Sight, recipe: IndexRecipe, width: int | None = None) -> str | None:
+    """What a model would read in place of what a recipe of its tower holds; None where it can read that.
+
+    A model that reads no global tokens leaves those of a recipe out.
+    """
+    held = f"but the recipe {recipe.name} of the store holds"
+    if width not in (None, recipe.tower.dim):
+        return f"tokens {width} wide, {held} tokens {recipe.tower.dim} wide"
+    num_states = recipe.tower.num_layers + 1
+    if sight.feature_layer % num_states != recipe.feature_layer % num_states:
+        return f"hidden state {sight.feature_layer} of its tower, {held} hidden state {recipe.feature_layer}"
+    if sight.num_global_tokens not in (0, recipe.num_global_layers):
+        return f"{sight.num_global_tokens} global tokens a video, {held} {recipe.num_global_layers}"
+    return None

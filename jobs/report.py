@@ -4,15 +4,25 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -23,22 +33,37 @@ POLL_S = 0.5
 VERSIONS = ("longvlm-index", "ray", "torch", "transformers", "pyarrow", "deltalake", "duckdb")
 
 
+class _Rate(ProgressColumn):
+    """Units a second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing until there is something to measure."""
+        return Text(f"{task.speed:,.1f} {task.fields['unit']}/s" if task.speed else "")
+
+
 @contextmanager
-def progress(tally: Any, expected: dict[str, int | None], *, show: bool) -> Iterator[None]:
-    """A bar for each stage on stderr, fed by the tally, while the body runs.
+def progress(
+    tally: Any, expected: Mapping[str, int | None], *, show: bool, units: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """A bar for each stage on stderr, with its rate and the time left, fed by the tally while the body runs.
 
     Args:
         tally: the run's Tally actor.
         expected: per stage, how many units are to come, or None where nobody knows yet.
         show: False draws nothing.
+        units: per stage, what it counts; videos where it is left out.
     """
     if not show:
         yield
         return
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    texts = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), _Rate())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True))
     done = threading.Event()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {stage: bars.add_task(stage, total=total) for stage, total in expected.items()}
+    with Progress(*texts, *times, console=Console(stderr=True), transient=True) as bars:
+        tasks = {
+            stage: bars.add_task(stage, total=total, unit=(units or {}).get(stage, "videos"))
+            for stage, total in expected.items()
+        }
 
         def poll() -> None:
             while not done.wait(POLL_S):
@@ -122,13 +147,35 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def print_answers(rows: list[dict[str, Any]]) -> None:
-    """Each question with its answer, or with the reason why there is none."""
+def print_answers(rows: Iterable[dict[str, Any]], *, evidence: bool = False) -> None:
+    """Each question with its answer or the reason why there is none, and with `evidence` the seconds it leans on."""
+    from pipeline.language.evidence import describe  # it needs torch, and `longvlm status` does not
+
     console = terminal()
-    for row in sorted(rows, key=lambda row: (row["uri"], row["question_id"])):
+    for row in rows:
         console.print(f"{row['uri']}  {row['question']}", style="bold", markup=False, highlight=False)
-        said = row["answer"] if row["status"] == "answered" else f"failed ({row['error_code']}): {row['error']}"
-        console.print(f"  {said}", markup=False, highlight=False)
+        console.print(f"  {_said(row)}", markup=False, highlight=False)
+        if evidence and row["evidence"]:
+            console.print(f"  {describe(row['evidence'])}", style="dim", markup=False, highlight=False)
+
+
+def _said(row: dict[str, Any]) -> str:
+    if row["status"] == "failed":
+        return f"failed ({row['error_code']}): {row['error']}"
+    if row["status"] == "unparsed":
+        return f"no {row['type']} to be read from: {row['answer']}"
+    return row["answer"] if row["confidence"] is None else f"{row['answer']} ({100 * row['confidence']:.0f} %)"
+
+
+def print_estimate(counts: dict[str, Any]) -> None:
+    """What a dry run found out: the counts, and how long it would take."""
+    seconds, run_id = counts.pop("seconds"), counts.pop("rates_of_run")
+    print_report("dry run: nothing was asked", counts, {}, 0.0)
+    if run_id is None:
+        said = "no run yet to estimate the time from; tokens to decode are the most there can be"
+    else:
+        said = f"about {timedelta(seconds=round(seconds))} at the rates of run {run_id}"
+    terminal().print(said, highlight=False)
 
 
 def print_status(status: dict[str, Any]) -> None:

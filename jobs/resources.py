@@ -9,6 +9,9 @@ TARGET_BLOCK_BYTES = (
 COMMIT_EVERY_S = 120.0  # what a crash may cost, against the number of commits a night leaves in the log
 WAVE_VIDEOS = 20_000  # planned at a time: what the driver holds in memory, and the most a broken cluster has to redo
 MAX_PASSES = 3  # how often a video whose units vanish is planned before its row says `lost`
+WAVE_QUESTIONS = 200_000  # asked at a time: about 100 MB in the driver, and hours of a GPU
+COMMIT_ANSWERS = 20_000  # kept in the driver at most: about 20 MB with their evidence
+PLAN_MEMORY_GB = 1.5  # of DuckDB's, for the plan of an answer run; ten million questions fit, more go to disk
 DECODE_DEADLINE_S = 300.0  # for one unit of at most 100 frames; the slowest real unit seen took 30 s
 DECODE_MEMORY_BYTES = 4 << 30  # a decoder needs 0.1 GB with in-decoder resize and up to 3.4 GB for full 1080p frames
 
@@ -74,15 +77,18 @@ class AnswerResources:
     cpus: float
     gpus: float
     threads: int
-    requests_per_batch: int  # questions generated together
-    videos_per_block: int
+    questions_per_block: int
+    kv_bytes: int | None  # for the KV cache of one answerer; None: what its device has to spare
 
 
-def for_answer(cluster: Mapping[str, float], num_videos: int) -> AnswerResources:
+def for_answer(cluster: Mapping[str, float], num_questions: int, kv_gb: float | None = None) -> AnswerResources:
     """The answer job on a cluster as `ray.cluster_resources()` describes it: a language model per GPU, or one."""
     cpus, gpus = max(1, int(cluster.get("CPU", 1))), int(cluster.get("GPU", 0))
     answerers = gpus or 1
-    videos_per_block = max(1, min(32, num_videos // (2 * answerers)))
+    # The engine batches within a block and idles at its end: several times as many questions as it decodes at once. But
+    # some blocks an answerer, so that all end at about the same time, and a dead one does not repeat hours.
+    questions_per_block = max(64, min(512, num_questions // (4 * answerers)))
+    kv_bytes = None if kv_gb is None else int(kv_gb * 1e9)
     if gpus:
-        return AnswerResources(gpus, 1.0, 1.0, 1, 16, videos_per_block)
-    return AnswerResources(1, 0.9 * cpus, 0.0, cpus, 8, videos_per_block)
+        return AnswerResources(gpus, 1.0, 1.0, 1, questions_per_block, kv_bytes)
+    return AnswerResources(1, 0.9 * cpus, 0.0, cpus, questions_per_block, kv_bytes)

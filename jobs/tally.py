@@ -48,10 +48,14 @@ class Tally:
 
     def finish(self, stage: str, keys: list[str], *, worker: str, busy_s: float, cpu_s: float) -> None:
         """Work on these keys ended, well or with an error of their own."""
-        tally = self.stages[stage]
         for key in keys:
-            tally.started.pop(key, None)
-        tally.done += len(keys)
+            self.stages[stage].started.pop(key, None)
+        self.add(stage, len(keys), worker=worker, busy_s=busy_s, cpu_s=cpu_s)
+
+    def add(self, stage: str, done: int, *, worker: str, busy_s: float, cpu_s: float) -> None:
+        """Count work that was done; by itself, what has no keys: tokens."""
+        tally = self.stages[stage]
+        tally.done += done
         tally.busy_s += busy_s
         tally.cpu_s += cpu_s
         tally.workers.add(worker)
@@ -88,10 +92,22 @@ class Stage:
     @contextmanager
     def work(self, keys: list[str]) -> Iterator["Clock"]:
         """Count the keys as begun, and as finished with the time the clock inside measured."""
-        ray.get(self.tally.begin.remote(self.name, keys))  # must be known before the work can kill us
+        self.begin(keys)
         clock = Clock()
         yield clock
-        self.tally.finish.remote(self.name, keys, worker=WORKER, busy_s=clock.busy_s, cpu_s=clock.cpu_s)
+        self.finish(keys, clock.busy_s, clock.cpu_s)
+
+    def begin(self, keys: list[str]) -> None:
+        """Count the keys as begun; returns when that is known, for the work may kill us."""
+        ray.get(self.tally.begin.remote(self.name, keys))
+
+    def finish(self, keys: list[str], busy_s: float, cpu_s: float) -> None:
+        """Count the keys as finished, and what they took."""
+        self.tally.finish.remote(self.name, keys, worker=WORKER, busy_s=busy_s, cpu_s=cpu_s)
+
+    def add(self, done: int, busy_s: float) -> None:
+        """Count units that are known by their number alone, such as tokens, and the wall seconds spent on them."""
+        self.tally.add.remote(self.name, done, worker=WORKER, busy_s=busy_s, cpu_s=0.0)
 
 
 class Clock:

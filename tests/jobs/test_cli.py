@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.cli import main
+from schemas.tables import QUESTION_TYPES
 
 LONGVLM = [sys.executable, "-m", "jobs.cli"]
 
@@ -42,11 +43,47 @@ def test_index_ends_with_one_object(tmp_path, clips, model):
 
 def test_answer_prints_an_object_an_answer_and_a_last_one(store):
     command = ("answer", "--store", store, "--ask", "What is red?", "--where", "uri LIKE '%clip-0%'")
-    *answers, last = objects(run(*command, "--max-new-tokens", 3, "--json"))
+    *answers, last = objects(run(*command, "--max-new-tokens", 3, "--json", "--evidence"))
     assert len(answers) == last["asked"] == last["answered"] == 10
-    needed = {"question_id", "question", "video", "answer", "status", "num_visual_tokens", "latency_ms"}
+    needed = {
+        "question_id",
+        "question",
+        "video",
+        "type",
+        "answer",
+        "value",
+        "status",
+        "num_visual_tokens",
+        "latency_ms",
+    }
     assert all(needed <= set(answer) for answer in answers)
-    assert "What is red?" in run(*command, "--max-new-tokens", 3).output
+    assert all(sum(span["weight"] for span in answer["evidence"]) == pytest.approx(1) for answer in answers)
+    shown = run(*command, "--max-new-tokens", 3, "--evidence").output
+    assert "What is red?" in shown
+    assert "%)" in shown
+    assert "reused" in shown
+
+
+def test_answers_have_the_type_that_was_asked_for(store):
+    command = ("answer", "--store", store, "--limit", 2, "--json", "--ask", "What color is it?")
+    *answers, last = objects(run(*command, "--type", "choice", "--choices", "red, green"))
+    assert {answer["value"] for answer in answers} <= {"red", "green"}
+    assert all(0.5 <= answer["confidence"] <= 1 for answer in answers)
+    assert last["videos"] == 2
+
+
+def test_a_dry_run_is_one_object_and_asks_nothing(store):
+    (counted,) = objects(run("answer", "--store", store, "--ask", "What?", "--dry-run", "--json"))
+    expected = {"videos": 12, "asked": 12, "reused": 0, "decode_tokens": 12 * 256, "seconds": None}
+    assert counted.items() >= expected.items()
+    assert counted["prefill_tokens"] > 0
+    assert "no run yet" in run("answer", "--store", store, "--ask", "What?", "--dry-run").output
+    assert objects(run("sql", "--store", store, "FROM answers", "--json")) == []
+
+
+def test_the_types_of_the_command_line_are_those_of_the_tables():
+    (kind,) = [option for option in main.commands["answer"].params if option.name == "kind"]
+    assert tuple(kind.type.choices) == QUESTION_TYPES
 
 
 def test_sql_search_status_and_recipes_speak_json(store, clips):
@@ -85,6 +122,10 @@ def test_a_person_sees_a_table_that_names_the_bottleneck(tmp_path, clips, model)
         (("answer", "--store", "STORE"), "--ask"),
         (("answer", "--store", "STORE", "--questions", "missing.csv"), "does not exist"),
         (("answer", "--store", "STORE", "--questions", "wrong.csv"), "no column question"),
+        (("answer", "--store", "STORE", "--questions", "wrong.csv", "--type", "bool"), "go with --ask"),
+        (("answer", "--store", "STORE", "--ask", "What?", "--type", "choice"), "choices"),
+        (("answer", "--store", "STORE", "--ask", "What?", "--template", "chat"), "no template chat"),
+        (("answer", "--store", "STORE", "--ask", "What?", "--budget", 3), "raise --budget"),
         (("sql", "--store", "STORE", "SELEC 1"), "syntax error"),
         (("sql", "--store", "STORE", "DROP VIEW videos"), "one SELECT"),
         (("search", "--store", "STORE", "red", "--where", "nonsense ="), "syntax error"),

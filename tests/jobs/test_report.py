@@ -1,4 +1,17 @@
-from jobs.report import bottleneck, print_answers, print_report, print_rows, print_status
+import time
+from io import StringIO
+
+from rich.console import Console
+
+from jobs import report
+from jobs.report import bottleneck, print_answers, print_estimate, print_report, print_rows, print_status
+from jobs.tally import Stage, start_tally
+
+
+def answered(**columns):
+    row = {"uri": "/a.mp4", "question": "[What]?", "type": "text", "status": "answered", "answer": "[/x]"}
+    return {**row, "confidence": None, "evidence": None, "error_code": None, "error": None, **columns}
+
 
 STAGES = {
     "decode": {"done": 8, "workers": 4, "busy_s": 20.0, "cpu_s": 18.0},
@@ -26,9 +39,7 @@ def test_the_last_lines_name_counts_and_the_bottleneck(capsys):
 
 def test_values_are_shown_as_they_are(capsys):
     print_rows([{"answer": "[red]no markup[/red]", "blob": b"1234", "nothing": None, "score": 0.123456789}])
-    print_answers(
-        [{"uri": "/a.mp4", "question_id": "q", "question": "[What]?", "status": "answered", "answer": "[/x]"}]
-    )
+    print_answers([answered()])
     print_status({"recipes": [{"name": "long", "active": True}], "segments": 3})
     shown = capsys.readouterr().out
     for text in (
@@ -40,4 +51,50 @@ def test_values_are_shown_as_they_are(capsys):
         "[/x]",
         "name long, active True",
     ):
+        assert text in shown
+
+
+def test_an_answer_says_how_sure_it_is_what_it_leans_on_and_why_it_is_none(capsys):
+    evidence = [{"start_s": 12.0, "end_s": 18.0, "weight": 0.41}]
+    rows = [
+        answered(type="bool", answer="Yes", confidence=0.87, evidence=evidence),
+        answered(type="number", answer="a few", status="unparsed"),
+        answered(status="failed", error_code="bad_tokens", error="the tokens are NaN."),
+    ]
+    print_answers(rows)
+    assert "0:12-0:18" not in capsys.readouterr().out
+    print_answers(iter(rows), evidence=True)
+    shown = capsys.readouterr().out
+    for text in (
+        "  Yes (87 %)\n",
+        "  0:12-0:18 (41 %)\n",
+        "  no number to be read from: a few\n",
+        "  failed (bad_tokens): the tokens are NaN.\n",
+    ):
+        assert text in shown
+
+
+def test_a_dry_run_says_how_long_or_that_nobody_knows(capsys):
+    counts = {"videos": 3, "prefill_tokens": 900, "seconds": 3725.0, "rates_of_run": "run-1"}
+    print_estimate(dict(counts))
+    shown = capsys.readouterr().out
+    assert "about 1:02:05 at the rates of run run-1" in shown
+    assert "900" in shown
+    print_estimate({**counts, "seconds": None, "rates_of_run": None})
+    assert "no run yet" in capsys.readouterr().out
+
+
+def test_bars_show_units_rates_and_what_is_left(monkeypatch):
+    monkeypatch.setattr(report, "POLL_S", 0.05)
+    screen = Console(file=StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(report, "Console", lambda **_: screen)
+    tally = start_tally("bars")
+    units = {"answer": "questions", "prefill": "tokens"}
+    with report.progress(tally, {"answer": 40, "prefill": None}, show=True, units=units):
+        for _ in range(10):
+            Stage("answer", tally).add(2, 0.1)
+            Stage("prefill", tally).add(500, 0.1)
+            time.sleep(0.1)
+    shown = screen.file.getvalue()
+    for text in ("questions/s", "tokens/s", "20/40", "5000/?", "left"):
         assert text in shown

@@ -28,3 +28,17 @@ def test_a_stage_times_its_calls_and_reports_them():
     assert report["busy_s"] > 0
     assert stage.attempts(["video"]) == [0]
     assert ray.get(tally.begun_s.remote()) is not None
+
+
+def test_tokens_are_counted_without_keys():
+    tally = start_tally("tokens")
+    for tokens, seconds in ((300, 0.5), (200, 0.25)):
+        Stage("prefill", tally).add(tokens, seconds)
+    assert ray.get(tally.report.remote()) == {"prefill": {"done": 500, "workers": 1, "busy_s": 0.75, "cpu_s": 0.0}}
+
+
+def test_work_that_comes_back_in_parts_is_finished_part_by_part():
+    stage = Stage("answer", start_tally("parts"))
+    stage.begin(["a", "b"])
+    stage.finish(["b"], 1.0, 0.5)
+    assert stage.attempts(["a", "b"]) == [1, 0]

@@ -24,6 +24,7 @@ from pipeline.language.branches import (
     Watch,
     chunked,
 )
+from pipeline.language.linear import quicken
 
 MIN_TAIL_GROWTH = 16  # tokens: growing copies every tail, which costs about as much as a step does
 # Tokens of one forward pass. Enough that the matrix products are bound by arithmetic, and the widest activations of a
@@ -65,6 +66,7 @@ class Batch:
 
     def __init__(self, llm: Any, device: torch.device) -> None:
         llm.set_attn_implementation(ATTENTION)
+        quicken(llm)
         config = llm.config
         self.llm, self.device = llm, device
         self.num_layers = config.num_hidden_layers
@@ -137,7 +139,7 @@ class Batch:
             ]
             row_W, position_W, token_W = zip(*watched, strict=True)
             watch, watching = Watch(self.watched), self._branch_step(some, row_W)
-            watching.begin(tails, torch.tensor(position_W, device=self.device), max(lengths), watch)
+            watching.begin(tails, torch.tensor(position_W, device=self.device), watch)
             questions = [Question(places[id(b.prefix)], len(b.prefix), len(b.suffix)) for b in some]
             tokens_W = torch.tensor(token_W, device=self.device)
             step = QuestionStep(questions, tails, watching, tokens_W)
@@ -169,7 +171,7 @@ class Batch:
             self._step = self._branch_step(self.branches, range(len(self.branches)))
         positions_T = torch.tensor([min(at, used - 1) for at in newest], device=self.device)
         watch = Watch(self.watched)
-        position_ids = self._step.begin(self.tail_kv, positions_T, used, watch)
+        position_ids = self._step.begin(self.tail_kv, positions_T, watch)
         ids_T = torch.tensor([branch.new[-1] for branch in self.branches], device=self.device)
         hidden_TD = self._forward(self.llm.get_input_embeddings()(ids_T)[None], position_ids, self._step)
         self.seen_RP = _widened(self.seen_RP, self.prefix_kv.num_positions).add_(watch.seen_TP)  # type: ignore[arg-type]

@@ -138,17 +138,19 @@ class _Grid:
         token_of_place = torch.zeros(num_bins * self.width, dtype=torch.int64)
         token_of_place[self.place_T.cpu()] = torch.arange(len(bin_T))
         self.token_of_place = token_of_place.to(device)  # places without a token compute token 0 once more
-        self.is_identity = self.width == 1 and list(bin_T) == list(range(num_bins))
+        self.is_sorted = torch.equal(token_of_place, torch.arange(len(bin_T)))  # and no place is without a token
 
     def product(self, tokens_TKGx: Tensor, bins_Kxy: Tensor) -> Tensor:
         """Each token's [K, G, x] times its bin's [K, x, y]: [T, K, G, y]."""
         _, num_k, num_g, _ = tokens_TKGx.shape
-        if self.is_identity:
+        if self.is_sorted and self.width == 1:
             return tokens_TKGx @ bins_Kxy
-        sorted_ = tokens_TKGx[self.token_of_place].view(self.num_bins, self.width, num_k, num_g, -1)
-        made = sorted_.transpose(1, 2).reshape(self.num_bins, num_k, self.width * num_g, -1) @ bins_Kxy
-        by_place = made.view(self.num_bins, num_k, self.width, num_g, -1).transpose(1, 2)
-        return by_place.reshape(self.num_bins * self.width, num_k, num_g, -1)[self.place_T]
+        by_place = tokens_TKGx if self.is_sorted else tokens_TKGx[self.token_of_place]
+        sorted_ = by_place.view(self.num_bins, self.width, num_k, num_g, -1).transpose(1, 2)
+        made = sorted_.reshape(self.num_bins, num_k, self.width * num_g, -1) @ bins_Kxy
+        made = made.view(self.num_bins, num_k, self.width, num_g, -1).transpose(1, 2)
+        by_place = made.reshape(self.num_bins * self.width, num_k, num_g, -1)
+        return by_place if self.is_sorted else by_place[self.place_T]
 
 
 class BranchStep:
@@ -170,14 +172,14 @@ class BranchStep:
         columns_P = torch.arange(prefixes.num_positions, device=device)
         self.in_prefix_TP = columns_P < self.length_T[:, None]
 
-    def begin(self, tails: KeysValues, positions_T: Tensor, num_positions: int, watch: Watch) -> Tensor:
-        """Prepare a pass that writes to `tails` at some positions, the last below `num_positions`.
+    def begin(self, tails: KeysValues, positions_T: Tensor, watch: Watch) -> Tensor:
+        """Prepare a pass that writes to `tails` at some positions.
 
         Returns:
             position ids [1, T], counted from the beginning of the prompt.
         """
-        self.tails, self.position_T, self.num_positions, self.watch = tails, positions_T, num_positions, watch
-        columns_L = torch.arange(num_positions, device=positions_T.device)
+        self.tails, self.position_T, self.watch = tails, positions_T, watch
+        columns_L = torch.arange(tails.num_positions, device=positions_T.device)
         visible_TX = torch.cat([self.in_prefix_TP, columns_L <= positions_T[:, None]], dim=1)
         self.hidden_TX = ~visible_TX[:, None, None]
         return (self.length_T + positions_T)[None]
@@ -188,25 +190,21 @@ class BranchStep:
         weights_TKGX = self.weights(layer, query[0].transpose(0, 1), scaling)
         num_p = self.prefixes.num_positions
         mixed_TKGd = self.by_video.product(weights_TKGX[..., :num_p], self.prefixes.values[layer])
-        tail_values = self.tails.values[layer][:, :, : self.num_positions]
-        mixed_TKGd += self.by_row.product(weights_TKGX[..., num_p:], tail_values)
+        mixed_TKGd += self.by_row.product(weights_TKGX[..., num_p:], self.tails.values[layer])
         return mixed_TKGd.flatten(1, 2)[None]
 
     def weights(self, layer: int, query_THd: Tensor, scaling: float) -> Tensor:
         """How much each token attends to each position of its prefix, then of its tail: [T, K, G, P + L]."""
         num_t, num_h, width = query_THd.shape
-        tail_keys = self.tails.keys[layer][:, :, : self.num_positions]
+        prefix_keys, tail_keys = self.prefixes.keys[layer], self.tails.keys[layer]
         num_k = tail_keys.shape[1]
-        query_TKGd = query_THd.reshape(num_t, num_k, num_h // num_k, width)
+        query_TKGd = (query_THd * scaling).view(num_t, num_k, num_h // num_k, width)
+        # tails are taken with all the room they have: a slice would be copied by each product
         scores_TKGX = torch.cat(
-            [
-                self.by_video.product(query_TKGd, self.prefixes.keys[layer].mT),
-                self.by_row.product(query_TKGd, tail_keys.mT),
-            ],
-            dim=-1,
+            [self.by_video.product(query_TKGd, prefix_keys.mT), self.by_row.product(query_TKGd, tail_keys.mT)], dim=-1
         )
-        scores_TKGX = scores_TKGX.float().mul_(scaling).masked_fill_(self.hidden_TX, float("-inf"))
-        weights_TKGX = scores_TKGX.softmax(dim=-1).to(query_THd.dtype)
+        scores_TKGX.masked_fill_(self.hidden_TX, float("-inf"))
+        weights_TKGX = scores_TKGX.softmax(dim=-1, dtype=torch.float32).to(query_THd.dtype)
         self.watch.look(layer, weights_TKGX[..., : self.prefixes.num_positions])
         return weights_TKGX
 

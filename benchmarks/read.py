@@ -3,7 +3,7 @@
     python -m benchmarks.read [--rounds 9]
 
 Shards as a writer closes them, a hundred videos each, 1024 wide in float16 with five global layers. The way is the
-engine's: `read_tokens` for eight videos at a time, `from_arrow`, and the one copy into a float32 prefix. Cases run in
+engine's: `read_tokens` for eight videos at a time, `from_arrow`, and the one copy into a prefix. Cases run in
 turn; files are in the page cache. Bytes are the ranges asked for through fsspec, as an object store is asked, footers
 included, one video or eight of a shard whose footer was not read before. The last line is one JSON object.
 """

@@ -127,13 +127,14 @@ class VideoTokens:
         return sum(self.num_frames) if bool((self.sizes == 1).all()) else None
 
     def prefix(self, *, with_global: bool = True) -> Tensor:
-        """What a projector is given: float32 [G + N, D], global tokens first, then local ones in time order.
+        """What a projector is given: [G + N, D], global tokens first, then local ones in time order.
 
         Without global tokens, for projectors that never saw CLS, [N, D]. This is the one copy of the stored tokens, and
-        never a view of them. A copy in float16 would take two thirds of the time, and projectors would convert it.
+        never a view of them. It is float16 as they are, or float32 once they were merged further: a projector converts
+        to its own type anyway, where it lies.
         """
         num_global = self.num_global_tokens if with_global else 0
-        prefix_ND = torch.empty(num_global + len(self.local), self.dim)
+        prefix_ND = torch.empty(num_global + len(self.local), self.dim, dtype=self.local.dtype)
         prefix_ND[:num_global] = self.global_tokens[:num_global]
         prefix_ND[num_global:] = self.local
         return prefix_ND

@@ -24,6 +24,7 @@ _ANSWER_FIELDS = (
     "value",
     "confidence",
     "status",
+    "error_code",
     "error",
     "num_visual_tokens",
     "latency_ms",

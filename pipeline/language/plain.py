@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers.utils import logging
 
 from pipeline.language.backend import Answer, Request
 from pipeline.language.decoding import distinct_endings
@@ -133,6 +134,7 @@ class PlainLlava(Plain):
     def __init__(self, model: str, recipe: AnswerRecipe, device: str = "cpu") -> None:
         checkpoint = find_llava(model)
         config, chat = checkpoint.config, checkpoint.chat()
+        logging.disable_progress_bar()  # a command shows its own
         llm = AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=getattr(torch, recipe.precision))
         banned_ids = (*sorted(chat.marks), *range(chat.num_ids, config.text_config.vocab_size))
         super().__init__(llm.to(device).eval(), chat, recipe, eos_ids=checkpoint.eos_ids(chat), banned_ids=banned_ids)

@@ -7,6 +7,7 @@ import pytest
 
 from jobs.answer import AnswerOrder, run_answer
 from pipeline.language.questions import ask
+from pipeline.language.untrained import build_untrained
 from pipeline.store import catalog
 from pipeline.store.ledger import Store
 from support import ROOT
@@ -15,11 +16,14 @@ QUERIES = (ROOT / "README.md").read_text().split("```sql\n")[1].split("```")[0].
 
 
 @pytest.fixture(scope="module")
-def answered(indexed, tmp_path_factory):
-    store = tmp_path_factory.mktemp("answered") / "store"
-    shutil.copytree(indexed, store)
-    run_answer(AnswerOrder(str(store), [ask("What is red?")], precision="float32", max_new_tokens=4))
-    return store
+def answered(indexed, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answered")
+    shutil.copytree(indexed, folder / "store")
+    build_untrained(folder / "other", tower=f"{model}/tower", tower_dim=64, seed=1)
+    for name in (model, str(folder / "other")):
+        order = AnswerOrder(str(folder / "store"), ask("What is red?"), model=name, limit=3, max_new_tokens=4)
+        run_answer(order)
+    return folder / "store"
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=[query.strip().splitlines()[0][3:] for query in QUERIES])
@@ -34,3 +38,6 @@ def test_a_query_of_the_readme_runs(answered, query):
         assert rows[0]["video_s_per_compute_h"] > 0
     if "FROM segments WHERE" in query:
         assert [row["segment"] for row in rows] == [0, 1]
+    if "other_answer" in query:
+        assert len(rows) == 3
+        assert all(row["answer"] and row["other_answer"] for row in rows)

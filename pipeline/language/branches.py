@@ -101,7 +101,7 @@ class PrefixStep:
             raise ValueError(f"layer {layer} came after {len(self.made.keys)} others")
         queries, keys, values = (torch.split(part, self.lengths, dim=2) for part in (query, key, value))
         mixed = [
-            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=_is_grouped(q, k))
             for q, k, v in zip(queries, keys, values, strict=True)
         ]
         for kept, parts in ((self.made.keys, keys), (self.made.values, values)):
@@ -246,7 +246,12 @@ class QuestionStep:
             )
             mixed.append(
                 scaled_dot_product_attention(
-                    query[:, :, tokens], keys, values, attn_mask=visible, scale=scaling, enable_gqa=True
+                    query[:, :, tokens],
+                    keys,
+                    values,
+                    attn_mask=visible,
+                    scale=scaling,
+                    enable_gqa=_is_grouped(query, keys),
                 )
             )
         if layer in self.watching.watch.layers:
@@ -261,6 +266,11 @@ class Question:
     video: int
     prefix_length: int
     length: int
+
+
+def _is_grouped(query: Tensor, key: Tensor) -> bool:
+    """Whether key heads serve several query heads: said only where it is so, since it rules fused kernels out."""
+    return query.shape[1] != key.shape[1]
 
 
 def chunked(sizes: Iterable[int], most: int) -> Iterator[list[int]]:

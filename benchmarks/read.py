@@ -23,6 +23,7 @@ import pyarrow as pa
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
+from benchmarks.measure import interleave
 from pipeline.store.files import write_parquet
 from pipeline.store.ledger import Store
 from pipeline.store.shards import by_video, read_tokens
@@ -111,15 +112,8 @@ def bytes_ratio(folder: str, rows: pa.Table, num_wanted: int) -> float:
 
 
 def cpu_seconds(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each, once a round in turn, after a round that warms caches."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            if number:
-                seconds[name].append(time.process_time() - start)
-    return {name: median(times) for name, times in seconds.items()}
+    """Median CPU seconds of each."""
+    return {name: median(times) for name, times in interleave(functions, rounds, time.process_time).items()}
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
 """Linear layers for the few tokens of a decoding step on a CPU.
 
-oneDNN reads a bfloat16 weight matrix a quarter faster as the left factor of a product with few columns than as the
-right factor of one with few rows (measured with 2 to 32 tokens and weights of 2 to 90 MB); with more tokens it is the
-other way round, and in other types there is nothing to gain.
+oneDNN reads a bfloat16 weight matrix a tenth to a third faster as the left factor of a product with few columns than
+as the right factor of one with few rows; with one token, and from about 32 on, there is nothing to gain, and later the
+other way is faster (`benchmarks.linear`).
 """
 
 import torch
 from torch import Tensor, nn
 
-FEW = range(2, 33)  # tokens
+FEW = range(2, 17)  # tokens
 
 
 class FewTokensLinear(nn.Linear):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import LLAVAS, save_llava
 from pipeline.language.longvlm import LongVLM, load_longvlm
 from pipeline.language.prompt import PATCH
 from pipeline.language.untrained import build_untrained
@@ -112,3 +113,15 @@ def untrained_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def untrained(untrained_folder) -> LongVLM:
     return load_longvlm(str(untrained_folder))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A small random checkpoint of each LLaVA family; tests that change one take a copy."""
+    return {family: save_llava(tmp_path_factory.mktemp("llavas") / family, family) for family in LLAVAS}
+
+
+@pytest.fixture(params=list(LLAVAS))
+def folder(request, folders) -> Path:
+    """Each of them in turn."""
+    return folders[request.param]

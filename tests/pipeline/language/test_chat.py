@@ -6,19 +6,8 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor
 
-from models import LLAVAS, save_llava
 from pipeline.language.llava_checkpoint import find_llava
 from schemas.errors import ErrorCode, InputError, TerminalError
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {family: save_llava(tmp_path_factory.mktemp("chats") / family, family) for family in LLAVAS}
-
-
-@pytest.fixture(params=list(LLAVAS))
-def folder(request, folders):
-    return folders[request.param]
 
 
 def test_prompts_are_the_template_s_words(folders):

@@ -11,16 +11,6 @@ from schemas.errors import InputError
 FRAMES = 3
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {family: save_llava(tmp_path_factory.mktemp("llavas") / family, family) for family in LLAVAS}
-
-
-@pytest.fixture(params=list(LLAVAS))
-def folder(request, folders):
-    return folders[request.param]
-
-
 def frames_of(image_size, num_frames=FRAMES):
     shape = (num_frames, image_size, image_size, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

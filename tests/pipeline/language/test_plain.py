@@ -24,16 +24,6 @@ def frames(number, side=56):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {family: save_llava(tmp_path_factory.mktemp("plain") / family, family) for family in LLAVAS}
-
-
-@pytest.fixture(params=list(LLAVAS))
-def folder(request, folders):
-    return folders[request.param]
-
-
 @torch.inference_mode()
 def greedy(plain, view, question):
     """One token after the other, each from a forward pass over everything, without a cache."""

@@ -60,7 +60,8 @@ def run_side(side: str, files: Path, tower: Path) -> dict[str, Any]:
 
 
 def _run_ours(side: str, files: Path, tower: Path, out: Path) -> dict[str, Any]:
-    from jobs.index import IndexOrder, run_index
+    from jobs.index import run_index
+    from jobs.orders import IndexOrder
     from pipeline.ingest.corpus import Source
 
     recipe = out / "recipe.json"

@@ -20,7 +20,8 @@ import ray
 from ray.util import list_named_actors
 
 from benchmarks.index import make_corpus
-from jobs.index import IndexOrder, run_index
+from jobs.index import run_index
+from jobs.orders import IndexOrder
 from jobs.session import connect
 from pipeline.ingest.corpus import Source
 from pipeline.vision.untrained import build_untrained_tower

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.resources import COMMIT_EVERY_S
+from jobs.resources import COMMIT_EVERY_S, MIN_OUTCOMES
 from pipeline.store.ledger import Store
 from schemas import tables
 from schemas.errors import ErrorCode
@@ -25,6 +25,7 @@ class Account:
     run_id: str
     planned: dict[str, dict[str, Any]] = field(default_factory=dict)  # write_id -> PLAN row, until settled
     landed: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)  # write_id -> unit -> outcome
+    settled: Counter[str] = field(default_factory=Counter)  # videos by status
 
     def plan(self, work: list[dict[str, Any]]) -> pa.Table:
         """Plan videos: a new write_id and one more attempt each. Returns tables.PLAN."""
@@ -54,6 +55,7 @@ class Account:
 
     def _close(self, write_id: str, status: str, error_code: str | None, error: str | None) -> dict[str, Any]:
         self.landed.pop(write_id, None)
+        self.settled[status] += 1
         return self.planned.pop(write_id) | {
             "recipe": self.recipe,
             "run_id": self.run_id,
@@ -86,11 +88,14 @@ class Counts:
     listed: int = 0
     indexed: int = 0
     unchanged: int = 0
+    moved: int = 0  # under a new name; it took its tokens along
     failed: int = 0
     known_failed: int = 0
-    stale: int = 0
+    stale: int = 0  # indexed under another recipe only
+    forgotten: int = 0
     not_attempted: int = 0
-    deleted: int = 0
+    deleted: int = 0  # not listed any more: rows written by this run
+    gone: int = 0  # not listed any more and left as they are
     failures: Counter[str] = field(default_factory=Counter)
     video_seconds: float = 0.0
 
@@ -111,9 +116,41 @@ class Counts:
 
     def check(self) -> None:
         """Raise RuntimeError unless every listed video went exactly one way."""
-        parts = self.indexed + self.failed + self.unchanged + self.known_failed + self.stale + self.not_attempted
-        if parts != self.listed or self.not_attempted < 0:
+        done = self.indexed + self.failed + self.unchanged + self.moved
+        left = self.known_failed + self.stale + self.forgotten + self.not_attempted
+        if done + left != self.listed or self.not_attempted < 0:
             raise RuntimeError(f"the counts do not add up: {self}")
+
+
+class OutOfTimeError(Exception):
+    """The time that a run was given is over: it ends well, with some videos not attempted."""
+
+
+class TooManyFailuresError(Exception):
+    """So many videos of a run fail that something else than the videos is likely to be wrong."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run ends before its work does."""
+
+    max_hours: float | None
+    max_failed: float  # of the outcomes, as a fraction
+    started_s: float  # seconds since the epoch
+
+    def check(self, settled: Counter[str]) -> None:
+        """Raise OutOfTimeError or TooManyFailuresError if it is time to end.
+
+        Args:
+            settled: this run's outcomes so far, by status.
+        """
+        if settled.total() >= MIN_OUTCOMES and settled["failed"] > self.max_failed * settled.total():
+            raise TooManyFailuresError(
+                f"{settled['failed']} of {settled.total()} videos failed, more than --max-failed allows; "
+                "`longvlm sql` on the view failures says of what"
+            )
+        if self.max_hours is not None and time.time() - self.started_s > self.max_hours * 3600:
+            raise OutOfTimeError
 
 
 class Commits:

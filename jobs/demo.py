@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.answer import AnswerOrder, run_answer
-from jobs.index import IndexOrder, run_index
+from jobs.index import run_index
+from jobs.orders import IndexOrder
 from jobs.report import print_report, terminal
 from pipeline.ingest.corpus import Source
 from pipeline.language.untrained import build_untrained

@@ -10,127 +10,124 @@
 8 commit   shards, then rows, every two minutes                driver
 """
 
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from jobs.accounting import Account, Commits, Counts
+from jobs.accounting import Account, Commits, Counts, Limits, OutOfTimeError, TooManyFailuresError
 from jobs.models import choose_index_recipe
+from jobs.orders import IndexOrder, IndexReport, check_order
 from jobs.report import progress, record_run
-from jobs.resources import MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
+from jobs.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
 from jobs.session import connect, failure_of, release_failed_execution
 from jobs.stages import Encode, Watch, Write
 from jobs.tally import start_tally
-from pipeline.ingest.corpus import Source, diff, list_source
+from pipeline.ingest.corpus import nothing_in, spool_source
 from pipeline.store.catalog import write_index_duckdb
+from pipeline.store.changes import Changes, Terms, compare
 from pipeline.store.ledger import Store
+from pipeline.store.snapshot import Snapshot
 from pipeline.store.upkeep import merge_small_files
-from schemas import tables
-from schemas.identity import new_run_id
-from schemas.recipe import Decode, IndexRecipe
-
-
-@dataclass(frozen=True)
-class IndexOrder:
-    """What to index, and how."""
-
-    source: Source
-    store: str
-    model: str | None = None
-    recipe: str | None = None  # a name or a file; None: the store's own, or `long`
-    decode: Decode | None = None  # exact or keyframe; None: as the recipe says
-    limit: int | None = None
-    retry_failed: bool = False
-    restale: bool = False
-    ray_address: str | None = None
-    show_progress: bool = False
-
-
-@dataclass
-class IndexReport:
-    """How a run ended."""
-
-    run_id: str
-    counts: Counts
-    started_s: float  # seconds since the epoch
-    wall_s: float = 0.0
-    startup_s: float = 0.0  # before the first decode: listing, Ray, loading models
-    work_s: float = 0.0  # from the first decode to the last commit
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    stopped: str | None = None  # why, if it did not get to the end; what was finished by then is committed
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that `longvlm index --json` ends with."""
-        return {**self.counts.as_json(), "wall_s": round(self.wall_s, 3), "run_id": self.run_id}
+from schemas.errors import InputError
+from schemas.recipe import IndexRecipe
 
 
 def run_index(order: IndexOrder) -> IndexReport:
-    """Index a source. Wrong input is refused before anything is written.
-
-    Raises:
-        InputError: the source, model, recipe or store cannot be used.
-    """
-    started_s = time.time()
-    listing = list_source(order.source)
-    store = Store.find(order.store)
-    recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
-    newest = store.newest() if store else tables.VIDEOS.empty_table()
-    found = diff(listing, newest, recipe.fingerprint, retry_failed=order.retry_failed, restale=order.restale)
-    work = found.work.to_pylist()[: order.limit]
-    if work:
-        connect(order.ray_address)
-
-    store = store or Store.create(order.store)  # the input is good: from here on, something is written
-    report = IndexReport(new_run_id(), Counts(listed=len(listing), not_attempted=len(found.work)), started_s)
-    report.counts.unchanged = found.num_unchanged
-    report.counts.known_failed = found.num_known_failed
-    report.counts.stale = found.num_stale
-    if work:
-        store.register_recipe(recipe, model)
-        _index_work(work, recipe, store, report, show=order.show_progress)
-    report.counts.check()
-    report.wall_s = time.time() - started_s
+    """Index a source, note the run in the store, and leave few files behind. Raises as `index_source`."""
+    report, store = index_source(order)
     record_run(store, "index", report.as_json(), report.stages)
     merge_small_files(store)
     write_index_duckdb(store.uri, store.pin())
     return report
 
 
-def _index_work(
-    work: list[dict[str, Any]], recipe: IndexRecipe, store: Store, report: IndexReport, *, show: bool
-) -> None:
-    """Stages 3 to 8, wave by wave; what is lost in a pass is planned again, then fails as lost."""
+def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
+    """Stages 1 to 8. Wrong input is refused before anything is written.
+
+    Raises:
+        InputError: the source, model, recipe or store cannot be used, or too much of the source is gone.
+    """
+    report = IndexReport(Counts(), time.time())
+    with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
+        store, recipe, model, changes = take_stock(order, Path(scratch) / "listing.parquet")
+        with changes:
+            num_work = min(changes.num_work, order.limit or changes.num_work)
+            if num_work:
+                connect(order.ray_address)
+            store = store or Store.create(order.store)  # the input is good: from here on, something is written
+            _keep_books(changes, store, report, prune=order.prune)
+            if num_work:
+                store.register_recipe(recipe, model)
+                _index_work(order, changes, recipe, store, report)
+    report.counts.check()
+    report.wall_s = time.time() - report.started_s
+    return report, store
+
+
+def take_stock(order: IndexOrder, scratch: Path) -> tuple[Store | None, IndexRecipe, str, Changes]:
+    """Stages 1 and 2: the store if there is one, the recipe and model of the run, and what there is to do."""
+    check_order(order)
+    num_listed = spool_source(order.source, str(scratch))
+    if not num_listed and not (order.prune and order.allow_mass_delete):
+        raise nothing_in(order.source)
+    store = Store.find(order.store)
+    recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
+    terms = Terms(
+        recipe.fingerprint,
+        order.source.home,
+        order.source.coverage(),
+        retry_failed=order.retry_failed,
+        restale=order.restale,
+    )
+    changes = compare(str(scratch), store.pin(("videos",)) if store else Snapshot(), terms)
+    if order.prune and not order.allow_mass_delete and changes.num_gone > MAX_LOSS * changes.num_known:
+        raise InputError(
+            f"{changes.num_gone} of the {changes.num_known} videos known of {order.source.uri} are gone; if that is "
+            "right, say so with --allow-mass-delete, else check the source."
+        )
+    return store, recipe, model, changes
+
+
+def _keep_books(changes: Changes, store: Store, report: IndexReport, *, prune: bool) -> None:
+    """Count what needs no watching, and write the rows of what moved or is gone."""
+    counts = report.counts
+    for way, number in changes.others.items():
+        setattr(counts, way, number)
+    counts.listed, counts.not_attempted = changes.num_work + sum(changes.others.values()), changes.num_work
+    store.append("videos", changes.bookkeeping(report.run_id, prune=prune))
+    counts.deleted, counts.gone = (changes.num_gone, 0) if prune else (0, changes.num_gone)
+
+
+def _index_work(order: IndexOrder, changes: Changes, recipe: IndexRecipe, store: Store, report: IndexReport) -> None:
+    """Stages 3 to 8; however they end, what was finished is committed."""
     tally = start_tally(report.run_id)
-    resources = for_index(ray.cluster_resources(), len(work))
-    account = Account(recipe.fingerprint, report.run_id)
+    num_work = min(changes.num_work, order.limit or changes.num_work)
     commits = Commits(store, report.counts)
-    expected = {"decode": len(work), "encode": None, "write": None}
+    account = Account(recipe.fingerprint, report.run_id)
+    limits = Limits(order.max_hours, order.max_failed, report.started_s)
+    stages = partial(_stages, recipe, store, for_index(ray.cluster_resources(), num_work), tally)
     try:
-        with progress(tally, expected, show=show):
-            for start in range(0, len(work), WAVE_VIDEOS):
-                wave = work[start : start + WAVE_VIDEOS]
-                for _ in range(MAX_PASSES):
-                    plan = account.plan(wave)
-                    for outcomes in _stages(plan, recipe, store, resources, tally):
-                        commits.add(outcomes, account.add(outcomes))
-                        if not account.planned:  # nothing more to wait for, while Ray still takes the stages down
-                            commits.flush()
-                    wave = account.unaccounted()
-                    if not wave:
-                        break
-                commits.add(None, account.lost(wave, MAX_PASSES))
+        with progress(tally, {"decode": num_work, "encode": None, "write": None}, show=order.show_progress):
+            for wave in changes.waves(WAVE_VIDEOS, order.limit):
+                _index_wave(wave, stages, account, commits, limits)
     except KeyboardInterrupt:
         report.stopped = "interrupted"
+    except OutOfTimeError:
+        report.out_of_time = True
+    except TooManyFailuresError as error:
+        report.stopped = str(error)
     except ray.exceptions.RayError as error:
         report.stopped = failure_of(error)
     finally:
         commits.flush()
-    if report.stopped:
+    if report.stopped or report.out_of_time:
         release_failed_execution()  # not in the except clause, where the exception is still held
     report.stages = ray.get(tally.report.remote())
     begun_s = ray.get(tally.begun_s.remote())
@@ -139,8 +136,28 @@ def _index_work(
         report.startup_s = begun_s - report.started_s
 
 
+def _index_wave(
+    wave: list[dict[str, Any]],
+    stages: Callable[[pa.Table], Iterator[pa.Table]],
+    account: Account,
+    commits: Commits,
+    limits: Limits,
+) -> None:
+    """One wave; what is lost in a pass is planned again, then fails as lost."""
+    for _ in range(MAX_PASSES):
+        for outcomes in stages(account.plan(wave)):
+            commits.add(outcomes, account.add(outcomes))
+            if not account.planned:  # nothing more to wait for, while Ray still takes the stages down
+                commits.flush()
+            limits.check(account.settled)
+        wave = account.unaccounted()
+        if not wave:
+            return
+    commits.add(None, account.lost(wave, MAX_PASSES))
+
+
 def _stages(
-    plan: pa.Table, recipe: IndexRecipe, store: Store, resources: IndexResources, tally: Any
+    recipe: IndexRecipe, store: Store, resources: IndexResources, tally: Any, plan: pa.Table
 ) -> Iterator[pa.Table]:
     """The stages on Ray Data: tables.PLAN in, batches of tables.OUTCOMES out as they land."""
     blocks = [plan.slice(i, resources.videos_per_block) for i in range(0, len(plan), resources.videos_per_block)]

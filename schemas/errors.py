@@ -29,6 +29,9 @@ class ErrorCode(StrEnum):
     ANSWER_FAILED = "answer_failed"
 
 
+ANY_CODE = "all"  # where codes of failures to retry are named: whatever they failed of
+
+
 class PipelineError(Exception):
     """A failure with a stable code and one sentence for the person who reads the failed row."""
 

@@ -6,21 +6,27 @@
 CREATE VIEW active_recipe AS
 SELECT recipe FROM ledger_recipes WHERE event = 'promoted' ORDER BY seq DESC, recipe DESC LIMIT 1;
 
+-- A video that was forgotten stays away, whatever is written of it later, until a plain deletion lifts that.
 CREATE VIEW deletions AS
-SELECT video_id, max((seq, coalesce(write_id, ''))) AS deleted_at
+SELECT video_id, max((seq, coalesce(write_id, ''))) AS deleted_at,
+    coalesce(arg_max(coalesce(error_code, ''), seq) = 'forgotten', false) AS is_forgotten
 FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id;
 
 -- The newest row of any status, per video and recipe.
 CREATE VIEW newest_rows AS
-SELECT n.* REPLACE (
-        CASE WHEN d.deleted_at > (n.seq, coalesce(n.write_id, '')) THEN 'deleted' ELSE n.status END AS status,
-        CASE WHEN d.deleted_at > (n.seq, coalesce(n.write_id, '')) THEN d.deleted_at[1] ELSE n.seq END AS seq
+SELECT n.* EXCLUDE (is_deleted, deleted_at) REPLACE (
+        CASE WHEN n.is_deleted THEN 'deleted' ELSE n.status END AS status,
+        CASE WHEN n.is_deleted THEN n.deleted_at[1] ELSE n.seq END AS seq
     )
 FROM (
-    FROM ledger_videos
-    QUALIFY row_number() OVER (PARTITION BY video_id, recipe ORDER BY seq DESC, write_id DESC NULLS LAST) = 1
-) n
-LEFT JOIN deletions d USING (video_id);
+    SELECT r.*, d.deleted_at,
+        coalesce(d.is_forgotten OR d.deleted_at > (r.seq, coalesce(r.write_id, '')), false) AS is_deleted
+    FROM (
+        FROM ledger_videos
+        QUALIFY row_number() OVER (PARTITION BY video_id, recipe ORDER BY seq DESC, write_id DESC NULLS LAST) = 1
+    ) r
+    LEFT JOIN deletions d USING (video_id)
+) n;
 
 -- What is live, per video and recipe: of the rows that are indexed or deleted, the newest is indexed.
 -- `outdated`: a later row of the video, failed or of another recipe, saw another content.
@@ -38,7 +44,7 @@ SELECT i.*,
 FROM indexed i
 JOIN seen s USING (video_id)
 LEFT JOIN deletions d USING (video_id)
-WHERE d.deleted_at IS NULL OR (i.seq, i.write_id) > d.deleted_at;
+WHERE d.deleted_at IS NULL OR (NOT d.is_forgotten AND (i.seq, i.write_id) > d.deleted_at);
 
 -- Whose last indexing failed, per video and recipe; `is_live` where an older version can still be asked.
 CREATE VIEW failed_videos AS
@@ -59,15 +65,20 @@ SELECT video_id, uri, external_id, source, recipe, error_code, error, attempts, 
     make_timestamp(seq) AS failed_at
 FROM failed_videos WHERE recipe = (FROM active_recipe);
 
+-- A video that was moved took over the writes of another: its own id and uri stand in place of those that were written.
 CREATE VIEW segments AS
-SELECT s.*, v.uri, v.external_id
+SELECT s.* REPLACE (v.video_id AS video_id), v.uri, v.external_id
 FROM ledger_segments s
-JOIN (SELECT write_id, uri, external_id FROM live_videos WHERE recipe = (FROM active_recipe)) v USING (write_id);
+JOIN (
+    SELECT write_id, video_id, uri, external_id FROM live_videos WHERE recipe = (FROM active_recipe)
+) v USING (write_id);
 
 CREATE VIEW tokens AS
-SELECT t.*, v.uri, v.external_id
+SELECT t.* REPLACE (v.video_id AS video_id), v.uri, v.external_id
 FROM ledger_tokens t
-JOIN (SELECT write_id, uri, external_id FROM live_videos WHERE recipe = (FROM active_recipe)) v USING (write_id);
+JOIN (
+    SELECT write_id, video_id, uri, external_id FROM live_videos WHERE recipe = (FROM active_recipe)
+) v USING (write_id);
 
 -- Answers from what is live under any recipe, each question's newest, whatever its status; `recipe` is that of the
 -- tokens. Models that read the same tokens, and settings of one model, stand side by side through a join:
@@ -77,9 +88,9 @@ JOIN (SELECT write_id, uri, external_id FROM live_videos WHERE recipe = (FROM ac
 --   WHERE a.model = 'A' AND b.model = 'B'  -- or a.answer_recipe and b.answer_recipe
 -- The view answers_wide, one typed column a question, is made by pipeline/store/catalog.py: its columns are data.
 CREATE VIEW answers AS
-SELECT a.*, v.external_id, v.recipe
+SELECT a.* REPLACE (v.video_id AS video_id, v.uri AS uri), v.external_id, v.recipe
 FROM ledger_answers a
-JOIN (SELECT write_id, external_id, recipe FROM live_videos) v USING (write_id)
+JOIN (SELECT write_id, video_id, uri, external_id, recipe FROM live_videos) v USING (write_id)
 QUALIFY row_number() OVER (
     PARTITION BY a.write_id, a.question_id, a.question_hash, a.answer_recipe ORDER BY a.created_at DESC, a.run_id DESC
 ) = 1;

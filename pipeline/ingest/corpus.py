@@ -1,23 +1,25 @@
-"""A source of videos -> its listing, and what of it has to be done, given what a store already holds."""
+"""A source of videos -> its listing, page by page."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
+from pyarrow import parquet
 
 from pipeline.ingest.formats import HEAD_BYTES, VIDEO_EXTENSIONS, container_of
 from pipeline.ingest.manifest import MANIFEST_SUFFIXES, list_manifest
-from pipeline.ingest.objects import canonical_uri, facts, is_local, locate
+from pipeline.ingest.objects import canonical_uri, facts, locate
+from pipeline.ingest.pages import pages_below
 from schemas.errors import InputError
 from schemas.identity import video_id
-from schemas.tables import LISTING, VIDEOS
+from schemas.tables import LISTING
 
-T = TypeVar("T")
 _SNIFFS_AT_ONCE = 256
+_ROW_GROUP = 10_000  # rows of a listing that are held in memory
 
 
 @dataclass(frozen=True)
@@ -36,32 +38,83 @@ class Source:
         included = not self.include or any(fnmatchcase(relative_path, pattern) for pattern in self.include)
         return included and not any(fnmatchcase(relative_path, pattern) for pattern in self.exclude)
 
+    @property
+    def home(self) -> str:
+        """The one spelling of the source's address, as it stands in the column `source`."""
+        return canonical_uri(*locate(self.uri))
+
+    def coverage(self) -> Callable[[str], bool] | None:
+        """What says whether a video at a canonical URI would be listed; None without patterns, for then each would."""
+        if not self.include and not self.exclude:
+            return None
+        home = self.home
+        if PurePosixPath(home).suffix.lower() in MANIFEST_SUFFIXES:
+            home = home.rpartition("/")[0]
+        prefix = home.rstrip("/") + "/"
+        return lambda uri: self.takes(uri.removeprefix(prefix))
+
 
 def list_source(source: Source) -> pa.Table:
-    """Every video of a source, as tables.LISTING, sorted by uri, each once.
+    """Every video of a source in memory, as tables.LISTING, sorted by uri, each once.
 
     A folder is listed recursively: videos by extension, and files without any extension by their first bytes.
 
     Raises:
         InputError: the source does not exist, is forbidden, holds no video, or is a manifest without `uri`.
     """
+    listing = pa.concat_tables([LISTING.empty_table(), *list_pages(source)])
+    if not len(listing):
+        raise nothing_in(source)
+    return listing.sort_by("uri")
+
+
+def spool_source(source: Source, path: str) -> int:
+    """List a source into a parquet file of tables.LISTING, in no order, and return how many videos there are.
+
+    A bucket may hold millions: no more than a page of a listing and `_ROW_GROUP` of its rows are in memory at a time.
+
+    Raises:
+        InputError: as `list_source`, but that nothing is there is for the caller to judge.
+    """
+    num_rows = 0
+    held: list[pa.Table] = []
+    with parquet.ParquetWriter(path, LISTING, compression="zstd") as writer:
+        for page in list_pages(source):
+            num_rows += len(page)
+            held.append(page)
+            if sum(map(len, held)) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(held))
+                held.clear()
+        if held:
+            writer.write_table(pa.concat_tables(held))
+    return num_rows
+
+
+def list_pages(source: Source) -> Iterator[pa.Table]:
+    """The videos of a source as tables.LISTING, a page of the listing at a time, in no order; InputError as above."""
     fs, path = locate(source.uri)
-    found = _asking(source.uri, lambda: _list(fs, path, source))
-    if not found:
-        patterns = " that the include and exclude patterns let through" if source.include or source.exclude else ""
-        raise InputError(
-            f"nothing to index: no video in {source.uri}{patterns}; looked for files ending in "
-            f"{', '.join(sorted(VIDEO_EXTENSIONS))}, and into files without an extension."
-        )
     home = canonical_uri(fs, path)
-    rows = [{"video_id": video_id(uri), "source": home, "uri": uri, **found[uri]} for uri in sorted(found)]
-    return pa.Table.from_pylist(rows, schema=LISTING)
+    with _refusals_as_sentences(source.uri):
+        for found in _list(fs, path, source):
+            rows = [{"video_id": video_id(uri), "source": home, "uri": uri, **known} for uri, known in found.items()]
+            if rows:
+                yield pa.Table.from_pylist(rows, schema=LISTING)
 
 
-def _asking(uri: str, request: Callable[[], T]) -> T:
-    """The answer of a filesystem, its refusals turned into sentences."""
+def nothing_in(source: Source) -> InputError:
+    """The error of a source without any video."""
+    patterns = " that the include and exclude patterns let through" if source.include or source.exclude else ""
+    return InputError(
+        f"nothing to index: no video in {source.uri}{patterns}; looked for files ending in "
+        f"{', '.join(sorted(VIDEO_EXTENSIONS))}, and into files without an extension."
+    )
+
+
+@contextmanager
+def _refusals_as_sentences(uri: str) -> Iterator[None]:
+    """Turn what a filesystem refuses into sentences."""
     try:
-        return request()
+        yield
     except InputError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -77,37 +130,27 @@ def _asking(uri: str, request: Callable[[], T]) -> T:
         ) from error
 
 
-def _list(fs: Any, path: str, source: Source) -> dict[str, dict[str, Any]]:
-    """What is known of each video, by canonical URI."""
+def _list(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[str, Any]]]:
+    """What is known of each video, by canonical URI, a page at a time."""
     info = fs.info(path)
     is_file = fs.isfile(path) if info.get("islink") else info["type"] == "file"
     if not is_file:
-        return _list_folder(fs, path, source)
-    if PurePosixPath(path).suffix.lower() in MANIFEST_SUFFIXES:
-        return list_manifest(fs, path, source.takes)
-    is_video = _has_video_extension(path) or container_of(fs.cat_file(path, start=0, end=HEAD_BYTES)) is not None
-    return {canonical_uri(fs, path): facts(info)} if is_video and source.takes(PurePosixPath(path).name) else {}
+        yield from _list_folder(fs, path, source)
+    elif PurePosixPath(path).suffix.lower() in MANIFEST_SUFFIXES:
+        yield from list_manifest(fs, path, source.takes)
+    else:
+        is_video = _has_video_extension(path) or container_of(fs.cat_file(path, start=0, end=HEAD_BYTES)) is not None
+        if is_video and source.takes(PurePosixPath(path).name):
+            yield {canonical_uri(fs, path): facts(info)}
 
 
-def _list_folder(fs: Any, path: str, source: Source) -> dict[str, dict[str, Any]]:
-    below = _walk(fs, path) if is_local(source.uri) else fs.find(path, detail=True)
+def _list_folder(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[str, Any]]]:
     prefix = path.rstrip("/") + "/"
-    files = {name: info for name, info in below.items() if source.takes(name.removeprefix(prefix))}
-    unnamed = [name for name, info in files.items() if not PurePosixPath(name).suffix and info.get("size")]
-    videos = {name for name in files if _has_video_extension(name)} | set(_sniff(fs, unnamed))
-    return {canonical_uri(fs, name): facts(files[name]) for name in videos}
-
-
-def _walk(fs: Any, path: str) -> dict[str, dict[str, Any]]:
-    """As fs.find, but a folder that may not be read is an error: fsspec's own passes over it in silence."""
-    files, folders = {}, [path]
-    while folders:
-        for info in fs.ls(folders.pop(), detail=True):
-            if info["type"] == "directory":
-                folders.append(info["name"])
-            else:
-                files[info["name"]] = info
-    return files
+    for page in pages_below(fs, path):
+        files = {info["name"]: info for info in page if source.takes(info["name"].removeprefix(prefix))}
+        unnamed = [name for name, info in files.items() if not PurePosixPath(name).suffix and info.get("size")]
+        videos = {name for name in files if _has_video_extension(name)} | set(_sniff(fs, unnamed))
+        yield {canonical_uri(fs, name): facts(files[name]) for name in videos}
 
 
 def _has_video_extension(path: str) -> bool:
@@ -122,72 +165,3 @@ def _sniff(fs: Any, paths: list[str]) -> Iterable[str]:
         for path, head in zip(some, heads, strict=True):
             if isinstance(head, Exception) or container_of(bytes(head)) is not None:
                 yield path
-
-
-# --- what is new ---
-
-
-@dataclass(frozen=True)
-class Diff:
-    """A listing held against a store: what to do, and how much of the rest there is."""
-
-    work: pa.Table  # LISTING, and `attempts` so far at this same content
-    num_unchanged: int
-    num_known_failed: int
-    num_stale: int
-
-
-def diff(
-    listing: pa.Table, newest: pa.Table, recipe: str, *, retry_failed: bool = False, restale: bool = False
-) -> Diff:
-    """What of a listing a recipe still has to be run on.
-
-    Args:
-        listing: tables.LISTING.
-        newest: the newest row of any status per (video_id, recipe): video_id, recipe, status, etag, size_bytes,
-            modified_at, attempts.
-        recipe: the fingerprint.
-        retry_failed: try again what failed at this same content.
-        restale: index also what is indexed at this same content under other recipes only.
-    """
-    mine, elsewhere = _known(newest, recipe)
-    work: list[int] = []
-    attempts_so_far: list[int] = []
-    num_unchanged = num_known_failed = num_stale = 0
-    listed = zip(
-        *(listing[name].to_pylist() for name in ("video_id", "etag", "size_bytes", "modified_at")), strict=True
-    )
-    for index, (video, etag, size, modified) in enumerate(listed):
-        content = _content(etag, size, modified)
-        status, known, attempts = mine.get(video, ("", None, 0))
-        same = status in ("indexed", "failed") and known == content
-        if same and status == "indexed":
-            num_unchanged += 1
-        elif same and not retry_failed:
-            num_known_failed += 1
-        elif not status and (video, content) in elsewhere and not restale:
-            num_stale += 1
-        else:
-            work.append(index)
-            attempts_so_far.append(attempts if same else 0)
-    table = listing.take(pa.array(work, pa.int64()))
-    attempts_column = pa.array(attempts_so_far, VIDEOS.field("attempts").type)
-    return Diff(table.append_column("attempts", attempts_column), num_unchanged, num_known_failed, num_stale)
-
-
-def _content(etag: str | None, size_bytes: int | None, modified_at: datetime | None) -> tuple[Any, ...]:
-    """What tells one content of a file from another: its etag and size; its time of change only without an etag."""
-    return (etag, size_bytes) if etag else (size_bytes, modified_at)
-
-
-def _known(newest: pa.Table, recipe: str) -> tuple[dict[str, tuple[str, Any, int]], set[tuple[str, Any]]]:
-    """By video: status, content and attempts under a recipe; and (video, content) indexed under any other."""
-    mine: dict[str, tuple[str, Any, int]] = {}
-    elsewhere: set[tuple[str, Any]] = set()
-    columns = ("video_id", "recipe", "status", "attempts", "etag", "size_bytes", "modified_at")
-    for video, of_recipe, status, attempts, *content in zip(*(newest[n].to_pylist() for n in columns), strict=True):
-        if of_recipe == recipe:
-            mine[video] = (status, _content(*content), attempts or 0)
-        elif status == "indexed":
-            elsewhere.add((video, _content(*content)))
-    return mine, elsewhere

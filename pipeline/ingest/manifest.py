@@ -1,6 +1,6 @@
 """A manifest: a Parquet or CSV file that names videos, with what the user knows of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,12 +11,13 @@ from pipeline.ingest.objects import canonical_uri, facts, is_local, local_path, 
 from schemas.errors import InputError
 
 MANIFEST_SUFFIXES = (".parquet", ".csv")
+_ROWS_AT_ONCE = 1000
 _LOOKUPS_AT_ONCE = 32  # requests in flight for the details of entries
 _COLUMNS = {"uri": pa.string(), "external_id": pa.string(), "etag": pa.string(), "size": pa.int64()}
 
 
-def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
-    """What is known of each video that a manifest names, by canonical URI.
+def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[dict[str, dict[str, Any]]]:
+    """What is known of each video that a manifest names, by canonical URI, some hundreds of its rows at a time.
 
     Relative URIs count from the manifest's folder, and so do the paths that `takes` judges. Where neither etag nor
     size is given they are asked for; a file that is not there is listed all the same, to fail with its reason.
@@ -26,24 +27,33 @@ def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> dict[str,
     """
     name, folder = canonical_uri(fs, path), path.rpartition("/")[0]
     home = canonical_uri(fs, folder).rstrip("/") + "/"
-    found: dict[str, dict[str, Any]] = {}
-    for row, entry in enumerate(_read(fs, path, name).to_pylist(), start=1):
-        if not entry["uri"]:
-            raise InputError(f"row {row} of {name} has no uri; fill it in or remove the row.")
-        uri = _resolve(fs, folder, entry["uri"])
-        if not takes(uri.removeprefix(home)):
-            continue
-        known = {"external_id": entry["external_id"], "etag": entry["etag"], "size_bytes": entry["size"]}
-        if uri in found and found[uri]["external_id"] != known["external_id"]:
-            raise InputError(
-                f"{name} names {uri} twice, as {found[uri]['external_id']} and as {known['external_id']}; keep one."
-            )
-        found[uri] = known
+    external_ids: dict[str, str | None] = {}
+    row = 0
+    for batch in _read(fs, path, name).to_batches(max_chunksize=_ROWS_AT_ONCE):
+        found: dict[str, dict[str, Any]] = {}
+        for entry in batch.to_pylist():
+            row += 1
+            if not entry["uri"]:
+                raise InputError(f"row {row} of {name} has no uri; fill it in or remove the row.")
+            uri = _resolve(fs, folder, entry["uri"])
+            if not takes(uri.removeprefix(home)):
+                continue
+            external_id = entry["external_id"]
+            if external_ids.get(uri, external_id) != external_id:
+                raise InputError(f"{name} names {uri} twice, as {external_ids[uri]} and as {external_id}; keep one.")
+            if uri not in external_ids:
+                external_ids[uri] = external_id
+                found[uri] = {"external_id": external_id, "etag": entry["etag"], "size_bytes": entry["size"]}
+        _complete(found)
+        yield found
+
+
+def _complete(found: dict[str, dict[str, Any]]) -> None:
+    """Ask for the details of videos of which a manifest gives none."""
     unknown = [uri for uri, known in found.items() if known["etag"] is None and known["size_bytes"] is None]
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
         for uri, looked_up in zip(unknown, pool.map(_look_up, unknown), strict=True):
             found[uri] |= looked_up
-    return found
 
 
 def _read(fs: Any, path: str, name: str) -> pa.Table:

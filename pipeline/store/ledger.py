@@ -26,10 +26,6 @@ from schemas.tables import TABLES
 _CREATED = ("tokens", "segments", "answers", "recipes", "runs", "videos")  # videos last: it makes the store exist
 _PINNED = ("videos", "segments", "tokens", "answers", "recipes", "runs")  # videos first: what it names is then there
 _COMMIT_TRIES = 8
-_NEWEST_SQL = """
-SELECT video_id, recipe, status, etag, size_bytes, modified_at, attempts, seq, write_id, uri, source
-FROM newest_rows WHERE recipe IS NOT NULL
-"""
 
 
 @dataclass(frozen=True)
@@ -104,23 +100,19 @@ class Store:
 
     # --- reading ---
 
-    def pin(self) -> Snapshot:
-        """The files of every table now: videos first, so that whatever it names is there, then the others."""
-        return self._pin(_PINNED)
-
-    def newest(self) -> pa.Table:
-        """The newest row of any status of each (video_id, recipe), for a listing to be held against.
-
-        A deletion turns every recipe's row of its video to `deleted`. Columns: video_id, recipe, status, etag,
-        size_bytes, modified_at, attempts, seq, write_id, uri, source.
-        """
-        with catalog.connect(self._pin(("videos",))) as con:
-            return con.sql(_NEWEST_SQL).to_arrow_table()
+    def pin(self, names: Sequence[str] = _PINNED) -> Snapshot:
+        """The files of every table (or of those named) now: videos first, so that whatever it names is there."""
+        pinned = {}
+        for name in names:
+            handle = self._table(name)
+            handle.update_incremental()
+            pinned[name] = PinnedTable(handle.version(), _data_files(f"{self.uri}/{name}", handle))
+        return Snapshot(pinned)
 
     def recipes(self) -> list[RegisteredRecipe]:
         """Every recipe registered, in the order they became known."""
         sql = "SELECT recipe, name, spec, model, active, registered_seq FROM recipes ORDER BY registered_seq, recipe"
-        with catalog.connect(self._pin(("recipes",))) as con:
+        with catalog.connect(self.pin(("recipes",))) as con:
             rows = con.execute(sql).fetchall()
         return [RegisteredRecipe(row[0], row[1], json.loads(row[2]), *row[3:]) for row in rows]
 
@@ -208,14 +200,6 @@ class Store:
         if table not in self._tables:
             self._tables[table] = DeltaTable(f"{self.uri}/{table}")
         return self._tables[table]
-
-    def _pin(self, names: Sequence[str]) -> Snapshot:
-        pinned = {}
-        for name in names:
-            handle = self._table(name)
-            handle.update_incremental()
-            pinned[name] = PinnedTable(handle.version(), _data_files(f"{self.uri}/{name}", handle))
-        return Snapshot(pinned)
 
     def _add(self, table: str, shards: list[dict[str, Any]]) -> None:
         """Commit files; on a conflict reload and try again with the same ones, a bounded number of times."""

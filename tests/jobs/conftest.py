@@ -39,7 +39,8 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="session")
 def indexed(tmp_path_factory, clips, model):
     """A store that holds all clips under the recipe tiny. Tests that write to it take a copy."""
-    from jobs.index import IndexOrder, run_index
+    from jobs.index import run_index
+    from jobs.orders import IndexOrder
     from pipeline.ingest.corpus import Source
 
     store = tmp_path_factory.mktemp("stores") / "indexed"

@@ -8,7 +8,8 @@ import pytest
 
 import jobs.index
 from jobs import stages
-from jobs.index import IndexOrder, run_index
+from jobs.index import run_index
+from jobs.orders import IndexOrder
 from pipeline.ingest.corpus import Source
 from pipeline.store import catalog
 from pipeline.store.ledger import Store
@@ -63,7 +64,7 @@ def test_a_second_run_finds_nothing_to_do_and_a_third_only_what_changed(tmp_path
     assert (third.counts.unchanged, third.counts.failures) == (6, {"empty_file": 1})
     again = run_index(order_for(source, store))
     assert (again.counts.unchanged, again.counts.known_failed, again.stages) == (12, 1, {})
-    retried = run_index(order_for(source, store, retry_failed=True))
+    retried = run_index(order_for(source, store, retry_failed=("all",)))
     assert retried.counts.failures == {"empty_file": 1}
     (failure,) = rows(store, "FROM failures")
     assert failure["attempts"] == 2

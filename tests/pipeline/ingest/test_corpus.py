@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from clips import write_clip
-from pipeline.ingest.corpus import Source, diff, list_source
+from pipeline.ingest.corpus import Source, list_source, spool_source
 from schemas.errors import InputError
 from schemas.identity import video_id
-from schemas.tables import LISTING, VIDEOS
+from schemas.tables import LISTING
 
 
 def names(source, root):
@@ -158,68 +158,3 @@ def test_real_clips_are_all_listed(videos):
     listed = names(Source(str(videos)), videos)
     assert listed == sorted(str(path.relative_to(videos)) for path in videos.glob("*/*"))
     assert "bad/zero_bytes.mp4" in listed
-
-
-# --- diff ---
-
-T0, T1 = datetime.fromisoformat("2026-01-01"), datetime.fromisoformat("2026-01-02")
-KNOWN = ("video_id", "recipe", "status", "etag", "size_bytes", "modified_at", "attempts")
-
-
-def listing_of(*rows):
-    names = ("video_id", "etag", "size_bytes", "modified_at")
-    return pa.Table.from_pylist([{**dict(zip(names, row, strict=True)), "uri": row[0]} for row in rows], schema=LISTING)
-
-
-def ledger_of(*rows):
-    schema = pa.schema([VIDEOS.field(name) for name in KNOWN])
-    return pa.Table.from_pylist([dict(zip(KNOWN, row, strict=True)) for row in rows], schema=schema)
-
-
-def outcome(listed, known, **options):
-    found = diff(listing_of(listed), ledger_of(*known), "r1", **options)
-    if found.work.num_rows:
-        return ("work", found.work["attempts"][0].as_py())
-    return {
-        (1, 0, 0): "unchanged",
-        (0, 1, 0): "known_failed",
-        (0, 0, 1): "stale",
-    }[found.num_unchanged, found.num_known_failed, found.num_stale]
-
-
-@pytest.mark.parametrize(
-    ("listed", "known", "options", "expected"),
-    [
-        (("v", "e", 5, T0), [], {}, ("work", 0)),
-        (("v", "e", 5, T0), [("v", "r1", "indexed", "e", 5, T0, 1)], {}, "unchanged"),
-        (("v", "e", 5, T1), [("v", "r1", "indexed", "e", 5, T0, 1)], {}, "unchanged"),
-        (("v", "f", 5, T0), [("v", "r1", "indexed", "e", 5, T0, 1)], {}, ("work", 0)),
-        (("v", "e", 6, T0), [("v", "r1", "indexed", "e", 5, T0, 1)], {}, ("work", 0)),
-        (("v", None, 5, T0), [("v", "r1", "indexed", None, 5, T0, 1)], {}, "unchanged"),
-        (("v", None, 5, T1), [("v", "r1", "indexed", None, 5, T0, 1)], {}, ("work", 0)),
-        (("v", "e", 5, T0), [("v", "r1", "failed", "e", 5, T0, 2)], {}, "known_failed"),
-        (("v", "e", 5, T0), [("v", "r1", "failed", "e", 5, T0, 2)], {"retry_failed": True}, ("work", 2)),
-        (("v", "f", 5, T0), [("v", "r1", "failed", "e", 5, T0, 2)], {}, ("work", 0)),
-        (("v", "e", 5, T0), [("v", "r1", "deleted", "e", 5, T0, 1)], {}, ("work", 0)),
-        (("v", "e", 5, T0), [("v", "r2", "indexed", "e", 5, T0, 1)], {}, "stale"),
-        (("v", "e", 5, T0), [("v", "r2", "indexed", "e", 5, T0, 1)], {"restale": True}, ("work", 0)),
-        (("v", "f", 5, T0), [("v", "r2", "indexed", "e", 5, T0, 1)], {}, ("work", 0)),
-        (("v", "e", 5, T0), [("v", "r2", "failed", "e", 5, T0, 1)], {}, ("work", 0)),
-        (("v", "e", 5, T0), [("v", "r2", "deleted", "e", 5, T0, 1)], {}, ("work", 0)),
-        (("v", None, None, None), [("v", "r1", "failed", None, None, None, 1)], {}, "known_failed"),
-    ],
-)
-def test_what_has_to_be_done(listed, known, options, expected):
-    assert outcome(listed, known, **options) == expected
-
-
-def test_every_listed_video_is_counted_once():
-    num = 100_000
-    listing = listing_of(*((f"v{i}", None, i, T0) for i in range(num)))
-    known = ledger_of(
-        *((f"v{i}", "r1", "failed" if i % 7 == 0 else "indexed", None, i, T0, 1) for i in range(0, num, 2))
-    )
-    found = diff(listing, known, "r1")
-    assert found.work.schema == LISTING.append(VIDEOS.field("attempts"))
-    assert found.work.num_rows + found.num_unchanged + found.num_known_failed + found.num_stale == num
-    assert found.work.num_rows == num // 2

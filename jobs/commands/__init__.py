@@ -1,0 +1,1 @@
+"""The commands of `longvlm`, by what they are for."""

@@ -1,0 +1,68 @@
+"""Commands that change what is indexed: index."""
+
+import json
+from typing import Any
+
+import click
+
+from jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if
+from schemas.errors import ANY_CODE, ErrorCode
+
+
+@click.command()
+@click.argument("source")
+@STORE
+@MODEL
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="paper, long, tiny, or a TOML/JSON file; default: the store's, or long."
+)
+@click.option("--decode", type=click.Choice(["exact", "keyframe"]), help="Decode every frame, or only keyframes.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below SOURCE that match; may be repeated.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No paths below SOURCE that match; may be repeated.")
+@click.option("--limit", type=click.IntRange(min=1), help="Index at most this many videos now.")
+@click.option(
+    "--retry-failed",
+    multiple=True,
+    is_flag=False,
+    flag_value=ANY_CODE,
+    type=click.Choice([ANY_CODE, *ErrorCode]),
+    metavar="[CODE]",
+    help="Try videos again that failed before (with CODE, only of that; may be repeated) and have not changed.",
+)
+@click.option("--restale", is_flag=True, help="Also index videos that are indexed under another recipe only.")
+@click.option("--prune", is_flag=True, help="Delete from the store what the source no longer has.")
+@click.option(
+    "--allow-mass-delete", is_flag=True, help="Let --prune delete more than a fifth of what is known of the source."
+)
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="End well after so many hours.")
+@click.option(
+    "--max-failed",
+    type=click.FloatRange(0, 1),
+    default=0.2,
+    show_default=True,
+    help="End with exit code 1 when, after 200 outcomes, more than this share failed.",
+)
+@RAY
+@AS_JSON
+def index(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Watch the videos of SOURCE (a folder, bucket prefix or manifest) once and keep their tokens in the store."""
+    from jobs.index import run_index
+    from jobs.orders import IndexOrder
+    from jobs.report import print_report
+    from pipeline.ingest.corpus import Source
+
+    report = run_index(IndexOrder(Source(source, include, exclude), show_progress=not as_json, **options))
+    counts = report.as_json()
+    if as_json:
+        click.echo(json.dumps(counts))
+    else:
+        print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
+        hint(
+            report.counts.stale,
+            "videos are indexed under another recipe only; --restale indexes them under this one too",
+        )
+        hint(report.counts.known_failed, "videos are known to fail and unchanged; --retry-failed tries them again")
+        hint(report.counts.gone, "videos are gone from the source and still answer; --prune deletes them")
+        hint(report.counts.forgotten, "videos were forgotten and are left out as long as their files remain")
+        hint(report.out_of_time * report.counts.not_attempted, "videos were not reached in --max-hours; run it again")
+    stop_if(report.stopped)

@@ -1,0 +1,35 @@
+"""What the commands of the command line share: options, hints and how a command ends that was stopped."""
+
+import base64
+from typing import Any
+
+import click
+
+STORE = click.option("--store", required=True, metavar="S", help="Folder or bucket prefix that holds the tables.")
+MODEL = click.option("--model", metavar="M", help="Folder or hub id of a model; default: what the store remembers.")
+WHERE = click.option(
+    "--where", metavar="SQL", help="Only videos for which this predicate over the view `videos` holds."
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print for machines: JSON, one object a line.")
+RAY = click.option("--ray-address", metavar="A", help="A Ray cluster to run on; default: a local Ray for this run.")
+
+
+class StoppedError(Exception):
+    """A job that did not get to its end, and why: exit code 1, after what was finished was kept and printed."""
+
+
+def stop_if(reason: str | None) -> None:
+    """Raise StoppedError where there is a reason."""
+    if reason:
+        raise StoppedError(reason)
+
+
+def hint(count: int, what: str) -> None:
+    """A line about what a person may want to do next, where there is anything to do it about."""
+    if count:
+        click.echo(f"{count} {what}.")
+
+
+def plain(value: Any) -> str:
+    """What JSON has no type for: blobs in base64, times as ISO 8601."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,195 @@
+"""A listing held against the ledger, in DuckDB: what is new, changed, moved, gone, and what is left to do."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.store import catalog
+from pipeline.store.snapshot import Snapshot
+from schemas import tables
+from schemas.errors import ANY_CODE
+
+_MEMORY_GB = 1.5  # of DuckDB's; a listing and a ledger of a million rows fit, more goes to disk
+
+# One content of a file is told from another by etag and size; by its time of change only where there is no etag.
+_SAME_CONTENT = """{a}.size_bytes IS NOT DISTINCT FROM {b}.size_bytes
+    AND nullif({a}.etag, '') IS NOT DISTINCT FROM nullif({b}.etag, '')
+    AND (nullif({a}.etag, '') IS NOT NULL OR {a}.modified_at IS NOT DISTINCT FROM {b}.modified_at)"""
+
+_KNOWN = """
+CREATE TEMP TABLE known AS  -- the newest row of each video and recipe that is not deleted
+SELECT video_id, recipe, status, error_code, attempts, source, uri, etag, size_bytes, modified_at
+FROM newest_rows WHERE recipe IS NOT NULL AND status <> 'deleted';
+
+CREATE TEMP TABLE gone AS  -- videos of this source that the listing lacks
+SELECT video_id, any_value(uri) AS uri FROM known ANTI JOIN listed USING (video_id)
+WHERE source = $home GROUP BY video_id;
+"""
+_STILL_THERE = "SELECT DISTINCT video_id FROM known SEMI JOIN listed USING (video_id) WHERE source = ?"
+
+# A video that appeared is one that is gone if etag and size are equal. Of several equal ones each finds another.
+_MOVES = f"""
+CREATE TEMP TABLE moves AS
+WITH appeared AS (
+    SELECT video_id, etag, size_bytes, row_number() OVER (PARTITION BY etag, size_bytes ORDER BY uri) AS nth
+    FROM (SELECT * FROM listed ANTI JOIN known USING (video_id)) l
+    WHERE nullif(etag, '') IS NOT NULL AND size_bytes > 0
+        AND video_id NOT IN (SELECT video_id FROM deletions WHERE is_forgotten)
+),
+left_behind AS (
+    SELECT video_id, etag, size_bytes, row_number() OVER (PARTITION BY etag, size_bytes ORDER BY uri) AS nth
+    FROM (SELECT DISTINCT video_id, etag, size_bytes, uri FROM live_videos SEMI JOIN gone USING (video_id))
+)
+SELECT a.video_id, b.video_id AS old_id FROM appeared a JOIN left_behind b USING (etag, size_bytes, nth);
+
+CREATE TEMP TABLE judged AS
+SELECT l.video_id,
+    CASE
+        WHEN l.video_id IN (SELECT video_id FROM deletions WHERE is_forgotten) THEN 'forgotten'
+        WHEN is_same AND k.status = 'indexed' AND m.old_id IS NOT NULL THEN 'moved'
+        WHEN is_same AND k.status = 'indexed' THEN 'unchanged'
+        WHEN is_same AND NOT list_has_any($retry, ['{ANY_CODE}', coalesce(k.error_code, '')]) THEN 'known_failed'
+        WHEN k.video_id IS NULL AND NOT $restale AND is_elsewhere THEN 'stale'
+        ELSE 'work'
+    END AS way,
+    CASE WHEN is_same THEN coalesce(k.attempts, 0) ELSE 0 END AS attempts
+FROM (
+    SELECT l.*, coalesce(m.old_id, l.video_id) AS known_as, EXISTS (
+        FROM known e
+        WHERE e.video_id = coalesce(m.old_id, l.video_id) AND e.recipe <> $recipe AND e.status = 'indexed'
+            AND {_SAME_CONTENT.format(a="e", b="l")}
+    ) AS is_elsewhere
+    FROM listed l LEFT JOIN moves m USING (video_id)
+) l
+LEFT JOIN moves m USING (video_id)
+LEFT JOIN (
+    FROM known WHERE recipe = $recipe
+) k ON k.video_id = l.known_as
+CROSS JOIN LATERAL (SELECT k.video_id IS NOT NULL AND {_SAME_CONTENT.format(a="k", b="l")} AS is_same);
+"""
+_WORK = """
+CREATE TEMP TABLE work AS
+SELECT l.*, j.attempts::INTEGER AS attempts, row_number() OVER (ORDER BY l.uri) - 1 AS n
+FROM listed l JOIN judged j USING (video_id) WHERE j.way = 'work'
+"""
+_ADOPTED = """
+SELECT v.* EXCLUDE (outdated) REPLACE (
+    l.video_id AS video_id, l.source AS source, l.uri AS uri, l.external_id AS external_id,
+    l.modified_at AS modified_at, $run_id AS run_id
+)
+FROM moves m JOIN listed l USING (video_id)
+JOIN live_videos v ON v.video_id = m.old_id AND v.etag = l.etag AND v.size_bytes = l.size_bytes
+"""
+_DELETED = """
+SELECT video_id, $home AS source, uri, 'deleted' AS status, $run_id AS run_id,
+    now()::TIMESTAMPTZ AT TIME ZONE 'UTC' AS indexed_at
+FROM gone WHERE $prune OR video_id IN (SELECT old_id FROM moves)
+"""
+_LIFTED = """
+SELECT video_id, $home AS source, 'deleted' AS status, $run_id AS run_id,
+    now()::TIMESTAMPTZ AT TIME ZONE 'UTC' AS indexed_at
+FROM (
+    SELECT video_id, arg_max(source, seq) AS source FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id
+) SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id) ANTI JOIN listed USING (video_id)
+WHERE $prune AND source = $home
+"""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a listing is held against the ledger for."""
+
+    recipe: str  # fingerprint
+    home: str  # of the source that was listed, completely
+    covers: Callable[[str], bool] | None = None  # whether the listing would show a uri, were it there; None: every one
+    retry_failed: tuple[str, ...] = ()  # codes, or ANY_CODE: what failed of them at this same content is tried again
+    restale: bool = False  # index also what is indexed at this same content under other recipes only
+
+
+class Changes:
+    """What has become of a source since it was indexed. Close it: it holds a database."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, terms: Terms, num_still_there: int) -> None:
+        self.con = con
+        self.terms = terms
+        counts = dict(con.execute("SELECT way, count(*) FROM judged GROUP BY way").fetchall())
+        self.num_work: int = counts.pop("work", 0)
+        self.others: dict[str, int] = counts  # listed, not work: unchanged, moved, known_failed, stale, forgotten
+        self.num_moves: int = _number(con, "FROM moves")
+        num_gone = _number(con, "FROM gone")
+        self.num_known = num_still_there + num_gone  # videos of this source in the ledger
+        self.num_gone = num_gone - _number(con, "SELECT DISTINCT old_id FROM moves")
+
+    def waves(self, num_videos: int, limit: int | None = None) -> Iterator[list[dict[str, Any]]]:
+        """The work in the order of uris, so many videos at a time: tables.LISTING, and `attempts` at this content."""
+        end = self.num_work if limit is None else min(limit, self.num_work)
+        for start in range(0, end, num_videos):
+            sql = "SELECT * EXCLUDE (n) FROM work WHERE n >= ? AND n < ? ORDER BY n"
+            yield self.con.sql(sql, params=[start, min(start + num_videos, end)]).to_arrow_table().to_pylist()
+
+    def bookkeeping(self, run_id: str, *, prune: bool) -> pa.Table:
+        """The rows of tables.VIDEOS that need no watching.
+
+        A moved video takes over the writes of the one that is gone, which is deleted in the same commit. With `prune`
+        what else is gone is deleted, and what was forgotten is so no longer once its file is gone.
+        """
+        lifted = _LIFTED if self.terms.covers is None else f"{_LIFTED} AND false"  # what was forgotten has no uri
+        values = {"home": self.terms.home, "run_id": run_id, "prune": prune}
+        parts = " UNION ALL BY NAME ".join(f"({part})" for part in (_ADOPTED, _DELETED, lifted))
+        sql = f"(FROM ledger_videos WHERE false) UNION ALL BY NAME {parts}"
+        return self.con.sql(sql, params=values).to_arrow_table().cast(tables.VIDEOS)
+
+    def close(self) -> None:
+        """Give the database back."""
+        self.con.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def compare(listing: str, snapshot: Snapshot, terms: Terms) -> Changes:
+    """Hold a complete listing of a source against what a store knows of it.
+
+    Neither comes into Python row by row, so that millions fit: both are joined in DuckDB, within `_MEMORY_GB`.
+
+    Args:
+        listing: path of a parquet file of tables.LISTING, each video once.
+        snapshot: with the table `videos`.
+        terms: of the comparison.
+    """
+    con = catalog.connect(snapshot)
+    con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
+    con.execute(f"SET temp_directory = '{tempfile.gettempdir()}'")
+    con.execute(f"CREATE TEMP VIEW listed AS FROM read_parquet('{listing}')")
+    for statement in _KNOWN.split(";")[:-1]:
+        con.execute(statement, {"home": terms.home} if "$home" in statement else None)
+    if terms.covers is not None:
+        _leave_out_uncovered(con, terms.covers)
+    num_still_there = _number(con, _STILL_THERE, [terms.home])
+    for statement in _MOVES.split(";")[:-1]:
+        values = {"retry": list(terms.retry_failed), "restale": terms.restale, "recipe": terms.recipe}
+        con.execute(statement, values if "$recipe" in statement else None)
+    con.execute(_WORK)
+    changes = Changes(con, terms, num_still_there)
+    con.execute("DROP TABLE known; DROP TABLE judged")  # a run takes hours, and needs the memory for other things
+    return changes
+
+
+def _leave_out_uncovered(con: duckdb.DuckDBPyConnection, covers: Callable[[str], bool]) -> None:
+    """Videos that this listing's patterns do not let through are not gone because they are not listed."""
+    gone = con.sql("FROM gone").to_arrow_table()
+    con.register("covered", gone.filter(pa.array([covers(uri) for uri in gone["uri"].to_pylist()], pa.bool_())))
+    con.execute("CREATE OR REPLACE TEMP TABLE gone AS FROM covered")
+    con.unregister("covered")
+
+
+def _number(con: duckdb.DuckDBPyConnection, rows: str, values: list[str] | None = None) -> int:
+    """How many rows a query has."""
+    return int(con.execute(f"SELECT count(*) FROM ({rows})", values).fetchall()[0][0])

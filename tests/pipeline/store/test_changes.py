@@ -1,0 +1,176 @@
+from datetime import datetime
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from pipeline.store.changes import Terms, compare
+from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from schemas.errors import ANY_CODE
+from schemas.tables import LISTING, VIDEOS
+
+T0, T1 = datetime.fromisoformat("2026-01-01"), datetime.fromisoformat("2026-01-02")
+KNOWN = ("video_id", "recipe", "status", "etag", "size_bytes", "modified_at", "attempts", "error_code")
+HOME = "s3://bucket"
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """Holds a listing (video_id, etag, size_bytes, modified_at) against a ledger of KNOWN rows, seq by their order."""
+    opened = []
+
+    def hold(listed, known, *, recipe="r1", home=HOME, **settings):
+        names = ("video_id", "etag", "size_bytes", "modified_at")
+        listing = [dict(zip(names, row, strict=True)) | {"uri": f"{HOME}/{row[0]}", "source": HOME} for row in listed]
+        ledger = [
+            {"uri": f"{HOME}/{row[0]}", "source": HOME, "write_id": f"w{seq}", "seq": seq}
+            | dict(zip(KNOWN, (*row, *[None] * (len(KNOWN) - len(row))), strict=True))
+            for seq, row in enumerate(known, start=1)
+        ]
+        parquet.write_table(pa.Table.from_pylist(listing, LISTING), tmp_path / "listing.parquet")
+        parquet.write_table(pa.Table.from_pylist(ledger, VIDEOS), tmp_path / "videos.parquet")
+        files = (DataFile(str(tmp_path / "videos.parquet"), 1, len(ledger)),)
+        snapshot = Snapshot({"videos": PinnedTable(1, files if ledger else ())})
+        changes = compare(str(tmp_path / "listing.parquet"), snapshot, Terms(recipe, home, **settings))
+        opened.append(changes)
+        return changes
+
+    yield hold
+    for changes in opened:
+        changes.close()
+
+
+def work(changes):
+    return [row for wave in changes.waves(1000) for row in wave]
+
+
+def bookkeeping(changes, *, prune=False):
+    rows = changes.bookkeeping("run", prune=prune).to_pylist()
+    return {(row["video_id"], row["status"], row["recipe"], row["write_id"]) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("listed", "known", "options", "expected"),
+    [
+        (("v", "e", 5, T0), [], {}, ("work", 0)),
+        (("v", "e", 5, T0), [("v", "r1", "indexed", "e", 5, T0, 1)], {}, "unchanged"),
+        (("v", "e", 5, T1), [("v", "r1", "indexed", "e", 5, T0, 1)], {}, "unchanged"),
+        (("v", "f", 5, T0), [("v", "r1", "indexed", "e", 5, T0, 1)], {}, ("work", 0)),
+        (("v", "e", 6, T0), [("v", "r1", "indexed", "e", 5, T0, 1)], {}, ("work", 0)),
+        (("v", None, 5, T0), [("v", "r1", "indexed", None, 5, T0, 1)], {}, "unchanged"),
+        (("v", None, 5, T1), [("v", "r1", "indexed", None, 5, T0, 1)], {}, ("work", 0)),
+        (("v", "e", 5, T0), [("v", "r1", "failed", "e", 5, T0, 2, "lost")], {}, "known_failed"),
+        (("v", "e", 5, T0), [("v", "r1", "failed", "e", 5, T0, 2, "lost")], {"retry_failed": (ANY_CODE,)}, ("work", 2)),
+        (("v", "e", 5, T0), [("v", "r1", "failed", "e", 5, T0, 2, "lost")], {"retry_failed": ("lost",)}, ("work", 2)),
+        (("v", "e", 5, T0), [("v", "r1", "failed", "e", 5, T0, 2, "lost")], {"retry_failed": ("x",)}, "known_failed"),
+        (("v", "f", 5, T0), [("v", "r1", "failed", "e", 5, T0, 2)], {}, ("work", 0)),
+        (("v", "e", 5, T0), [("v", "r1", "indexed", "e", 5, T0), ("v", None, "deleted")], {}, ("work", 0)),
+        (("v", "e", 5, T0), [("v", None, "deleted"), ("v", "r1", "indexed", "e", 5, T0)], {}, "unchanged"),
+        (("v", "e", 5, T0), [("v", "r2", "indexed", "e", 5, T0, 1)], {}, "stale"),
+        (("v", "e", 5, T0), [("v", "r2", "indexed", "e", 5, T0, 1)], {"restale": True}, ("work", 0)),
+        (("v", "f", 5, T0), [("v", "r2", "indexed", "e", 5, T0, 1)], {}, ("work", 0)),
+        (("v", "e", 5, T0), [("v", "r2", "failed", "e", 5, T0, 1)], {}, ("work", 0)),
+        (("v", "e", 5, T0), [("v", "r2", "indexed", "e", 5, T0), ("v", None, "deleted")], {}, ("work", 0)),
+        (("v", None, None, None), [("v", "r1", "failed", None, None, None, 1)], {}, "known_failed"),
+    ],
+)
+def test_what_has_to_be_done(hold, listed, known, options, expected):
+    changes = hold([listed], known, **options)
+    if expected in ("unchanged", "known_failed", "stale"):
+        assert (changes.num_work, changes.others) == (0, {expected: 1})
+    else:
+        (row,) = work(changes)
+        assert ("work", row["attempts"]) == expected
+        assert changes.others == {}
+
+
+def test_every_listed_video_is_counted_once_and_work_comes_in_waves(hold):
+    num = 50_000
+    known = [(f"v{i:06}", "r1", "failed" if i % 7 == 0 else "indexed", None, i, T0, 1) for i in range(0, num, 2)]
+    changes = hold([(f"v{i:06}", None, i, T0) for i in range(num)], known)
+    assert changes.num_work + sum(changes.others.values()) == num
+    assert changes.num_work == num // 2
+    assert [len(wave) for wave in changes.waves(20_000)] == [20_000, 5_000]
+    (wave,) = changes.waves(1000, limit=3)
+    assert [row["video_id"] for row in wave] == ["v000001", "v000003", "v000005"]
+    assert set(wave[0]) == {*LISTING.names, "attempts"}
+
+
+def test_what_is_gone_is_counted_and_deleted_when_asked(hold):
+    known = [
+        ("here", "r1", "indexed", "e1", 5, T0, 1),
+        ("gone", "r1", "indexed", "e2", 5, T0, 1),
+        ("gone", "r2", "indexed", "e2", 5, T0, 1),
+        ("broken", "r1", "failed", "e3", 5, T0, 1, "truncated"),
+        ("before", "r1", "indexed", "e4", 5, T0, 1),
+        ("before", None, "deleted"),
+    ]
+    changes = hold([("here", "e1", 5, T0)], known)
+    assert (changes.num_gone, changes.num_known, changes.num_moves) == (2, 3, 0)
+    assert bookkeeping(changes) == set()
+    assert bookkeeping(changes, prune=True) == {("gone", "deleted", None, None), ("broken", "deleted", None, None)}
+
+
+def test_other_sources_and_what_the_patterns_hide_are_not_gone(hold):
+    known = [("a.mp4", "r1", "indexed", "e1", 5, T0, 1), ("b.mkv", "r1", "indexed", "e2", 5, T0, 1)]
+    hidden = hold([], known, covers=lambda uri: uri.endswith(".mkv"))
+    assert bookkeeping(hidden, prune=True) == {("b.mkv", "deleted", None, None)}
+    assert (hidden.num_gone, hidden.num_known) == (1, 1)
+    other = hold([], known, home="s3://another")
+    assert bookkeeping(other, prune=True) == set()
+    assert (other.num_gone, other.num_known) == (0, 0)
+
+
+def test_a_moved_video_takes_its_writes_along_under_every_recipe(hold):
+    known = [
+        ("old", "r1", "indexed", "e1", 5, T0, 1),
+        ("old", "r2", "indexed", "e1", 5, T0, 1),
+        ("old", "r3", "indexed", "e0", 5, T0, 1),  # of another content
+        ("stays", "r1", "indexed", "e2", 7, T0, 1),
+    ]
+    changes = hold([("new", "e1", 5, T1), ("stays", "e2", 7, T0), ("copy", "e2", 7, T1)], known)
+    assert changes.others == {"moved": 1, "unchanged": 1}
+    assert [row["video_id"] for row in work(changes)] == ["copy"]  # what it is a copy of is still there
+    assert (changes.num_moves, changes.num_gone) == (1, 0)
+    rows = {row["video_id"]: row for row in changes.bookkeeping("run", prune=False).to_pylist()}
+    assert bookkeeping(changes) == {
+        ("new", "indexed", "r1", "w1"),
+        ("new", "indexed", "r2", "w2"),
+        ("old", "deleted", None, None),
+    }
+    assert (rows["new"]["uri"], rows["new"]["modified_at"], rows["new"]["run_id"]) == (f"{HOME}/new", T1, "run")
+
+
+def test_equal_files_that_move_find_one_another_and_nothing_twice(hold):
+    known = [(f"old{i}", "r1", "indexed", "same", 5, T0, 1) for i in range(3)]
+    changes = hold([("new0", "same", 5, T0), ("new1", "same", 5, T0)], known)
+    assert changes.others == {"moved": 2}
+    assert (changes.num_moves, changes.num_gone) == (2, 1)
+    taken = [write_id for _, status, _, write_id in bookkeeping(changes) if status == "indexed"]
+    assert len(set(taken)) == 2
+
+
+def test_a_file_without_an_etag_or_a_byte_is_never_taken_for_a_moved_one(hold):
+    known = [("old", "r1", "indexed", None, 5, T0, 1), ("empty", "r1", "indexed", "e", 0, T0, 1)]
+    changes = hold([("new", None, 5, T0), ("hollow", "e", 0, T0)], known)
+    assert (changes.num_work, changes.num_moves) == (2, 0)
+
+
+def test_a_moved_video_under_another_recipe_only_is_stale(hold):
+    changes = hold([("new", "e1", 5, T1)], [("old", "r2", "indexed", "e1", 5, T0, 1)])
+    assert changes.others == {"stale": 1}
+    assert bookkeeping(changes) == {("new", "indexed", "r2", "w1"), ("old", "deleted", None, None)}
+
+
+def test_a_forgotten_video_stays_out_until_its_file_is_gone(hold):
+    forgotten = [("v", "r1", "indexed", "e", 5, T0, 1), ("v", None, "deleted", None, None, None, None, "forgotten")]
+    changes = hold([("v", "e", 5, T0)], forgotten)
+    assert (changes.num_work, changes.others) == (0, {"forgotten": 1})
+    late = [*forgotten, ("v", "r1", "indexed", "f", 6, T0, 1)]  # committed by a run that was under way
+    assert hold([("v", "f", 6, T0)], late).others == {"forgotten": 1}
+    gone = hold([], late)
+    assert bookkeeping(gone) == set()
+    assert bookkeeping(gone, prune=True) == {("v", "deleted", None, None)}
+    assert bookkeeping(hold([], late, covers=lambda _: True), prune=True) == set()  # nobody knows its name any more
+    back = hold([("v", "e", 5, T0)], [*late, ("v", None, "deleted")])
+    assert (back.num_work, back.others) == (1, {})

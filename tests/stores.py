@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.store import catalog
 from pipeline.store.ledger import Store
 from pipeline.store.shards import write_shards
 from schemas import recipe, tables
@@ -95,6 +96,12 @@ def index(store: Store, names: list[str], under: recipe.IndexRecipe = LONG, seed
     outcomes = write_shards(store.uri, made, under.fingerprint)
     store.commit(outcomes, videos(outcomes, names, under.fingerprint, **columns))
     return made
+
+
+def newest(store: Store) -> pa.Table:
+    """The newest row of each video and recipe, whatever its status."""
+    with catalog.connect(store.pin(("videos",))) as con:
+        return con.sql("FROM newest_rows WHERE recipe IS NOT NULL").to_arrow_table()
 
 
 def append_for_ever(uri: str, prefix: str, log: str) -> None:

@@ -21,7 +21,7 @@ LONG, TINY = stores.LONG.fingerprint, stores.TINY.fingerprint
 
 def newest(store) -> dict[tuple[str, str], str]:
     """{(name, recipe): status} of the newest rows."""
-    return {(Path(row["uri"]).stem, row["recipe"]): row["status"] for row in store.newest().to_pylist()}
+    return {(Path(row["uri"]).stem, row["recipe"]): row["status"] for row in stores.newest(store).to_pylist()}
 
 
 # --- making and opening ---
@@ -81,7 +81,7 @@ def test_the_newest_row_counts_per_video_and_recipe(store):
     stores.index(store, ["a"], stores.TINY)
     stores.index(store, ["a"], status="failed", error_code="truncated")
     assert newest(store) == {("a", LONG): "failed", ("a", TINY): "indexed", ("b", LONG): "indexed"}
-    row = next(row for row in store.newest().to_pylist() if row["status"] == "failed")
+    row = next(row for row in stores.newest(store).to_pylist() if row["status"] == "failed")
     assert (row["etag"], row["size_bytes"], row["attempts"], row["source"]) == ("1", 9, 1, "/videos")
 
 
@@ -98,12 +98,12 @@ def test_a_deletion_ends_every_recipe_until_the_video_is_back(store, recipe):
 def test_seq_is_the_moment_of_the_commit_raised_above_the_ledger(store, monkeypatch):
     started_us = time.time_ns() // 1000
     stores.index(store, ["a", "b"])
-    first = store.newest()["seq"].to_pylist()
+    first = stores.newest(store)["seq"].to_pylist()
     assert first[0] == first[1]
     assert started_us <= first[0] <= time.time_ns() // 1000
     monkeypatch.setattr(time, "time_ns", lambda: 5_000)  # a clock that was set back
     stores.index(Store.open(store.uri), ["c"])
-    assert max(store.newest()["seq"].to_pylist()) == first[0] + 1
+    assert max(stores.newest(store)["seq"].to_pylist()) == first[0] + 1
 
 
 def test_shards_are_seen_only_with_their_videos(store):
@@ -197,7 +197,7 @@ def test_two_writers_of_which_one_is_killed_and_a_reader_lose_nothing(store, tmp
     for writer in writers:
         writer.join()
     committed = {video_id(stores.uri_of(name)) for log in logs for name in log.read_text().splitlines()}
-    assert committed <= set(Store.open(store.uri).newest()["video_id"].to_pylist())
+    assert committed <= set(stores.newest(Store.open(store.uri))["video_id"].to_pylist())
     stores.index(store, ["afterwards"])
     _check_what_a_reader_sees(store.uri, len(committed) + 1)
 

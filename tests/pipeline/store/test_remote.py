@@ -36,7 +36,7 @@ def test_a_store_in_a_bucket_is_made_filled_read_and_searched():
     wanted = made["segments"][1].as_py()[2]
     hit = search(snapshot, np.array(wanted["embedding"]), limit=1).rows[0]
     assert (hit.uri, hit.segment) == (stores.uri_of("b"), 2)
-    assert other.newest().num_rows == 4
+    assert stores.newest(other).num_rows == 4
 
 
 def test_small_files_in_a_bucket_are_merged():
@@ -45,7 +45,7 @@ def test_small_files_in_a_bucket_are_merged():
     for number in range(8):
         stores.index(store, [f"v{number}"], seed=number)
     assert merge_small_files(store) == {"videos": 7, "segments": 7, "answers": 0}
-    assert store.newest().num_rows == 8
+    assert stores.newest(store).num_rows == 8
 
 
 def test_a_bucket_that_is_not_there_is_told_in_a_sentence():

@@ -23,7 +23,7 @@ def test_merging_keeps_every_row_and_the_readers_that_were_there_before(store):
     }  # fmt: skip
     assert query(connect(after), LIVE).equals(rows)
     assert query(connect(before), LIVE).equals(rows)
-    assert Store.open(store.uri).newest().num_rows == 9
+    assert stores.newest(Store.open(store.uri)).num_rows == 9
     assert merge_small_files(store) == {"videos": 0, "segments": 0, "answers": 0}
 
 

@@ -15,13 +15,13 @@ RAY = click.option("--ray-address", metavar="A", help="A Ray cluster to run on; 
 
 
 class StoppedError(Exception):
-    """A job that did not get to its end, and why: exit code 1, after what was finished was kept and printed."""
+    """A job that did not end well, in a sentence: exit code 1, after what was finished was kept and printed."""
 
 
 def stop_if(reason: str | None) -> None:
-    """Raise StoppedError where there is a reason."""
+    """Raise StoppedError where there is a reason why a job that can be gone on with was stopped."""
     if reason:
-        raise StoppedError(reason)
+        raise StoppedError(f"stopped ({reason}); what was finished is kept, the same command goes on from there.")
 
 
 def hint(count: int, what: str) -> None:

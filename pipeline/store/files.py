@@ -52,7 +52,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(uri)
     except ImportError as error:
-        extra = "gcs" if uri.startswith("g") else "s3"
+        extra = {"g": "gcs", "a": "azure"}.get(uri[0], "s3")
         raise InputError(f"{uri} needs a library: {error}; pip install 'longvlm-index[{extra}]'.") from error
 
 
@@ -84,6 +84,7 @@ def write_parquet(store_uri: str, table: str, rows: pa.Table) -> dict[str, Any]:
                 use_dictionary=encoded,
                 write_statistics=encoded,
                 compression={} if table == "tokens" else dict.fromkeys(encoded, "zstd"),
+                write_page_checksum=True,  # for `longvlm maintain --verify`
             ) as writer:
                 for start, end in _row_groups(rows, _row_bytes(rows, plain), max_shared):
                     writer.write_table(rows.slice(start, end - start), row_group_size=end - start)

@@ -104,8 +104,7 @@ class Store:
         """The files of every table (or of those named) now: videos first, so that whatever it names is there."""
         pinned = {}
         for name in names:
-            handle = self._table(name)
-            handle.update_incremental()
+            handle = self.handle(name)
             pinned[name] = PinnedTable(handle.version(), _data_files(f"{self.uri}/{name}", handle))
         return Snapshot(pinned)
 
@@ -180,8 +179,8 @@ class Store:
             self.append("recipes", pa.Table.from_pylist([event], TABLES["recipes"]))
         return next(entry for entry in self.recipes() if entry.fingerprint == found[0].fingerprint)
 
-    def replace_files(self, table: str, version: int, old: Sequence[DataFile], new: dict[str, Any]) -> None:
-        """Put one file in the place of several that hold the same rows, upon the version they were pinned at.
+    def replace_files(self, table: str, version: int, old: Sequence[DataFile], new: Sequence[dict[str, Any]]) -> None:
+        """Put files (`tables.SHARD`) in the place of others, upon the version these were pinned at.
 
         Both sides are marked as a change of data; otherwise two writers that replace the same files both succeed and
         double the rows. Raises CommitFailedError when another writer changed the table first; start over from `pin`.
@@ -192,9 +191,15 @@ class Store:
             RemoveAction(file.uri.rpartition("/")[2], data_change=True, deletion_timestamp=now_ms, size=file.size_bytes)
             for file in old
         ]
-        handle.create_write_transaction([*removed, _add_action(new)], mode="append", schema=handle.schema())
+        handle.create_write_transaction([*removed, *map(_add_action, new)], mode="append", schema=handle.schema())
 
     # --- the Delta tables themselves ---
+
+    def handle(self, table: str) -> DeltaTable:
+        """Delta's own handle of a table, at its newest version."""
+        handle = self._table(table)
+        handle.update_incremental()
+        return handle
 
     def _table(self, table: str) -> DeltaTable:
         if table not in self._tables:
@@ -217,8 +222,7 @@ class Store:
                 return
 
     def _next_seq(self, table: str) -> int:
-        handle = self._table(table)
-        handle.update_incremental()
+        handle = self.handle(table)
         actions = pa.table(handle.get_add_actions(flatten=True))
         largest = pc.max(actions["max.seq"]).as_py() if "max.seq" in actions.column_names else None
         return max(time.time_ns() // 1000, (largest or 0) + 1)

@@ -1,12 +1,22 @@
+import os
+import subprocess
+import sys
+
 import pyarrow.parquet as pq
 import pytest
 import stores
 from deltalake.exceptions import CommitFailedError
 
+from pipeline.store import files, upkeep
 from pipeline.store.catalog import connect, query
+from pipeline.store.dead import dead_writes
 from pipeline.store.files import write_parquet
 from pipeline.store.ledger import Store
-from pipeline.store.upkeep import merge_small_files
+from pipeline.store.shards import read_tokens
+from pipeline.store.upkeep import compact, merge_small_files
+from pipeline.store.vacuum import vacuum
+from pipeline.store.verify import verify
+from support import ROOT
 
 LIVE = "SELECT uri, segment, start_s, embedding, external_id FROM segments ORDER BY uri, segment"
 
@@ -33,9 +43,9 @@ def test_two_mergers_of_the_same_files_do_not_double_them(store):
     pinned = store.pin().table("segments")
     rows = pq.ParquetDataset([file.uri for file in pinned.files]).read()
     first, second = (write_parquet(store.uri, "segments", rows) for _ in range(2))
-    store.replace_files("segments", pinned.version, pinned.files, first)
+    store.replace_files("segments", pinned.version, pinned.files, [first])
     with pytest.raises(CommitFailedError):
-        store.replace_files("segments", pinned.version, pinned.files, second)
+        store.replace_files("segments", pinned.version, pinned.files, [second])
     assert query(connect(store.pin()), "SELECT count(*) AS n FROM ledger_segments").to_pylist() == [{"n": 12}]
 
 
@@ -51,3 +61,63 @@ def test_a_writer_whose_handle_is_older_than_a_merge_loses_and_doubles_nothing(s
     con = connect(store.pin())
     assert query(con, "SELECT count(*) AS n FROM videos").to_pylist() == [{"n": 9}]
     assert query(con, "SELECT count(*) AS n FROM segments").to_pylist() == [{"n": 36}]
+
+
+def test_files_of_mostly_dead_rows_are_rewritten_without_them(store):
+    stores.index(store, ["a", "b", "c"])
+    stores.index(store, ["a", "b"], seed=1)
+    live = query(connect(store.pin()), "SELECT write_id FROM live_videos")["write_id"].to_pylist()
+    before = read_tokens(store.pin(), live)
+    assert compact(store, dead_writes(store, 48)) == {"videos": 0, "tokens": 0, "segments": 0, "answers": 0}
+    assert compact(store, dead_writes(store, 0)) == {"videos": 0, "tokens": 0, "segments": 0, "answers": 0}
+    assert query(connect(store.pin()), "SELECT count(*) AS n FROM ledger_tokens").to_pylist() == [{"n": 12}]
+    assert read_tokens(store.pin(), live).equals(before)
+
+
+def test_a_file_of_dead_rows_alone_is_dropped_and_videos_rows_never(store):
+    stores.index(store, ["a"])
+    store.append("videos", stores.deleted(["a"]))
+    assert compact(store, dead_writes(store, 0)) == {"videos": 0, "tokens": 1, "segments": 1, "answers": 0}
+    counts = "SELECT (SELECT count(*) FROM ledger_tokens) AS tokens, (SELECT count(*) FROM ledger_videos) AS videos"
+    assert query(connect(store.pin()), counts).to_pylist() == [{"tokens": 0, "videos": 2}]
+
+
+def test_large_files_are_rewritten_in_pieces_with_a_row_group_a_video(store, monkeypatch):
+    monkeypatch.setattr(upkeep, "_TARGET_BYTES", 20_000)
+    monkeypatch.setitem(files._MAX_SHARED_BYTES, "tokens", 1)
+    names = [f"v{i:02}" for i in range(20)]
+    stores.index(store, names)
+    stores.index(store, names[:12], seed=1)
+    live = query(connect(store.pin()), "SELECT write_id FROM live_videos")["write_id"].to_pylist()
+    before = read_tokens(store.pin(), live)
+    compact(store, dead_writes(store, 0))
+    pinned = store.pin().table("tokens").files
+    assert len(pinned) > 2
+    assert all(pq.ParquetFile(file.uri).num_row_groups == file.num_rows // 4 for file in pinned)
+    assert read_tokens(store.pin(), live).equals(before)
+
+
+def test_compacting_while_others_write_loses_and_doubles_nothing(store, tmp_path):
+    script = "import sys, stores; stores.append_for_ever(*sys.argv[1:])"
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    logs = [tmp_path / f"log-{i}" for i in range(2)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, store.uri, f"w{i}", str(log)], env=env)
+        for i, log in enumerate(logs)
+    ]
+    try:
+        while sum(len(log.read_text().splitlines()) for log in logs if log.exists()) < 60:
+            compact(store, dead_writes(store, 48))
+            vacuum(store, 48)
+            assert all(writer.poll() is None for writer in writers)
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+    compact(store, dead_writes(store, 48))
+    committed = {name for log in logs for name in log.read_text().splitlines()}
+    rows = query(connect(store.pin()), "SELECT uri, write_id FROM live_videos").to_pylist()
+    assert {stores.uri_of(name) for name in committed} <= {row["uri"] for row in rows}
+    checked = verify(store.pin())
+    assert (checked.damaged_files, checked.problems) == ({}, [])
+    assert checked.num_videos == len(rows) == len({row["write_id"] for row in rows})

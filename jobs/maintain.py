@@ -1,0 +1,112 @@
+"""The maintain job: few files, no dead rows, nothing left behind, and on request a look at every byte."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from jobs.report import record_run
+from jobs.resources import MIN_RETENTION_HOURS
+from pipeline.store.catalog import write_index_duckdb
+from pipeline.store.dead import dead_writes
+from pipeline.store.ledger import Store
+from pipeline.store.snapshot import Snapshot
+from pipeline.store.upkeep import compact
+from pipeline.store.vacuum import vacuum
+from pipeline.store.verify import Verified, verify
+from schemas.errors import InputError
+from schemas.identity import new_run_id
+
+
+@dataclass(frozen=True)
+class MaintainOrder:
+    """What to look after."""
+
+    store: str
+    retention_hours: float = MIN_RETENTION_HOURS
+    verify: bool = False
+    show_progress: bool = False
+
+
+@dataclass
+class MaintainReport:
+    """What was done."""
+
+    run_id: str = field(default_factory=new_run_id)
+    dead_writes: int = 0  # whose rows may be dropped
+    files_fewer: dict[str, int] = field(default_factory=dict)  # by table
+    swept: dict[str, int] = field(default_factory=dict)
+    verified: Verified | None = None
+    wall_s: float = 0.0
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the store is not well; None if it is, or was not looked at."""
+        if self.verified is None or not (self.verified.problems or self.verified.damaged_files):
+            return None
+        return (
+            f"{len(self.verified.damaged_files)} files are damaged and {len(self.verified.problems)} things are wrong "
+            "with live videos; `longvlm forget` the videos named above, or index them again"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts of the run."""
+        counts: dict[str, Any] = {"dead_writes": self.dead_writes, "files_fewer": self.files_fewer, **self.swept}
+        if self.verified is not None:
+            counts |= {
+                "verified_videos": self.verified.num_videos,
+                "verified_files": self.verified.num_files,
+                "verified_bytes": self.verified.num_bytes,
+                "damaged_files": len(self.verified.damaged_files),
+                "problems": len(self.verified.problems),
+            }
+        return {**counts, "wall_s": round(self.wall_s, 3), "stopped": self.stopped, "run_id": self.run_id}
+
+
+def run_maintain(order: MaintainOrder) -> MaintainReport:
+    """Look after a store and note that in it.
+
+    Raises:
+        InputError: there is no store, or the retention is shorter than a run may take.
+    """
+    store = Store.open(order.store)
+    report = maintain_store(store, order.retention_hours)
+    if order.verify:
+        started = time.time()
+        with _bytes_read(store.pin(), show=order.show_progress) as add:
+            report.verified = verify(store.pin(), add)
+        report.wall_s += time.time() - started
+    record_run(store, "maintain", report.as_json(), {})
+    write_index_duckdb(store.uri, store.pin())
+    return report
+
+
+def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -> MaintainReport:
+    """Compact and vacuum, without a word in the table `runs`. Where nothing is to be done, nothing is written."""
+    if retention_hours < MIN_RETENTION_HOURS:
+        raise InputError(
+            f"a retention of {retention_hours:g} hours could take files from readers and runs under way; "
+            f"{MIN_RETENTION_HOURS:g} is the least."
+        )
+    started = time.time()
+    report = MaintainReport()
+    dead = dead_writes(store, retention_hours)
+    report.dead_writes = len(dead)
+    report.files_fewer = compact(store, dead)
+    report.swept = vacuum(store, retention_hours)
+    report.wall_s = time.time() - started
+    return report
+
+
+@contextmanager
+def _bytes_read(snapshot: Snapshot, *, show: bool) -> Iterator[Any]:
+    """A bar over the bytes of tokens and segments."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
+        num_bytes = sum(file.size_bytes for name in ("tokens", "segments") for file in snapshot.table(name).files)
+        task = bar.add_task("verify", total=num_bytes)
+        yield lambda read: bar.advance(task, read)

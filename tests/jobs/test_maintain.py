@@ -1,0 +1,62 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from jobs.cli import main
+from jobs.maintain import MaintainOrder, maintain_store, run_maintain
+from pipeline.store import catalog
+from pipeline.store.ledger import Store
+from schemas.errors import InputError
+
+
+@pytest.fixture
+def store(tmp_path, indexed):
+    shutil.copytree(indexed, tmp_path / "store")
+    return str(tmp_path / "store")
+
+
+def longvlm(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def test_a_store_is_verified_and_the_run_noted(store):
+    done = longvlm("maintain", "--store", store, "--verify", "--json")
+    assert done.exit_code == 0, done.output
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert (counts["verified_videos"], counts["damaged_files"], counts["problems"]) == (12, 0, 0)
+    with catalog.connect(Store.open(store).pin()) as con:
+        (noted,) = catalog.query(con, "FROM runs WHERE job = 'maintain'").to_pylist()
+    assert json.loads(noted["counts"]) == counts
+
+
+def test_damage_is_told_by_video_and_ends_with_1(store):
+    shard = next(Path(store, "tokens").glob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = longvlm("maintain", "--store", store, "--verify", "--json")
+    assert done.exit_code == 1
+    *found, counts = map(json.loads, done.stdout.splitlines())
+    assert counts["damaged_files"] == 1
+    assert len(found) == 1 + counts["problems"] > 1
+    assert "1 files are damaged" in done.stderr
+    spoken = longvlm("maintain", "--store", store, "--verify")
+    assert f"damaged: {shard}" in spoken.stdout
+
+
+def test_where_nothing_is_to_be_done_nothing_is_written(store):
+    opened = Store.open(store)
+    before = {name: table.version for name, table in opened.pin().tables.items()}
+    report = maintain_store(opened)
+    assert (report.dead_writes, sum(report.files_fewer.values()), report.swept["files"]) == (0, 0, 0)
+    assert {name: table.version for name, table in opened.pin().tables.items()} == before
+
+
+def test_a_short_retention_and_a_store_that_is_not_there_are_sentences(store, tmp_path):
+    with pytest.raises(InputError, match=r"retention of 2 hours .* 48 is the least"):
+        run_maintain(MaintainOrder(store, 2))
+    with pytest.raises(InputError, match="there is no store"):
+        run_maintain(MaintainOrder(str(tmp_path / "nowhere")))

@@ -1,0 +1,135 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import stores
+
+from pipeline.store import catalog, erase
+from pipeline.store.catalog import write_index_duckdb
+from pipeline.store.dead import dead_writes
+from pipeline.store.ledger import Store
+from pipeline.store.shards import read_tokens
+from pipeline.store.upkeep import compact, merge_small_files
+from schemas import tables
+from schemas.identity import video_id
+
+
+def rows(store, sql):
+    with catalog.connect(store.pin()) as con:
+        return catalog.query(con, sql).to_pylist()
+
+
+def answer(store, name, text):
+    (video,) = rows(store, f"FROM live_videos WHERE uri = '{stores.uri_of(name)}'")
+    given = {"write_id": video["write_id"], "video_id": video["video_id"], "uri": video["uri"], "answer": text}
+    store.append("answers", pa.Table.from_pylist([{**given, "question": f"about {name}?"}], tables.ANSWERS))
+
+
+def bytes_below(folder):
+    return b"".join(path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file())
+
+
+@pytest.fixture
+def full(store):
+    """Twelve videos in several files, merged once, with answers; returns the store and what was encoded of secret."""
+    for number in range(10):
+        stores.index(store, [f"v{number}"], seed=number)
+    secret = stores.index(store, ["secret", "other"], seed=99)
+    answer(store, "secret", "the-secret-answer")
+    answer(store, "other", "the-other-answer")
+    merge_small_files(store)
+    stores.index(store, ["secret"], seed=100)
+    answer(store, "secret", "the-later-answer")
+    write_index_duckdb(store.uri, store.pin())
+    return store, secret
+
+
+def test_no_byte_of_a_forgotten_video_is_left(full):
+    store, secret = full
+    tokens = [segment["local"] for segment in secret.to_pylist()[0]["segments"]]
+    others = [segment["local"] for segment in secret.to_pylist()[1]["segments"]]
+    before = bytes_below(store.uri)
+    words = [b"/videos/secret.mp4", b"the-secret-answer", b"the-later-answer", b"about secret?"]
+    assert all(word in before for word in (*words, *tokens, *others))
+    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    write_index_duckdb(store.uri, store.pin())
+    after = bytes_below(store.uri)
+    assert not [word for word in (*words, *tokens) if word in after]
+    assert all(word in after for word in (b"/videos/other.mp4", b"the-other-answer", *others))
+    assert erased.videos == 1
+    assert erased.rows == {"tokens": 8, "segments": 8, "answers": 2, "videos": 2}
+    assert erased.files_deleted > 0
+    assert erased.files_under_way == 0
+    live = rows(store, "FROM live_videos")
+    assert len(live) == 11
+    assert read_tokens(store.pin(), [video["write_id"] for video in live]).num_rows == 44
+    again = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    assert (again.rows, again.files_deleted) == (dict.fromkeys(again.rows, 0), 0)
+    assert rows(store, "SELECT count(*) AS n FROM ledger_videos WHERE status = 'deleted'") == [{"n": 1}]
+
+
+def test_it_stays_out_whatever_is_committed_later_and_upkeep_drops_that(full):
+    store, _ = full
+    erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    stores.index(store, ["secret"], seed=101)  # by a run that was under way
+    assert len(rows(store, "FROM live_videos")) == 11
+    assert len(dead_writes(store, 48)) == 1
+    for number in range(8):
+        stores.index(store, [f"w{number}"], seed=number)
+    compact(store, dead_writes(store, 48))
+    assert rows(store, "SELECT count(*) AS n FROM ledger_tokens") == [{"n": 4 * 19}]
+
+
+def test_a_moved_video_is_forgotten_with_what_it_was(full):
+    store, _ = full
+    (old,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
+    new = {key: value for key, value in old.items() if key in tables.VIDEOS.names}
+    new |= {"video_id": video_id("/videos/renamed.mp4"), "uri": "/videos/renamed.mp4"}
+    gone = {"video_id": old["video_id"], "uri": old["uri"], "status": "deleted"}
+    store.append("videos", pa.Table.from_pylist([new, gone], tables.VIDEOS))
+    erased = erase.erase(store, [new["video_id"]], "run")
+    assert erased.videos == 2
+    left = bytes_below(store.uri)
+    assert b"secret" not in left
+    assert b"renamed" not in left
+
+
+def test_shards_of_a_dead_run_are_erased_and_those_of_one_under_way_told(full, monkeypatch):
+    store, _ = full
+    abandoned = stores.write_shards(store.uri, stores.encoded(["secret"], seed=5), "r")
+    path = Path(store.uri, "tokens", abandoned["tokens_shard"][0].as_py()["path"])
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 2
+    assert path.exists()
+    monkeypatch.setattr(erase, "_UNDER_WAY_HOURS", 0)
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 0
+    assert not path.exists()
+
+
+def test_an_erasure_that_is_killed_is_finished_by_the_next(full):
+    store, _ = full
+    script = (
+        "import os, signal, sys\n"
+        "from pipeline.store import erase\n"
+        "from pipeline.store.ledger import Store\n"
+        "plain, done = erase.rewrite, []\n"
+        "def rewrite(store, table, *rest):\n"
+        "    if table == 'segments': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return plain(store, table, *rest)\n"
+        "erase.rewrite = rewrite\n"
+        "erase.erase(Store.open(sys.argv[1]), [sys.argv[2]], 'run')\n"
+    )
+    video = video_id(stores.uri_of("secret"))
+    killed = subprocess.run([sys.executable, "-c", script, store.uri, video], check=False)
+    assert killed.returncode == -9
+    assert len(rows(store, "FROM live_videos")) == 11
+    assert b"the-secret-answer" in bytes_below(store.uri)
+    erase.erase(Store.open(store.uri), [video], "run")
+    write_index_duckdb(store.uri, store.pin())
+    assert b"secret" not in bytes_below(store.uri)
+
+
+def test_videos_that_the_store_never_saw_are_named(store):
+    stores.index(store, ["a"])
+    assert erase.unknown_videos(store, [video_id(stores.uri_of("a")), "nobody"]) == {"nobody"}

@@ -1,0 +1,198 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.store import lease
+from pipeline.store.lease import Lease, LeaseHeldError, newest
+from schemas.errors import InputError
+from support import ROOT
+
+TAKE = """
+import sys
+from pipeline.store.lease import Lease, LeaseHeldError
+
+store, expiry_s = sys.argv[1], float(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with Lease(store, "nightly", lambda: None, expiry_s=expiry_s):
+        print("held", flush=True)
+        sys.stdin.readline()
+except LeaseHeldError as error:
+    print(error.claim.host, flush=True)
+"""
+
+
+def take(store, name="nightly", *, expiry_s=900.0, on_loss=lambda: None):
+    return Lease(str(store), name, on_loss, expiry_s=expiry_s)
+
+
+def processes(store, number, expiry_s=900.0):
+    """So many processes that wait to be told to take the lease."""
+    command = [sys.executable, "-c", TAKE, str(store), str(expiry_s)]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for _ in range(number)
+    ]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    return started
+
+
+def tell(process):
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request, tmp_path):
+    if request.param == "disk":
+        return tmp_path / "store"
+    request.getfixturevalue("s3")
+    return "s3://bucket/deep/store"
+
+
+def test_one_at_a_time_and_free_again_afterwards(store):
+    with take(store):
+        with pytest.raises(LeaseHeldError, match="has the store until"), take(store):
+            pass
+        with take(store, "other"):
+            pass
+    with take(store):
+        pass
+    generation, claim = newest(f"{store}/leases/nightly")
+    assert (generation, claim.until_s) == (4, 0.0)
+
+
+def test_of_many_processes_exactly_one_gets_it(store):
+    racers = processes(store, 6)
+    try:
+        for racer in racers:
+            tell(racer)
+        said = [racer.stdout.readline() for racer in racers]
+        assert said.count("held\n") == 1
+        assert "" not in said
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
+
+
+def test_of_many_threads_exactly_one_takes_over_what_has_expired(store):
+    rounds, racers = 10, 8
+    start = threading.Barrier(racers)
+
+    def race(_):
+        start.wait()
+        try:
+            return take(store)._take()
+        except LeaseHeldError as error:
+            return error
+
+    with ThreadPoolExecutor(racers) as pool:
+        for _ in range(rounds):
+            won = [outcome for outcome in pool.map(race, range(racers)) if outcome is None]
+            assert len(won) == 1
+            expire(store)
+
+
+def expire(store):
+    """As if the holder had been killed a while ago."""
+    folder = f"{store}/leases/nightly"
+    generation, claim = newest(folder)
+    fs, path = lease.filesystem(lease._path(folder, generation))
+    fs.pipe_file(path, json.dumps({**vars(claim), "until_s": time.time() - 1}).encode())
+
+
+def test_a_holder_that_is_killed_keeps_others_away_only_for_a_while(store):
+    (holder,) = processes(store, 1, expiry_s=4.0)
+    tell(holder)
+    assert holder.stdout.readline() == "held\n"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with pytest.raises(LeaseHeldError), take(store):
+        pass
+    until_s = newest(f"{store}/leases/nightly")[1].until_s
+    time.sleep(max(until_s - time.time(), 0) + 0.1)
+    with take(store):
+        pass
+
+
+def test_it_is_renewed_as_long_as_it_is_held(store):
+    with take(store, expiry_s=1.5) as held:
+        time.sleep(3)
+        assert held.lost is None
+        with pytest.raises(LeaseHeldError), take(store):
+            pass
+        generation, _ = newest(held.folder)
+        assert generation >= 4
+        fs, folder = lease.filesystem(held.folder)
+        fs.invalidate_cache()
+        assert len(fs.ls(folder)) <= 2  # a renewal may be under way
+
+
+def test_who_slept_too_long_learns_that_another_took_over(store):
+    lost = threading.Event()
+    sleeper = take(store, on_loss=lost.set, expiry_s=6.0)
+    with sleeper:
+        expire(store)
+        with take(store) as other:
+            assert lost.wait(10)
+            assert "another run took over" in sleeper.lost
+            assert other.lost is None
+    assert newest(other.folder)[1].until_s == 0.0
+
+
+def test_who_fell_asleep_between_looking_and_creating_takes_nothing(store):
+    """The next generation was created, renewed and removed meanwhile, so that its name is free again."""
+    with take(store, expiry_s=900) as first:
+        pass
+    sleeper = take(store)
+    sleeper._generation, _ = newest(first.folder)
+    with take(store) as awake:
+        assert awake._advance(time.time() + 900)
+        assert awake._advance(time.time() + 900)
+        assert not sleeper._advance(time.time() + 900)
+        assert newest(awake.folder)[1].holder == awake._claim.holder
+
+
+def test_an_answer_that_did_not_come_through_does_not_lose_it(store, monkeypatch):
+    """The object was created, but the client was told otherwise."""
+    with take(store) as held:
+        really_create = lease.create
+
+        def create(uri, content):
+            really_create(uri, content)
+            monkeypatch.undo()
+            raise TimeoutError
+
+        monkeypatch.setattr(lease, "create", create)
+        with pytest.raises(TimeoutError):
+            held._advance(time.time() + 900)
+        assert held._advance(time.time() + 900)
+        assert held.lost is None
+
+
+def test_a_store_out_of_reach_is_borne_until_the_lease_has_run_out(store, monkeypatch):
+    def fail(*_):
+        raise OSError("the store is out of reach")
+
+    lost = threading.Event()
+    with take(store, on_loss=lost.set, expiry_s=3.0) as held:
+        monkeypatch.setattr(lease, "create", fail)
+        assert not lost.wait(1.5)  # a renewal has failed by now
+        assert lost.wait(10)
+        assert "out of reach" in held.lost
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="no lease can be taken"), take(tmp_path / "file"):
+        pass

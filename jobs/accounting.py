@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.patience import persist
 from jobs.resources import COMMIT_EVERY_S, MIN_OUTCOMES
 from pipeline.store.ledger import Store
 from schemas import tables
@@ -177,7 +178,7 @@ class Commits:
         """Commit what there is: tokens and segments, then the rows that make them exist."""
         if self.outcomes or self.rows:
             outcomes = pa.concat_tables([tables.OUTCOMES.empty_table(), *self.outcomes])
-            self.store.commit(outcomes, pa.Table.from_pylist(self.rows, schema=tables.VIDEOS))
+            persist(self.store.commit, outcomes, pa.Table.from_pylist(self.rows, schema=tables.VIDEOS))
             self.counts.add(self.rows)
             self.last_s = time.time()
         self._clear()

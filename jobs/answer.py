@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
+from jobs.accounting import OutOfTimeError
 from jobs.answering import Answerer, Terms, failed_answer
 from jobs.asking import GROUPS, Asking, plan
 from jobs.estimate import estimate
 from jobs.models import choose_answer_model
 from jobs.report import progress, record_run
 from jobs.resources import COMMIT_ANSWERS, COMMIT_EVERY_S, MAX_PASSES, AnswerResources, for_answer
-from jobs.session import connect, failure_of, release_failed_execution
+from jobs.session import INTERRUPTED, connect, failure_of, release_failed_execution
 from jobs.tally import start_tally
 from jobs.terms import fit_budget, fit_focus, fit_template
 from pipeline.store import catalog
@@ -59,6 +60,7 @@ class AnswerOrder:
     seed: int = 0
     kv_gb: float | None = None  # memory of the KV cache; None: what the device has to spare
     dry_run: bool = False  # plan and estimate only
+    max_hours: float | None = None  # then the run ends, well
     ray_address: str | None = None
     show_progress: bool = False
 
@@ -74,6 +76,7 @@ class AnswerReport:
     wall_s: float = 0.0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     stopped: str | None = None
+    out_of_time: bool = False  # it ended at max_hours
     estimate: dict[str, Any] | None = None  # of a dry run
     notes: list[str] = field(default_factory=list)  # what a person should know, and no answer depends on
 
@@ -95,7 +98,8 @@ class AnswerReport:
         }
         if self.estimate is not None:
             return {**counts, **self.estimate}
-        return {**counts, **_measured(self.stages), "wall_s": round(self.wall_s, 3), "run_id": self.run_id}
+        said = {"wall_s": round(self.wall_s, 3), "stopped": self.stopped, "run_id": self.run_id}
+        return {**counts, **_measured(self.stages), **said}
 
 
 def _measured(stages: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -110,12 +114,22 @@ def _measured(stages: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def run_answer(order: AnswerOrder) -> AnswerReport:
-    """Answer questions about the live videos of a store.
+    """Answer questions, note the run in the store, and leave few files behind. Raises as `answer_questions`."""
+    report = answer_questions(order)
+    if report.asking.num_pending and not order.dry_run:
+        record_run(report.store, "answer", report.as_json(), report.stages)
+        merge_small_files(report.store)
+        _refresh_index(report.store, report)
+    return report
+
+
+def answer_questions(order: AnswerOrder) -> AnswerReport:
+    """Stages 1 to 4, about the live videos of a store.
 
     Raises:
         InputError: the store, model, predicate, a question's video or the budget cannot be used; nothing is written.
     """
-    started = time.perf_counter()
+    started_s = time.time()
     store = Store.open(order.store)
     spec, stored = choose_answer_model(store, order.model)
     recipe = AnswerRecipe(
@@ -140,12 +154,9 @@ def run_answer(order: AnswerOrder) -> AnswerReport:
         connect(order.ray_address)
         terms = Terms(recipe, snapshot, report.run_id, search_model=stored.recipe.tower.name)
         resources = for_answer(ray.cluster_resources(), report.asking.num_pending, order.kv_gb)
-        _answer_waves(terms, resources, Commits(store, report), show=order.show_progress)
-        report.wall_s = time.perf_counter() - started
-        record_run(store, "answer", report.as_json(), report.stages)
-        merge_small_files(store)
-        _refresh_index(store, report)
-    report.wall_s = time.perf_counter() - started
+        end_s = None if order.max_hours is None else started_s + order.max_hours * 3600
+        _answer_waves(terms, resources, Commits(store, report, end_s), show=order.show_progress)
+    report.wall_s = time.time() - started_s
     return report
 
 
@@ -159,17 +170,20 @@ def _refresh_index(store: Store, report: AnswerReport) -> None:
 class Commits:
     """Gathers answers and appends them to the store now and then, and at the end."""
 
-    def __init__(self, store: Store, report: AnswerReport) -> None:
+    def __init__(self, store: Store, report: AnswerReport, end_s: float | None = None) -> None:
         self.store = store
         self.report = report
+        self.end_s = end_s  # when the time of the run is over, in seconds since the epoch
         self.unsaved: list[pa.Table] = []
         self.last = time.monotonic()
 
     def add(self, answers: pa.Table) -> None:
-        """Take in rows of tables.ANSWERS."""
+        """Take in rows of tables.ANSWERS. Raises OutOfTimeError when that was all there is time for."""
         self.unsaved.append(answers)
         if time.monotonic() - self.last > COMMIT_EVERY_S or sum(map(len, self.unsaved)) >= COMMIT_ANSWERS:
             self.flush()
+        if self.end_s is not None and time.time() > self.end_s:
+            raise OutOfTimeError
 
     def flush(self) -> None:
         """Append what there is; only then does the report count it."""
@@ -191,12 +205,14 @@ def _answer_waves(terms: Terms, resources: AnswerResources, commits: Commits, *,
             for wave in report.asking.waves(resources.questions_per_block):
                 _answer_wave(wave, terms, resources, commits, tally)
     except KeyboardInterrupt:
-        report.stopped = "interrupted"
+        report.stopped = INTERRUPTED
+    except OutOfTimeError:
+        report.out_of_time = True
     except ray.exceptions.RayError as error:
         report.stopped = failure_of(error)
     finally:
         commits.flush()
-    if report.stopped:
+    if report.stopped or report.out_of_time:
         release_failed_execution()  # not in the except clause, where the exception is still held
     report.stages = ray.get(tally.report.remote())
 

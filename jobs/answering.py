@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from jobs import logs, metrics
 from jobs.resources import AnswerResources
 from jobs.tally import MAX_ATTEMPTS, Stage
 from pipeline.language.backend import Answer, Backend, Group
@@ -61,6 +62,7 @@ class Answerer:
         torch.set_num_threads(resources.threads)
         self.terms, self.recipe = terms, terms.recipe
         self.stage, self.prefill, self.decode = (Stage(name, tally) for name in ("answer", "prefill", "decode"))
+        self.stage.start_logs()
         self.num_global = sight_of(self.recipe.model).num_global_tokens
         model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
         self.engine: Backend = Engine(model, self.recipe, resources.kv_bytes)
@@ -109,8 +111,8 @@ class Answerer:
         """Tell the tally what became of the time since the last batch."""
         lap = clock.lap()
         self.stage.finish([_key(row["write_id"], row["question_id"]) for row in rows], lap["busy_s"], lap["cpu_s"])
-        self.prefill.add(int(lap["prefill_tokens"]), lap["prefill_s"])
-        self.decode.add(int(lap["decode_tokens"]), lap["decode_s"])
+        self.prefill.add_tokens(int(lap["prefill_tokens"]), lap["prefill_s"])
+        self.decode.add_tokens(int(lap["decode_tokens"]), lap["decode_s"])
 
     def _rows(self, groups: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """A row a question, as they come."""
@@ -279,8 +281,12 @@ def _seen(tokens: pa.Table | None, segments: pa.Table | None) -> "_Seen | Pipeli
     return _Seen(video, times.to_pylist(), embeddings)
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=tables.ANSWERS)
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows on their way to the driver, counted, and with a line in the log for each that failed."""
+    for row in rows:
+        metrics.QUESTIONS.record(1, status=row["status"])
+    logs.failures(rows)
+    return pa.Table.from_pylist(rows, schema=tables.ANSWERS)
 
 
 def _keys(groups: list[dict[str, Any]]) -> list[str]:

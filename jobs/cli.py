@@ -10,8 +10,12 @@ from typing import Any
 import click
 
 from jobs.commands.answering import answer, compare
+from jobs.commands.exporting import export
 from jobs.commands.indexing import index
 from jobs.commands.looking import recipe, search, sql, status
+from jobs.commands.running import doctor, nightly, submit
+from jobs.commands.upkeep import forget, maintain
+from jobs.logs import start_driver
 from jobs.options import StoppedError
 from schemas.errors import InputError
 
@@ -29,8 +33,7 @@ class Cli(click.Group):
             click.echo(f"longvlm: {error}", err=True)
             sys.exit(WRONG_INPUT)
         except StoppedError as reason:
-            said = f"longvlm: stopped ({reason}); what was finished is kept, the same command goes on from there."
-            click.echo(said, err=True)
+            click.echo(f"longvlm: {reason}", err=True)
             sys.exit(STOPPED)
 
 
@@ -38,6 +41,7 @@ class Cli(click.Group):
 @click.version_option(package_name="longvlm-index")
 def main() -> None:
     """Watch every video of a bucket once; ask anything of what was kept, as often as you like."""
+    start_driver()
 
 
 @main.command()
@@ -53,7 +57,7 @@ def demo(*, folder: Path | None) -> None:
     run_demo(folder)
 
 
-for command in (index, answer, sql, search, status, recipe, compare):
+for command in (index, answer, sql, export, search, status, recipe, compare, maintain, forget, nightly, submit, doctor):
     main.add_command(command)
 
 

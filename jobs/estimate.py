@@ -45,7 +45,11 @@ _PARTS = ("prefill", "decode")
 
 
 def last_measured_run(snapshot: Snapshot) -> dict[str, Any] | None:
-    """The counts of the newest answer run that prefilled anything; None before the first."""
+    """The counts of the newest run that prefilled anything, be it of `answer` or of `nightly`; None before it."""
+    sql = """
+        SELECT CASE job WHEN 'answer' THEN counts ELSE counts->'answer' END
+        FROM runs WHERE job IN ('answer', 'nightly') ORDER BY seq DESC
+    """
     with catalog.connect(Snapshot({"runs": snapshot.table("runs")})) as con:
-        rows = con.execute("SELECT counts FROM runs WHERE job = 'answer' ORDER BY seq DESC").fetchall()
-    return next((counts for (text,) in rows if (counts := json.loads(text)).get("prefill_tokens")), None)
+        rows = con.execute(sql).fetchall()
+    return next((counts for (text,) in rows if text and (counts := json.loads(text)).get("prefill_tokens")), None)

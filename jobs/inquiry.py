@@ -31,6 +31,21 @@ def describe_store(store_uri: str) -> dict[str, Any]:
     }
 
 
+def list_runs(store_uri: str, limit: int) -> list[dict[str, Any]]:
+    """The newest runs of a store, the newest first: finished_at (UTC), job, run_id, wall_s, stopped (why), counts."""
+    sql = "SELECT finished_at, job, run_id, wall_s, counts FROM runs ORDER BY seq DESC LIMIT ?"
+    with catalog.connect(Store.open(store_uri).pin(("runs",))) as con:
+        rows = con.execute(sql, [limit]).fetchall()
+    runs = []
+    for finished_at, job, run_id, wall_s, text in rows:
+        counts = json.loads(text)
+        said = {"finished_at": f"{finished_at:%Y-%m-%d %H:%M:%S}", "job": job, "run_id": run_id, "wall_s": wall_s}
+        parts = [counts, *(part for part in counts.values() if isinstance(part, dict))]  # a nightly has several
+        stopped = "; ".join(part["stopped"] for part in parts if part.get("stopped")) or None
+        runs.append({**said, "stopped": stopped, "counts": counts})
+    return runs
+
+
 def list_recipes(store: Store) -> list[dict[str, Any]]:
     """The recipes that a store knows, oldest first."""
     return [

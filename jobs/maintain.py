@@ -13,6 +13,7 @@ from jobs.report import record_run
 from jobs.resources import MIN_RETENTION_HOURS
 from pipeline.store.catalog import write_index_duckdb
 from pipeline.store.dead import dead_writes
+from pipeline.store.erase import Erased, erase, left_over
 from pipeline.store.ledger import Store
 from pipeline.store.snapshot import Snapshot
 from pipeline.store.upkeep import compact
@@ -37,6 +38,7 @@ class MaintainReport:
     """What was done."""
 
     run_id: str = field(default_factory=new_run_id)
+    erased: Erased | None = None  # what was written of forgotten videos since they were forgotten
     dead_writes: int = 0  # whose rows may be dropped
     files_fewer: dict[str, int] = field(default_factory=dict)  # by table
     swept: dict[str, int] = field(default_factory=dict)
@@ -56,6 +58,8 @@ class MaintainReport:
     def as_json(self) -> dict[str, Any]:
         """The counts of the run."""
         counts: dict[str, Any] = {"dead_writes": self.dead_writes, "files_fewer": self.files_fewer, **self.swept}
+        if self.erased is not None:
+            counts |= {"erased_videos": self.erased.videos, "erased_rows": sum(self.erased.rows.values())}
         if self.verified is not None:
             counts |= {
                 "verified_videos": self.verified.num_videos,
@@ -77,8 +81,9 @@ def run_maintain(order: MaintainOrder) -> MaintainReport:
     report = maintain_store(store, order.retention_hours)
     if order.verify:
         started = time.time()
-        with _bytes_read(store.pin(), show=order.show_progress) as add:
-            report.verified = verify(store.pin(), add)
+        snapshot = store.pin()
+        with _bytes_read(snapshot, show=order.show_progress) as add:
+            report.verified = verify(snapshot, add)
         report.wall_s += time.time() - started
     record_run(store, "maintain", report.as_json(), {})
     write_index_duckdb(store.uri, store.pin())
@@ -94,8 +99,10 @@ def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -
         )
     started = time.time()
     report = MaintainReport()
+    if come_back := left_over(store, retention_hours):
+        report.erased = erase(store, come_back, report.run_id)
     dead = dead_writes(store, retention_hours)
-    report.dead_writes = len(dead)
+    report.dead_writes = len(dead.write_ids)
     report.files_fewer = compact(store, dead)
     report.swept = vacuum(store, retention_hours)
     report.wall_s = time.time() - started
@@ -104,9 +111,9 @@ def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -
 
 @contextmanager
 def _bytes_read(snapshot: Snapshot, *, show: bool) -> Iterator[Any]:
-    """A bar over the bytes of tokens and segments."""
+    """A bar over the bytes of all tables."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
-        num_bytes = sum(file.size_bytes for name in ("tokens", "segments") for file in snapshot.table(name).files)
+        num_bytes = sum(file.size_bytes for table in snapshot.tables.values() for file in table.files)
         task = bar.add_task("verify", total=num_bytes)
         yield lambda read: bar.advance(task, read)

@@ -185,3 +185,32 @@ def print_status(status: dict[str, Any]) -> None:
         for entry in value if isinstance(value, list) else [value]:
             said = ", ".join(f"{k} {_cell(v)}" for k, v in entry.items()) if isinstance(entry, dict) else _cell(entry)
             console.print(f"{name.replace('_', ' '):>12}  {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+_NOT_COUNTS = ("wall_s", "run_id", "stopped", "questions", "workers", "prefill_tokens", "decode_tokens")
+
+
+def print_runs(runs: list[dict[str, Any]]) -> None:
+    """Runs as `inquiry.list_runs` tells them, a line each: when (UTC), job, id, how long, what came of it."""
+    console = terminal()
+    for run in runs:
+        took = timedelta(seconds=round(run["wall_s"] or 0))
+        outcome = f"stopped: {run['stopped']}; " if run["stopped"] else ""
+        said = (
+            f"{run['finished_at']}  {run['job']:<8}  {run['run_id']}  {took!s:>8}  {outcome}{_counted(run['counts'])}"
+        )
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    if not runs:
+        console.print("no runs yet", style="dim")
+
+
+def _counted(counts: dict[str, Any]) -> str:
+    """What is not nought: `indexed 3, failed 2 (truncated 2)`; of a nightly part by part, `index: ...; answer: ...`."""
+    codes = ", ".join(f"{code} {number}" for code, number in counts.get("failures", {}).items())
+    told, parts = [], []
+    for name, value in counts.items():
+        if isinstance(value, dict) and name != "failures":
+            parts.append(f"{name}: {_counted(value) or 'nothing'}")
+        elif type(value) is int and value and name not in _NOT_COUNTS:  # not a bool
+            told.append(f"{name.replace('_', ' ')} {value}" + (f" ({codes})" if codes and name == "failed" else ""))
+    return "; ".join([*parts, *([", ".join(told)] if told else [])])

@@ -7,6 +7,7 @@ TARGET_BLOCK_BYTES = (
     16 << 20
 )  # about one work unit of 224 px frames: with larger blocks the encoder waits for coalescing
 COMMIT_EVERY_S = 120.0  # what a crash may cost, against the number of commits a night leaves in the log
+STORE_PATIENCE_S = 300.0  # a store out of reach for longer than that is for a person to look at
 WAVE_VIDEOS = 20_000  # planned at a time: what the driver holds in memory, and the most a broken cluster has to redo
 MAX_PASSES = 3  # how often a video whose units vanish is planned before its row says `lost`
 MIN_OUTCOMES = 200  # before a share of failures means anything

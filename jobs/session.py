@@ -4,6 +4,8 @@ import gc
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,8 @@ import ray
 
 from jobs.resources import TARGET_BLOCK_BYTES
 from schemas.errors import InputError
+
+INTERRUPTED = "interrupted"  # why a job stopped that Ctrl-C or SIGTERM ended
 
 
 def connect(ray_address: str | None) -> None:
@@ -30,6 +34,8 @@ def connect(ray_address: str | None) -> None:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"no Ray cluster answers at {address} ({error}); check --ray-address.") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Kubernetes' way of pressing Ctrl-C; Ray would abort
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = TARGET_BLOCK_BYTES
     context.enable_progress_bars = False  # the jobs show their own, in videos and answers

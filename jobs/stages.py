@@ -1,16 +1,18 @@
 """The index job's stages 4 to 6 as Ray Data runs them: each wraps one operator and reports to the tally."""
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
+from jobs import logs, metrics
+from jobs.patience import persist
 from jobs.resources import DECODE_DEADLINE_S, DECODE_MEMORY_BYTES
 from jobs.tally import MAX_ATTEMPTS, WORKER, Stage
 from pipeline.ingest.isolate import Decoder
+from pipeline.ingest.scratch import ScratchFolder
 from pipeline.ingest.units import failed_unit, watch
 from pipeline.store.shards import write_shards
 from schemas import tables
@@ -24,21 +26,22 @@ class Watch:
     def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
         self.recipe = from_spec(recipe)
         self.stage = Stage("decode", tally)
+        self.stage.start_logs()
         self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
-        self.scratch = tempfile.TemporaryDirectory(prefix="longvlm-")
+        self.scratch = ScratchFolder()
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         """PLAN rows in, FRAMES rows out, each as soon as it is decoded."""
         attempts = self.stage.attempts(plan["write_id"].to_pylist())
         for video, begun in zip(plan.to_pylist(), attempts, strict=True):
             if begun >= MAX_ATTEMPTS:
-                yield failed_unit(video, killer("decoder"))
+                yield _noted(failed_unit(video, killer("decoder")))
                 continue
             with self.stage.work([video["write_id"]]) as clock:
                 units = watch(video, self.recipe, self.decoder, self.scratch.name)
                 while (frames := clock.time(next, units, None)) is not None:
                     clock.cpu_s += frames["decode_ms"][0].as_py() / 1000  # burnt in the child
-                    yield frames
+                    yield _noted(frames)
 
 
 class Encode:
@@ -55,6 +58,7 @@ class Encode:
         torch.set_num_threads(num_threads)
         self.recipe = from_spec(recipe)
         self.stage = Stage("encode", tally)
+        self.stage.start_logs()
         self.tower = load_tower(self.recipe.tower.name, self.recipe.precision, device)
 
     def __call__(self, frames: pa.Table) -> pa.Table:
@@ -75,7 +79,17 @@ class Encode:
         from pipeline.vision.units import encode_units
 
         with self.stage.work(keys) as clock:
-            return clock.time(encode_units, frames, self.tower, self.recipe)
+            encoded: pa.Table = clock.time(encode_units, frames, self.tower, self.recipe)
+        was_good = frames["error_code"].is_null()  # what failed before was said before
+        logs.failures(encoded.select(["video_id", "error_code", "error"]).filter(was_good).to_pylist())
+        return encoded
+
+
+def _noted(frames: pa.Table) -> pa.Table:
+    """The units as they are, counted, and with a line in the log for each that failed."""
+    metrics.count_frames(frames)
+    logs.failures(frames.select(["video_id", "error_code", "error"]).to_pylist())
+    return frames
 
 
 def killer(worker: str) -> TerminalError:
@@ -90,6 +104,7 @@ def _refused(frames: pa.Table) -> pa.Table:
     row = {name: frames[name][0].as_py() for name in tables.ENCODED.names if name in frames.column_names}
     error = killer("encoder")
     row |= {"error_code": error.code, "error": error.message, "encode_ms": 0.0, "segments": []}
+    logs.failures([row])
     return pa.Table.from_pylist([row], schema=tables.ENCODED)
 
 
@@ -109,4 +124,4 @@ class Write:
     def __call__(self, encoded: pa.Table) -> pa.Table:
         """ENCODED rows in, OUTCOMES rows out."""
         with self.stage.work([f"{WORKER}/{time.monotonic_ns()}"]) as clock:
-            return clock.time(write_shards, self.store_uri, encoded, self.recipe)
+            return clock.time(persist, write_shards, self.store_uri, encoded, self.recipe)

@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from jobs import logs, metrics
+
 WORKER = f"{os.uname().nodename}:{os.getpid()}"  # who reports
 MAX_ATTEMPTS = 3  # a unit that was at work in three workers that died is taken to have killed them
 
@@ -29,10 +31,11 @@ class Tally:
     """Counts beginnings and ends of work, so that work which keeps killing its worker is found, and stages compared.
 
     Ray retries a dead worker's task for ever and tells nobody; a count kept outside that retry does (FACTS: "A row that
-    always kills: endless retries").
+    always kills: endless retries"). Being told of all work, it is also where work is counted for the metrics.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str = "") -> None:
+        self.of_run = run_id
         self.stages: dict[str, StageTally] = defaultdict(StageTally)
         self.first_begin_s: float | None = None  # epoch
 
@@ -48,17 +51,26 @@ class Tally:
 
     def finish(self, stage: str, keys: list[str], *, worker: str, busy_s: float, cpu_s: float) -> None:
         """Work on these keys ended, well or with an error of their own."""
-        for key in keys:
-            self.stages[stage].started.pop(key, None)
-        self.add(stage, len(keys), worker=worker, busy_s=busy_s, cpu_s=cpu_s)
-
-    def add(self, stage: str, done: int, *, worker: str, busy_s: float, cpu_s: float) -> None:
-        """Count work that was done; by itself, what has no keys: tokens."""
         tally = self.stages[stage]
-        tally.done += done
+        for key in keys:
+            tally.started.pop(key, None)
+        tally.done += len(keys)
         tally.busy_s += busy_s
         tally.cpu_s += cpu_s
         tally.workers.add(worker)
+        metrics.count_work(stage, len(keys), busy_s, cpu_s)
+
+    def add_tokens(self, phase: str, number: int, *, worker: str, busy_s: float) -> None:
+        """Tokens that were prefilled or decoded, in so many wall seconds."""
+        tally = self.stages[phase]
+        tally.done += number
+        tally.busy_s += busy_s
+        tally.workers.add(worker)
+        metrics.TOKENS.record(number, phase=phase)
+
+    def run_id(self) -> str:
+        """Which run this is the tally of."""
+        return self.of_run
 
     def begun_s(self) -> float | None:
         """When the first work of all began, in seconds since the epoch; None before."""
@@ -75,7 +87,7 @@ class Tally:
 def start_tally(run_id: str) -> "ray.actor.ActorHandle[Tally]":
     """A tally for one run, named `tally-RUN_ID`. It needs no CPU and comes back, counting anew, if its node dies."""
     options = {"name": f"tally-{run_id}", "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(Tally).options(**options).remote()
+    return ray.remote(Tally).options(**options).remote(run_id)
 
 
 class Stage:
@@ -84,6 +96,10 @@ class Stage:
     def __init__(self, name: str, tally: Any) -> None:
         self.name = name
         self.tally = tally
+
+    def start_logs(self) -> None:
+        """Let this worker process log what it does for the run and the stage."""
+        logs.start_worker(ray.get(self.tally.run_id.remote()), self.name)
 
     def attempts(self, keys: list[str]) -> list[int]:
         """How often each key was begun by a worker that did not live to finish it."""
@@ -105,9 +121,9 @@ class Stage:
         """Count the keys as finished, and what they took."""
         self.tally.finish.remote(self.name, keys, worker=WORKER, busy_s=busy_s, cpu_s=cpu_s)
 
-    def add(self, done: int, busy_s: float) -> None:
-        """Count units that are known by their number alone, such as tokens, and the wall seconds spent on them."""
-        self.tally.add.remote(self.name, done, worker=WORKER, busy_s=busy_s, cpu_s=0.0)
+    def add_tokens(self, number: int, busy_s: float) -> None:
+        """Count tokens, and the wall seconds spent on them."""
+        self.tally.add_tokens.remote(self.name, number, worker=WORKER, busy_s=busy_s)
 
 
 class Clock:

@@ -22,6 +22,7 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "forbidden"
     ENCODE_FAILED = "encode_failed"
     NETWORK = "network"
+    NO_SPACE = "no_space"
     LOST = "lost"
     PROMPT_TOO_LONG = "prompt_too_long"
     BUDGET_TOO_SMALL = "budget_too_small"

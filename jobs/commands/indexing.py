@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if
-from schemas.errors import ANY_CODE, ErrorCode
+from schemas.errors import ANY_CODE, ErrorCode, InputError
 
 
 @click.command()
@@ -25,7 +25,7 @@ from schemas.errors import ANY_CODE, ErrorCode
     multiple=True,
     is_flag=False,
     flag_value=ANY_CODE,
-    type=click.Choice([ANY_CODE, *ErrorCode]),
+    type=click.Choice([ANY_CODE, *(code.value for code in ErrorCode)]),
     metavar="[CODE]",
     help="Try videos again that failed before (with CODE, only of that; may be repeated) and have not changed.",
 )
@@ -42,16 +42,54 @@ from schemas.errors import ANY_CODE, ErrorCode
     show_default=True,
     help="End with exit code 1 when, after 200 outcomes, more than this share failed.",
 )
+@click.option("--dry-run", is_flag=True, help="Only say what there is to do and what it would take; change nothing.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --dry-run: really watch N videos at random, keep nothing of them, and project from those.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the draw of --sample; default: 0.")
+@click.option(
+    "--gpu-price", type=click.FloatRange(min=0), metavar="P", help="Of an hour of a GPU: --sample projects the cost."
+)
+@click.option("--cpu-price", type=click.FloatRange(min=0), metavar="P", help="Of an hour of a CPU core, likewise.")
 @RAY
 @AS_JSON
 def index(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Watch the videos of SOURCE (a folder, bucket prefix or manifest) once and keep their tokens in the store."""
-    from jobs.index import run_index
     from jobs.orders import IndexOrder
-    from jobs.report import print_report
     from pipeline.ingest.corpus import Source
 
-    report = run_index(IndexOrder(Source(source, include, exclude), show_progress=not as_json, **options))
+    dry_run = options.pop("dry_run")
+    asked = {name: options.pop(name) for name in ("sample", "seed", "gpu_price", "cpu_price")}
+    order = IndexOrder(Source(source, include, exclude), show_progress=not as_json, **options)
+    if dry_run:
+        _forecast(order, asked, as_json=as_json)
+        return
+    if any(value is not None for value in asked.values()):
+        raise InputError("--sample, --seed, --gpu-price and --cpu-price go with --dry-run; add it, or leave them out.")
+    _index(order, as_json=as_json)
+
+
+def _forecast(order: Any, asked: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a run would take."""
+    from jobs.forecast import ForecastOrder, forecast, print_forecast
+
+    found = forecast(ForecastOrder(order, **asked))
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+    else:
+        print_forecast(found)
+    stop_if(found.stopped)
+
+
+def _index(order: Any, *, as_json: bool) -> None:
+    """Run, and print what came of it."""
+    from jobs.index import run_index
+    from jobs.report import print_report
+
+    report = run_index(order)
     counts = report.as_json()
     if as_json:
         click.echo(json.dumps(counts))

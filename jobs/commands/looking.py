@@ -11,14 +11,26 @@ from jobs.options import AS_JSON, STORE, WHERE, plain
 @click.command()
 @STORE
 @click.argument("query")
+@click.option(
+    "--attach",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A parquet, CSV or JSON file as the view NAME, or a DuckDB file as the database NAME; repeatable.",
+)
 @AS_JSON
-def sql(*, store: str, query: str, as_json: bool) -> None:
-    """Run one SELECT over the views: videos, segments, tokens, answers, failures, recipes, runs."""
+def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> None:
+    """Run one SELECT over the views: videos, segments, tokens, answers, answers_wide, failures, recipes, runs.
+
+    The query can read the store and what is attached, and nothing else; it changes nothing.
+    """
     from jobs.report import print_rows
-    from pipeline.store import catalog
+    from pipeline.store import access, catalog
     from pipeline.store.ledger import Store
 
-    rows = catalog.query(catalog.connect(Store.open(store).pin()), query)
+    snapshot = Store.open(store).pin()
+    with catalog.connect(snapshot) as con:
+        access.seal(con, snapshot, access.attach(con, attach))
+        rows = catalog.query(con, query)
     if as_json:
         for row in rows.to_pylist():
             click.echo(json.dumps(row, default=plain))
@@ -49,12 +61,28 @@ def search(*, store: str, text: str, where: str | None, limit: int, as_json: boo
 
 @click.command()
 @STORE
+@click.option(
+    "--runs",
+    is_flag=False,
+    flag_value=20,
+    type=click.IntRange(min=1),
+    metavar="[N]",
+    help="The last N runs instead (20), a line each: when it ended (UTC), job, id, how long it took, its counts.",
+)
 @AS_JSON
-def status(*, store: str, as_json: bool) -> None:
+def status(*, store: str, runs: int | None, as_json: bool) -> None:
     """What a store holds: videos by status, segments, bytes of tokens, recipes, the last run."""
-    from jobs.inquiry import describe_store
-    from jobs.report import print_status
+    from jobs.inquiry import describe_store, list_runs
+    from jobs.report import print_runs, print_status
 
+    if runs is not None:
+        listed = list_runs(store, runs)
+        if as_json:
+            for run in listed:
+                click.echo(json.dumps(run))
+        else:
+            print_runs(listed)
+        return
     described = describe_store(store)
     if as_json:
         click.echo(json.dumps(described))

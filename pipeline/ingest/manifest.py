@@ -23,7 +23,8 @@ def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[
     size is given they are asked for; a file that is not there is listed all the same, to fail with its reason.
 
     Raises:
-        InputError: no column `uri`, a row without one, or one video under two external ids.
+        InputError: no column `uri`, a row without one, one video under two external ids, or a local file in a manifest
+            that is not local: who may write to a bucket may not have this machine's files read.
     """
     name, folder = canonical_uri(fs, path), path.rpartition("/")[0]
     home = canonical_uri(fs, folder).rstrip("/") + "/"
@@ -36,6 +37,11 @@ def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[
             if not entry["uri"]:
                 raise InputError(f"row {row} of {name} has no uri; fill it in or remove the row.")
             uri = _resolve(fs, folder, entry["uri"])
+            if is_local(uri) and not is_local(name):
+                raise InputError(
+                    f"row {row} of {name} names a file of the machine that reads it ({uri}); a manifest in a bucket "
+                    "may name files in buckets only: remove the row, or copy the manifest here."
+                )
             if not takes(uri.removeprefix(home)):
                 continue
             external_id = entry["external_id"]

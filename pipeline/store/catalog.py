@@ -80,7 +80,8 @@ def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
         InputError: a file that the snapshot names is gone or out of reach.
     """
     con = duckdb.connect(config=_SETTINGS)
-    con.execute("SET enable_progress_bar = false")  # it would print in the middle of a job's own
+    if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+        con.execute("SET enable_progress_bar = false")  # a job has its own; in notebooks it may not even be set
     if remote := _remote_filesystem(snapshot):
         con.register_filesystem(remote)
     _create_views(con, snapshot)
@@ -126,7 +127,7 @@ def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:
     con = duckdb.connect(config=_SETTINGS)
     try:
         # the storage version lets older DuckDBs open the file
-        con.execute(f"ATTACH {_quoted(str(draft))} AS index_file (STORAGE_VERSION 'v1.0.0'); USE index_file")
+        con.execute(f"ATTACH {quoted(str(draft))} AS index_file (STORAGE_VERSION 'v1.0.0'); USE index_file")
         _create_views(con, snapshot)
         con.execute("USE memory; DETACH index_file")
         os.replace(draft, target)  # noqa: PTH105 - says best what it does
@@ -156,10 +157,10 @@ def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
             con.execute(f"CREATE VIEW ledger_{name} AS {_relation(snapshot.table(name), schema)}")
         con.execute(VIEWS_SQL)
         con.execute(_answers_wide(con))
-    except duckdb.IOException as error:
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise InputError(
-            f"the store lacks a file that its log names ({first_line(error)}); was one deleted by hand? Bring it back, "
-            "or index the videos it held again."
+            f"a file that the store's log names is gone or damaged ({first_line(error)}); bring it back, or let "
+            "`longvlm maintain --verify` say which videos it held and index them again."
         ) from error
 
 
@@ -169,9 +170,9 @@ def _answers_wide(con: duckdb.DuckDBPyConnection) -> str:
     if not asked:
         return f"CREATE VIEW answers_wide AS {_WIDE_VIDEOS_SQL}"
     names = column_names([question_id for question_id, _ in asked])
-    slots = [f"{_quoted(kind + _UNIT_SEPARATOR + question_id)} AS c{i}" for i, (question_id, kind) in enumerate(asked)]
+    slots = [f"{quoted(kind + _UNIT_SEPARATOR + question_id)} AS c{i}" for i, (question_id, kind) in enumerate(asked)]
     columns = [
-        f"{_WIDE_CASTS[kind].format(f'c{i}')} AS {_identifier(name)}"
+        f"{_WIDE_CASTS[kind].format(f'c{i}')} AS {identifier(name)}"
         for i, (name, (_, kind)) in enumerate(zip(names, asked, strict=True))
     ]
     return f"""
@@ -206,7 +207,7 @@ def column_names(question_ids: list[str]) -> list[str]:
 def _relation(table: PinnedTable, schema: pa.Schema) -> str:
     """A SELECT over explicit files, or one without rows but with the right types."""
     if table.files:
-        paths = ", ".join(_quoted(file.uri) for file in table.files)
+        paths = ", ".join(quoted(file.uri) for file in table.files)
         columns = ", ".join(f'"{name}"' for name in schema.names)
         return f"SELECT {columns} FROM read_parquet([{paths}])"
     columns = ", ".join(f'CAST(NULL AS {_sql_type(field.type)}) AS "{field.name}"' for field in schema)
@@ -221,9 +222,11 @@ def _sql_type(kind: pa.DataType) -> str:
     return _SQL_TYPES[kind]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A string literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """A name as SQL takes it, whatever characters it has."""
     return '"' + name.replace('"', '""') + '"'

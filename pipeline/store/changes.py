@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from pipeline.store import catalog
@@ -76,6 +77,18 @@ CREATE TEMP TABLE work AS
 SELECT l.*, j.attempts::INTEGER AS attempts, row_number() OVER (ORDER BY l.uri) - 1 AS n
 FROM listed l JOIN judged j USING (video_id) WHERE j.way = 'work'
 """
+# Nobody knows how long a video is before it is watched, unless this content was watched before, under any recipe.
+_WORKLOAD = f"""
+SELECT count(*) AS videos, coalesce(sum(w.size_bytes), 0)::BIGINT AS size_bytes,
+    coalesce(sum(k.duration_s), 0.0) AS known_s,
+    coalesce(sum(w.size_bytes) FILTER (k.duration_s IS NULL), 0)::BIGINT AS unknown_bytes,
+    count(*) FILTER (k.duration_s IS NULL AND w.size_bytes IS NULL) AS num_unknown_sizes
+FROM work w LEFT JOIN (
+    SELECT video_id, etag, size_bytes, modified_at, max(duration_s) AS duration_s
+    FROM ledger_videos WHERE duration_s > 0 GROUP BY ALL
+) k ON k.video_id = w.video_id AND {_SAME_CONTENT.format(a="k", b="w")}
+WHERE w.n < ?
+"""
 _ADOPTED = """
 SELECT v.* EXCLUDE (outdated) REPLACE (
     l.video_id AS video_id, l.source AS source, l.uri AS uri, l.external_id AS external_id,
@@ -126,10 +139,27 @@ class Changes:
 
     def waves(self, num_videos: int, limit: int | None = None) -> Iterator[list[dict[str, Any]]]:
         """The work in the order of uris, so many videos at a time: tables.LISTING, and `attempts` at this content."""
-        end = self.num_work if limit is None else min(limit, self.num_work)
+        end = self._end(limit)
         for start in range(0, end, num_videos):
             sql = "SELECT * EXCLUDE (n) FROM work WHERE n >= ? AND n < ? ORDER BY n"
             yield self.con.sql(sql, params=[start, min(start + num_videos, end)]).to_arrow_table().to_pylist()
+
+    def draw(self, number: int, seed: int, limit: int | None = None) -> pa.Table:
+        """Some of the work at random, in the order of uris: tables.LISTING. Equal seeds draw equal videos."""
+        end = self._end(limit)
+        drawn = np.random.default_rng(seed).choice(end, min(number, end), replace=False).tolist()
+        names = ", ".join(tables.LISTING.names)
+        sql = f"SELECT {names} FROM work WHERE list_contains(?, n) ORDER BY n"
+        return self.con.sql(sql, params=[drawn]).to_arrow_table()
+
+    def workload(self, limit: int | None = None) -> dict[str, float]:
+        """How much the work is: videos, size_bytes, and how much of it has a known length.
+
+        `known_s` are the seconds of the videos that were watched before at this same content. Of the others there are
+        `unknown_bytes` and, where the source does not tell sizes, `num_unknown_sizes`.
+        """
+        (found,) = self.con.sql(_WORKLOAD, params=[self._end(limit)]).to_arrow_table().to_pylist()
+        return found
 
     def bookkeeping(self, run_id: str, *, prune: bool) -> pa.Table:
         """The rows of tables.VIDEOS that need no watching.
@@ -142,6 +172,9 @@ class Changes:
         parts = " UNION ALL BY NAME ".join(f"({part})" for part in (_ADOPTED, _DELETED, lifted))
         sql = f"(FROM ledger_videos WHERE false) UNION ALL BY NAME {parts}"
         return self.con.sql(sql, params=values).to_arrow_table().cast(tables.VIDEOS)
+
+    def _end(self, limit: int | None) -> int:
+        return self.num_work if limit is None else min(limit, self.num_work)
 
     def close(self) -> None:
         """Give the database back."""

@@ -2,15 +2,18 @@
 
 import time
 from datetime import timedelta
+from typing import NamedTuple
 
+import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.store import catalog
 from pipeline.store.ledger import Store
-from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from pipeline.store.snapshot import DataFile, Snapshot
 
-# How far back shards are looked through for writes that no videos row ever named: the nights before saw older ones.
-_ABANDONED_DAYS = 14
+# What died, or was begun, longer than this before the retention was seen by the nights before.
+_LOOK_BACK_S = timedelta(days=14).total_seconds()
 
 # A write dies when a later one of its video and recipe, or a deletion, takes its place; one that moved along with its
 # video stands in several rows, and dies with the last. Those of forgotten videos are dead at once.
@@ -24,42 +27,77 @@ ended AS (
     FROM writes w LEFT JOIN ledger_videos d
         ON d.video_id = w.video_id AND d.status = 'deleted' AND d.seq >= w.seq
     GROUP BY w.video_id, w.write_id, w.seq, w.next_seq
+),
+died AS (
+    SELECT write_id, coalesce(max(ended_seq), 0) AS died_seq,
+        bool_or(video_id IN (SELECT video_id FROM deletions WHERE is_forgotten)) AS is_forgotten
+    FROM ended ANTI JOIN (SELECT write_id FROM live_videos) USING (write_id)
+    GROUP BY write_id
 )
-SELECT write_id FROM ended ANTI JOIN (SELECT write_id FROM live_videos) USING (write_id)
-GROUP BY write_id
-HAVING coalesce(max(ended_seq), 0) < $before
-    OR bool_or(video_id IN (SELECT video_id FROM deletions WHERE is_forgotten))
+SELECT write_id, is_forgotten OR died_seq >= $since AS is_fresh FROM died WHERE died_seq < $before OR is_forgotten
 """
-# Left by a run that died between its commits, or by a video of several units that failed.
+_HELD = """
+INSERT INTO held
+SELECT DISTINCT write_id, added_us FROM read_parquet({files}, filename = true) JOIN added USING (filename)
+"""
+# Left by a run that died between its commits, by a video of several units that failed, or by answers to a video that
+# was forgotten meanwhile. A run plans many videos at once and may take days to reach the last: that a write was begun
+# long ago says nothing, the newest of its files must have been there for as long.
 _ABANDONED = """
-SELECT DISTINCT write_id FROM (
-    SELECT write_id FROM ledger_tokens UNION ALL SELECT write_id FROM ledger_segments
-) ANTI JOIN (SELECT write_id FROM ledger_videos WHERE status = 'indexed') USING (write_id)
-WHERE write_id < $before
+SELECT write_id, true AS is_fresh FROM held
+ANTI JOIN (SELECT write_id FROM ledger_videos WHERE status = 'indexed') USING (write_id)
+WHERE write_id < $first_id
+GROUP BY write_id HAVING max(added_us) < $before
 """
 
 
-def dead_writes(store: Store, retention_hours: float) -> pa.Array:
-    """The write ids, in order, whose rows may be dropped.
+class Dead(NamedTuple):
+    """Write ids whose rows may be dropped, in order."""
 
-    That is: superseded or deleted longer ago than the retention, begun longer ago than that and never made live, or of
-    a video that was forgotten.
+    write_ids: pa.Array
+    fresh: pa.Array  # those of them that the nights before may not know
+
+
+def dead_writes(store: Store, retention_hours: float) -> Dead:
+    """The writes whose rows may be dropped.
+
+    That is: superseded or deleted longer ago than the retention; never made live, though begun and committed longer ago
+    than that; or of a video that was forgotten.
     """
     before_s = time.time() - retention_hours * 3600
-    snapshot = store.pin(("videos", "segments", "tokens"))
-    young = _first_write_id(before_s - timedelta(days=_ABANDONED_DAYS).total_seconds())
-    recent = {name: _since(snapshot.table(name), young) for name in ("segments", "tokens")}
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos"), **recent})) as con:
-        superseded = con.sql(_SUPERSEDED, params={"before": int(before_s * 1e6)}).to_arrow_table()
-        abandoned = con.sql(_ABANDONED, params={"before": _first_write_id(before_s)}).to_arrow_table()
-    return pa.concat_tables([superseded, abandoned]).sort_by("write_id")["write_id"].combine_chunks()
+    before_us, since_us = int(before_s * 1e6), int((before_s - _LOOK_BACK_S) * 1e6)
+    snapshot = store.pin(("videos", "segments", "tokens", "answers"))
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
+        superseded = con.sql(_SUPERSEDED, params={"before": before_us, "since": since_us}).to_arrow_table()
+        con.execute("CREATE TEMP TABLE held (write_id VARCHAR, added_us BIGINT)")
+        for table, files in recent_files(snapshot, retention_hours).items():
+            _note_held(con, store, table, files)
+        values = {"before": before_us, "first_id": _first_write_id(before_s)}
+        abandoned = con.sql(_ABANDONED, params=values).to_arrow_table()
+    dead = pa.concat_tables([superseded, abandoned]).sort_by("write_id")
+    return Dead(*(rows["write_id"].combine_chunks() for rows in (dead, dead.filter(dead["is_fresh"]))))
 
 
-def _since(table: PinnedTable, write_id: str) -> PinnedTable:
-    def is_young(file: DataFile) -> bool:
-        return file.max_write_id is not None and file.max_write_id >= write_id
+def recent_files(snapshot: Snapshot, retention_hours: float) -> dict[str, tuple[DataFile, ...]]:
+    """The files of writes that the nights before may not know; of answers all, which come at any time."""
+    since = _first_write_id(time.time() - retention_hours * 3600 - _LOOK_BACK_S)
+    found = {"answers": snapshot.table("answers").files}
+    for table in ("tokens", "segments"):
+        files = snapshot.table(table).files
+        found[table] = tuple(file for file in files if file.max_write_id is not None and file.max_write_id >= since)
+    return found
 
-    return PinnedTable(table.version, tuple(filter(is_young, table.files)))
+
+def _note_held(con: duckdb.DuckDBPyConnection, store: Store, table: str, files: tuple[DataFile, ...]) -> None:
+    """Note which writes some files hold, and when the log came to name those files."""
+    if not files:
+        return
+    actions = pa.table(store.handle(table).get_add_actions(flatten=True))
+    names = pc.binary_join_element_wise(f"{store.uri}/{table}", actions["path"].cast(pa.string()), "/")
+    added_us = pc.multiply(actions["modification_time"], 1000)
+    con.register("added", pa.table({"filename": names, "added_us": added_us}))
+    con.execute(_HELD.format(files=[file.uri for file in files]))
+    con.unregister("added")
 
 
 def _first_write_id(epoch_s: float) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -70,35 +70,43 @@ def write_parquet(store_uri: str, table: str, rows: pa.Table) -> dict[str, Any]:
     Raises:
         OSError: the disk is full, read-only or out of reach; what was written is removed again.
     """
+    return write_pieces(store_uri, table, rows.schema, [rows])
+
+
+def write_pieces(store_uri: str, table: str, schema: pa.Schema, pieces: Iterable[pa.Table]) -> dict[str, Any]:
+    """As `write_parquet`, of rows that come piece by piece: no more than one is in memory."""
     fs, root = filesystem(store_uri)
     name = f"{uuid.uuid4()}.parquet"
     path = f"{root}/{table}/{name}"
-    plain = [field.name for field in rows.schema if _is_blob(field.type)]
-    encoded = [column for column in rows.column_names if column not in plain]
+    plain = [field.name for field in schema if _is_blob(field.type)]
+    encoded = [column for column in schema.names if column not in plain]
     max_shared = _MAX_SHARED_BYTES.get(table, _MAX_GROUP_BYTES)
+    spans = _Spans(schema)
     try:
         with fs.open(path, "wb") as sink:
             with pq.ParquetWriter(
                 sink,
-                rows.schema,
+                schema,
                 use_dictionary=encoded,
                 write_statistics=encoded,
                 compression={} if table == "tokens" else dict.fromkeys(encoded, "zstd"),
                 write_page_checksum=True,  # for `longvlm maintain --verify`
             ) as writer:
-                for start, end in _row_groups(rows, _row_bytes(rows, plain), max_shared):
-                    writer.write_table(rows.slice(start, end - start), row_group_size=end - start)
+                for rows in pieces:
+                    for start, end in _row_groups(rows, _row_bytes(rows, plain), max_shared):
+                        writer.write_table(rows.slice(start, end - start), row_group_size=end - start)
+                    spans.add(rows)
             num_bytes = sink.tell()
             if is_local(store_uri):
                 sink.flush()
                 os.fsync(sink.fileno())
-    except OSError:
+    except BaseException:  # of the disk, or of what the pieces are read from: half a file is of no use
         with contextlib.suppress(OSError):  # the first error is the one to tell; an unnamed leftover harms nobody
             fs.rm_file(path)
         raise
     if is_local(store_uri):
         _sync_folder(f"{root}/{table}")
-    return {"path": name, "size_bytes": num_bytes, "stats": json.dumps(_statistics(rows))}
+    return {"path": name, "size_bytes": num_bytes, "stats": json.dumps(spans.as_json())}
 
 
 def _is_blob(kind: pa.DataType) -> bool:
@@ -133,16 +141,30 @@ def _row_groups(rows: pa.Table, row_bytes: list[int], max_shared: int) -> Iterat
     yield start, rows.num_rows
 
 
-def _statistics(rows: pa.Table) -> dict[str, Any]:
-    """A file's statistics in Delta's words (Delta protocol, "Per-file Statistics")."""
-    columns = [name for name in _STATISTICS if name in rows.column_names]
-    ranges = {name: pc.min_max(rows[name]).as_py() for name in columns}
-    return {
-        "numRecords": rows.num_rows,
-        "minValues": {name: span["min"] for name, span in ranges.items() if span["min"] is not None},
-        "maxValues": {name: span["max"] for name, span in ranges.items() if span["max"] is not None},
-        "nullCount": {name: rows[name].null_count for name in columns},
-    }
+class _Spans:
+    """A file's statistics in Delta's words (Delta protocol, "Per-file Statistics"), as its rows come."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.num_rows = 0
+        self.names = [name for name in _STATISTICS if name in schema.names]
+        self.ends: dict[str, list[Any]] = {name: [] for name in self.names}
+        self.nulls = dict.fromkeys(self.names, 0)
+
+    def add(self, rows: pa.Table) -> None:
+        self.num_rows += rows.num_rows
+        for name in self.names:
+            ends = [*self.ends[name], *pc.min_max(rows[name]).as_py().values()]
+            known = [end for end in ends if end is not None]
+            self.ends[name] = [min(known), max(known)] if known else []
+            self.nulls[name] += rows[name].null_count
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "numRecords": self.num_rows,
+            "minValues": {name: ends[0] for name, ends in self.ends.items() if ends},
+            "maxValues": {name: ends[1] for name, ends in self.ends.items() if ends},
+            "nullCount": self.nulls,
+        }
 
 
 def _sync_folder(path: str) -> None:

@@ -1,5 +1,6 @@
 """What lies in a store and belongs to nobody any more: replaced files, shards of dead runs, uploads cut off."""
 
+import contextlib
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,9 +25,11 @@ def vacuum(store: Store, retention_hours: float) -> dict[str, int]:
     for table in TABLES:
         fs, root = filesystem(f"{store.uri}/{table}")
         for path, num_bytes in unreferenced(store, table, retention_hours).items():
-            fs.rm_file(f"{root}/{path}")
-            swept["files"] += 1
-            swept["bytes"] += num_bytes
+            with contextlib.suppress(FileNotFoundError):  # another one is at it too
+                fs.rm_file(f"{root}/{path}")
+                swept["files"] += 1
+                swept["bytes"] += num_bytes
+        _remove_log_drafts(store.uri, table, retention_hours)
         store.handle(table).cleanup_metadata()  # versions of the log that are older than a month
     uploads = _abort_uploads(store.uri, retention_hours)
     return {**swept, "uploads": uploads, "drafts": _remove_drafts(store.uri, retention_hours)}
@@ -51,6 +54,17 @@ def unreferenced(store: Store, table: str, retention_hours: float, *, full: bool
     fs, root = filesystem(f"{store.uri}/{table}")
     on_disk = {info["name"].rpartition("/")[2]: info["size"] for info in fs.ls(root, detail=True, refresh=True)}
     return {path: on_disk[path] for path in stale if path in on_disk}
+
+
+def _remove_log_drafts(store_uri: str, table: str, retention_hours: float) -> None:
+    """Entries of a local log whose writer was killed before it could give them their names."""
+    if not is_local(store_uri):
+        return
+    before_s = time.time() - retention_hours * 3600
+    for path in Path(store_uri, table, "_delta_log").glob("*.tmp*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < before_s:
+                path.unlink()
 
 
 def _remove_drafts(store_uri: str, retention_hours: float) -> int:

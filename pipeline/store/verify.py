@@ -13,7 +13,7 @@ from pipeline.store.files import filesystem
 from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from schemas import tables
 
-_CHECKED = ("tokens", "segments")
+_COUNTED = ("tokens", "segments")
 # Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.
 _WRONG_SEGMENTS = """
 SELECT v.uri, v.write_id, '{table}' AS "table",
@@ -49,10 +49,11 @@ class Verified:
 
 
 def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None) -> Verified:
-    """Read every byte of the tokens and segments of a store, and hold them against what is live.
+    """Read every byte of a store's tables, and hold tokens and segments against what is live.
 
     Checked are the checksums of the pages (of files written with them), the lengths of the blobs against num_tokens,
-    dim and dtype, and that each live video has each of its segments once in both tables.
+    dim and dtype, and that each live video has each of its segments once in both tables. No more than a row group is in
+    memory at a time. What a damaged file of `videos` says is live is not known: it is told by the file alone.
 
     Args:
         snapshot: from `Store.pin`.
@@ -60,24 +61,30 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
     """
     damaged: dict[str, str] = {}
     found: list[dict[str, Any]] = []
-    good = {}
-    files = {table: snapshot.table(table).files for table in _CHECKED}
-    for table in _CHECKED:
-        for file in files[table]:
+    for table, pinned in snapshot.tables.items():
+        for file in pinned.files:
             try:
                 found += _check_file(table, file)
             except (OSError, pa.ArrowException) as error:
                 damaged[file.uri] = str(error).partition("\n")[0]
             progress(file.size_bytes)
-        readable = tuple(file for file in files[table] if file.uri not in damaged)
-        good[table] = PinnedTable(snapshot.table(table).version, readable)
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos"), **good})) as con:
+    with catalog.connect(_readable(snapshot, damaged)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
-        queries = [_OF_LIVE, _TWICE, *(_WRONG_SEGMENTS.format(table=table) for table in _CHECKED)]
+        queries = [_OF_LIVE, _TWICE, *(_WRONG_SEGMENTS.format(table=table) for table in _COUNTED)]
         problems = [row for sql in queries for row in con.sql(sql).to_arrow_table().to_pylist()]
         ((num_videos,),) = con.execute("SELECT count(*) FROM live_videos").fetchall()
-    num_bytes = sum(file.size_bytes for table in _CHECKED for file in files[table])
-    return Verified(num_videos, sum(map(len, files.values())), num_bytes, damaged, problems)
+    files = [file for pinned in snapshot.tables.values() for file in pinned.files]
+    return Verified(num_videos, len(files), sum(file.size_bytes for file in files), damaged, problems)
+
+
+def _readable(snapshot: Snapshot, damaged: dict[str, str]) -> Snapshot:
+    """The snapshot without its damaged files: what these held counts as missing."""
+    return Snapshot(
+        {
+            table: PinnedTable(pinned.version, tuple(file for file in pinned.files if file.uri not in damaged))
+            for table, pinned in snapshot.tables.items()
+        }
+    )
 
 
 _FOUND = pa.schema([("write_id", pa.string()), ("table", pa.string()), ("problem", pa.string())])

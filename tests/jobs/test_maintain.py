@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.cli import main
+from jobs.forget import run_forget
 from jobs.maintain import MaintainOrder, maintain_store, run_maintain
 from pipeline.store import catalog
 from pipeline.store.ledger import Store
@@ -60,3 +61,17 @@ def test_a_short_retention_and_a_store_that_is_not_there_are_sentences(store, tm
         run_maintain(MaintainOrder(store, 2))
     with pytest.raises(InputError, match="there is no store"):
         run_maintain(MaintainOrder(str(tmp_path / "nowhere")))
+
+
+def test_what_was_committed_of_a_forgotten_video_since_is_erased(store):
+    opened = Store.open(store)
+    with catalog.connect(opened.pin()) as con:
+        rows = catalog.query(con, "SELECT * EXCLUDE (outdated) FROM live_videos ORDER BY uri LIMIT 1")
+    (video,) = rows.to_pylist()
+    run_forget(store, [video["uri"]])
+    opened.append("videos", rows)  # by a run that was under way
+    report = maintain_store(opened)
+    assert report.as_json()["erased_videos"] == 1
+    assert maintain_store(opened).erased is None
+    with catalog.connect(opened.pin()) as con:
+        assert not catalog.query(con, f"FROM ledger_videos WHERE uri = '{video['uri']}'").num_rows

@@ -4,7 +4,15 @@ from io import StringIO
 from rich.console import Console
 
 from jobs import report
-from jobs.report import bottleneck, print_answers, print_estimate, print_report, print_rows, print_status
+from jobs.report import (
+    bottleneck,
+    print_answers,
+    print_estimate,
+    print_report,
+    print_rows,
+    print_runs,
+    print_status,
+)
 from jobs.tally import Stage, start_tally
 
 
@@ -92,9 +100,38 @@ def test_bars_show_units_rates_and_what_is_left(monkeypatch):
     units = {"answer": "questions", "prefill": "tokens"}
     with report.progress(tally, {"answer": 40, "prefill": None}, show=True, units=units):
         for _ in range(10):
-            Stage("answer", tally).add(2, 0.1)
-            Stage("prefill", tally).add(500, 0.1)
+            Stage("answer", tally).finish(["a", "b"], 0.1, 0.1)
+            Stage("prefill", tally).add_tokens(500, 0.1)
             time.sleep(0.1)
     shown = screen.file.getvalue()
     for text in ("questions/s", "tokens/s", "20/40", "5000/?", "left"):
         assert text in shown
+
+
+def test_runs_take_a_line_each(capsys):
+    run = {"finished_at": "2026-11-25 03:00:00", "run_id": "r1", "wall_s": 130.4, "stopped": None}
+    index = {"listed": 5, "indexed": 3, "failed": 2, "gone": 0, "failures": {"truncated": 2}, "wall_s": 130.4}
+    nightly = {
+        "index": {**index, "run_id": "r1"},
+        "answer": {"asked": 6, "answered": 6, "prefill_tokens": 900},
+        "maintain": {},
+        "alerts": {"[many] failures": 2},
+        "run_id": "r1",
+    }
+    print_runs(
+        [
+            {**run, "job": "nightly", "counts": nightly, "stopped": "disk full"},
+            {**run, "job": "index", "counts": index | {"out_of_time": True}},
+            {**run, "job": "answer", "counts": {}, "wall_s": None},
+        ]
+    )
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith(
+        "2026-11-25 03:00:00  nightly   r1   0:02:10  stopped: disk full; "
+        "index: listed 5, indexed 3, failed 2 (truncated 2); answer: asked 6, answered 6; maintain: nothing; "
+        "alerts: [many] failures 2"
+    )
+    assert shown[1].endswith("0:02:10  listed 5, indexed 3, failed 2 (truncated 2)")
+    assert len(shown) == 3
+    print_runs([])
+    assert "no runs yet" in capsys.readouterr().out

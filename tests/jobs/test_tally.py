@@ -33,8 +33,12 @@ def test_a_stage_times_its_calls_and_reports_them():
 def test_tokens_are_counted_without_keys():
     tally = start_tally("tokens")
     for tokens, seconds in ((300, 0.5), (200, 0.25)):
-        Stage("prefill", tally).add(tokens, seconds)
+        Stage("prefill", tally).add_tokens(tokens, seconds)
     assert ray.get(tally.report.remote()) == {"prefill": {"done": 500, "workers": 1, "busy_s": 0.75, "cpu_s": 0.0}}
+
+
+def test_the_tally_knows_its_run():
+    assert ray.get(start_tally("mine").run_id.remote()) == "mine"
 
 
 def test_work_that_comes_back_in_parts_is_finished_part_by_part():

@@ -2,11 +2,10 @@ import os
 from datetime import UTC, datetime
 
 import fsspec
-import pyarrow as pa
 import pytest
 
 from clips import write_clip
-from pipeline.ingest.corpus import Source, list_source, spool_source
+from pipeline.ingest.corpus import Source, list_source
 from schemas.errors import InputError
 from schemas.identity import video_id
 from schemas.tables import LISTING

@@ -71,7 +71,7 @@ def test_poison_costs_one_child(poisonous, args, code, words):
 
 
 def test_time_of_a_killed_child_is_counted():
-    with Decoder(deadline_s=1, memory_limit_bytes=300 * MB) as decoder:
+    with Decoder(deadline_s=3, memory_limit_bytes=300 * MB) as decoder:  # on a busy machine it gets a part of it
         with pytest.raises(TerminalError):
             decoder.call(poison.burn, 60)
         assert decoder.cpu_ms > 500

@@ -75,6 +75,23 @@ def test_parquet_that_is_none(folder):
         listing_of(folder / "list.parquet")
 
 
+@pytest.mark.parametrize("entry", ["/etc/passwd", "file:///etc/passwd", "file://../x.mp4"])
+def test_a_manifest_in_a_bucket_names_no_local_files(s3, entry):
+    s3.put_object(Bucket="bucket", Key="list.csv", Body=f"uri,size\na.mp4,1\n{entry},1\n".encode())
+    with pytest.raises(InputError, match=r"row 2 of s3://bucket/list.csv names a file of the machine"):
+        listing_of("s3://bucket/list.csv")
+
+
+@pytest.mark.parametrize(
+    "entry", ["s3://KEY:SECRET@bucket/a.mp4", "local:///etc/passwd", "filecache::file:///etc/passwd"]
+)
+def test_addresses_that_no_source_may_have_stand_in_no_manifest_either(folder, entry):
+    (folder / "list.csv").write_text(f"uri,size\n{entry},1\n")
+    with pytest.raises(InputError) as caught:
+        listing_of(folder / "list.csv")
+    assert "SECRET" not in str(caught.value)
+
+
 def test_manifest_in_a_bucket(s3):
     s3.put_object(Bucket="bucket", Key="lists/all.csv", Body=b"uri\n../videos/a.mp4\nb.mp4\n")
     s3.put_object(Bucket="bucket", Key="lists/b.mp4", Body=b"12345")

@@ -1,4 +1,5 @@
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -45,6 +46,83 @@ def test_remote_addresses_keep_their_scheme():
 def test_an_unknown_protocol_is_a_sentence():
     with pytest.raises(InputError, match="carrier-pigeon"):
         locate("carrier-pigeon://a")
+
+
+@pytest.mark.parametrize(
+    "uri", ["local:///etc/passwd", "LOCAL:///etc/passwd", "generic://file:///etc/passwd", "filecache::file:///etc/passwd",
+            "simplecache::/etc/passwd://", "zip:///etc/passwd", "reference://x", "blockcache::local:///etc/passwd"],
+)  # fmt: skip
+def test_no_other_address_leads_to_local_files(uri):
+    with pytest.raises(InputError, match="cannot open"):
+        locate(uri)
+
+
+def test_colons_in_the_name_of_an_object_are_part_of_it(s3, scratch):
+    for name in ("a::b.mp4", "a::file:///etc/passwd"):
+        s3.put_object(Bucket="bucket", Key=name, Body=b"content")
+        uri = f"s3://bucket/{name}"
+        assert canonical_uri(*locate(uri)) == uri
+        with local_copy(uri, str(scratch)) as path:
+            assert Path(path).read_bytes() == b"content"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:SECRET@bucket/a.mp4",
+        "https://me:SECRET@host/a.mp4",
+        "sftp://me:SEC@RET@host/a.mp4",
+        "https://bucket.s3.amazonaws.com/a.mp4?X-Amz-Algorithm=x&X-Amz-Signature=SECRET",
+        "https://storage.googleapis.com/b/a.mp4?x=1&x-goog-signature=SECRET",
+        "https://account.blob.core.windows.net/c/a.mp4?sv=1&sig=SECRET",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_and_not_repeated(uri):
+    with pytest.raises(InputError, match="leave it out") as caught:
+        locate(uri)
+    assert not {"SECRET", "SEC", "KEY", "me"} & set(str(caught.value).replace("@", " ").split())
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a:b@c.mp4",
+        "s3://arn:aws:s3:us-west-2:1:accesspoint/name/a@b.mp4",
+        "abfs://container@account.dfs.core.windows.net/a.mp4",
+        "https://host:8080/a.mp4?version=3",
+    ],
+)
+def test_what_only_looks_like_a_secret_is_let_through(uri):
+    objects.refuse_secrets(uri)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../x.mp4", "a.mp4/..", "a.m\np4", "a." + "x" * 300, "a.mp4;rm -rf x", "-o.mp4", "a. mp4", "a.\0mp4", "a.ü"],
+)
+def test_the_name_of_an_object_does_not_say_where_its_copy_lies(scratch, monkeypatch, name):
+    memory = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(memory, "info", lambda *_, **__: {"size": 7, "type": "file"})
+    monkeypatch.setattr(memory, "get_file", lambda _, __, path, **___: Path(path).write_bytes(b"content"))
+    with local_copy(f"memory://fetch/{name}", str(scratch)) as copy:
+        assert Path(copy).parent == scratch
+        assert re.fullmatch(r"video-\w+(\.[A-Za-z0-9]{1,8})?", Path(copy).name)
+        assert Path(copy).read_bytes() == b"content"
+
+
+def test_pipes_and_devices_are_no_videos(tmp_path, scratch):
+    os.mkfifo(tmp_path / "a.mp4")
+    for path in (tmp_path / "a.mp4", "/dev/zero"):
+        assert failure_of(str(path), scratch).code == ErrorCode.NOT_A_VIDEO
+    assert failure_of(str(tmp_path / "a\0.mp4"), scratch).code == ErrorCode.NOT_FOUND
+
+
+def test_a_server_that_sends_more_than_it_said_is_cut_off(scratch, monkeypatch):
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/fetch/a.mp4", b"content")
+    monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 3)
+    monkeypatch.setattr(type(fs), "info", lambda *_, **__: {"size": None, "type": "file", "name": "/fetch/a.mp4"})
+    assert failure_of("memory://fetch/a.mp4", scratch).code == ErrorCode.TOO_LARGE
 
 
 def test_remote_files_are_fetched_once_and_removed(scratch):

@@ -263,7 +263,7 @@ def test_columns_are_those_of_the_questions_with_most_answers(store, monkeypatch
 @example(["a", "A", "a_2", "video_id", "URI", "", "question", '"', "'", "\0", "ß", "SS", "é", "É", "\U0010ffff"])
 def test_every_id_has_a_column_of_its_own(ids):
     names = column_names(ids)
-    columns = ", ".join(f"{i} AS {catalog._identifier(name)}" for i, name in enumerate([*FIXED, *names]))
+    columns = ", ".join(f"{i} AS {catalog.identifier(name)}" for i, name in enumerate([*FIXED, *names]))
     with duckdb.connect() as con:
         con.execute(f"CREATE VIEW v AS SELECT {columns}")
         assert con.sql("FROM v").columns == [*FIXED, *names]
@@ -361,5 +361,5 @@ def test_a_file_that_is_gone_is_a_sentence(store, tmp_path):
     snapshot = store.pin()
     next((tmp_path / "store" / "segments").glob("*.parquet")).unlink()
     for attempt in (lambda: connect(snapshot), lambda: write_index_duckdb(store.uri, snapshot)):
-        with pytest.raises(InputError, match="lacks a file that its log names"):
+        with pytest.raises(InputError, match="gone or damaged"):
             attempt()

@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -75,7 +77,7 @@ def test_it_stays_out_whatever_is_committed_later_and_upkeep_drops_that(full):
     erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
     stores.index(store, ["secret"], seed=101)  # by a run that was under way
     assert len(rows(store, "FROM live_videos")) == 11
-    assert len(dead_writes(store, 48)) == 1
+    assert len(dead_writes(store, 48).write_ids) == 1
     for number in range(8):
         stores.index(store, [f"w{number}"], seed=number)
     compact(store, dead_writes(store, 48))
@@ -114,9 +116,9 @@ def test_an_erasure_that_is_killed_is_finished_by_the_next(full):
         "from pipeline.store import erase\n"
         "from pipeline.store.ledger import Store\n"
         "plain, done = erase.rewrite, []\n"
-        "def rewrite(store, table, *rest):\n"
+        "def rewrite(store, table, *rest, **options):\n"
         "    if table == 'segments': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return plain(store, table, *rest)\n"
+        "    return plain(store, table, *rest, **options)\n"
         "erase.rewrite = rewrite\n"
         "erase.erase(Store.open(sys.argv[1]), [sys.argv[2]], 'run')\n"
     )
@@ -133,3 +135,93 @@ def test_an_erasure_that_is_killed_is_finished_by_the_next(full):
 def test_videos_that_the_store_never_saw_are_named(store):
     stores.index(store, ["a"])
     assert erase.unknown_videos(store, [video_id(stores.uri_of("a")), "nobody"]) == {"nobody"}
+
+
+def test_files_cut_off_by_a_killed_writer_go_with_what_they_may_hold(full):
+    store, _ = full
+    whole = next(Path(store.uri, "tokens").glob("*.parquet"))
+    for name, hours in (("old", 2), ("young", 0)):
+        path = Path(store.uri, "tokens", f"{name}.parquet")
+        path.write_bytes(whole.read_bytes()[:5000])
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 1
+    assert not Path(store.uri, "tokens", "old.parquet").exists()
+    assert Path(store.uri, "tokens", "young.parquet").exists()
+
+
+def move(store, old, new):
+    """Let a video be live under another name."""
+    (row,) = rows(store, f"FROM live_videos WHERE uri = '{stores.uri_of(old)}'")
+    moved = {key: value for key, value in row.items() if key in tables.VIDEOS.names}
+    moved |= {"video_id": video_id(stores.uri_of(new)), "uri": stores.uri_of(new)}
+    gone = {"video_id": row["video_id"], "uri": row["uri"], "status": "deleted"}
+    store.append("videos", pa.Table.from_pylist([moved, gone], tables.VIDEOS))
+
+
+def live(store):
+    return {Path(row["uri"]).stem for row in rows(store, "FROM live_videos")}
+
+
+def readable(store):
+    """Of how many live videos every token can be read."""
+    found = [row["write_id"] for row in rows(store, "FROM live_videos")]
+    return read_tokens(store.pin(), found).num_rows // 4
+
+
+def test_another_video_under_a_name_that_was_used_before_stays(store):
+    stores.index(store, ["cam"])
+    move(store, "cam", "monday")
+    stores.index(store, ["cam"], seed=1, etag="2")
+    assert erase.erase(store, [video_id(stores.uri_of("monday"))], "run").videos == 1
+    assert live(store) == {"cam"}
+    assert readable(store) == 1
+    assert b"monday" not in bytes_below(store.uri)
+
+
+def test_what_moved_on_from_an_older_name_of_a_video_stays(store):
+    stores.index(store, ["cam"])
+    move(store, "cam", "monday")
+    stores.index(store, ["cam"], seed=1, etag="2")
+    move(store, "cam", "tuesday")
+    erase.erase(store, [video_id(stores.uri_of("tuesday"))], "run")
+    assert live(store) == {"monday"}
+    assert readable(store) == 1
+    assert b"tuesday" not in bytes_below(store.uri)
+
+
+def test_what_a_run_under_way_commits_later_is_found_and_erased(full):
+    store, _ = full
+    secret = video_id(stores.uri_of("secret"))
+    (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
+    erase.erase(store, [secret], "run")
+    assert erase.left_over(store, 48) == []
+    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"], "answer": "the-late-answer"}
+    store.append("answers", pa.Table.from_pylist([late], tables.ANSWERS))
+    stores.index(store, ["secret", "also"], seed=3)
+    assert "secret" not in live(store)
+    assert erase.left_over(store, 48) == [secret]
+    erased = erase.erase(store, [secret], "run")
+    assert erased.rows == {"tokens": 4, "segments": 4, "answers": 1, "videos": 1}
+    assert erase.left_over(store, 48) == []
+    left = bytes_below(store.uri)
+    assert b"the-late-answer" not in left
+    assert b"/videos/secret.mp4" not in left
+    assert "also" in live(store)
+
+
+def test_in_a_bucket_no_object_keeps_a_byte(s3):
+    store = Store.create("s3://bucket/index")
+    store.register_recipe(stores.LONG, "some/model")
+    secret = stores.index(store, ["secret", "other"], seed=99)
+    for number in range(8):
+        stores.index(store, [f"v{number}"], seed=number)
+    answer(store, "secret", "the-secret-answer")
+    merge_small_files(store)
+    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    assert erased.rows == {"tokens": 4, "segments": 4, "answers": 1, "videos": 1}
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket="bucket")["Contents"]]
+    left = b"".join(s3.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys)
+    blob = secret.to_pylist()[0]["segments"][0]["local"]
+    assert not [word for word in (b"/videos/secret.mp4", b"the-secret-answer", blob) if word in left]
+    assert b"/videos/other.mp4" in left
+    assert readable(store) == 9

@@ -1,7 +1,10 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stores
@@ -16,6 +19,7 @@ from pipeline.store.shards import read_tokens
 from pipeline.store.upkeep import compact, merge_small_files
 from pipeline.store.vacuum import vacuum
 from pipeline.store.verify import verify
+from schemas import tables
 from support import ROOT
 
 LIVE = "SELECT uri, segment, start_s, embedding, external_id FROM segments ORDER BY uri, segment"
@@ -82,8 +86,8 @@ def test_a_file_of_dead_rows_alone_is_dropped_and_videos_rows_never(store):
     assert query(connect(store.pin()), counts).to_pylist() == [{"tokens": 0, "videos": 2}]
 
 
-def test_large_files_are_rewritten_in_pieces_with_a_row_group_a_video(store, monkeypatch):
-    monkeypatch.setattr(upkeep, "_TARGET_BYTES", 20_000)
+def test_large_files_are_rewritten_piece_by_piece_with_a_row_group_a_video(store, monkeypatch):
+    monkeypatch.setattr(upkeep, "_PIECE_BYTES", 20_000)
     monkeypatch.setitem(files._MAX_SHARED_BYTES, "tokens", 1)
     names = [f"v{i:02}" for i in range(20)]
     stores.index(store, names)
@@ -92,9 +96,58 @@ def test_large_files_are_rewritten_in_pieces_with_a_row_group_a_video(store, mon
     before = read_tokens(store.pin(), live)
     compact(store, dead_writes(store, 0))
     pinned = store.pin().table("tokens").files
-    assert len(pinned) > 2
+    assert sorted(file.num_rows for file in pinned) == [32, 48]
     assert all(pq.ParquetFile(file.uri).num_row_groups == file.num_rows // 4 for file in pinned)
     assert read_tokens(store.pin(), live).equals(before)
+
+
+def test_merging_ends_where_rows_take_much_more_memory_than_disk(store, monkeypatch):
+    monkeypatch.setattr(upkeep, "_PIECE_BYTES", 1000)
+    for number in range(16):
+        stores.index(store, [f"v{number}"], seed=number)
+    assert merge_small_files(store)["videos"] == 15
+    (merged,) = store.pin().table("videos").files
+    assert (merged.num_rows, Path(merged.uri).stat().st_size) == (16, merged.size_bytes)
+    assert merge_small_files(store)["videos"] == 0
+
+
+def test_units_of_a_wave_that_was_planned_long_ago_are_not_taken_for_abandoned(store, monkeypatch):
+    made = stores.encoded(["long"])
+    days_ago = time.time_ns() - 3 * 86_400 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: days_ago)
+    made = made.set_column(1, "write_id", pa.array([stores.new_write_id()]))
+    monkeypatch.undo()
+    outcomes = stores.write_shards(store.uri, made, stores.LONG.fingerprint)
+    store.commit(outcomes, tables.VIDEOS.empty_table())  # the first of its units
+    for number in range(8):
+        stores.index(store, [f"v{number}"], seed=number)
+    assert not len(dead_writes(store, 48).write_ids)
+    assert dead_writes(store, 0).write_ids.to_pylist() == made["write_id"].to_pylist()
+
+
+def test_who_loses_against_another_merger_leaves_no_file_behind(store):
+    for number in range(8):
+        stores.index(store, [f"v{number}"], seed=number)
+    pinned = store.pin().table("segments")
+    merge_small_files(Store.open(store.uri))
+    with pytest.raises(CommitFailedError):
+        upkeep.rewrite(store, "segments", pinned.version, pinned.files, lambda rows: rows)
+    assert len(list(Path(store.uri, "segments").glob("*.parquet"))) == 8 + 1
+
+
+def test_a_damaged_file_is_not_copied_and_the_others_are_merged(store, caplog):
+    for number in range(9):
+        stores.index(store, [f"v{number}"], seed=number)
+    ill = store.pin().table("segments").files[0].uri
+    content = bytearray(Path(ill).read_bytes())
+    group = pq.ParquetFile(ill).metadata.row_group(0)
+    (vectors,) = [column for i in range(group.num_columns) if "embedding" in (column := group.column(i)).path_in_schema]
+    content[vectors.data_page_offset + vectors.total_compressed_size - 1] ^= 1
+    Path(ill).write_bytes(content)
+    assert merge_small_files(store)["segments"] == 7
+    assert ill in {file.uri for file in store.pin().table("segments").files}
+    assert len(store.pin().table("segments").files) == 2
+    assert ill in caplog.text
 
 
 def test_compacting_while_others_write_loses_and_doubles_nothing(store, tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import stores
 
+from pipeline.store import vacuum as vacuum_module
 from pipeline.store.ledger import Store
 from pipeline.store.shards import read_tokens, write_shards
 from pipeline.store.upkeep import merge_small_files
@@ -53,6 +54,32 @@ def test_drafts_of_dead_processes_go(store):
     age(old, hours=49)
     assert vacuum(store, 48)["drafts"] == 1
     assert young.exists()
+
+
+def test_entries_of_the_log_that_were_never_made_go(store):
+    old, young = (Path(store.uri, "tokens", "_delta_log", f"_commit_{name}.json.tmp") for name in ("old", "young"))
+    for path in (old, young):
+        path.touch()
+    age(old, hours=49)
+    vacuum(store, 48)
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_two_may_vacuum_at_once(store, monkeypatch):
+    for number in range(9):
+        stores.index(store, [f"v{number}"], seed=number)
+    merge_small_files(store)
+    plain = vacuum_module.unreferenced
+
+    def found_and_taken(store, table, hours):
+        found = plain(store, table, hours)
+        for path in found:
+            Path(store.uri, table, path).unlink()
+        return found
+
+    monkeypatch.setattr(vacuum_module, "unreferenced", found_and_taken)
+    assert vacuum(store, 0)["files"] == 0
 
 
 def test_buckets_are_swept_too_with_uploads_that_were_cut_off(s3):

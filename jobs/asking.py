@@ -4,7 +4,6 @@ However many questions there are, no Python object is made of one: they stay an 
 for each question and video, and what is to be asked leaves in waves.
 """
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from jobs.names import resolve
 from jobs.resources import PLAN_MEMORY_GB, WAVE_QUESTIONS, WAVE_VIDEOS
-from pipeline.store import catalog
+from pipeline.store import access, catalog
 from pipeline.store.snapshot import Snapshot
 from schemas import tables
 from schemas.errors import InputError
@@ -225,11 +224,11 @@ def plan(
 
 def _connect(snapshot: Snapshot, questions: pa.Table) -> duckdb.DuckDBPyConnection:
     """A database over the snapshot with room for a plan, and the questions as `given`, numbered by `q`."""
-    con = catalog.connect(_without_tokens(snapshot))
+    read = _without_tokens(snapshot)
+    con = catalog.connect(read)
     con.execute("DROP VIEW tokens")  # so that a predicate is told that they are not there, instead of finding none
-    con.execute("SET enable_progress_bar = false")  # the job draws its own
     con.execute(f"SET memory_limit = '{PLAN_MEMORY_GB}GB'")  # beyond that it goes to disk
-    con.execute(f"SET temp_directory = '{tempfile.gettempdir()}'")
+    access.seal(con, read)  # the predicate is somebody's own SQL
     con.execute(_HASH)
     numbers = pa.array(np.arange(len(questions), dtype=np.int32))
     con.register("given", questions.select(tables.QUESTIONS.names).append_column("q", numbers))

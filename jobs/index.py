@@ -26,7 +26,7 @@ from jobs.models import choose_index_recipe
 from jobs.orders import IndexOrder, IndexReport, check_order
 from jobs.report import progress, record_run
 from jobs.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
-from jobs.session import connect, failure_of, release_failed_execution
+from jobs.session import INTERRUPTED, connect, failure_of, release_failed_execution
 from jobs.stages import Encode, Watch, Write
 from jobs.tally import start_tally
 from pipeline.ingest.corpus import nothing_in, spool_source
@@ -118,7 +118,7 @@ def _index_work(order: IndexOrder, changes: Changes, recipe: IndexRecipe, store:
             for wave in changes.waves(WAVE_VIDEOS, order.limit):
                 _index_wave(wave, stages, account, commits, limits)
     except KeyboardInterrupt:
-        report.stopped = "interrupted"
+        report.stopped = INTERRUPTED
     except OutOfTimeError:
         report.out_of_time = True
     except TooManyFailuresError as error:

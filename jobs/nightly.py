@@ -44,7 +44,7 @@ from schemas.errors import ErrorCode, InputError
 from schemas.identity import new_run_id
 
 # What fails for these may pass by itself (they are the TransientErrors); all else fails again until the file changes.
-RETRIED = (ErrorCode.NETWORK, ErrorCode.LOST)
+RETRIED = (ErrorCode.NETWORK, ErrorCode.NO_SPACE, ErrorCode.LOST)
 _STOPS = (InputError, OSError, DeltaError, duckdb.Error, ray.exceptions.RayError)  # what the world does to a part
 
 

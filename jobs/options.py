@@ -5,7 +5,22 @@ from typing import Any
 
 import click
 
-STORE = click.option("--store", required=True, metavar="S", help="Folder or bucket prefix that holds the tables.")
+
+def _without_secrets(_context: click.Context, _parameter: click.Parameter, address: str) -> str:
+    """An address that may stand in logs."""
+    from pipeline.ingest.objects import refuse_secrets
+
+    refuse_secrets(address)
+    return address
+
+
+STORE = click.option(
+    "--store",
+    required=True,
+    metavar="S",
+    callback=_without_secrets,
+    help="Folder or bucket prefix that holds the tables.",
+)
 MODEL = click.option("--model", metavar="M", help="Folder or hub id of a model; default: what the store remembers.")
 WHERE = click.option(
     "--where", metavar="SQL", help="Only videos for which this predicate over the view `videos` holds."

@@ -144,7 +144,12 @@ def _cell(value: Any) -> str:
         return f"<{len(value)} bytes>"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "" if value is None else str(value)
+    return "" if value is None else visible(str(value))
+
+
+def visible(text: str) -> str:
+    """A text without the control characters that a terminal would obey: names of files may hold any."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def print_answers(rows: Iterable[dict[str, Any]], *, evidence: bool = False) -> None:
@@ -153,8 +158,8 @@ def print_answers(rows: Iterable[dict[str, Any]], *, evidence: bool = False) -> 
 
     console = terminal()
     for row in rows:
-        console.print(f"{row['uri']}  {row['question']}", style="bold", markup=False, highlight=False)
-        console.print(f"  {_said(row)}", markup=False, highlight=False)
+        console.print(visible(f"{row['uri']}  {row['question']}"), style="bold", markup=False, highlight=False)
+        console.print(visible(f"  {_said(row)}"), markup=False, highlight=False)
         if evidence and row["evidence"]:
             console.print(f"  {describe(row['evidence'])}", style="dim", markup=False, highlight=False)
 

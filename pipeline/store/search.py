@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.store import catalog
+from pipeline.store import access, catalog
 from pipeline.store.snapshot import Snapshot
 from schemas.errors import InputError
 
@@ -80,6 +80,7 @@ def search(
         raise InputError("the query vector is zero or not finite; search for something else.")
     query_E = (query / norm).astype(np.float32)  # noqa: N806 - E: width of the search embedding
     with catalog.connect(snapshot) as con:
+        access.seal(con, snapshot)  # the predicate is somebody's own SQL
         try:
             sql = _CANDIDATES.format(where=where or "true")
             catalog.check_select(con, sql)

@@ -130,6 +130,11 @@ def test_a_predicate_that_is_no_predicate_is_refused(store, where):
         planned(store, ask("What?"), where=where)
 
 
+def test_a_predicate_reads_nothing_but_the_store(store):
+    with pytest.raises(InputError, match=r"predicate of --where cannot run: .*Cannot access file"):
+        planned(store, ask("What?"), where="EXISTS (FROM read_text('/etc/passwd'))")
+
+
 def test_a_selection_without_videos_is_refused(store):
     with pytest.raises(InputError, match="no indexed video is selected"):
         planned(store, ask("What?"), where="duration_s > 1e9")

@@ -131,6 +131,7 @@ def test_a_person_sees_a_table_that_names_the_bottleneck(tmp_path, clips, model)
         (("search", "--store", "STORE", "red", "--where", "nonsense ="), "syntax error"),
         (("recipe", "promote", "--store", "STORE", "other"), "tiny"),
         (("status", "--store", "nowhere"), "no store at"),
+        (("status", "--store", "s3://KEY:SECRET@bucket/store"), "an address of s3:// holds a password"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(store, tmp_path, monkeypatch, command, says):

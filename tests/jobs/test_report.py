@@ -1,6 +1,7 @@
 import time
 from io import StringIO
 
+import ray
 from rich.console import Console
 
 from jobs import report
@@ -98,11 +99,16 @@ def test_bars_show_units_rates_and_what_is_left(monkeypatch):
     monkeypatch.setattr(report, "Console", lambda **_: screen)
     tally = start_tally("bars")
     units = {"answer": "questions", "prefill": "tokens"}
+    ray.get(tally.report.remote())  # it is up
     with report.progress(tally, {"answer": 40, "prefill": None}, show=True, units=units):
         for _ in range(10):
             Stage("answer", tally).finish(["a", "b"], 0.1, 0.1)
             Stage("prefill", tally).add_tokens(500, 0.1)
             time.sleep(0.1)
+        deadline = time.monotonic() + 60  # a busy machine draws seldom
+        while "5000/?" not in screen.file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.3)
     shown = screen.file.getvalue()
     for text in ("questions/s", "tokens/s", "20/40", "5000/?", "left"):
         assert text in shown
@@ -135,3 +141,10 @@ def test_runs_take_a_line_each(capsys):
     assert len(shown) == 3
     print_runs([])
     assert "no runs yet" in capsys.readouterr().out
+
+
+def test_names_of_files_do_not_command_the_terminal(capsys):
+    report.print_rows([{"uri": "/videos/\x1b]0;title\x07\x1b[31m.mp4", "text": "two\nlines"}])
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07"} & set(shown)
+    assert "two" in shown

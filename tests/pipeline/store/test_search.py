@@ -87,6 +87,7 @@ def test_another_width_names_both(store):
         ("nope = 1", "Binder Error"),
         ("1) UNION SELECT (1", "search cannot run"),
         ("true); DROP VIEW videos; (", "cannot"),
+        ("EXISTS (FROM read_text('/etc/passwd'))", "Cannot access file"),
     ],
 )
 def test_a_predicate_that_is_none_is_refused(store, where, sentence):

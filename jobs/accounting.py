@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs import logs, metrics
 from jobs.patience import persist
 from jobs.resources import COMMIT_EVERY_S, MIN_OUTCOMES
 from pipeline.store.ledger import Store
@@ -171,6 +172,7 @@ class Commits:
         """Take in outcomes and the VIDEOS rows that they settled."""
         self.outcomes += [] if outcomes is None else [outcomes]
         self.rows += rows
+        metrics.QUEUE.record(self.counts.not_attempted - len(self.rows), job="index")
         if time.time() - self.last_s > COMMIT_EVERY_S:
             self.flush()
 
@@ -178,7 +180,11 @@ class Commits:
         """Commit what there is: tokens and segments, then the rows that make them exist."""
         if self.outcomes or self.rows:
             outcomes = pa.concat_tables([tables.OUTCOMES.empty_table(), *self.outcomes])
-            persist(self.store.commit, outcomes, pa.Table.from_pylist(self.rows, schema=tables.VIDEOS))
+            with metrics.timed_commit("index", outcomes):
+                persist(self.store.commit, outcomes, pa.Table.from_pylist(self.rows, schema=tables.VIDEOS))
             self.counts.add(self.rows)
+            metrics.count_settled(self.rows)
+            logs.failures(self.rows)
+            logs.committed("index", self.rows[0]["run_id"] if self.rows else None, len(self.rows))
             self.last_s = time.time()
         self._clear()

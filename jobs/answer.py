@@ -19,11 +19,13 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
+from jobs import logs, metrics
 from jobs.accounting import OutOfTimeError
 from jobs.answering import Answerer, Terms, failed_answer
 from jobs.asking import GROUPS, Asking, plan
 from jobs.estimate import estimate
 from jobs.models import choose_answer_model
+from jobs.patience import persist
 from jobs.report import progress, record_run
 from jobs.resources import COMMIT_ANSWERS, COMMIT_EVERY_S, MAX_PASSES, AnswerResources, for_answer
 from jobs.session import INTERRUPTED, connect, failure_of, release_failed_execution
@@ -154,8 +156,10 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
         connect(order.ray_address)
         terms = Terms(recipe, snapshot, report.run_id, search_model=stored.recipe.tower.name)
         resources = for_answer(ray.cluster_resources(), report.asking.num_pending, order.kv_gb)
+        logs.begun("answer", report.run_id, store=store.uri, model=recipe.model)
         end_s = None if order.max_hours is None else started_s + order.max_hours * 3600
         _answer_waves(terms, resources, Commits(store, report, end_s), show=order.show_progress)
+        logs.ended("answer", report.run_id, report.as_json(), report.stopped)
     report.wall_s = time.time() - started_s
     return report
 
@@ -180,7 +184,9 @@ class Commits:
     def add(self, answers: pa.Table) -> None:
         """Take in rows of tables.ANSWERS. Raises OutOfTimeError when that was all there is time for."""
         self.unsaved.append(answers)
-        if time.monotonic() - self.last > COMMIT_EVERY_S or sum(map(len, self.unsaved)) >= COMMIT_ANSWERS:
+        num_unsaved = sum(map(len, self.unsaved))
+        metrics.QUEUE.record(self.report.asking.num_pending - self.report.given.total() - num_unsaved, job="answer")
+        if time.monotonic() - self.last > COMMIT_EVERY_S or num_unsaved >= COMMIT_ANSWERS:
             self.flush()
         if self.end_s is not None and time.time() > self.end_s:
             raise OutOfTimeError
@@ -189,7 +195,9 @@ class Commits:
         """Append what there is; only then does the report count it."""
         answers = pa.concat_tables([tables.ANSWERS.empty_table(), *self.unsaved])
         if len(answers):
-            self.store.append("answers", answers)
+            with metrics.timed_commit("answer"):
+                persist(self.store.append, "answers", answers)
+            logs.committed("answer", self.report.run_id, len(answers))
             self.report.given.update(answers["status"].to_pylist())
         self.unsaved.clear()
         self.last = time.monotonic()
@@ -212,6 +220,7 @@ def _answer_waves(terms: Terms, resources: AnswerResources, commits: Commits, *,
         report.stopped = failure_of(error)
     finally:
         commits.flush()
+        metrics.QUEUE.record(0, job="answer")  # nothing waits any more, whatever is left
     if report.stopped or report.out_of_time:
         release_failed_execution()  # not in the except clause, where the exception is still held
     report.stages = ray.get(tally.report.remote())

@@ -21,6 +21,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from jobs import logs, metrics
 from jobs.accounting import Account, Commits, Counts, Limits, OutOfTimeError, TooManyFailuresError
 from jobs.models import choose_index_recipe
 from jobs.orders import IndexOrder, IndexReport, check_order
@@ -57,6 +58,7 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
     report = IndexReport(Counts(), time.time())
     with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
         store, recipe, model, changes = take_stock(order, Path(scratch) / "listing.parquet")
+        logs.begun("index", report.run_id, source=order.source.uri, store=order.store)
         with changes:
             num_work = min(changes.num_work, order.limit or changes.num_work)
             if num_work:
@@ -68,6 +70,7 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
                 _index_work(order, changes, recipe, store, report)
     report.counts.check()
     report.wall_s = time.time() - report.started_s
+    logs.ended("index", report.run_id, report.as_json(), report.stopped)
     return report, store
 
 
@@ -127,6 +130,7 @@ def _index_work(order: IndexOrder, changes: Changes, recipe: IndexRecipe, store:
         report.stopped = failure_of(error)
     finally:
         commits.flush()
+        metrics.QUEUE.record(0, job="index")  # nothing waits any more, whatever is left
     if report.stopped or report.out_of_time:
         release_failed_execution()  # not in the except clause, where the exception is still held
     report.stages = ray.get(tally.report.remote())

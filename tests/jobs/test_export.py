@@ -43,15 +43,15 @@ def store(tmp_path):
 def test_the_file_holds_what_the_views_show_and_needs_nothing_else(store, tmp_path):
     report = export_store(store.uri, str(tmp_path / "out.duckdb"))
     with catalog.connect(store.pin()) as con:
-        shown = {name: con.execute(f"FROM {name}").to_arrow_table() for name in report.rows}
+        shown = {name: con.sql(f"FROM {name}").to_arrow_table() for name in report.rows}
     (tmp_path / "it's a store").rename(tmp_path / "gone")
     settings = {"enable_external_access": "false"}
     with duckdb.connect(str(tmp_path / "out.duckdb"), read_only=True, config=settings) as con:
         names = con.execute("SELECT table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
         assert [name for (name,) in names] == sorted(report.rows)
-        assert con.execute("SELECT count(*) FROM duckdb_views() WHERE NOT internal").fetchone() == (0,)
+        assert con.execute("SELECT count(*) FROM duckdb_views() WHERE NOT internal").fetchall() == [(0,)]
         for name, expected in shown.items():
-            found = con.execute(f"FROM {name}").to_arrow_table()
+            found = con.sql(f"FROM {name}").to_arrow_table()
             assert found.schema == expected.schema
             assert sorted(map(repr, found.to_pylist())) == sorted(map(repr, expected.to_pylist()))
         assert con.execute("""SELECT "is it?", "how many", "as json"->>'$.a[0]' FROM answers_wide""").fetchall() == [

@@ -98,7 +98,7 @@ def test_a_wrong_level_is_refused_and_none_is_silence(driver, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_workers_log_their_failures_into_rays_files(tmp_path, model):
+def test_a_run_and_its_workers_log_what_failed(tmp_path, model, driver, capsys):
     import ray
 
     from jobs.index import run_index
@@ -108,8 +108,17 @@ def test_workers_log_their_failures_into_rays_files(tmp_path, model):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"\x00" * 100)
     order = IndexOrder(Source(str(tmp_path / "videos")), str(tmp_path / "store"), model=model, recipe="tiny")
+    driver.setenv("LONGVLM_LOG", "info")
+    logs.start_driver()
     report = run_index(order)
     assert report.counts.failed == 1
+    begun, failed, committed, ended = said(capsys)
+    assert begun["message"].startswith("index begins: source")
+    assert failed["uri"].endswith("broken.mp4")
+    assert failed["error_code"] in report.counts.failures
+    assert committed["message"] == "committed 1 rows"
+    assert ended["counts"]["failed"] == 1
+    assert {line["run_id"] for line in (begun, failed, committed, ended)} == {report.run_id}
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
     texts = [file.read_text() for file in (session / "logs").glob("worker-*.err")]
     lines = [json.loads(line) for text in texts for line in text.splitlines() if report.run_id in line]

@@ -94,11 +94,17 @@ def test_what_a_run_did_can_be_read_from_its_nodes(tmp_path, clips, model):
     assert (report.counts.indexed, report.counts.failed) == (2, 1)
     told = {("ray_longvlm_work_total", "encode"): 3.0, ("ray_longvlm_work_total", "decode"): 3.0}
     told |= {("ray_longvlm_units_total", "empty_file"): 1.0, ("ray_longvlm_units_total", ""): 2.0}
-    _, growth = grown(before, told)
+    told |= {("ray_longvlm_videos_total", "", "indexed"): 2.0}
+    told |= {("ray_longvlm_videos_total", "empty_file", "failed"): 1.0}
+    told |= {("ray_longvlm_commits_total", "index"): 1.0, ("ray_longvlm_commit_seconds_count", "index"): 1.0}
+    found, growth = grown(before, told)
     assert {key: growth.get(key, 0.0) >= value for key, value in told.items()} == dict.fromkeys(told, True)
     for series in ("busy_seconds_total", "cpu_seconds_total", "work_seconds_sum"):
         assert growth[f"ray_longvlm_{series}", "decode"] > 0
     assert growth["ray_longvlm_frames_total",] > 0
+    assert growth["ray_longvlm_video_seconds_total",] >= report.counts.video_seconds - 1e-6
+    assert all(growth["ray_longvlm_written_bytes_total", table] > 0 for table in ("tokens", "segments"))
+    assert found["ray_longvlm_queue", "index"] == 0
 
 
 def test_nothing_is_counted_where_there_is_no_ray(monkeypatch):

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from jobs.report import record_run
-from jobs.resources import MIN_RETENTION_HOURS
+from jobs.resources import MAX_RETENTION_HOURS, MIN_RETENTION_HOURS
 from pipeline.store.catalog import write_index_duckdb
 from pipeline.store.dead import dead_writes
 from pipeline.store.erase import Erased, erase, left_over
 from pipeline.store.ledger import Store
+from pipeline.store.repair import repair
 from pipeline.store.snapshot import Snapshot
 from pipeline.store.upkeep import compact
 from pipeline.store.vacuum import vacuum
@@ -30,6 +31,7 @@ class MaintainOrder:
     store: str
     retention_hours: float = MIN_RETENTION_HOURS
     verify: bool = False
+    repair: bool = False  # verify, and have what is damaged indexed again
     show_progress: bool = False
 
 
@@ -43,16 +45,22 @@ class MaintainReport:
     files_fewer: dict[str, int] = field(default_factory=dict)  # by table
     swept: dict[str, int] = field(default_factory=dict)
     verified: Verified | None = None
+    repaired: int | None = None  # videos to be indexed again
     wall_s: float = 0.0
 
     @property
     def stopped(self) -> str | None:
         """Why the store is not well; None if it is, or was not looked at."""
-        if self.verified is None or not (self.verified.problems or self.verified.damaged_files):
+        if self.verified is None:
+            return None
+        if self.repaired is not None:  # what is left is no file that videos can be made of again
+            beyond = [uri for uri in self.verified.damaged_files if uri.split("/")[-2] not in ("tokens", "segments")]
+            return f"{len(beyond)} damaged files cannot be made again from videos; bring them back" if beyond else None
+        if not (self.verified.problems or self.verified.damaged_files):
             return None
         return (
             f"{len(self.verified.damaged_files)} files are damaged and {len(self.verified.problems)} things are wrong "
-            "with live videos; `longvlm forget` the videos named above, or index them again"
+            "with live videos; with --repair the next index run watches those videos again"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -68,6 +76,8 @@ class MaintainReport:
                 "damaged_files": len(self.verified.damaged_files),
                 "problems": len(self.verified.problems),
             }
+        if self.repaired is not None:
+            counts["repaired"] = self.repaired
         return {**counts, "wall_s": round(self.wall_s, 3), "stopped": self.stopped, "run_id": self.run_id}
 
 
@@ -77,26 +87,29 @@ def run_maintain(order: MaintainOrder) -> MaintainReport:
     Raises:
         InputError: there is no store, or the retention is shorter than a run may take.
     """
+    started = time.time()
     store = Store.open(order.store)
-    report = maintain_store(store, order.retention_hours)
-    if order.verify:
-        started = time.time()
+    _check_retention(order.retention_hours)
+    report = MaintainReport()
+    if order.verify or order.repair:
         snapshot = store.pin()
         with _bytes_read(snapshot, show=order.show_progress) as add:
             report.verified = verify(snapshot, add)
-        report.wall_s += time.time() - started
+        if order.repair:
+            report.repaired = repair(store, snapshot, report.verified, report.run_id)
+    if report.stopped is None:  # a damaged file would stop it half-way
+        kept = report.verified, report.repaired, report.run_id
+        report = maintain_store(store, order.retention_hours)
+        report.verified, report.repaired, report.run_id = kept
+        write_index_duckdb(store.uri, store.pin())
+    report.wall_s = time.time() - started
     record_run(store, "maintain", report.as_json(), {})
-    write_index_duckdb(store.uri, store.pin())
     return report
 
 
 def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -> MaintainReport:
     """Compact and vacuum, without a word in the table `runs`. Where nothing is to be done, nothing is written."""
-    if retention_hours < MIN_RETENTION_HOURS:
-        raise InputError(
-            f"a retention of {retention_hours:g} hours could take files from readers and runs under way; "
-            f"{MIN_RETENTION_HOURS:g} is the least."
-        )
+    _check_retention(retention_hours)
     started = time.time()
     report = MaintainReport()
     if come_back := left_over(store, retention_hours):
@@ -107,6 +120,14 @@ def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -
     report.swept = vacuum(store, retention_hours)
     report.wall_s = time.time() - started
     return report
+
+
+def _check_retention(hours: float) -> None:
+    if not MIN_RETENTION_HOURS <= hours <= MAX_RETENTION_HOURS:
+        raise InputError(
+            f"a retention of {hours:g} hours is not possible: under {MIN_RETENTION_HOURS:g} it could take files from "
+            f"readers and runs under way, and after {MAX_RETENTION_HOURS:g} the log forgets what it dropped."
+        )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ MAX_PASSES = 3  # how often a video whose units vanish is planned before its row
 MIN_OUTCOMES = 200  # before a share of failures means anything
 MAX_LOSS = 0.2  # of a source: more that is gone at once is taken for a mistake (a wrong prefix, an unmounted disk)
 MIN_RETENTION_HOURS = 48.0  # of replaced files: a reader holds on to what it pinned for as long as its job takes
+MAX_RETENTION_HOURS = 168.0  # Delta's log remembers a dropped file for a week
 WAVE_QUESTIONS = 200_000  # asked at a time: about 100 MB in the driver, and hours of a GPU
 COMMIT_ANSWERS = 20_000  # kept in the driver at most: about 20 MB with their evidence
 PLAN_MEMORY_GB = 1.5  # of DuckDB's, for the plan of an answer run; ten million questions fit, more go to disk

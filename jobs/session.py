@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +32,9 @@ def connect(ray_address: str | None) -> None:
             if address == "local":
                 _start_local()
             else:
+                _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"no Ray cluster answers at {address} ({error}); check --ray-address.") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Kubernetes' way of pressing Ctrl-C; Ray would abort
@@ -42,6 +44,13 @@ def connect(ray_address: str | None) -> None:
     context.print_on_execution_start = False
     context.memory_usage_poll_interval_s = None  # nobody reads it, and reading a worker's page tables is not free
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _start_local() -> None:

@@ -19,13 +19,15 @@ from jobs.options import AS_JSON, STORE, StoppedError
 @click.option(
     "--verify", is_flag=True, help="Also read every byte of the tokens: is all there that is said to be live?"
 )
+@click.option("--repair", is_flag=True, help="Verify, and have the videos that lost any indexed again by the next run.")
 @AS_JSON
-def maintain(*, store: str, retention_hours: float, verify: bool, as_json: bool) -> None:
+def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, as_json: bool) -> None:
     """Merge small files, rewrite those of mostly dead rows, delete what nobody needs any more."""
     from jobs.maintain import MaintainOrder, run_maintain
     from jobs.report import print_report
 
-    report = run_maintain(MaintainOrder(store, retention_hours, verify=verify, show_progress=not as_json))
+    order = MaintainOrder(store, retention_hours, verify=verify, repair=repair, show_progress=not as_json)
+    report = run_maintain(order)
     counts = report.as_json()
     if report.verified is not None:
         for uri, problem in report.verified.damaged_files.items():

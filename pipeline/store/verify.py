@@ -68,7 +68,7 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
             except (OSError, pa.ArrowException) as error:
                 damaged[file.uri] = str(error).partition("\n")[0]
             progress(file.size_bytes)
-    with catalog.connect(_readable(snapshot, damaged)) as con:
+    with catalog.connect(readable(snapshot, damaged)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
         queries = [_OF_LIVE, _TWICE, *(_WRONG_SEGMENTS.format(table=table) for table in _COUNTED)]
         problems = [row for sql in queries for row in con.sql(sql).to_arrow_table().to_pylist()]
@@ -77,7 +77,7 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
     return Verified(num_videos, len(files), sum(file.size_bytes for file in files), damaged, problems)
 
 
-def _readable(snapshot: Snapshot, damaged: dict[str, str]) -> Snapshot:
+def readable(snapshot: Snapshot, damaged: dict[str, str]) -> Snapshot:
     """The snapshot without its damaged files: what these held counts as missing."""
     return Snapshot(
         {

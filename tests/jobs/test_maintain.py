@@ -7,7 +7,10 @@ from click.testing import CliRunner
 
 from jobs.cli import main
 from jobs.forget import run_forget
+from jobs.index import run_index
 from jobs.maintain import MaintainOrder, maintain_store, run_maintain
+from jobs.orders import IndexOrder
+from pipeline.ingest.corpus import Source
 from pipeline.store import catalog
 from pipeline.store.ledger import Store
 from schemas.errors import InputError
@@ -33,7 +36,7 @@ def test_a_store_is_verified_and_the_run_noted(store):
     assert json.loads(noted["counts"]) == counts
 
 
-def test_damage_is_told_by_video_and_ends_with_1(store):
+def test_damage_is_told_by_video_and_repaired_by_the_next_run(store, clips):
     shard = next(Path(store, "tokens").glob("*.parquet"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -46,6 +49,12 @@ def test_damage_is_told_by_video_and_ends_with_1(store):
     assert "1 files are damaged" in done.stderr
     spoken = longvlm("maintain", "--store", store, "--verify")
     assert f"damaged: {shard}" in spoken.stdout
+    repaired = longvlm("maintain", "--store", store, "--repair", "--json")
+    assert repaired.exit_code == 0, repaired.output
+    assert json.loads(repaired.stdout.splitlines()[-1])["repaired"] == counts["problems"]
+    again = run_index(IndexOrder(Source(str(clips)), store))
+    assert again.counts.indexed == counts["problems"]
+    assert longvlm("maintain", "--store", store, "--verify").exit_code == 0
 
 
 def test_where_nothing_is_to_be_done_nothing_is_written(store):
@@ -57,7 +66,7 @@ def test_where_nothing_is_to_be_done_nothing_is_written(store):
 
 
 def test_a_short_retention_and_a_store_that_is_not_there_are_sentences(store, tmp_path):
-    with pytest.raises(InputError, match=r"retention of 2 hours .* 48 is the least"):
+    with pytest.raises(InputError, match=r"retention of 2 hours is not possible: under 48 "):
         run_maintain(MaintainOrder(store, 2))
     with pytest.raises(InputError, match="there is no store"):
         run_maintain(MaintainOrder(str(tmp_path / "nowhere")))

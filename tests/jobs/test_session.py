@@ -7,7 +7,7 @@ import pytest
 from jobs import session
 
 
-def test_an_address_where_nobody_listens_is_a_sentence_at_once(tmp_path):
+def test_an_address_where_nobody_listens_is_a_sentence_at_once():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*free.getsockname())

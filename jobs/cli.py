@@ -4,8 +4,10 @@ Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import sys
+import threading
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -22,8 +24,31 @@ from schemas.errors import InputError
 STOPPED, WRONG_INPUT = 1, 2  # exit codes; 0 means that everything is accounted for
 
 
+class OwnOutput:
+    """Standard output for the main thread alone; what other threads print goes to standard error.
+
+    Ray tells of dead workers from a thread of its own, on standard output, where a machine expects JSON.
+    """
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def write(self, text: str) -> int:
+        """Write to the stream of the thread that asks."""
+        is_main = threading.current_thread() is threading.main_thread()
+        return (self._stdout if is_main else sys.stderr).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)
+
+
 class Cli(click.Group):
     """Turns wrong input into one sentence on stderr and exit code 2, and an early stop into exit code 1."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line."""
+        with redirect_stdout(OwnOutput(sys.stdout)):
+            return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

@@ -234,7 +234,7 @@ def _create_table(uri: str, schema: pa.Schema) -> None:
             uri,
             schema=Schema.from_arrow(schema),
             mode="ignore",
-            configuration={"delta.checkpointInterval": "100"},  # deltalake writes the checkpoints after commits
+            configuration={"delta.checkpointInterval": "25"},  # a commit reads the log since the last one again
             commit_properties=CommitProperties(max_commit_retries=0),  # or two at once would both write the schema
         )
     except DeltaError:

@@ -1,6 +1,7 @@
 """What lies in a store and belongs to nobody any more: replaced files, shards of dead runs, uploads cut off."""
 
 import contextlib
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ def vacuum(store: Store, retention_hours: float) -> dict[str, int]:
 
     Returns:
         files, bytes: deleted of the tables; uploads: multipart uploads that were cut off, given up (S3 only, other
-        stores let them expire); drafts: leftovers of `index.duckdb`.
+        stores let them expire); drafts: leftovers of `index.duckdb` and of samples (local only).
     """
     swept = {"files": 0, "bytes": 0}
     for table in TABLES:
@@ -68,14 +69,18 @@ def _remove_log_drafts(store_uri: str, table: str, retention_hours: float) -> No
 
 
 def _remove_drafts(store_uri: str, retention_hours: float) -> int:
-    """Drafts of `index.duckdb` whose writer was killed before it could rename or remove them."""
+    """Drafts of `index.duckdb`, and samples' stores, whose writer was killed before it could rename or remove them."""
     if not is_local(store_uri):
         return 0
     before_s = time.time() - retention_hours * 3600
-    drafts = [path for path in Path(store_uri).glob(".index-*") if path.stat().st_mtime < before_s]
-    for path in drafts:
-        path.unlink()
-    return len(drafts)
+    left = [path for kind in (".index-*", ".sample-*") for path in Path(store_uri).glob(kind)]
+    stale = [path for path in left if path.stat().st_mtime < before_s]
+    for path in stale:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return len(stale)
 
 
 def _abort_uploads(store_uri: str, retention_hours: float) -> int:

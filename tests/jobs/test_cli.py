@@ -6,12 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from click.testing import CliRunner
 
-from jobs.cli import main
+from jobs.cli import OwnOutput, main
 from schemas.tables import QUESTION_TYPES
 
 LONGVLM = [sys.executable, "-m", "jobs.cli"]
@@ -142,6 +143,16 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(store, tmp_path, monkeypatc
     assert says in shown.stderr
     assert len(shown.stderr.strip().splitlines()) == 1
     assert shown.stdout == ""
+
+
+def test_what_other_threads_print_stays_out_of_what_machines_read(capsys):
+    shown = OwnOutput(sys.stdout)
+    talker = threading.Thread(target=print, args=("a worker died",), kwargs={"file": shown})
+    talker.start()
+    talker.join()
+    print("{}", file=shown)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("{}\n", "a worker died\n")
 
 
 def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, model):

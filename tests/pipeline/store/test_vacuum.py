@@ -51,8 +51,12 @@ def test_drafts_of_dead_processes_go(store):
     old, young = Path(store.uri, ".index-old.duckdb"), Path(store.uri, ".index-young.duckdb")
     for path in (old, young):
         path.touch()
-    age(old, hours=49)
-    assert vacuum(store, 48)["drafts"] == 1
+    sample = Path(store.uri, ".sample-of-a-dry-run")
+    (sample / "videos").mkdir(parents=True)
+    for path in (old, sample):
+        age(path, hours=49)
+    assert vacuum(store, 48)["drafts"] == 2
+    assert not sample.exists()
     assert young.exists()
 
 

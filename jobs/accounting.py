@@ -180,8 +180,9 @@ class Commits:
         """Commit what there is: tokens and segments, then the rows that make them exist."""
         if self.outcomes or self.rows:
             outcomes = pa.concat_tables([tables.OUTCOMES.empty_table(), *self.outcomes])
+            rows = pa.Table.from_pylist(self.rows, schema=tables.VIDEOS)
             with metrics.timed_commit("index", outcomes):
-                persist(self.store.commit, outcomes, pa.Table.from_pylist(self.rows, schema=tables.VIDEOS))
+                persist(self.store.uri, self.store.commit, outcomes, rows)
             self.counts.add(self.rows)
             metrics.count_settled(self.rows)
             logs.failures(self.rows)

@@ -196,7 +196,7 @@ class Commits:
         answers = pa.concat_tables([tables.ANSWERS.empty_table(), *self.unsaved])
         if len(answers):
             with metrics.timed_commit("answer"):
-                persist(self.store.append, "answers", answers)
+                persist(self.store.uri, self.store.append, "answers", answers)
             logs.committed("answer", self.report.run_id, len(answers))
             self.report.given.update(answers["status"].to_pylist())
         self.unsaved.clear()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.resources import STORE_PATIENCE_S
+from pipeline.store.files import is_local
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 # What no waiting cures: a mistake of the program, a refusal, a full or read-only disk.
@@ -14,13 +15,16 @@ _HOPELESS = (TypeError, ValueError, LookupError, AttributeError, PermissionError
 _HOPELESS_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
-def persist(call: Callable[..., Any], *args: Any) -> Any:
-    """What `call(*args)` returns, called again after growing pauses as long as it fails of something that may pass.
+def persist(store_uri: str, call: Callable[..., Any], *args: Any) -> Any:
+    """What `call(*args)` returns, called again after growing pauses as long as a remote store is out of reach.
 
     The call must be one that may be made twice: writing a file under a new name, committing files of the same names.
+    A local disk that refuses is full or broken, and not waited for.
 
     Raises the last error after `STORE_PATIENCE_S`, and at once an error that no waiting cures.
     """
+    if is_local(store_uri):
+        return call(*args)
     deadline = time.monotonic() + STORE_PATIENCE_S
     pause_s = _FIRST_PAUSE_S
     while True:

@@ -124,4 +124,4 @@ class Write:
     def __call__(self, encoded: pa.Table) -> pa.Table:
         """ENCODED rows in, OUTCOMES rows out."""
         with self.stage.work([f"{WORKER}/{time.monotonic_ns()}"]) as clock:
-            return clock.time(persist, write_shards, self.store_uri, encoded, self.recipe)
+            return clock.time(persist, self.store_uri, write_shards, self.store_uri, encoded, self.recipe)

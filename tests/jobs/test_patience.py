@@ -26,7 +26,7 @@ def quick(monkeypatch):
 
 def test_what_passes_is_waited_for(caplog):
     store = Store(ConnectionResetError("reset"), DeltaError("Generic S3 error"), TimeoutError("slow"))
-    assert persist(store.write, "x") == "wrote x"
+    assert persist("s3://bucket/store", store.write, "x") == "wrote x"
     assert "the store is out of reach (ConnectionResetError: reset)" in caplog.text
 
 
@@ -37,11 +37,17 @@ def test_what_passes_is_waited_for(caplog):
 def test_what_no_waiting_cures_is_told_at_once(error):
     store = Store(error, error)
     with pytest.raises(type(error)):
-        persist(store.write, "x")
+        persist("s3://bucket/store", store.write, "x")
     assert len(store.errors) == 1
 
 
 def test_patience_ends(monkeypatch):
     monkeypatch.setattr(patience, "STORE_PATIENCE_S", 0.05)
     with pytest.raises(ConnectionError):
-        persist(Store(*[ConnectionError("gone")] * 100).write, "x")
+        persist("s3://bucket/store", Store(*[ConnectionError("gone")] * 100).write, "x")
+
+
+def test_a_local_disk_is_not_waited_for():
+    store = Store(DeltaError("No space left on device (os error 28)"))
+    with pytest.raises(DeltaError):
+        persist("/mnt/store", store.write, "x")

@@ -1,0 +1,108 @@
+"""Make the shipped model again, with the commands that anybody would use: `make tinyworld`.
+
+1 world   videos of the training seed, and instruction rows about them     tinyworld.world
+2 tower   a CLIP, trained on frames of the first of these videos           tinyworld.tower
+3 index   every video watched once                                         longvlm index
+4 train   a LongVLM from random weights, on the stored tokens              longvlm train
+5 ship    the trained model and its tower into the package
+6 test    a held-out seed                                                  longvlm evaluate
+
+Each step is left out where its result lies there already, so that the same command goes on after a stop.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+import tinyworld
+from pipeline.language.prompt import TEMPLATES
+from pipeline.language.untrained import Shape, build_untrained
+from tinyworld.questions import all_questions, clock
+from tinyworld.scenes import draw_scene, generator
+from tinyworld.tower import DIM, train_tower, write_untrained
+from tinyworld.world import make_world, read_questions
+
+TRAIN_SEED, CHOOSE_SEED, TEST_SEED = 0, 1, 2  # training, choosing between recipes, and the figures that are told
+NUM_VIDEOS, TOWER_VIDEOS, TOWER_STEPS = 4000, 950, 1400
+PER_KIND = {"what": 2, "where": 2, "motion": 2}  # questions a video; one of any other kind
+SHAPE = {"hidden": 128, "layers": 4, "intermediate": 384}
+HERE = Path(__file__).parent
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word of questions, answers, prompts and markers, in an order that does not change."""
+    texts = [text for shown in TEMPLATES.values() for text in (shown.system, shown.user, shown.assistant, ":")]
+    for number in range(300):
+        asked = all_questions(draw_scene(TRAIN_SEED, number), generator(TRAIN_SEED, number, 1))
+        texts += [text for one in asked for text in (one.question, one.answer)]
+    words = {word for text in texts for word in re.findall(r"[a-z]+|[^\w\s]", text.lower())}
+    return (*sorted(words), *(clock(segment) for segment in range(30)))
+
+
+def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_STEPS) -> Path:
+    """Make the model in a folder of work; returns the folder of the model, ready to be shipped."""
+    videos, tower, store, untrained, trained = (
+        work / name for name in ("videos", "tower", "store", "untrained", "trained")
+    )
+    lessons, model = work / "lessons.jsonl", work / "model"
+    if not lessons.exists():
+        rows = read_questions(make_world(videos, TRAIN_SEED, num_videos, PER_KIND))
+        told = [{"video_id": row["video"], "q": row["question"], "a": row["answer"]} for row in rows]
+        _write(lessons, "".join(json.dumps(row) + "\n" for row in told))
+    if not (tower / "config.json").exists():
+        draft = work / "tower-draft"
+        write_untrained(draft, seed=0)
+        train_tower(draft, videos, num_videos=min(TOWER_VIDEOS, num_videos), steps=tower_steps)
+        draft.rename(tower)
+    _run("index", str(videos), "--store", str(store), "--model", str(tower), "--recipe", tinyworld.RECIPE)
+    if not untrained.exists():
+        build_untrained(untrained, "../tower", DIM, Shape(words=vocabulary(), layout="time_markers", **SHAPE))
+    _run(
+        "train", "--store", str(store), "--model", str(untrained), "--to", str(trained),
+        "--data", str(lessons), "--recipe", str(HERE / "training.toml"),
+    )  # fmt: skip
+    _ship(trained, model)
+    return model
+
+
+def _ship(trained: Path, model: Path) -> None:
+    """The model without what only its training needs; its config says which world it knows."""
+    shutil.rmtree(model, ignore_errors=True)
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
+        shutil.copy(trained / name, model / name)
+    shutil.copytree(trained / "tower", model / "tower")
+    config = json.loads((model / "config.json").read_text())
+    config[tinyworld.VERSION_FIELD] = tinyworld.WORLD_VERSION
+    _write(model / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    draft.rename(path)
+
+
+def _run(*arguments: str) -> None:
+    """A command of longvlm's own; it does what is left to do."""
+    subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], check=True)  # noqa: S603 - our own command
+
+
+@click.command()
+@click.option("--to", "work", default="build/tinyworld", type=click.Path(path_type=Path), help="Folder of all steps.")
+def main(work: Path) -> None:
+    """Make videos, tower, store and model; then put the model into the package and test it."""
+    model = make(work)
+    shutil.rmtree(tinyworld.MODEL, ignore_errors=True)
+    shutil.copytree(model, tinyworld.MODEL)
+    _run("evaluate", "--benchmark", "tinyworld", "--seed", str(TEST_SEED), "--json")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.measure import interleave
 from pipeline.language.backend import Group, Request, Stats
 from pipeline.language.engine import Engine
-from pipeline.language.model import Prompt
+from pipeline.language.model import Prompt, Timeline
 from schemas.recipe import AnswerRecipe
 
 SHAPES = {  # width, layers, heads, feed-forward width; rounds; side of the square product that stands for the peak
@@ -54,15 +54,37 @@ class RandomModel:
         """Where the weights lie."""
         return self.projector.weight.device
 
-    def project(self, prefix_NC: Tensor, num_whole_frames: int | None) -> Tensor:  # noqa: ARG002, N803
+    def project(
+        self,
+        prefix_NC: Tensor,  # noqa: N803
+        num_whole_frames: int | None,  # noqa: ARG002
+        timeline: Timeline | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """Each token by itself."""
         return self.projector(prefix_NC.to(self.device, self.projector.weight.dtype))
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """None by name."""
+        return ("",)
+
+    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+        """As many as there are."""
+        return num_rows
+
+    def marker_ids(self, start_s: float) -> tuple[int, ...]:  # noqa: ARG002
+        """None."""
+        return ()
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:  # noqa: ARG002
         """Some ids before the video, and the question's after it."""
         number, _, length = question.partition(" ")
         ids = [(int(number) * 977 + i * 31) % VOCABULARY for i in range(int(length))] if length else [1]
         return Prompt((*range(NUM_BEFORE), *[0] * num_visual_tokens, *ids), NUM_BEFORE, num_visual_tokens)
+
+    def turn_ids(self, question: str, template: str) -> tuple[int, ...]:
+        """As any question."""
+        return self.lay_out(question, 1, template).ids
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
         """A token an option."""

@@ -19,6 +19,7 @@ from pipeline.language.backend import Answer, Backend, Group
 from pipeline.language.engine import Engine
 from pipeline.language.evidence import fold
 from pipeline.language.families import load_model, sight_of
+from pipeline.language.markers import timeline_of
 from pipeline.language.typed import as_request, read_value
 from pipeline.store.shards import by_video, read_segments, read_tokens
 from pipeline.store.snapshot import Snapshot
@@ -64,8 +65,8 @@ class Answerer:
         self.stage, self.prefill, self.decode = (Stage(name, tally) for name in ("answer", "prefill", "decode"))
         self.stage.start_logs()
         self.num_global = sight_of(self.recipe.model).num_global_tokens
-        model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
-        self.engine: Backend = Engine(model, self.recipe, resources.kv_bytes)
+        self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
+        self.engine: Backend = Engine(self.model, self.recipe, resources.kv_bytes)
         self.texts = load_text_encoder(terms.search_model) if self.recipe.focus == "question" else None
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
@@ -132,6 +133,7 @@ class Answerer:
                         part.tokens.prefix(with_global=self.num_global > 0),
                         [as_request(key, question) for key, question in zip(keys, questions, strict=True)],
                         None if self.num_global else part.tokens.num_whole_frames,
+                        timeline_of(part.tokens, part.segments, self.num_global),
                     )
 
         for answer in self.engine.answer(source()):
@@ -144,12 +146,14 @@ class Answerer:
         self, group: dict[str, Any], seen: _Seen, failed: deque[dict[str, Any]]
     ) -> Iterator[tuple[_Seen, list[int]]]:
         """The video within the budget, and the places of the questions that see it so: all, or each its own."""
-        questions, recipe, num_global = group["questions"], self.recipe, self.num_global
-        own = self.texts is not None and follows_question(seen.tokens, recipe, num_global=num_global)
+        questions, recipe = group["questions"], self.recipe
+        num_beside = max(len(self.model.marker_ids(segment["start_s"])) for segment in seen.segments)
+        rows = {"num_global": self.num_global, "num_beside": num_beside}
+        own = self.texts is not None and follows_question(seen.tokens, recipe, **rows)
         for places in [[i] for i in range(len(questions))] if own else [list(range(len(questions)))]:
             try:
                 nearness = self._nearness(questions[places[0]], seen) if own else None
-                tokens = fit(seen.tokens, recipe, num_global=num_global, nearness=nearness)
+                tokens = fit(seen.tokens, recipe, **rows, nearness=nearness)
             except TerminalError as error:
                 failed.extend(self._failed(group, questions[place], error) for place in places)
             else:

@@ -19,16 +19,17 @@ from rich.progress import track
 from torch import Tensor
 
 from jobs.comparison import Comparison, Key, PathReport
-from jobs.models import choose_index_recipe
+from jobs.models import absolute, choose_index_recipe
 from jobs.sample import Drawn, Watched, Watcher, draw
 from jobs.terms import fit_budget
 from pipeline.ingest.corpus import Source, list_source
 from pipeline.language.agreement import read_right_answers
 from pipeline.language.backend import Answer, Group
 from pipeline.language.engine import Engine
-from pipeline.language.families import answers, describe_model, load_model
+from pipeline.language.families import answers, describe_model, load_model, sight_of
 from pipeline.language.longvlm import LongVLM, load_longvlm
-from pipeline.language.model import LanguageModel, ModelSpec
+from pipeline.language.markers import timeline_of
+from pipeline.language.model import LanguageModel, ModelSpec, Timeline
 from pipeline.language.plain import Plain, PlainLlava, PlainLongVLM, View
 from pipeline.language.questions import read_questions
 from pipeline.language.typed import as_request
@@ -65,6 +66,7 @@ class _Seen:
     """A video as stored, and the places of its questions."""
 
     tokens: VideoTokens
+    segments: list[dict[str, Any]]  # start_s and first_frame of each
     whole: VideoTokens | None  # of the baseline's frames, nothing merged
     places: list[int]
 
@@ -77,7 +79,7 @@ def run_compare(order: CompareOrder) -> Comparison:
     """
     if order.sample < 1:
         raise InputError(f"a sample of {order.sample} videos has nothing to compare; use --sample 1 or more.")
-    if not answers(order.model):
+    if not answers(absolute(order.model)):
         raise InputError(f"the model {order.model} is only a vision tower; name a LLaVA or LongVLM, which answers.")
     questions = read_questions(order.questions)
     drawn, num_elsewhere = draw(list_source(order.source), questions, order.sample, order.seed)
@@ -126,12 +128,14 @@ class _Run:
         about = {"recipe": index_recipe.name, "precision": order.precision, "seed": order.seed}
         self.comparison = Comparison(questions, about)
         self.seen: list[_Seen] = []
+        self.num_beside = sight_of(spec.name).num_marker_tokens
 
     # --- a video as stored ---
 
     def within(self, budget: int | None, video: _Seen) -> VideoTokens:
         """Its tokens within a budget; neighbouring segments are merged where that cannot hold all of them."""
-        return fit(video.tokens, replace(self.recipe, budget=budget), num_global=self.spec.num_global_tokens)
+        recipe, num_global = replace(self.recipe, budget=budget), self.spec.num_global_tokens
+        return fit(video.tokens, recipe, num_global=num_global, num_beside=self.num_beside)
 
     def in_full(self, video: _Seen) -> VideoTokens:
         """Its tokens, or as many as the model's context holds."""
@@ -141,11 +145,18 @@ class _Run:
     def overflows(self) -> bool:
         """Whether any video has more tokens than the model's context holds."""
         budget, num_global = self.recipe.budget or 0, self.spec.num_global_tokens
-        return any(len(video.tokens.local) + num_global > budget for video in self.seen)
+        beside = (self.num_beside * len(video.tokens.counts) for video in self.seen)
+        return any(
+            len(one.tokens.local) + num_global + also > budget for one, also in zip(self.seen, beside, strict=True)
+        )
 
     def prefix(self, tokens: VideoTokens) -> Tensor:
         """What the model's projector is given of them."""
         return tokens.prefix(with_global=self.spec.num_global_tokens > 0)
+
+    def timeline(self, tokens: VideoTokens, video: _Seen) -> Timeline:
+        """When the segments of such a prefix began."""
+        return timeline_of(tokens, video.segments, self.spec.num_global_tokens)
 
     # --- the baseline ---
 
@@ -169,7 +180,12 @@ class _Run:
     def ask_longvlm(self, model: LongVLM, drawn: list[Drawn]) -> None:
         """The baseline of a LongVLM: its language model by transformers' own generate, over what is stored in full."""
         plain = PlainLongVLM(model, self.recipe)
-        self._ask_plainly(plain, lambda _, video: plain.show(self.prefix(self.in_full(video))), drawn, 0)
+
+        def show(_: Watched, video: _Seen) -> View:
+            tokens = self.in_full(video)
+            return plain.show(self.prefix(tokens), self.timeline(tokens, video))
+
+        self._ask_plainly(plain, show, drawn, 0)
         self.comparison.baseline = (
             "transformers knows no LongVLM, so this is its language model over all stored tokens that its context "
             "holds, one question at a time by transformers' generate."
@@ -190,7 +206,7 @@ class _Run:
                     self.comparison.skipped.append(skipped)
                     continue
                 number = len(self.seen)
-                self.seen.append(_Seen(watched.tokens, watched.whole, places))
+                self.seen.append(_Seen(watched.tokens, watched.segments, watched.whole, places))
                 self.comparison.videos.append(video["uri"])
                 view = show(watched, self.seen[-1])
                 for place in places:
@@ -219,7 +235,8 @@ class _Run:
                 stored_bytes.append(bytes_of(tokens))
                 questions = ((place, self.comparison.questions[place]) for place in video.places)
                 requests = [as_request((number, place), question) for place, question in questions]
-                yield Group(self.prefix(tokens), requests, tokens.num_whole_frames)
+                timeline = self.timeline(tokens, video)
+                yield Group(self.prefix(tokens), requests, tokens.num_whole_frames, timeline)
 
         engine, started_s = Engine(model, self.recipe), time.perf_counter()
         num_questions = sum(len(video.places) for video in self.seen)

@@ -2,16 +2,20 @@
 
 import json
 import tomllib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import tinyworld
 from pipeline.language.families import Sight, answers, describe_model, sight_of
 from pipeline.language.model import ModelSpec
 from pipeline.store.ledger import RegisteredRecipe, Store
 from pipeline.vision.encode import describe_tower
+from schemas import training
 from schemas.errors import InputError
 from schemas.recipe import RECIPES, Decode, IndexRecipe, from_settings
 
+SHIPPED = "tinyworld"
 TRY_MODELS = (
     "openai/clip-vit-large-patch14 or google/siglip-so400m-patch14-384 (a tower), llava-hf/llava-1.5-7b-hf, or the "
     "folder of a LongVLM checkpoint"
@@ -24,7 +28,12 @@ def tower_of(model: str) -> str:
 
 
 def absolute(model: str) -> str:
-    """A model's folder as a path that holds wherever the store is used from next; a hub id as it is."""
+    """A model's folder as a path that holds wherever the store is used from next; a hub id as it is.
+
+    SHIPPED is the model that comes with the project, unless a folder of that name is here.
+    """
+    if model == SHIPPED and not Path(model).exists():
+        return tinyworld.MODEL
     return str(Path(model).resolve()) if Path(model).exists() else model
 
 
@@ -52,7 +61,13 @@ def choose_index_recipe(
     if recipe is None and active and active.recipe.tower.weights == tower.weights and _reads(model, active):
         return _decoded(active.recipe, decode), model
     needs = _needs(sight_of(model)) if answers(model) else {}
-    return _decoded(from_settings({**needs, **_settings(recipe or "long")}, tower), decode), model
+    settings = {**needs, **_settings(recipe or _default_recipe(model), RECIPES)}
+    return _decoded(from_settings(settings, tower), decode), model
+
+
+def _default_recipe(model: str) -> str:
+    """What videos are indexed with where nobody says: the shipped model was trained on one recipe, its own."""
+    return tinyworld.RECIPE if model == tinyworld.MODEL else "long"
 
 
 def _reads(model: str, stored: RegisteredRecipe) -> bool:
@@ -73,13 +88,22 @@ def _decoded(recipe: IndexRecipe, decode: Decode | None) -> IndexRecipe:
     return replace(recipe, decode=decode, name=name)
 
 
-def _settings(recipe: str) -> dict[str, object]:
+def choose_train_recipe(recipe: str) -> training.TrainRecipe:
+    """A training recipe by its name or out of a file.
+
+    Raises:
+        InputError: there is none, or it cannot be carried out.
+    """
+    return training.from_settings(_settings(recipe, training.RECIPES))
+
+
+def _settings(recipe: str, known: Iterable[str]) -> dict[str, object]:
     """What `from_settings` makes a recipe of, by its name or out of a file."""
-    if recipe in RECIPES:
+    if recipe in known:
         return {"base": recipe, "name": recipe}
     path = Path(recipe)
     if not path.is_file():
-        raise InputError(f"there is no recipe {recipe}: name one of {', '.join(RECIPES)}, or a TOML or JSON file.")
+        raise InputError(f"there is no recipe {recipe}: name one of {', '.join(known)}, or a TOML or JSON file.")
     try:
         settings = json.loads(path.read_text()) if path.suffix == ".json" else tomllib.loads(path.read_text())
     except (ValueError, UnicodeDecodeError) as error:

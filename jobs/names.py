@@ -1,6 +1,9 @@
 """The videos that questions name: by uri, external_id, path, file name or stem, all of them at once in DuckDB."""
 
+from collections.abc import Iterable
+
 import duckdb
+import pyarrow as pa
 
 from schemas.errors import InputError
 
@@ -37,14 +40,7 @@ def resolve(con: duckdb.DuckDBPyConnection) -> int:
     Raises:
         InputError: a name could mean several videos, or none that the ledger has ever known.
     """
-    con.execute("CREATE TEMP TABLE names AS SELECT DISTINCT video AS name FROM given WHERE video IS NOT NULL")
-    _match(con, "live", "named")
-    if unclear := con.execute(_UNCLEAR).fetchone():
-        name, count, first, last = unclear
-        raise InputError(
-            f"a question is about {name!r}, which could mean {count} videos, such as {first} and {last}; name the "
-            "video by its full uri."
-        )
+    find_live(con)
     if not _num_open(con, "named"):
         return 0
     con.execute("CREATE TEMP TABLE not_live AS SELECT name FROM names ANTI JOIN named USING (name)")
@@ -60,6 +56,31 @@ def resolve(con: duckdb.DuckDBPyConnection) -> int:
         )
     (num_not_indexed, _, _) = con.execute(_FIRST_OF.format(names="not_live")).fetchall()[0]
     return int(num_not_indexed)
+
+
+def find_live(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the table `named` (name, n): which videos of the table `live` the rows of `given` name, where any is.
+
+    Raises:
+        InputError: a name could mean several videos.
+    """
+    con.execute("CREATE TEMP TABLE names AS SELECT DISTINCT video AS name FROM given WHERE video IS NOT NULL")
+    _match(con, "live", "named")
+    if unclear := con.execute(_UNCLEAR).fetchone():
+        name, count, first, last = unclear
+        raise InputError(
+            f"a question is about {name!r}, which could mean {count} videos, such as {first} and {last}; name the "
+            "video by its full uri."
+        )
+
+
+def known_names(con: duckdb.DuckDBPyConnection, names: Iterable[str]) -> set[str]:
+    """Those of some names that any video answers to which the ledger has ever known, live or not."""
+    con.register("asked_names", pa.table({"name": pa.array(sorted(set(names)), pa.string())}))
+    con.execute("CREATE OR REPLACE TEMP TABLE names AS FROM asked_names")
+    con.execute("CREATE TEMP TABLE ever_known AS SELECT DISTINCT uri, external_id, 0 AS n FROM ledger_videos")
+    _match(con, "ever_known", "answering")
+    return {name for (name,) in con.execute("SELECT DISTINCT name FROM answering").fetchall()}
 
 
 def _match(con: duckdb.DuckDBPyConnection, videos: str, into: str) -> None:

@@ -16,6 +16,8 @@ MIN_RETENTION_HOURS = 48.0  # of replaced files: a reader holds on to what it pi
 MAX_RETENTION_HOURS = 168.0  # Delta's log remembers a dropped file for a week
 WAVE_QUESTIONS = 200_000  # asked at a time: about 100 MB in the driver, and hours of a GPU
 COMMIT_ANSWERS = 20_000  # kept in the driver at most: about 20 MB with their evidence
+COMMIT_VERDICTS = 1000  # kept in the driver at most ...
+COMMIT_VERDICTS_EVERY_S = 15.0  # ... and no longer than that: each may have cost money
 PLAN_MEMORY_GB = 1.5  # of DuckDB's, for the plan of an answer run; ten million questions fit, more go to disk
 DECODE_DEADLINE_S = 300.0  # for one unit of at most 100 frames; the slowest real unit seen took 30 s
 DECODE_MEMORY_BYTES = 4 << 30  # a decoder needs 0.1 GB with in-decoder resize and up to 3.4 GB for full 1080p frames
@@ -72,6 +74,31 @@ def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
 
 
 WRITER_CPUS = 0.1  # writing a shard is a short burst of input and output every hundred units
+
+
+@dataclass(frozen=True)
+class TrainResources:
+    """The train job's share of a cluster."""
+
+    workers: int
+    cpus: float  # of a worker
+    gpus: float
+    threads: int
+    readers: int  # of each worker
+    reader_cpus: float
+
+
+def for_train(cluster: Mapping[str, float], workers: int | None) -> TrainResources:
+    """The train job on a cluster as `ray.cluster_resources()` describes it: a worker per GPU, or as many as are named.
+
+    A reader hands on several hundred MB a second, and a step on an accelerator eats some ten: one is enough, a second
+    hides an object store's latency. On CPUs both share the cores; fractions only make all of them schedulable.
+    """
+    cpus, gpus = max(1, int(cluster.get("CPU", 1))), int(cluster.get("GPU", 0))
+    number = workers or gpus or 1
+    if gpus:
+        return TrainResources(number, 1.0, 1.0, 1, 2, 1.0)
+    return TrainResources(number, 0.5 * cpus / number, 0.0, max(1, cpus // number), 1, 0.25 * cpus / number)
 
 
 @dataclass(frozen=True)

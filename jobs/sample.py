@@ -69,6 +69,7 @@ class Watched:
     """A video's tokens as stored, and some of its frames, evenly chosen, with all of their patches as stored."""
 
     tokens: VideoTokens
+    segments: list[dict[str, Any]]  # start_s and first_frame of each
     frames: Tensor  # uint8 [F, px, px, 3]; F is 0 where none were asked for
     whole: VideoTokens | None  # nothing merged, no global tokens; None without frames
 
@@ -107,6 +108,7 @@ class Watcher:
         """
         kept: list[dict[str, Any]] = []
         whole: list[dict[str, Any]] = []
+        segments: list[dict[str, Any]] = []
         frames: list[Tensor] = []
         chosen: Sequence[int] = ()
         num_before = 0
@@ -116,6 +118,7 @@ class Watcher:
             if about["error_code"] is not None:
                 raise TerminalError(ErrorCode(about["error_code"]), about["error"])
             numbers = [segment["frames"] for segment in about["segments"]]
+            segments += [{"start_s": one["start_s"], "first_frame": one["frames"][0]} for one in about["segments"]]
             pixels = _pixels(unit, about["frame_px"])
             chosen = chosen or self._choose(about)
             here = [i - num_before for i in chosen if num_before <= i < num_before + len(pixels)]
@@ -127,7 +130,7 @@ class Watcher:
                 part = Encoded(encoded.patches[here], None, None)
                 whole += _rows(part, [[flat[i]] for i in here], self._untouched, write, first=len(whole))
             num_before += len(pixels)
-        return Watched(_read_back(kept), torch.cat(frames), _read_back(whole) if whole else None)
+        return Watched(_read_back(kept), segments, torch.cat(frames), _read_back(whole) if whole else None)
 
     def _choose(self, about: dict[str, Any]) -> Sequence[int]:
         """Which of the recipe's frames to hand on: the middles of equal parts."""

@@ -83,6 +83,15 @@ QUESTIONS = pa.schema(  # one row a question of a file; not a table of the store
     ]
 )
 
+CONVERSATIONS = pa.schema(  # one row a conversation about a video, to train on; not a table of the store
+    [
+        ("id", pa.string()),
+        ("video", pa.string()),  # uri, external_id, path, a file's unique stem, or video_id
+        ("turns", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
+        ("at_s", pa.float64()),  # of a timed caption, which stands as the one answer, to no question; null otherwise
+    ]
+)
+
 ANSWERS = pa.schema(
     [
         ("run_id", pa.string()),
@@ -107,6 +116,34 @@ ANSWERS = pa.schema(
         ("evidence", EVIDENCE),
         ("created_at", pa.timestamp("us")),
         ("latency_ms", pa.float64()),
+    ]
+)
+
+VERDICTS = pa.schema(  # one row an answer that was judged, in one dimension of one benchmark
+    [
+        ("run_id", pa.string()),
+        ("benchmark", pa.string()),
+        ("dimension", pa.string()),  # what was judged: qa | correctness | detail | context | temporal | consistency
+        ("question_id", pa.string()),
+        ("question", pa.string()),
+        ("kind", pa.string()),  # of question, where the benchmark's file says one
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("write_id", pa.string()),
+        ("answer_recipe", pa.string()),
+        ("model", pa.string()),
+        ("prediction", pa.string()),
+        ("prediction2", pa.string()),  # of consistency: what the question was answered in other words
+        ("reference", pa.string()),  # the right answer
+        ("judge", pa.string()),  # KIND:MODEL@HOST#PROMPTS
+        ("prompt_hash", pa.string()),  # SHA-256 of all that the judge was shown
+        ("raw_reply", pa.string()),  # the judge's last; null where no model was asked
+        ("score", pa.float64()),  # 0 to 5; null where the judge gives none
+        ("is_right", pa.bool_()),  # null where the dimension knows only scores
+        ("status", pa.string()),  # judged | unparsed (a reply that says neither) | failed
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+        ("created_at", pa.timestamp("us")),
     ]
 )
 
@@ -138,6 +175,7 @@ TABLES = {
     "segments": SEGMENTS,
     "tokens": TOKENS,
     "answers": ANSWERS,
+    "verdicts": VERDICTS,
     "recipes": RECIPES,
     "runs": RUNS,
 }

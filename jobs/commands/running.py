@@ -73,7 +73,7 @@ def _print_night(report: Any) -> None:
     )
 
 
-JOBS = ("index", "answer", "maintain", "nightly")  # that can be submitted
+JOBS = ("index", "answer", "train", "maintain", "nightly")  # that can be submitted
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -90,7 +90,7 @@ JOBS = ("index", "answer", "maintain", "nightly")  # that can be submitted
 )
 @click.option("--no-wait", is_flag=True, help="Only send it off.")
 def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **options: Any) -> None:
-    """Run a JOB (index, answer, maintain or nightly) with its ARGS on a Ray cluster, and follow it.
+    """Run a JOB (index, answer, train, maintain or nightly) with its ARGS on a Ray cluster, and follow it.
 
     Ends with the exit code of the job. Where the cluster wants a token, it is taken from RAY_AUTH_TOKEN.
     """

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from pipeline.language.model import Timeline
 from schemas.errors import TerminalError
 
 
@@ -35,6 +36,7 @@ class Group:
     prefix: Tensor  # [N, C], the video's tokens before projection: global, then local in time order
     requests: Sequence[Request]
     num_whole_frames: int | None = None  # VideoTokens.num_whole_frames
+    timeline: Timeline | None = None  # for models whose prompts have time markers
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.language.prompt import TEMPLATES, PromptLayout, template
 from pipeline.vision.checkpoint import read_json, read_tensors, resolve
 from schemas.errors import InputError
 
@@ -53,6 +54,32 @@ class Checkpoint:
     def use_start_end(self) -> bool:
         """Whether the video stands between `<vid_start>` and `<vid_end>` in the prompt."""
         return bool(self.config.get("mm_use_vid_start_end", True))
+
+    @property
+    def layout(self) -> PromptLayout:
+        """What else stands among a video's rows in the prompt; nothing where the config does not say.
+
+        Raises:
+            InputError: it says something else than there is.
+        """
+        named: PromptLayout = self.config.get("mm_prompt_layout", "plain")
+        if named not in get_args(PromptLayout):
+            raise InputError(
+                f"config.json of {self.name} asks for the prompt layout {named!r}; set mm_prompt_layout there to one "
+                f"of {', '.join(get_args(PromptLayout))}."
+            )
+        return named
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompt templates, the one that it was trained with first: the reference's where the config does not say.
+
+        Raises:
+            InputError: it names one that there is not.
+        """
+        first = self.config.get("mm_prompt_template", next(iter(TEMPLATES)))
+        template(first)
+        return (first, *(name for name in TEMPLATES if name != first))
 
     @property
     def tower(self) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.language.backend import Answer, Group, Stats
 from pipeline.language.batch import Batch, Branch
 from pipeline.language.decoding import choose, likelihoods
+from pipeline.language.markers import onto_segments
 from pipeline.language.memory import kv_budget
 from pipeline.language.model import LanguageModel
 from pipeline.language.rows import Row, Video, lay_out_row, read_group
@@ -211,7 +212,11 @@ class Engine:
     def _finish(self, row: Row, text: str, seen_P: Tensor, confidence: float | None = None) -> None:
         group, prefix = row.video.group, row.prefix
         seen_M = seen_P[prefix.first_visual : len(prefix)].cpu()
-        attention = _onto_prefix(seen_M, len(group.prefix), group.num_whole_frames)
+        lengths = [len(self.model.marker_ids(start_s)) for start_s in group.timeline.starts_s] if group.timeline else []
+        if group.timeline and any(lengths):
+            attention = onto_segments(seen_M, group.timeline, lengths)
+        else:
+            attention = _onto_prefix(seen_M, len(group.prefix), group.num_whole_frames)
         self._done.append(replace(self._counted(row), text=text, confidence=confidence, attention=attention))
         row.is_open = False
         self._underway.remove(row)

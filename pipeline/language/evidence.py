@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pipeline.language.prompt import clock
 from pipeline.vision.tokens import VideoTokens
 
 NUM_SPANS = 3  # more are not read, and attention beyond the strongest few is spread thin
@@ -61,7 +62,7 @@ def fold(
 def describe(evidence: Sequence[Mapping[str, Any]]) -> str:
     """Evidence for people: `0:12-0:18 (41 %), 1:02:03-1:02:13 (22 %)`."""
     return ", ".join(
-        f"{_clock(span['start_s'])}-{_clock(span['end_s'])} ({span['weight'] * 100:.0f} %)" for span in evidence
+        f"{clock(span['start_s'])}-{clock(span['end_s'])} ({span['weight'] * 100:.0f} %)" for span in evidence
     )
 
 
@@ -78,10 +79,3 @@ def _over_segments(weights_N: Any, spans_N2: Any, segments: Sequence[Mapping[str
     )
     frames_N = np.bincount(token_E, frames_E, len(weights_N))
     return np.bincount(segment_E, weights_N[token_E] * frames_E / frames_N[token_E], len(segments))
-
-
-def _clock(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour; whole seconds, rounded down."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.language import checkpoint, llava, llava_checkpoint, longvlm
 from pipeline.language.model import LanguageModel, ModelSpec
+from pipeline.language.prompt import MAX_MARKER_TOKENS
 from pipeline.vision.checkpoint import read_json, resolve
 from schemas.recipe import Precision
 
@@ -15,6 +16,7 @@ class Sight:
     tower: str  # folder or hub id
     feature_layer: int  # as IndexRecipe.feature_layer
     num_global_tokens: int
+    num_marker_tokens: int = 0  # beside each segment's in its prompts, at most
 
 
 def answers(model: str) -> bool:
@@ -33,9 +35,11 @@ def sight_of(model: str) -> Sight:
     Raises:
         InputError: its config says that tokens cannot be stored for it.
     """
-    if _is_llava(model):
+    if is_llava(model):
         return Sight(model, llava_checkpoint.find_llava(model).feature_layer, 0)
-    return Sight(checkpoint.find_checkpoint(model).tower, longvlm.FEATURE_LAYER, longvlm.NUM_GLOBAL_TOKENS)
+    found = checkpoint.find_checkpoint(model)
+    marked = MAX_MARKER_TOKENS if found.layout == "time_markers" else 0
+    return Sight(found.tower, longvlm.FEATURE_LAYER, longvlm.NUM_GLOBAL_TOKENS, marked)
 
 
 def describe_model(model: str) -> ModelSpec:
@@ -44,7 +48,7 @@ def describe_model(model: str) -> ModelSpec:
     Raises:
         InputError: the model lacks something, or belongs to no known family.
     """
-    return llava.describe_llava(model) if _is_llava(model) else longvlm.describe_longvlm(model)
+    return llava.describe_llava(model) if is_llava(model) else longvlm.describe_longvlm(model)
 
 
 def load_model(model: str, precision: Precision = "float32", device: str = "cpu") -> LanguageModel:
@@ -53,12 +57,12 @@ def load_model(model: str, precision: Precision = "float32", device: str = "cpu"
     Raises:
         InputError: as `describe_model`.
     """
-    if _is_llava(model):
+    if is_llava(model):
         return llava.load_llava(model, precision, device)
     return longvlm.load_longvlm(model, precision, device)
 
 
-def _is_llava(model: str) -> bool:
+def is_llava(model: str) -> bool:
     """Whether it is in transformers' layout: a LongVLM may also call itself llava, with LLaMA's fields unnested."""
     config = read_json(resolve(model), "config.json")
     return config.get("model_type") in llava_checkpoint.FAMILIES and "text_config" in config

@@ -20,8 +20,9 @@ from transformers.models.llava_next_video.modeling_llava_next_video import Llava
 from pipeline.language.chat import NAME, Chat
 from pipeline.language.checkpoint import LLAMA_FIELDS
 from pipeline.language.llava_checkpoint import NEWLINE, PROJECTOR, find_llava
-from pipeline.language.model import ModelSpec, Prompt
+from pipeline.language.model import ModelSpec, Prompt, Timeline
 from pipeline.vision.checkpoint import weights_fingerprint
+from schemas.errors import InputError
 from schemas.recipe import Precision, fingerprint
 
 
@@ -32,7 +33,7 @@ class Llava:
     name: str
     llm: Any
     projector: Any
-    pooler: nn.Module | None  # LLaVA-NeXT-Video: halves each frame's grid before projection
+    pooler: Any  # or None; LLaVA-NeXT-Video: halves each frame's grid before projection
     halves_after: bool  # LLaVA-OneVision: halves it after projection
     newline: Tensor | None  # [D], LLaVA-OneVision: ends the video
     chat: Chat
@@ -55,12 +56,23 @@ class Llava:
         """Width of a visual token before projection."""
         return int(self.projector.linear_1.in_features)
 
-    def project(self, prefix_NC: Tensor, num_whole_frames: int | None) -> Tensor:
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Its own."""
+        return (NAME,)
+
+    def project(
+        self,
+        prefix_NC: Tensor,
+        num_whole_frames: int | None,
+        timeline: Timeline | None = None,  # noqa: ARG002 - its prompts have no time markers
+    ) -> Tensor:
         """The visual tokens as the language model reads them, [M, D].
 
         Args:
             prefix_NC: patch tokens in time order; no global ones.
             num_whole_frames: of how many frames they are all the patches; those are pooled as the family does.
+            timeline: not used.
         """
         weight = self.projector.linear_1.weight
         rows = prefix_NC.to(weight.device, weight.dtype)
@@ -74,9 +86,25 @@ class Llava:
             rows = self.projector(rows)
         return rows if self.newline is None else torch.cat([rows, self.newline[None]])
 
+    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+        """M: fewer than there are where frames are pooled; a line break more where one ends the video."""
+        if num_whole_frames is not None and (self.pooler is not None or self.halves_after):
+            side = math.isqrt(num_rows // num_whole_frames)
+            pooled = math.ceil(side / 2) if self.pooler is None else side // self.pooler.pool.stride
+            num_rows = num_whole_frames * pooled**2
+        return num_rows + (self.newline is not None)
+
+    def marker_ids(self, start_s: float) -> tuple[int, ...]:  # noqa: ARG002 - as above
+        """None."""
+        return ()
+
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
         """See `Chat.lay_out`."""
         return self.chat.lay_out(question, num_visual_tokens, template)
+
+    def turn_ids(self, question: str, template: str) -> tuple[int, ...]:  # noqa: ARG002 - there are none
+        """Its template lays out one question; InputError."""
+        raise InputError(f"{self.name} is asked by its chat template, one question at a time; split the conversation.")
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
         """See `Chat.option_ids`."""

@@ -1,9 +1,9 @@
 """LongVLM: a LLaMA and a linear projector in the reference's checkpoint layout (LONGVLM.md section 5).
 
-Shape letters: N prefix rows, C tower channels, D model width.
+Shape letters: N prefix rows, M rows with time markers, C tower channels, D model width.
 """
 
-# ruff: noqa: N803 - tensors are named by their shape
+# ruff: noqa: N803, N806 - tensors are named by their shape
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pipeline.language.checkpoint import Checkpoint, check_tensors, find_checkpoint
-from pipeline.language.model import ModelSpec, Prompt
-from pipeline.language.prompt import START, TEMPLATES, VIDEO_TOKENS, lay_out, option_ids, tidy, token_id
+from pipeline.language.markers import interleave
+from pipeline.language.model import ModelSpec, Prompt, Timeline
+from pipeline.language.prompt import (
+    START,
+    VIDEO_TOKENS,
+    PromptLayout,
+    lay_out,
+    marker_ids,
+    option_ids,
+    tidy,
+    token_id,
+    turn_ids,
+)
 from pipeline.language.tokenizer import load_tokenizer, special_ids
 from pipeline.vision.checkpoint import weights_fingerprint
 from schemas.errors import InputError
@@ -38,6 +49,8 @@ class LongVLM:
     projector: nn.Linear
     tokenizer: Tokenizer
     use_start_end: bool
+    layout: PromptLayout
+    templates: tuple[str, ...]
     eos_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]  # rows of the head that were never trained: never to be emitted
 
@@ -56,9 +69,28 @@ class LongVLM:
         """Width of a visual token before projection."""
         return self.projector.in_features
 
-    def project(self, prefix_NC: Tensor, num_whole_frames: int | None) -> Tensor:  # noqa: ARG002 - no frame is pooled
-        """The visual tokens as the language model reads them, [N, D]: each projected by itself."""
-        return self.projector(prefix_NC.to(self.device, self.projector.weight.dtype))
+    def project(
+        self,
+        prefix_NC: Tensor,
+        num_whole_frames: int | None,  # noqa: ARG002 - no frame is pooled
+        timeline: Timeline | None = None,
+    ) -> Tensor:
+        """The visual tokens as the language model reads them, [M, D]: each projected by itself, markers in between."""
+        rows_ND: Tensor = self.projector(prefix_NC.to(self.device, self.projector.weight.dtype))
+        if self.layout == "plain":
+            return rows_ND
+        if timeline is None:
+            raise ValueError(f"the prompts of {self.name} say when segments began, and nobody did")
+        markers = [self.marker_ids(start_s) for start_s in timeline.starts_s]
+        return interleave(rows_ND, timeline, markers, self.llm.get_input_embeddings())
+
+    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+        """M: as many rows as there are, and the markers' tokens."""
+        return num_rows + sum(len(self.marker_ids(start_s)) for start_s in (timeline.starts_s if timeline else ()))
+
+    def marker_ids(self, start_s: float) -> tuple[int, ...]:
+        """The tokens that stand after the rows of a segment that began then; none in the layout `plain`."""
+        return marker_ids(self.tokenizer, start_s) if self.layout == "time_markers" else ()
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
         """The prompt of a question about `num_visual_tokens` rows.
@@ -68,6 +100,10 @@ class LongVLM:
             TerminalError: ANSWER_FAILED if the question itself contains one of the video tokens.
         """
         return lay_out(self.tokenizer, question, num_visual_tokens, use_start_end=self.use_start_end, name=template)
+
+    def turn_ids(self, question: str, template: str) -> tuple[int, ...]:
+        """The ids of a further question about the same video, after a closed answer."""
+        return turn_ids(self.tokenizer, question, template)
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids that each option has as an answer, after the space that follows the cue."""
@@ -91,13 +127,15 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
     """
     checkpoint = find_checkpoint(model, projector)
     tower = checkpoint.tower
-    tensors, tokenizer = _assemble(checkpoint)
+    tensors, tokenizer = assemble(checkpoint)
     config = _llama_config(checkpoint, tensors)
     _check_tensors(checkpoint, tensors, config)
+    layout = {} if checkpoint.layout == "plain" else {"layout": checkpoint.layout}  # older fingerprints stay
+    settings = {"vocab_size": config.vocab_size, "use_start_end": checkpoint.use_start_end, **layout}
     decisive = {
         "tensors": weights_fingerprint(tensors.items()),
         "tokenizer": tokenizer.to_str(),
-        "config": {**checkpoint.llama, "vocab_size": config.vocab_size, "use_start_end": checkpoint.use_start_end},
+        "config": {**checkpoint.llama, **settings},
     }
     return ModelSpec(
         name=model,
@@ -109,7 +147,7 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
         context=config.max_position_embeddings,
         num_global_tokens=NUM_GLOBAL_TOKENS,
         feature_layer=FEATURE_LAYER,
-        templates=tuple(TEMPLATES),
+        templates=checkpoint.templates,
         family="longvlm",
     )
 
@@ -123,7 +161,7 @@ def load_longvlm(
         InputError: the checkpoint lacks something, or its parts do not fit together.
     """
     checkpoint = find_checkpoint(model, projector)
-    tensors, tokenizer = _assemble(checkpoint)
+    tensors, tokenizer = assemble(checkpoint)
     config = _llama_config(checkpoint, tensors)
     _check_tensors(checkpoint, tensors, config)
     weights = {name: tensor.to(device, getattr(torch, precision)) for name, tensor in tensors.items()}
@@ -144,12 +182,14 @@ def load_longvlm(
         projector=linear.eval().requires_grad_(requires_grad=False),
         tokenizer=tokenizer,
         use_start_end=checkpoint.use_start_end,
+        layout=checkpoint.layout,
+        templates=checkpoint.templates,
         eos_ids=tuple(eos),
         banned_ids=(*video_ids, *range(tokenizer.get_vocab_size(), config.vocab_size)),
     )
 
 
-def _assemble(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Tokenizer]:
+def assemble(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Tokenizer]:
     """The model's tensors, and its tokenizer with the video tokens: base, three rows more, then the projector's file.
 
     The order is the reference's at inference (LONGVLM.md section 5). New rows of the head, which nobody trained, are

@@ -31,6 +31,25 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """Where the segments of a prefix lie, and when in the video each began."""
+
+    num_global: int  # rows before the first segment's
+    counts: tuple[int, ...]  # S: local rows of each segment
+    starts_s: tuple[float, ...]  # S: when it began
+
+    def __post_init__(self) -> None:
+        """Every segment has rows and a time."""
+        if len(self.counts) != len(self.starts_s) or self.num_global < 0 or min(self.counts, default=0) < 1:
+            raise ValueError(f"segments need a row and a time each: {self}")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the prefix, N."""
+        return self.num_global + sum(self.counts)
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A prompt as token ids, and where in them the video's rows go."""
 
@@ -56,6 +75,10 @@ class LanguageModel(Protocol):
         """A causal language model of transformers."""
 
     @property
+    def projector(self) -> Any:
+        """The module that visual tokens go through."""
+
+    @property
     def device(self) -> torch.device:
         """Where the weights lie."""
 
@@ -68,6 +91,10 @@ class LanguageModel(Protocol):
         """Width of a visual token before projection."""
 
     @property
+    def templates(self) -> tuple[str, ...]:
+        """Prompt templates it can be asked with, the default first."""
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
 
@@ -75,14 +102,24 @@ class LanguageModel(Protocol):
     def banned_ids(self) -> tuple[int, ...]:
         """Rows of the head that were never trained: never to be emitted."""
 
-    def project(self, prefix_NC: Tensor, num_whole_frames: int | None) -> Tensor:
+    def project(self, prefix_NC: Tensor, num_whole_frames: int | None, timeline: Timeline | None = None) -> Tensor:
         """The visual tokens as the language model reads them, [M, D] in its precision, on its device.
 
         Args:
             prefix_NC: tokens as stored, global first, then local in time order.
             num_whole_frames: of how many frames the local tokens are the untouched patches; None once merged. Families
                 that pool a frame's patch grid do so only then: merged tokens lie on no grid.
+            timeline: of the prefix, for models whose prompts say when each segment began.
+
+        Raises:
+            ValueError: such a model is not told, or is told of other rows.
         """
+
+    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:
+        """M: how many rows `project` makes of N."""
+
+    def marker_ids(self, start_s: float) -> tuple[int, ...]:
+        """The tokens that stand after the rows of a segment that began then; none where prompts have no markers."""
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
         """The prompt of a question about `num_visual_tokens` rows (M above).
@@ -92,8 +129,19 @@ class LanguageModel(Protocol):
             TerminalError: ANSWER_FAILED if the question itself contains a token that marks the video's place.
         """
 
+    def turn_ids(self, question: str, template: str) -> tuple[int, ...]:
+        """The ids of a further question about the same video, after an answer and the first of `eos_ids`.
+
+        Raises:
+            InputError: the model is only ever asked one question at a time.
+        """
+
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
-        """The ids that each option has as an answer: as a continuation of any prompt of `lay_out`."""
+        """The ids that each option has as an answer: as a continuation of any prompt of `lay_out`.
+
+        Raises:
+            InputError: an option is empty, or its tokens run into those of the prompt.
+        """
 
     def decode(self, ids: Iterable[int]) -> str:
         """The answer that some token ids spell, without marks and surrounding white space."""

@@ -21,7 +21,7 @@ from pipeline.language.backend import Answer, Request
 from pipeline.language.decoding import distinct_endings
 from pipeline.language.llava_checkpoint import find_llava
 from pipeline.language.longvlm import LongVLM
-from pipeline.language.model import Prompt
+from pipeline.language.model import Prompt, Timeline
 from pipeline.vision.pixels import Pixels
 from schemas.errors import ErrorCode, TerminalError
 from schemas.recipe import AnswerRecipe
@@ -182,10 +182,10 @@ class PlainLongVLM(Plain):
         super().__init__(model.llm, model, recipe, eos_ids=model.eos_ids, banned_ids=model.banned_ids)
         self._model = model
 
-    def show(self, prefix_NC: Tensor) -> View:
-        """Show it a video's tokens, global first, then local in time order."""
+    def show(self, prefix_NC: Tensor, timeline: Timeline | None = None) -> View:
+        """Show it a video's tokens, global first, then local in time order; the timeline where its prompts tell it."""
         with torch.inference_mode():
-            rows_MD = self._model.project(prefix_NC, None)
+            rows_MD = self._model.project(prefix_NC, None, timeline)
 
         def inputs(ids_T: Tensor, first_patch: int) -> dict[str, Tensor]:
             embeds_TD = self.llm.get_input_embeddings()(ids_T).clone()

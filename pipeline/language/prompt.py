@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tokenizers import Tokenizer
 
@@ -11,6 +12,8 @@ from schemas.errors import ErrorCode, InputError, TerminalError
 PATCH, START, END = "<vid_patch>", "<vid_start>", "<vid_end>"
 VIDEO_TOKENS = (PATCH, START, END)  # the order in which they are added to a vocabulary (LONGVLM.md section 1)
 CLOSING_MARK = "</s>"  # closes an answer, in every template
+MAX_MARKER_TOKENS = 9  # of a time such as 10:02:03, a token a character and one for the space before it
+PromptLayout = Literal["plain", "time_markers"]  # what else stands among a video's rows: nothing, or markers of time
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,11 @@ class Template:
 
     def render(self, message: str) -> str:
         """The prompt up to where the answer begins; no space follows the cue."""
-        turns = (self.system, f"{self.user}: {message}", self.cue)
-        return self.separator.join(turns)
+        return self.separator.join((self.system, self.turn(message)))
+
+    def turn(self, message: str) -> str:
+        """A user's turn and the cue: what follows the system text, or the mark that closed the answer before."""
+        return self.separator.join((f"{self.user}: {message}", self.cue))
 
 
 TEMPLATES = {
@@ -41,7 +47,20 @@ TEMPLATES = {
         user="USER",
         assistant="ASSISTANT",
         separator=" ",
-    )
+    ),
+    "brief": Template(  # for small models, which learn nothing from a long system text and pay for it with each prompt
+        system="Answer questions about the video.",
+        user="USER",
+        assistant="ASSISTANT",
+        separator=" ",
+    ),
+    "vicuna_v1": Template(  # LONGVLM.md section 7: the reference's training, whatever the model is asked with later
+        system="A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions.",
+        user="USER",
+        assistant="ASSISTANT",
+        separator=" ",
+    ),
 }
 
 
@@ -58,6 +77,18 @@ def render(question: str, num_patches: int, *, use_start_end: bool = True, name:
     if use_start_end:
         video = START + video + END
     return template(name).render(f"{video}\n{question}")
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour; whole seconds, rounded down."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def marker_ids(tokenizer: Tokenizer, start_s: float) -> tuple[int, ...]:
+    """A time marker as ids: when a segment began, as text such as 0:08, without the tokenizer's begin mark."""
+    return tuple(tokenizer.encode(clock(start_s), add_special_tokens=False).ids)
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
@@ -87,6 +118,11 @@ def lay_out(tokenizer: Tokenizer, question: str, num_patches: int, *, use_start_
             f"the question contains {' or '.join(VIDEO_TOKENS)}, which mark the video's place; take them out.",
         )
     return Prompt(tuple(ids), first + use_start_end, num_patches)
+
+
+def turn_ids(tokenizer: Tokenizer, question: str, name: str) -> tuple[int, ...]:
+    """The ids of a further question about the same video, after the mark that closes an answer: as in one text."""
+    return tuple(tokenizer.encode(template(name).turn(question), add_special_tokens=False).ids)
 
 
 def option_ids(tokenizer: Tokenizer, options: Sequence[str]) -> list[tuple[int, ...]]:

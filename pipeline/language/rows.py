@@ -75,7 +75,7 @@ def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tupl
     prompt = model.lay_out("?", 1, recipe.template)  # one place stands for all rows of the video
     before = prompt.ids[: prompt.first_patch]
     ids = torch.tensor(before, dtype=torch.int64, device=model.device)
-    visual_MD = model.project(prefix_NC, group.num_whole_frames)
+    visual_MD = model.project(prefix_NC, group.num_whole_frames, group.timeline)
     video = Video(group, before, Prefix(torch.cat([model.llm.get_input_embeddings()(ids), visual_MD]), len(ids)))
     refused = []
     for request in group.requests:

@@ -1,20 +1,22 @@
-"""A small LongVLM with random weights, made on the spot: for the demo and for tests, never for answers."""
+"""A small LongVLM with random weights: to train from scratch, and for tests and benchmarks; never for answers."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.language.prompt import VIDEO_TOKENS
+from pipeline.language.prompt import VIDEO_TOKENS, PromptLayout
 
 SPECIALS = ("<unk>", "<s>", "</s>")
 WORDS = """
@@ -36,27 +38,36 @@ able assist assistant based carefully language longvlm of on provided provides u
 """.split()  # noqa: SIM905 - a list of 300 lines reads worse
 
 
-def build_untrained(
-    path: Path, tower: str, tower_dim: int, *, hidden: int = 128, layers: int = 2, seed: int = 0
-) -> None:
-    """Write a complete LongVLM folder, about half a million random weights, whose answers are random words.
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and words of a language model; by default of about half a million weights."""
+
+    hidden: int = 128  # width, a multiple of 32
+    layers: int = 2  # blocks
+    intermediate: int | None = None  # width inside a block's MLP; None: twice `hidden`
+    words: Sequence[str] = tuple(WORDS)  # its vocabulary, besides the special tokens
+    layout: PromptLayout = "plain"
+
+
+def build_untrained(path: Path, tower: str, tower_dim: int, shape: Shape | None = None, *, seed: int = 0) -> None:
+    """Write a complete LongVLM folder of random weights, whose answers are random words.
 
     Args:
         path: folder to make; its files are replaced.
         tower: what `mm_vision_tower` says: a folder (relative to `path`, or absolute) or a hub id.
         tower_dim: width of that tower's tokens, the projector's input.
-        hidden: width of the language model, a multiple of 32.
-        layers: its number of blocks.
+        shape: of the language model.
         seed: of the weights; the same seed writes the same bytes.
     """
     path.mkdir(parents=True, exist_ok=True)
-    tokenizer = word_tokenizer()
+    shape = shape or Shape()
+    tokenizer = word_tokenizer(shape.words)
     llama = {
         "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": hidden // 32,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate or 2 * shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.hidden // 32,
         "max_position_embeddings": 8192,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -72,18 +83,23 @@ def build_untrained(
         "mm_hidden_size": tower_dim,
         "use_mm_proj": True,
         "mm_use_vid_start_end": True,
+        **({} if shape.layout == "plain" else {"mm_prompt_layout": shape.layout}),
     }
     _write_json(path / "config.json", config)
     special = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIALS, strict=True))
     _write_json(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
 
 
-def word_tokenizer() -> Tokenizer:
-    """A tokenizer of whole words, lower-cased; any other word is `<unk>`. BOS is added, as LLaMA's does."""
-    vocab = {word: i for i, word in enumerate(dict.fromkeys([*SPECIALS, *WORDS]))}
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """A tokenizer of whole words, lower-cased; any other word is `<unk>`. BOS is added, as LLaMA's does.
+
+    Times such as 0:08 are words; a comma or full stop of an answer follows its word without a space.
+    """
+    vocab = {word: i for i, word in enumerate(dict.fromkeys([*SPECIALS, *words]))}
     tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))  # noqa: S106  (a word, not a secret)
     tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.pre_tokenizer = Split(Regex(r"\d+:\d\d|\w+|[^\w\s]"), "removed", invert=True)
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (*SPECIALS, *VIDEO_TOKENS)])
     return tokenizer

@@ -30,7 +30,9 @@ _MAX_RUN_TOKENS, _NEIGHBOURS = 2560, 32
 _MAX_MERGED_AT_ONCE = 16384  # tokens: 64 MB in float32 at width 1024; more only leave the cache
 
 
-def fit(video: VideoTokens, recipe: AnswerRecipe, *, num_global: int, nearness: Tensor | None = None) -> VideoTokens:
+def fit(
+    video: VideoTokens, recipe: AnswerRecipe, *, num_global: int, num_beside: int = 0, nearness: Tensor | None = None
+) -> VideoTokens:
     """A video's tokens within the recipe's budget, in time order; the same object if they are within it already.
 
     `tokens_per_segment` caps every segment, `budget` caps their sum: every segment gets the same share, or all that it
@@ -46,6 +48,7 @@ def fit(video: VideoTokens, recipe: AnswerRecipe, *, num_global: int, nearness: 
         video: as stored.
         recipe: its budget, tokens_per_segment and focus.
         num_global: global rows that the prefix will have; they count against the budget.
+        num_beside: rows that the prefix will have beside each segment's tokens (time markers); they count as well.
         nearness: [S], for focus question: how near each segment's search embedding is to the question's; NaN where a
             segment has none, which is farther than any.
 
@@ -56,37 +59,37 @@ def fit(video: VideoTokens, recipe: AnswerRecipe, *, num_global: int, nearness: 
     """
     counts = np.array(video.counts)
     cap = recipe.tokens_per_segment or int(counts.sum())
-    room = _room(video, recipe, num_global)
-    if room < 1:
+    room = _room(video, recipe, num_global, num_beside)
+    if room < 1 + num_beside:
         raise TerminalError(
             ErrorCode.BUDGET_TOO_SMALL,
             f"a budget of {recipe.budget} visual tokens has no room beside {num_global} global ones; raise --budget.",
         )
-    if not _is_held(counts, recipe, room):
-        if recipe.focus is None and len(counts) > room:
+    if not _is_held(counts, recipe, room, num_beside):
+        if recipe.focus is None and len(counts) * (1 + num_beside) > room:
             raise TerminalError(
                 ErrorCode.BUDGET_TOO_SMALL,
                 f"a budget of {recipe.budget} visual tokens, {num_global} of them global, is less than one for each of "
                 f"the {len(counts)} segments; raise --budget, or use --focus even to merge neighbouring segments or "
                 "--focus question to keep those nearest to the question.",
             )
-        num_held = max(room // _held_tokens(counts, recipe), 1)
+        num_held = max(room // (_held_tokens(counts, recipe) + num_beside), 1)
         if recipe.focus == "even":
             video = _neighbours_joined(video, num_held)
         elif recipe.focus == "question":
             video = _selected(video, _nearest_and_skeleton(nearness, len(counts), num_held))
-    return _merged(video, _shares(np.minimum(video.counts, cap), room))
+    return _merged(video, _shares(np.minimum(video.counts, cap), room - num_beside * len(video.counts)))
 
 
-def follows_question(video: VideoTokens, recipe: AnswerRecipe, *, num_global: int) -> bool:
+def follows_question(video: VideoTokens, recipe: AnswerRecipe, *, num_global: int, num_beside: int = 0) -> bool:
     """Whether `fit` keeps other segments for another question, so that each question has a prefix of its own."""
-    room = _room(video, recipe, num_global)
-    return recipe.focus == "question" and room > 0 and not _is_held(np.array(video.counts), recipe, room)
+    room, counts = _room(video, recipe, num_global, num_beside), np.array(video.counts)
+    return recipe.focus == "question" and room > num_beside and not _is_held(counts, recipe, room, num_beside)
 
 
-def _room(video: VideoTokens, recipe: AnswerRecipe, num_global: int) -> int:
-    """How many local tokens the budget leaves."""
-    return sum(video.counts) if recipe.budget is None else recipe.budget - num_global
+def _room(video: VideoTokens, recipe: AnswerRecipe, num_global: int, num_beside: int) -> int:
+    """How many rows the budget leaves for local tokens and what stands beside them."""
+    return sum(video.counts) + num_beside * len(video.counts) if recipe.budget is None else recipe.budget - num_global
 
 
 def _held_tokens(counts: NDArray[np.int64], recipe: AnswerRecipe) -> int:
@@ -94,8 +97,8 @@ def _held_tokens(counts: NDArray[np.int64], recipe: AnswerRecipe) -> int:
     return min(HELD_TOKENS, recipe.tokens_per_segment or HELD_TOKENS, int(counts.max()))
 
 
-def _is_held(counts: NDArray[np.int64], recipe: AnswerRecipe, room: int) -> bool:
-    return bool(np.minimum(counts, _held_tokens(counts, recipe)).sum() <= room)
+def _is_held(counts: NDArray[np.int64], recipe: AnswerRecipe, room: int, num_beside: int) -> bool:
+    return bool((np.minimum(counts, _held_tokens(counts, recipe)) + num_beside).sum() <= room)
 
 
 def _shares(caps: NDArray[np.int64], room: int) -> NDArray[np.int64]:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 
 import pyarrow as pa
@@ -11,10 +13,11 @@ from jobs.resources import for_answer
 from jobs.tally import MAX_ATTEMPTS, Stage, start_tally
 from pipeline.language.backend import Group, Request
 from pipeline.language.engine import Engine
-from pipeline.language.families import load_model
+from pipeline.language.families import describe_model, load_model
+from pipeline.language.markers import timeline_of
 from pipeline.store import catalog
 from pipeline.store.ledger import Store
-from pipeline.store.shards import read_tokens
+from pipeline.store.shards import read_segments, read_tokens
 from pipeline.vision.tokens import from_arrow
 from schemas import tables
 from schemas.recipe import AnswerRecipe
@@ -194,3 +197,28 @@ def test_a_network_that_fails_is_a_row_that_the_next_run_asks_again(answering, m
     rows = rows_of(make()[0], groups(RED))
     assert [(row["status"], row["error_code"]) for row in rows] == [("failed", "network")] * 2
     assert "no route" in rows[0]["error"]
+
+
+def test_a_model_with_time_markers_is_told_when_segments_began(answering, model, indexed, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "marked")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "mm_prompt_layout": "time_markers"}))
+    make, groups = answering
+    marked = {"model": str(folder), "weights": describe_model(str(folder)).weights}
+    rows = rows_of(make(**marked)[0], groups(RED, count=4))
+    (fitted,) = rows_of(make(**marked, budget=40, focus="even")[0], groups(RED, count=4).slice(3))
+    for row in rows:
+        snapshot = Store.open(indexed).pin()
+        segments = read_segments(snapshot, [row["write_id"]]).to_pylist()
+        stored = from_arrow(read_tokens(snapshot, [row["write_id"]]))
+        loaded = load_model(str(folder))
+        timeline = timeline_of(stored, segments, 5)
+        (alone,) = Engine(loaded, make(**marked)[0].recipe).answer(
+            [Group(stored.prefix(), [Request("it", "What is red?")], timeline=timeline)]
+        )
+        assert row["answer"] == alone.text
+        beside = sum(len(loaded.marker_ids(segment["start_s"])) for segment in segments)
+        assert row["num_visual_tokens"] == stored.num_visual_tokens + beside
+        assert row["evidence"]
+    assert fitted["status"] == "answered"
+    assert fitted["num_visual_tokens"] <= 40

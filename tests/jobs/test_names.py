@@ -2,7 +2,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from jobs.names import resolve
+from jobs.names import known_names, resolve
 from schemas.errors import InputError
 
 LIVE = [
@@ -20,13 +20,18 @@ GONE = [("/data/x/horse.mp4", "h"), ("/data/y/horse.mp4", None)]
 
 def resolved(*names):
     """Which uri each name leads to, and how many questions are about videos that are not live."""
-    con = duckdb.connect()
+    con = database()
     con.register("given", pa.table({"q": range(len(names)), "question": ["What?"] * len(names), "video": names}))
+    num_not_indexed = resolve(con)
+    return dict(con.execute("SELECT name, uri FROM named JOIN live USING (n)").fetchall()), num_not_indexed
+
+
+def database():
+    con = duckdb.connect()
     for table, rows in {"live": LIVE, "ledger_videos": LIVE + GONE}.items():
         con.execute(f"CREATE TABLE {table} (n INTEGER, uri VARCHAR, external_id VARCHAR)")
         con.executemany(f"INSERT INTO {table} VALUES (?, ?, ?)", [(n, *row) for n, row in enumerate(rows)])
-    num_not_indexed = resolve(con)
-    return dict(con.execute("SELECT name, uri FROM named JOIN live USING (n)").fetchall()), num_not_indexed
+    return con
 
 
 @pytest.mark.parametrize(
@@ -81,3 +86,13 @@ def test_a_name_that_nobody_knows_is_refused_with_a_count_and_an_example(name):
 
 def test_questions_about_videos_that_are_not_live_are_counted():
     assert resolved("dog", "h", "horse", "y/horse.mp4", "horse") == ({"dog": "/data/b/dog.mp4"}, 4)
+
+
+def test_known_names_are_those_of_every_video_there_ever_was():
+    con = database()
+    assert known_names(con, ["dog", "a/cat.mp4", "h", "horse", "nobody", "x", "dog"]) == {
+        "dog",
+        "a/cat.mp4",
+        "h",
+        "horse",
+    }

@@ -233,7 +233,7 @@ def test_pooled_frames_share_their_attention_among_their_patches(served):
         def __getattr__(self, name):
             return getattr(served, name)
 
-        def project(self, prefix, num_whole_frames):
+        def project(self, prefix, num_whole_frames, timeline=None):  # noqa: ARG002 - these have no markers
             frames = prefix.view(num_whole_frames, 6, -1)
             pooled = torch.stack([frames[:, :3].mean(1), frames[:, 3:].mean(1)], dim=1).flatten(0, 1)
             return served.project(torch.cat([pooled, prefix[:1]]), None)

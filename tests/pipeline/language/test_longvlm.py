@@ -60,7 +60,8 @@ def test_a_model_is_described_without_being_built(untrained_folder):
     assert (spec.mm_hidden_size, spec.hidden_size, spec.context) == (64, 128, 8192)
     assert spec.tower == str(untrained_folder / "tower")
     assert (spec.num_global_tokens, spec.feature_layer) == (5, -2)
-    assert (spec.templates, spec.family) == (("long_vlm_v1",), "longvlm")
+    assert (spec.templates[0], spec.family) == ("long_vlm_v1", "longvlm")
+    assert spec.templates == load_longvlm(str(untrained_folder)).templates
     assert spec.vocab_size == len(load_file(untrained_folder / "model.safetensors")[EMBED])
 
 

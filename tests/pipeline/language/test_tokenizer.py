@@ -14,7 +14,8 @@ from schemas.errors import InputError
 )
 def test_ids_and_texts_are_those_of_the_reference_s_fast_tokenizer(golden, layout):
     tokenizer = load_tokenizer(golden.folder / layout)
-    model = LongVLM("", None, None, tokenizer, use_start_end=True, eos_ids=(), banned_ids=())
+    settings = {"use_start_end": True, "layout": "plain", "templates": (), "eos_ids": (), "banned_ids": ()}
+    model = LongVLM("", None, None, tokenizer, **settings)
     cases = json.loads((golden.folder / "tokenizer_golden.json").read_text())
     assert cases
     for case in cases:

@@ -3,7 +3,7 @@ import torch
 from pipeline.language.backend import Group, Request
 from pipeline.language.engine import Engine
 from pipeline.language.longvlm import load_longvlm
-from pipeline.language.untrained import WORDS, build_untrained
+from pipeline.language.untrained import WORDS, Shape, build_untrained
 from schemas.recipe import AnswerRecipe
 
 
@@ -26,7 +26,7 @@ def test_it_answers_in_words(untrained_folder):
 
 
 def test_sizes_can_be_chosen(tmp_path):
-    build_untrained(tmp_path, "openai/clip-vit-large-patch14", 1024, hidden=64, layers=3)
+    build_untrained(tmp_path, "openai/clip-vit-large-patch14", 1024, Shape(hidden=64, layers=3))
     model = load_longvlm(str(tmp_path))
     assert model.projector.weight.shape == (64, 1024)
     assert len(model.llm.model.layers) == 3

@@ -216,3 +216,14 @@ def test_whatever_is_asked_the_budget_holds_and_nothing_is_made_up(counts, budge
         torch.testing.assert_close(sums[1], sums[0], atol=2e-3, rtol=1e-3)
     else:
         assert np.isin(fitted.num_frames, tokens.num_frames).all()
+
+
+def test_rows_beside_each_segment_count_against_the_budget():
+    tokens = video((80,) * 4)
+    assert fit(tokens, recipe(budget=122 + 16), num_global=2, num_beside=4).counts == (30,) * 4
+    assert fit(tokens, recipe(budget=138, focus="even"), num_global=2, num_beside=4).counts == (30,) * 4
+    joined = fit(tokens, recipe(budget=2 + 40, focus="even"), num_global=2, num_beside=4)
+    assert joined.counts == (16, 16)  # two runs of ten tokens or more with their markers, and not four
+    with pytest.raises(TerminalError, match="is less than one for each of the 4 segments"):
+        fit(tokens, recipe(budget=21), num_global=2, num_beside=4)
+    assert fit(tokens, recipe(), num_global=2, num_beside=4) is tokens

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format tinyworld clean
 
 demo: $(READY)
 	$(BIN)/longvlm demo
@@ -19,6 +19,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+tinyworld: $(READY)
+	$(BIN)/python -m tinyworld.make
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

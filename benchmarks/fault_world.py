@@ -18,9 +18,9 @@ from typing import Any, Self
 import numpy as np
 import psutil
 
-from jobs.demo import HEIGHT, WIDTH, write_h264
 from pipeline.language.untrained import build_untrained
 from pipeline.vision.untrained import DIM, build_untrained_tower
+from tinyworld.render import write_h264
 
 DEADLINE_S = 150.0  # for a run of some 15 seconds: later than that it hangs
 HEAD_START_S = 60.0
@@ -70,10 +70,10 @@ def write_video(path: Path, rng: np.random.Generator) -> int:
     """One video of a random colour and length; returns its number of frames."""
     color = rng.integers(0, 255, 3, dtype=np.uint8)
     num_frames = int(rng.integers(6, 25))
-    frames = np.full((num_frames, HEIGHT, WIDTH, 3), 96, dtype=np.uint8)
+    frames = np.full((num_frames, 120, 160, 3), 96, dtype=np.uint8)
     for i in range(num_frames):
         frames[i, 30:90, 4 * i : 4 * i + 60] = color
-    write_h264(path, iter(frames))
+    write_h264(path, frames, fps=12)
     return num_frames
 
 

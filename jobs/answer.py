@@ -121,7 +121,7 @@ def run_answer(order: AnswerOrder) -> AnswerReport:
     if report.asking.num_pending and not order.dry_run:
         record_run(report.store, "answer", report.as_json(), report.stages)
         merge_small_files(report.store)
-        _refresh_index(report.store, report)
+        refresh_index(report.store, report.notes)
     return report
 
 
@@ -164,11 +164,12 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     return report
 
 
-def _refresh_index(store: Store, report: AnswerReport) -> None:
+def refresh_index(store: Store, notes: list[str]) -> None:
+    """Bring index.duckdb up to date; why it could not be goes into the notes of a run."""
     try:
         catalog.write_index_duckdb(store.uri, store.pin())
     except InputError as error:  # a file that the log names is gone; what was answered stays answered
-        report.notes.append(f"index.duckdb was left as it was: {error}")
+        notes.append(f"index.duckdb was left as it was: {error}")
 
 
 class Commits:

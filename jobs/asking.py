@@ -41,7 +41,7 @@ GROUPS = pa.schema(  # a video and what is asked about it; a video with very man
 
 # A question's hash, 64 bits as 16 hex characters: of its text, or of all that says how it is to be answered, with unit
 # separators in between. In the plan it stands as a number.
-_HASH = """
+HASH = """
 CREATE TEMP MACRO hash_of(kind, choices, form, question) AS substr(sha256(CASE WHEN kind = 'text' THEN question
     ELSE kind || chr(31) || coalesce(array_to_string(choices, chr(31)), '') || chr(31) || coalesce(form, '')
         || chr(31) || question END), 1, 16);
@@ -229,7 +229,7 @@ def _connect(snapshot: Snapshot, questions: pa.Table) -> duckdb.DuckDBPyConnecti
     con.execute("DROP VIEW tokens")  # so that a predicate is told that they are not there, instead of finding none
     con.execute(f"SET memory_limit = '{PLAN_MEMORY_GB}GB'")  # beyond that it goes to disk
     access.seal(con, read)  # the predicate is somebody's own SQL
-    con.execute(_HASH)
+    con.execute(HASH)
     numbers = pa.array(np.arange(len(questions), dtype=np.int32))
     con.register("given", questions.select(tables.QUESTIONS.names).append_column("q", numbers))
     return con

@@ -12,10 +12,12 @@ from typing import Any, TextIO
 import click
 
 from jobs.commands.answering import answer, compare
+from jobs.commands.evaluating import evaluate
 from jobs.commands.exporting import export
 from jobs.commands.indexing import index
 from jobs.commands.looking import recipe, search, sql, status
 from jobs.commands.running import doctor, nightly, submit
+from jobs.commands.training import train
 from jobs.commands.upkeep import forget, maintain
 from jobs.logs import start_driver
 from jobs.options import StoppedError
@@ -82,7 +84,8 @@ def demo(*, folder: Path | None) -> None:
     run_demo(folder)
 
 
-for command in (index, answer, sql, export, search, status, recipe, compare, maintain, forget, nightly, submit, doctor):
+LOOKING = (sql, export, search, status, recipe)
+for command in (index, answer, *LOOKING, compare, evaluate, train, maintain, forget, nightly, submit, doctor):
     main.add_command(command)
 
 

@@ -7,14 +7,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jobs.report import print_rows, terminal
+from jobs.report import NO_MATPLOTLIB, print_rows, terminal
 from pipeline.language.agreement import is_right, same
 from pipeline.language.backend import Answer
 from pipeline.language.typed import read_value
-from schemas.errors import InputError
 
 PLOT = "compare.png"
-_NO_MATPLOTLIB = "there is no plot, because matplotlib is not installed: pip install 'longvlm-index[compare]'."
 
 Key = tuple[int, int]  # of a video in the sample, and of a question in its file
 
@@ -131,18 +129,9 @@ def print_comparison(comparison: Comparison, plot: Path | None) -> None:
         f"baseline: {comparison.baseline}",
         f"{num_asked} questions about {len(comparison.videos)} videos; {told}",
         *([f"{num_elsewhere} questions name videos that the source lacks"] if num_elsewhere else []),
-        f"plot: {plot}" if plot else _NO_MATPLOTLIB,
+        f"plot: {plot}" if plot else NO_MATPLOTLIB,
     ]
     terminal().print("\n".join(lines), markup=False, highlight=False)
-
-
-def plot_folder(folder: Path) -> Path:
-    """Make the folder that `save_plot` is to write into, before a run of hours; InputError if it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the plot cannot be saved in {folder} ({error.strerror}); use another --out.") from error
-    return folder
 
 
 def save_plot(figures: list[dict[str, Any]], folder: Path) -> Path | None:

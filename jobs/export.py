@@ -14,8 +14,8 @@ from pipeline.store.files import is_local
 from pipeline.store.ledger import Store
 from schemas.errors import InputError
 
-_TABLES = ("videos", "answers", "answers_wide", "failures", "runs", "recipes")
-_LEDGERS = ("videos", "answers", "runs", "recipes")  # what these are made of; a table not pinned costs nothing
+_TABLES = ("videos", "answers", "answers_wide", "verdicts", "scores", "failures", "runs", "recipes")
+_LEDGERS = ("videos", "answers", "verdicts", "runs", "recipes")  # what these are made of
 _MEMORY_GB = 2.0  # of DuckDB's; rows stream, only the newest of each video has to be found, and more goes to disk
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 
-def _without_secrets(_context: click.Context, _parameter: click.Parameter, address: str) -> str:
+def without_secrets(_context: click.Context, _parameter: click.Parameter, address: str) -> str:
     """An address that may stand in logs."""
     from pipeline.ingest.objects import refuse_secrets
 
@@ -18,7 +18,7 @@ STORE = click.option(
     "--store",
     required=True,
     metavar="S",
-    callback=_without_secrets,
+    callback=without_secrets,
     help="Folder or bucket prefix that holds the tables.",
 )
 MODEL = click.option("--model", metavar="M", help="Folder or hub id of a model; default: what the store remembers.")

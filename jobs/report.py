@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +29,9 @@ from rich.text import Text
 
 from pipeline.store.ledger import Store
 from schemas import tables
+from schemas.errors import InputError
 
+NO_MATPLOTLIB = "there is no plot, because matplotlib is not installed: pip install 'longvlm-index[compare]'."
 POLL_S = 0.5
 VERSIONS = ("longvlm-index", "ray", "torch", "transformers", "pyarrow", "deltalake", "duckdb")
 
@@ -88,6 +91,15 @@ def bottleneck(stages: dict[str, dict[str, float]], wall_s: float) -> str | None
 def busy_share(stage: dict[str, float], wall_s: float) -> float:
     """Busy seconds per worker and second of the run."""
     return stage["busy_s"] / (max(stage["workers"], 1) * max(wall_s, 1e-9))
+
+
+def plot_folder(folder: Path, option: str) -> Path:
+    """Make the folder that plots are to go to, before a run of hours; InputError, naming the option, if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"nothing can be saved in {folder} ({error.strerror}); use another {option}.") from error
+    return folder
 
 
 def terminal() -> Console:

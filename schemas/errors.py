@@ -28,6 +28,7 @@ class ErrorCode(StrEnum):
     BUDGET_TOO_SMALL = "budget_too_small"
     BAD_TOKENS = "bad_tokens"
     ANSWER_FAILED = "answer_failed"
+    JUDGE_FAILED = "judge_failed"
 
 
 ANY_CODE = "all"  # where codes of failures to retry are named: whatever they failed of

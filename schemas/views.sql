@@ -1,5 +1,5 @@
--- The views of a store. They stand on six relations with the columns of schemas/tables.py, made beforehand from pinned
--- files: ledger_videos, ledger_segments, ledger_tokens, ledger_answers, ledger_recipes, ledger_runs.
+-- The views of a store. They stand on seven relations with the columns of schemas/tables.py, made beforehand from pinned
+-- files: ledger_videos, ledger_segments, ledger_tokens, ledger_answers, ledger_verdicts, ledger_recipes, ledger_runs.
 -- Newest = largest (seq, write_id). A row that says `deleted` ends every recipe of its video.
 
 -- The recipe whose videos the views below show: the one promoted last.
@@ -94,6 +94,28 @@ JOIN (SELECT write_id, video_id, uri, external_id, recipe FROM live_videos) v US
 QUALIFY row_number() OVER (
     PARTITION BY a.write_id, a.question_id, a.question_hash, a.answer_recipe ORDER BY a.created_at DESC, a.run_id DESC
 ) = 1;
+
+-- What judges said of answers from what is live, each newest. Two evaluations side by side, question by question:
+--   SELECT a.uri, a.question, a.reference, a.prediction AS of_a, b.prediction AS of_b, a.score, b.score
+--   FROM verdicts a JOIN verdicts b USING (benchmark, dimension, write_id, question_id, question, reference)
+--   WHERE a.model = 'A' AND b.model = 'B'  -- or a.answer_recipe and b.answer_recipe, or a.judge and b.judge
+CREATE VIEW verdicts AS
+SELECT c.* REPLACE (v.video_id AS video_id, v.uri AS uri), v.external_id, v.recipe
+FROM ledger_verdicts c
+JOIN (SELECT write_id, video_id, uri, external_id, recipe FROM live_videos) v USING (write_id)
+QUALIFY row_number() OVER (
+    PARTITION BY c.write_id, c.benchmark, c.dimension, c.question_id, c.question, c.reference, c.answer_recipe, c.judge
+    ORDER BY c.created_at DESC, c.run_id DESC
+) = 1;
+
+-- Evaluations in the large, a row each: means over what was judged. How many questions a benchmark has is known to its
+-- file alone; `longvlm evaluate` counts those that are missing.
+CREATE VIEW scores AS
+SELECT benchmark, dimension, model, answer_recipe, judge, count(*) AS num_verdicts,
+    count(*) FILTER (status = 'judged') AS num_judged,
+    avg(score) FILTER (status = 'judged') AS score,
+    avg(is_right::INTEGER) FILTER (status = 'judged') AS accuracy
+FROM verdicts GROUP BY ALL;
 
 -- One row a recipe: under its newest name and model, since when it is known, and whether the views show it.
 CREATE VIEW recipes AS

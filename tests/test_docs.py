@@ -35,7 +35,7 @@ def test_the_tree_is_the_tree():
             indent, name = found.groups()
             room = room if indent else name
             listed |= {f"{room}{name}"} if indent else set()
-    rooms = ("schemas", "pipeline", "jobs")
+    rooms = ("schemas", "pipeline", "tinyworld", "jobs")
     files = {str(path.relative_to(ROOT)) for room in rooms for path in (ROOT / room).rglob("*.*")}
     assert listed == {file for file in files if file.endswith((".py", ".sql")) and not file.endswith("__init__.py")}
 

@@ -16,20 +16,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 import tinyworld
 from pipeline.language.prompt import TEMPLATES
 from pipeline.language.untrained import Shape, build_untrained
-from tinyworld.questions import all_questions, clock
+from tinyworld.questions import all_questions, clock, timed_captions
 from tinyworld.scenes import draw_scene, generator
 from tinyworld.tower import DIM, train_tower, write_untrained
-from tinyworld.world import make_world, read_questions
+from tinyworld.world import make_world, read_questions, video_name
 
 TRAIN_SEED, CHOOSE_SEED, TEST_SEED = 0, 1, 2  # training, choosing between recipes, and the figures that are told
 NUM_VIDEOS, TOWER_VIDEOS, TOWER_STEPS = 4000, 950, 1400
-PER_KIND = {"what": 2, "where": 2, "motion": 2}  # questions a video; one of any other kind
+PER_KIND = {"what": 3, "where": 3, "motion": 2}  # questions a video; one of any other kind
 SHAPE = {"hidden": 128, "layers": 4, "intermediate": 384}
 HERE = Path(__file__).parent
 
@@ -40,6 +41,7 @@ def vocabulary() -> tuple[str, ...]:
     for number in range(300):
         asked = all_questions(draw_scene(TRAIN_SEED, number), generator(TRAIN_SEED, number, 1))
         texts += [text for one in asked for text in (one.question, one.answer)]
+        texts += [text for _, text in timed_captions(draw_scene(TRAIN_SEED, number))]
     words = {word for text in texts for word in re.findall(r"[a-z]+|[^\w\s]", text.lower())}
     return (*sorted(words), *(clock(segment) for segment in range(30)))
 
@@ -52,7 +54,14 @@ def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_S
     lessons, model = work / "lessons.jsonl", work / "model"
     if not lessons.exists():
         rows = read_questions(make_world(videos, TRAIN_SEED, num_videos, PER_KIND))
-        told = [{"video_id": row["video"], "q": row["question"], "a": row["answer"]} for row in rows]
+        told: list[dict[str, Any]] = [
+            {"video_id": row["video"], "q": row["question"], "a": row["answer"]} for row in rows
+        ]
+        told += [
+            {"video_id": video_name(TRAIN_SEED, number), "start_s": start_s, "caption": text}
+            for number in range(num_videos)
+            for start_s, text in timed_captions(draw_scene(TRAIN_SEED, number))
+        ]
         _write(lessons, "".join(json.dumps(row) + "\n" for row in told))
     if not (tower / "config.json").exists():
         draft = work / "tower-draft"

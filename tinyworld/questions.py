@@ -32,6 +32,15 @@ MOTION_ANSWERS = {
     "shrinks": "shrinks",
     "still": "stays still",
 }
+_MOTION_WORDS = {
+    "left": "leftward",
+    "right": "rightward",
+    "up": "upward",
+    "down": "downward",
+    "grows": "growing",
+    "shrinks": "shrinking",
+    "still": "resting",
+}
 NUMBERS = ("zero", "one", "two", "three", "four")
 _THIRDS = (1 / 3, 2 / 3)
 _MIDDLE_Y = 0.64
@@ -53,13 +62,20 @@ def clock(segment: int) -> str:
     return f"{minutes}:{seconds:02}"
 
 
-def place_of(event: Event, segment: int) -> str | None:
-    """Where in the frame an event's object is on the average of a segment; None near a border."""
+def place_of(event: Event, segment: int) -> str:
+    """Where in the frame an event's object is on the average of a segment."""
     x, y, _ = event.at(segment + 0.5)
-    if min(abs(x - border) for border in _THIRDS) < _MARGIN or abs(y - _MIDDLE_Y) < _MARGIN:
-        return None
-    column = ("left", "center", "right")[int(np.searchsorted(_THIRDS, x))]
-    return f"{'upper' if y < _MIDDLE_Y else 'lower'} {column}"
+    return f"{'upper' if y < _MIDDLE_Y else 'lower'} {('left', 'center', 'right')[_third(x)]}"
+
+
+def _is_clear(event: Event, segment: int) -> bool:
+    """Whether the object is clear of borders between places then."""
+    x, y, _ = event.at(segment + 0.5)
+    return min(abs(x - border) for border in _THIRDS) >= _MARGIN and abs(y - _MIDDLE_Y) >= _MARGIN
+
+
+def _third(x: float) -> int:
+    return int(np.searchsorted(_THIRDS, x))
 
 
 def named(thing: str) -> str:
@@ -70,6 +86,19 @@ def named(thing: str) -> str:
 def caption(scene: Scene) -> str:
     """All that happens, in order."""
     return ", then ".join(f"{named(event.name)} {MOTION_ANSWERS[event.motion]}" for event in scene.events)
+
+
+def timed_captions(scene: Scene) -> list[tuple[int, str]]:
+    """What each segment shows, and from which second on: key words, each of which means one thing."""
+    told = []
+    for segment in range(scene.num_segments):
+        event = scene.event_at(segment)
+        x, half = scene.house_at(segment + 0.5)
+        size = ("small", "medium", "large")[int(np.searchsorted((0.14, 0.19), half))]
+        house = f"house {('west', 'middle', 'east')[_third(x)]} {size}"
+        seen = f"{event.name} {place_of(event, segment)} {_MOTION_WORDS[event.motion]}"
+        told.append((segment * SEGMENT_S, f"{seen} {house}"))
+    return told
 
 
 def all_questions(scene: Scene, random: np.random.Generator) -> list[Question]:
@@ -86,8 +115,8 @@ def all_questions(scene: Scene, random: np.random.Generator) -> list[Question]:
     for segment in range(scene.num_segments):
         event = scene.event_at(segment)
         asked.append(Question("what", f"what is seen at {clock(segment)}?", named(event.name)))
-        if place := place_of(event, segment):
-            asked.append(Question("where", f"where is the object at {clock(segment)}?", place))
+        if _is_clear(event, segment):
+            asked.append(Question("where", f"where is the object at {clock(segment)}?", place_of(event, segment)))
     asked += [Question("motion", f"how does the {e.name} move?", f"it {MOTION_ANSWERS[e.motion]}") for e in events]
     for earlier, later in pairwise(events):
         asked.append(Question("after", f"what comes after the {earlier.name}?", named(later.name)))

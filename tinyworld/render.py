@@ -1,7 +1,9 @@
 """Scenes as frames, and as real H.264 files."""
 
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from tinyworld.scenes import SEGMENT_S, SKY, Scene
 
 SIDE, FPS = 112, 4  # pixels, frames a second
 Frame = NDArray[np.uint8]
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating[Any]]
 
 SKIES = {"meadow": (150, 200, 245), "desert": (245, 215, 185), "sea": (175, 185, 195), "night": (15, 18, 50)}
 GROUNDS = {"meadow": (165, 215, 140), "desert": (215, 180, 120), "sea": (60, 110, 140), "night": (50, 45, 60)}
@@ -90,15 +92,21 @@ def _shape(name: str, x: Plane, y: Plane, radius: float) -> Plane:
 
 def write_video(path: Path, scene: Scene) -> None:
     """Encode a scene as an H.264 MP4 of FPS frames a second."""
+    per_segment = SEGMENT_S * FPS
+    times = ((number + 0.5) / per_segment for number in range(scene.num_segments * per_segment))
+    write_h264(path, (draw_frame(scene, time) for time in times), FPS)
+
+
+def write_h264(path: Path, frames: Iterable[Frame], fps: int) -> None:
+    """Encode RGB frames [H, W, 3], even in both, as an H.264 MP4."""
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"crf": "20", "preset": "veryfast"})
-        stream.width = stream.height = SIDE
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "20", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        num_frames = scene.num_segments * SEGMENT_S * FPS
-        for number in range(num_frames):
-            frame = draw_frame(scene, (number + 0.5) / (SEGMENT_S * FPS))
+        for number, frame in enumerate(frames):
+            if number == 0:  # the codec opens with the first frame
+                stream.height, stream.width = frame.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))

@@ -26,7 +26,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from schemas.recipe import METRIC_HEADS
 from tinyworld.questions import PLACE_ANSWERS, describe_frame
-from tinyworld.render import FPS, SIDE, cover
+from tinyworld.render import FPS, SIDE, Plane, cover
 from tinyworld.scenes import COLOURS, PLACES, SEGMENT_S, SHAPES, Scene, draw_scene
 
 IMAGE_PX, PATCH_PX, DIM, LAYERS = 56, 8, 128, 5
@@ -88,8 +88,9 @@ class Frames:
 
     def take(self, rows: NDArray[np.int64]) -> "Frames":
         """Some of them."""
-        parts = (self.pixels, self.kinds, self.thing, self.places, self.house)
-        return Frames(*(part[rows] for part in parts), [self.texts[row] for row in rows])
+        texts = [self.texts[row] for row in rows]
+        seen = (self.pixels[rows], self.kinds[rows])
+        return Frames(*seen, self.thing[rows], self.places[rows], self.house[rows], texts)
 
 
 def read_frames(folder: Path, seed: int, num_videos: int) -> Frames:
@@ -125,7 +126,7 @@ def _truth(
     return kinds_P, thing, places, house, describe_frame(scene, segment)
 
 
-def _by_patch(plane_HW: NDArray[np.float32]) -> NDArray[np.float32]:
+def _by_patch(plane_HW: Plane) -> Plane:
     px = SIDE // GRID
     return plane_HW.reshape(GRID, px, GRID, px).mean(axis=(1, 3)).reshape(-1)
 

@@ -11,6 +11,11 @@ from tinyworld.scenes import draw_scene
 QUESTIONS_FILE = "questions.jsonl"
 
 
+def video_name(seed: int, number: int) -> str:
+    """What a video's file is called, without its ending."""
+    return f"tiny-{seed}-{number:05}"
+
+
 def read_questions(path: Path) -> list[dict[str, str]]:
     """The rows of a question file of `make_world`."""
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -25,7 +30,7 @@ def make_world(folder: Path, seed: int, num_videos: int, per_kind: Mapping[str, 
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(num_videos):
-        name = f"tiny-{seed}-{number:05}"
+        name = video_name(seed, number)
         scene = draw_scene(seed, number)
         write_video(folder / f"{name}.mp4", scene)
         for i, asked in enumerate(draw_questions(scene, seed, number, per_kind)):

@@ -140,11 +140,12 @@ def _asked(ask: str | None, questions: str | None, kind: str | None, choices: st
 def compare(*, source: str, budgets: str | None, out: Path, as_json: bool, **options: Any) -> None:
     """Ask about some videos of SOURCE through transformers' own path and from stored tokens: what does merging cost?"""
     from jobs.compare import CompareOrder, read_budgets, run_compare
-    from jobs.comparison import plot_folder, print_comparison, save_plot
+    from jobs.comparison import print_comparison, save_plot
+    from jobs.report import plot_folder
     from pipeline.ingest.corpus import Source
 
     named = None if budgets is None else read_budgets(budgets)
-    folder = plot_folder(out)
+    folder = plot_folder(out, "--out")
     comparison = run_compare(CompareOrder(Source(source), budgets=named, show_progress=not as_json, **options))
     figures = comparison.figures()
     plot = save_plot(figures, folder)

@@ -14,6 +14,7 @@ from pipeline.language.typed import read_value
 from schemas.errors import InputError
 
 RIGHT_ANSWER = ("answer", "A")  # the column's names in question files; the second in one of VideoChatGPT's layouts
+_ARTICLES = {"a", "an", "the"}
 _YES, _NO = ("yes", "true"), ("no", "false")
 
 
@@ -34,11 +35,11 @@ def same(question: dict[str, Any], one: str, other: str) -> bool:
 def is_right(question: dict[str, Any], answer: str, right: str) -> bool:
     """Whether an answer is the right one of a question file, as `read_right_answers` gives it.
 
-    Text is right if it is equal but for capitals, white space and punctuation around it.
+    Text is right if it is equal as `normalised`.
     """
     if question["type"] == "text":
-        return _normalised(answer) == _normalised(right)
-    value, wanted = read_value(question, answer), _value(question, right)
+        return normalised(answer) == normalised(right)
+    value, wanted = read_value(question, answer), right_value(question, right)
     return value is not None and wanted is not None and _equal(question["type"], value, wanted)
 
 
@@ -56,7 +57,7 @@ def read_right_answers(path: str, questions: dict[int, dict[str, Any]]) -> dict[
     answers = {place: _text(cells[place]) for place in questions}
     for place, answer in answers.items():
         kind = questions[place]["type"]
-        if answer is not None and kind != "text" and _value(questions[place], answer) is None:
+        if answer is not None and kind != "text" and right_value(questions[place], answer) is None:
             raise InputError(
                 f"row {place + 1} of the question file {path} is of type {kind}, but its right answer, {answer!r}, is "
                 "not; correct it, or leave it empty."
@@ -98,13 +99,13 @@ def _text(cell: Any) -> str | None:
     return text or None
 
 
-def _value(question: dict[str, Any], right: str) -> str | None:
+def right_value(question: dict[str, Any], right: str) -> str | None:
     """What people write as a right answer, as `read_value` gives values."""
     if question["type"] == "bool":
-        said = _normalised(right)
+        said = normalised(right)
         return "true" if said in _YES else "false" if said in _NO else None
     if question["type"] == "choice":
-        return next((choice for choice in question["choices"] if _normalised(choice) == _normalised(right)), None)
+        return next((choice for choice in question["choices"] if _as_choice(choice) == _as_choice(right)), None)
     return read_value(question, right)
 
 
@@ -115,5 +116,15 @@ def _equal(kind: str, one: str, other: str) -> bool:
     return one == other
 
 
-def _normalised(text: str) -> str:
+def _as_choice(text: str) -> str:
+    """A choice but for capitals and what stands around it; articles count, since "a" may be one."""
     return " ".join(text.casefold().split()).strip(string.punctuation + " ")
+
+
+def normalised(text: str) -> str:
+    """A text in lower case, without articles, punctuation around its words, and more than a space between them.
+
+    Signs inside a word stay: 3.5 is not 35. What consists of such words alone keeps its articles.
+    """
+    words = [bare for word in text.casefold().split() if (bare := word.strip(string.punctuation))]
+    return " ".join([word for word in words if word not in _ARTICLES] or words)

@@ -33,7 +33,7 @@ def ask(question: str, kind: str = "text", choices: Sequence[str] = ()) -> pa.Ta
         texts = pa.RecordBatch.from_pylist([row], schema=TEXTS)
     except UnicodeEncodeError as error:  # what a terminal of another encoding hands over
         raise InputError("the question is not UTF-8 text; type it again, or read it from a file.") from error
-    return _checked(texts, lambda _: "the question")
+    return check_texts(texts, lambda _: "the question")
 
 
 def read_questions(path: str) -> pa.Table:
@@ -51,18 +51,19 @@ def read_questions(path: str) -> pa.Table:
     batches: list[pa.Table] = []
     num_rows = 0
     for batch in read_batches(path):
-        batches.append(_checked(batch, partial(_row_of, path, num_rows)))
+        batches.append(check_texts(batch, partial(row_of, path, num_rows)))
         num_rows += len(batch)
     if not num_rows:
         raise InputError(f"the question file {path} holds no questions.")
     return pa.concat_tables(batches)
 
 
-def _row_of(path: str, rows_before: int, row: int) -> str:
+def row_of(path: str, rows_before: int, row: int) -> str:
+    """A row of a file as sentences name it: the first is row 1."""
     return f"row {rows_before + row + 1} of the question file {path}"
 
 
-def _checked(texts: pa.RecordBatch, name_row: Callable[[int], str]) -> pa.Table:
+def check_texts(texts: pa.RecordBatch, name_row: Callable[[int], str]) -> pa.Table:
     """Rows as tables.QUESTIONS; InputError, which `name_row` begins, for the first that cannot be asked."""
     question = texts["question"]
     kind = pc.fill_null(_not_empty(texts["type"]), "text")

@@ -1,4 +1,4 @@
-"""Writes whose tokens, segments and answers nobody can see any more, and since when."""
+"""Writes whose tokens, segments, answers and verdicts nobody can see any more, and since when."""
 
 import time
 from datetime import timedelta
@@ -66,7 +66,7 @@ def dead_writes(store: Store, retention_hours: float) -> Dead:
     """
     before_s = time.time() - retention_hours * 3600
     before_us, since_us = int(before_s * 1e6), int((before_s - _LOOK_BACK_S) * 1e6)
-    snapshot = store.pin(("videos", "segments", "tokens", "answers"))
+    snapshot = store.pin(("videos", "segments", "tokens", "answers", "verdicts"))
     with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
         superseded = con.sql(_SUPERSEDED, params={"before": before_us, "since": since_us}).to_arrow_table()
         con.execute("CREATE TEMP TABLE held (write_id VARCHAR, added_us BIGINT)")
@@ -79,9 +79,9 @@ def dead_writes(store: Store, retention_hours: float) -> Dead:
 
 
 def recent_files(snapshot: Snapshot, retention_hours: float) -> dict[str, tuple[DataFile, ...]]:
-    """The files of writes that the nights before may not know; of answers all, which come at any time."""
+    """The files of writes that the nights before may not know; of answers and verdicts all: they come at any time."""
     since = _first_write_id(time.time() - retention_hours * 3600 - _LOOK_BACK_S)
-    found = {"answers": snapshot.table("answers").files}
+    found = {table: snapshot.table(table).files for table in ("answers", "verdicts")}
     for table in ("tokens", "segments"):
         files = snapshot.table(table).files
         found[table] = tuple(file for file in files if file.max_write_id is not None and file.max_write_id >= since)

@@ -22,6 +22,7 @@ from schemas import tables
 _ERASED = (
     "tokens",
     "segments",
+    "verdicts",
     "answers",
     "videos",
 )  # the ledger last: an erasure that was cut off finds its way by it
@@ -65,6 +66,7 @@ SELECT video_id FROM (
     SELECT video_id, write_id FROM ledger_tokens
     UNION ALL SELECT video_id, write_id FROM ledger_segments
     UNION ALL SELECT video_id, write_id FROM ledger_answers
+    UNION ALL SELECT video_id, write_id FROM ledger_verdicts
 ) SEMI JOIN forgotten USING (video_id) ANTI JOIN (SELECT write_id FROM ledger_videos) USING (write_id)
 """
 
@@ -130,7 +132,7 @@ def erase(store: Store, video_ids: Sequence[str], run_id: str) -> Erased:
     erased = Erased(len(family.video_ids), dict.fromkeys(_ERASED, 0))
     for table in _ERASED:
         _rewrite_holders(store, table, family, erased)
-    for table in tables.TABLES:
+    for table in filter(store.has, tables.TABLES):
         dropped = unreferenced(store, table, 0, full=False)
         _delete(store, table, dropped, erased)
         if table in _ERASED:
@@ -141,7 +143,7 @@ def erase(store: Store, video_ids: Sequence[str], run_id: str) -> Erased:
 def left_over(store: Store, retention_hours: float) -> list[str]:
     """Forgotten videos of which rows are there again: a run that was under way committed them later.
 
-    Looked through are the ledger, all answers, and the tokens and segments of the last two weeks.
+    Looked through are the ledger, all answers and verdicts, and the tokens and segments of the last two weeks.
     """
     snapshot = store.pin(_ERASED)
     recent = {table: PinnedTable(0, files) for table, files in recent_files(snapshot, retention_hours).items()}

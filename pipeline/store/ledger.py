@@ -23,8 +23,17 @@ from schemas.errors import InputError
 from schemas.recipe import IndexRecipe, from_spec
 from schemas.tables import TABLES
 
-_CREATED = ("tokens", "segments", "answers", "recipes", "runs", "videos")  # videos last: it makes the store exist
-_PINNED = ("videos", "segments", "tokens", "answers", "recipes", "runs")  # videos first: what it names is then there
+_CREATED = (
+    "tokens",
+    "segments",
+    "answers",
+    "verdicts",
+    "recipes",
+    "runs",
+    "videos",
+)  # videos last: it makes the store exist
+_PINNED = ("videos", "segments", "tokens", "answers", "verdicts", "recipes", "runs")  # videos first: its names hold
+_ADDED_LATER = ("verdicts",)  # tables that stores of earlier versions lack until something is written to them
 _COMMIT_TRIES = 8
 
 
@@ -103,10 +112,19 @@ class Store:
     def pin(self, names: Sequence[str] = _PINNED) -> Snapshot:
         """The files of every table (or of those named) now: videos first, so that whatever it names is there."""
         pinned = {}
-        for name in names:
+        for name in filter(self.has, names):
             handle = self.handle(name)
             pinned[name] = PinnedTable(handle.version(), _data_files(f"{self.uri}/{name}", handle))
         return Snapshot(pinned)
+
+    def has(self, table: str) -> bool:
+        """Whether a table is there: one that an earlier version did not know may be missing, and is then empty."""
+        if table in _ADDED_LATER:
+            try:
+                self._table(table)
+            except TableNotFoundError:
+                return False
+        return True
 
     def recipes(self) -> list[RegisteredRecipe]:
         """Every recipe registered, in the order they became known."""
@@ -146,6 +164,8 @@ class Store:
         if not rows.num_rows:
             return
         schema = TABLES[table]
+        if not self.has(table):
+            _create_table(f"{self.uri}/{table}", schema)
         if "seq" in schema.names:
             seq = pa.repeat(pa.scalar(self._next_seq(table), pa.int64()), rows.num_rows)
             rows = (rows.drop_columns("seq") if "seq" in rows.column_names else rows).append_column("seq", seq)

@@ -22,8 +22,8 @@ from pipeline.store.ledger import Store
 from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from schemas.tables import TABLES
 
-_MERGED = ("videos", "segments", "answers")  # at the end of each job; tokens are large as they come
-_COMPACTED = ("tokens", "segments", "answers")  # whose rows die
+_MERGED = ("videos", "segments", "answers", "verdicts")  # at the end of each job; tokens are large as they come
+_COMPACTED = ("tokens", "segments", "answers", "verdicts")  # whose rows die
 _SMALL_BYTES = 16 << 20
 _TARGET_BYTES = 64 << 20
 _PIECE_BYTES = 32 << 20  # of rows in memory, before they are ordered and written
@@ -58,7 +58,7 @@ class DamagedError(Exception):
 
 
 def merge_small_files(store: Store) -> dict[str, int]:
-    """Merge the small files of `videos`, `segments` and `answers`; meant for the end of a job.
+    """Merge the small files of `videos`, `segments`, `answers` and `verdicts`; meant for the end of a job.
 
     Every row is kept. Nothing is deleted from the disk, so readers that pinned the store before still find their files.
     Where another writer keeps changing a table it is left as it is until the next job: its small files do no harm. So

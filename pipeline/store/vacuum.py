@@ -23,7 +23,7 @@ def vacuum(store: Store, retention_hours: float) -> dict[str, int]:
         stores let them expire); drafts: leftovers of `index.duckdb` and of samples (local only).
     """
     swept = {"files": 0, "bytes": 0}
-    for table in TABLES:
+    for table in filter(store.has, TABLES):
         fs, root = filesystem(f"{store.uri}/{table}")
         for path, num_bytes in unreferenced(store, table, retention_hours).items():
             with contextlib.suppress(FileNotFoundError):  # another one is at it too

@@ -40,7 +40,7 @@ def test_what_it_copies_exists_and_is_let_through():
 
 
 def test_every_room_of_the_project_is_in_the_image():
-    assert all(f"COPY {room} ./{room}" in DOCKERFILE for room in ("schemas", "pipeline", "jobs"))
+    assert all(f"COPY {room} ./{room}" in DOCKERFILE for room in ("schemas", "pipeline", "tinyworld", "jobs"))
 
 
 def test_versions_are_pinned_and_no_secret_or_index_is_named():

@@ -1,6 +1,7 @@
 import pytest
 
-from jobs.comparison import Comparison, PathReport, plot_folder, print_comparison, save_plot
+from jobs.comparison import Comparison, PathReport, print_comparison, save_plot
+from jobs.report import plot_folder
 from pipeline.language.backend import Answer
 from schemas.errors import ErrorCode, InputError, TerminalError
 
@@ -53,7 +54,7 @@ def test_the_table_leaves_out_what_there_is_nothing_of(capsys):
 
 
 def test_the_plot_is_drawn_for_whatever_is_known(tmp_path):
-    folder = plot_folder(tmp_path / "new")
+    folder = plot_folder(tmp_path / "new", "--out")
     for texts in (("x", "y"), (None, None)):
         comparison = compared(path("baseline", *texts), path("full", "x", "z"), path("budget-8", "x", "y"))
         plot = save_plot(comparison.figures(), folder)
@@ -61,4 +62,4 @@ def test_the_plot_is_drawn_for_whatever_is_known(tmp_path):
         plot.unlink()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="use another --out"):
-        plot_folder(tmp_path / "file")
+        plot_folder(tmp_path / "file", "--out")

@@ -2,7 +2,7 @@ import hashlib
 import json
 
 from tinyworld import WORLD_VERSION
-from tinyworld.questions import KINDS, all_questions, caption, draw_questions, named, place_of
+from tinyworld.questions import KINDS, all_questions, caption, draw_questions, named, place_of, timed_captions
 from tinyworld.scenes import draw_scene, generator
 
 SCENES = [draw_scene(5, number) for number in range(200)]
@@ -43,11 +43,19 @@ def test_things_that_are_not_there_are_answered_with_no():
 
 
 def test_nobody_is_asked_for_a_place_near_a_border():
-    asked = [place_of(event, segment) for scene in SCENES for event in scene.events for segment in range(3)]
-    assert None in asked
-    assert {place for place in asked if place} == {
+    asked = [asked for number in range(len(SCENES)) for asked in _asked(number) if asked.kind == "where"]
+    assert len(asked) < sum(scene.num_segments for scene in SCENES)
+    assert {one.answer for one in asked} == {
         f"{a} {b}" for a in ("upper", "lower") for b in ("left", "center", "right")
     }
+
+
+def test_every_segment_has_a_caption_of_its_own_time():
+    for scene in SCENES:
+        told = timed_captions(scene)
+        assert [at_s for at_s, _ in told] == list(range(0, 2 * scene.num_segments, 2))
+        for segment, (_, text) in enumerate(told):
+            assert text.startswith(f"{scene.event_at(segment).name} {place_of(scene.event_at(segment), segment)} ")
 
 
 def test_kinds_are_drawn_evenly_and_the_same_again():

@@ -27,6 +27,8 @@ def answer(store, name, text):
     (video,) = rows(store, f"FROM live_videos WHERE uri = '{stores.uri_of(name)}'")
     given = {"write_id": video["write_id"], "video_id": video["video_id"], "uri": video["uri"], "answer": text}
     store.append("answers", pa.Table.from_pylist([{**given, "question": f"about {name}?"}], tables.ANSWERS))
+    said = {name: given[name] for name in ("write_id", "video_id", "uri")} | {"prediction": text, "judge": "exact#1"}
+    store.append("verdicts", pa.Table.from_pylist([said], tables.VERDICTS))
 
 
 def bytes_below(folder):
@@ -61,7 +63,7 @@ def test_no_byte_of_a_forgotten_video_is_left(full):
     assert not [word for word in (*words, *tokens) if word in after]
     assert all(word in after for word in (b"/videos/other.mp4", b"the-other-answer", *others))
     assert erased.videos == 1
-    assert erased.rows == {"tokens": 8, "segments": 8, "answers": 2, "videos": 2}
+    assert erased.rows == {"tokens": 8, "segments": 8, "verdicts": 2, "answers": 2, "videos": 2}
     assert erased.files_deleted > 0
     assert erased.files_under_way == 0
     live = rows(store, "FROM live_videos")
@@ -195,13 +197,15 @@ def test_what_a_run_under_way_commits_later_is_found_and_erased(full):
     (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
     erase.erase(store, [secret], "run")
     assert erase.left_over(store, 48) == []
-    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"], "answer": "the-late-answer"}
-    store.append("answers", pa.Table.from_pylist([late], tables.ANSWERS))
+    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"]}
+    store.append("verdicts", pa.Table.from_pylist([late | {"prediction": "the-late-answer"}], tables.VERDICTS))
+    assert erase.left_over(store, 48) == [secret]
+    store.append("answers", pa.Table.from_pylist([late | {"answer": "the-late-answer"}], tables.ANSWERS))
     stores.index(store, ["secret", "also"], seed=3)
     assert "secret" not in live(store)
     assert erase.left_over(store, 48) == [secret]
     erased = erase.erase(store, [secret], "run")
-    assert erased.rows == {"tokens": 4, "segments": 4, "answers": 1, "videos": 1}
+    assert erased.rows == {"tokens": 4, "segments": 4, "verdicts": 1, "answers": 1, "videos": 1}
     assert erase.left_over(store, 48) == []
     left = bytes_below(store.uri)
     assert b"the-late-answer" not in left
@@ -218,7 +222,7 @@ def test_in_a_bucket_no_object_keeps_a_byte(s3):
     answer(store, "secret", "the-secret-answer")
     merge_small_files(store)
     erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
-    assert erased.rows == {"tokens": 4, "segments": 4, "answers": 1, "videos": 1}
+    assert erased.rows == {"tokens": 4, "segments": 4, "verdicts": 1, "answers": 1, "videos": 1}
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket="bucket")["Contents"]]
     left = b"".join(s3.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys)
     blob = secret.to_pylist()[0]["segments"][0]["local"]

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -8,9 +9,14 @@ import pyarrow as pa
 import pytest
 import stores
 
-from pipeline.store.catalog import connect, query
+from pipeline.store.catalog import connect, query, write_index_duckdb
+from pipeline.store.dead import dead_writes
+from pipeline.store.erase import erase
 from pipeline.store.ledger import Store
 from pipeline.store.shards import read_tokens, write_shards
+from pipeline.store.upkeep import compact, merge_small_files
+from pipeline.store.vacuum import vacuum
+from pipeline.store.verify import verify
 from schemas import tables
 from schemas.errors import InputError
 from schemas.identity import video_id
@@ -217,3 +223,22 @@ def _check_what_a_reader_sees(uri: str, at_least: int) -> int:
     assert {row["n"] for row in rows} <= {4}
     assert read_tokens(snapshot, [row["write_id"] for row in rows]).num_rows == 4 * len(rows)
     return len(rows)
+
+
+def test_a_store_from_before_a_table_is_read_kept_and_given_the_table_with_its_first_row(store):
+    stores.index(store, ["a", "b"])
+    shutil.rmtree(Path(store.uri) / "verdicts")
+    old = Store.open(store.uri)
+    with connect(old.pin()) as con:
+        assert query(con, "FROM verdicts").num_rows == query(con, "FROM scores").num_rows == 0
+        (live, _) = query(con, "SELECT write_id FROM live_videos ORDER BY uri").to_pylist()
+    write_index_duckdb(old.uri, old.pin())
+    assert (merge_small_files(old)["verdicts"], compact(old, dead_writes(old, 48))["verdicts"]) == (0, 0)
+    assert vacuum(old, 48)["files"] == 0
+    assert not verify(old.pin()).problems
+    assert erase(old, [video_id(stores.uri_of("b"))], "run").rows["verdicts"] == 0
+    assert not old.has("verdicts")
+    rows = [{**live, "question": "1", "is_right": True}, {**live, "question": "2", "is_right": False}]
+    old.append("verdicts", pa.Table.from_pylist([row | {"status": "judged"} for row in rows], tables.VERDICTS))
+    with connect(Store.open(store.uri).pin()) as con:
+        assert query(con, "SELECT num_judged, accuracy FROM scores").to_pylist() == [{"num_judged": 2, "accuracy": 0.5}]

@@ -44,7 +44,7 @@ def test_small_files_in_a_bucket_are_merged():
     store.register_recipe(stores.LONG, "some/model")
     for number in range(8):
         stores.index(store, [f"v{number}"], seed=number)
-    assert merge_small_files(store) == {"videos": 7, "segments": 7, "answers": 0}
+    assert merge_small_files(store) == {"videos": 7, "segments": 7, "answers": 0, "verdicts": 0}
     assert stores.newest(store).num_rows == 8
 
 

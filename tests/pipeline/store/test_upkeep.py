@@ -30,15 +30,16 @@ def test_merging_keeps_every_row_and_the_readers_that_were_there_before(store):
         stores.index(store, [f"v{number}"], seed=number)
     before = store.pin()
     rows = query(connect(before), LIVE)
-    assert merge_small_files(store) == {"videos": 8, "segments": 8, "answers": 0}
+    assert merge_small_files(store) == {"videos": 8, "segments": 8, "answers": 0, "verdicts": 0}
     after = store.pin()
     assert {name: len(table.files) for name, table in after.tables.items()} | {"recipes": 0} == {
-        "videos": 1, "segments": 1, "tokens": 9, "answers": 0, "recipes": 0, "runs": 0,
+        "videos": 1, "segments": 1, "tokens": 9, "answers": 0, "verdicts": 0, "recipes": 0,
+        "runs": 0,
     }  # fmt: skip
     assert query(connect(after), LIVE).equals(rows)
     assert query(connect(before), LIVE).equals(rows)
     assert stores.newest(Store.open(store.uri)).num_rows == 9
-    assert merge_small_files(store) == {"videos": 0, "segments": 0, "answers": 0}
+    assert merge_small_files(store) == {"videos": 0, "segments": 0, "answers": 0, "verdicts": 0}
 
 
 def test_two_mergers_of_the_same_files_do_not_double_them(store):
@@ -72,8 +73,20 @@ def test_files_of_mostly_dead_rows_are_rewritten_without_them(store):
     stores.index(store, ["a", "b"], seed=1)
     live = query(connect(store.pin()), "SELECT write_id FROM live_videos")["write_id"].to_pylist()
     before = read_tokens(store.pin(), live)
-    assert compact(store, dead_writes(store, 48)) == {"videos": 0, "tokens": 0, "segments": 0, "answers": 0}
-    assert compact(store, dead_writes(store, 0)) == {"videos": 0, "tokens": 0, "segments": 0, "answers": 0}
+    assert compact(store, dead_writes(store, 48)) == {
+        "videos": 0,
+        "tokens": 0,
+        "segments": 0,
+        "answers": 0,
+        "verdicts": 0,
+    }
+    assert compact(store, dead_writes(store, 0)) == {
+        "videos": 0,
+        "tokens": 0,
+        "segments": 0,
+        "answers": 0,
+        "verdicts": 0,
+    }
     assert query(connect(store.pin()), "SELECT count(*) AS n FROM ledger_tokens").to_pylist() == [{"n": 12}]
     assert read_tokens(store.pin(), live).equals(before)
 
@@ -81,7 +94,13 @@ def test_files_of_mostly_dead_rows_are_rewritten_without_them(store):
 def test_a_file_of_dead_rows_alone_is_dropped_and_videos_rows_never(store):
     stores.index(store, ["a"])
     store.append("videos", stores.deleted(["a"]))
-    assert compact(store, dead_writes(store, 0)) == {"videos": 0, "tokens": 1, "segments": 1, "answers": 0}
+    assert compact(store, dead_writes(store, 0)) == {
+        "videos": 0,
+        "tokens": 1,
+        "segments": 1,
+        "answers": 0,
+        "verdicts": 0,
+    }
     counts = "SELECT (SELECT count(*) FROM ledger_tokens) AS tokens, (SELECT count(*) FROM ledger_videos) AS videos"
     assert query(connect(store.pin()), counts).to_pylist() == [{"tokens": 0, "videos": 2}]
 

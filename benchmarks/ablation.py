@@ -1,0 +1,232 @@
+"""The paper's claim, tested on the tiny world: do local tokens in time order with global ones beat pooled features?
+
+    python -m benchmarks.ablation [--work build/ablation] [--steps 500] [--videos 1500] [--seeds 3] [--only NAME ...]
+
+Every variant is a small LongVLM from random weights that learns from the same videos and questions for the same number
+of steps, three seeds each; only what stands in its prefix differs. `pooled` is what LongVLM is compared with (arXiv
+2404.03384, section 4): the mean of every patch over time, and the mean of every frame over its patches. It gets the same
+aids: whitening, time markers (after the frames of a segment) and timed captions. `global` has no segments and so neither.
+
+A run that is finished lies in the folder as JSON and is not done again, so that the study goes on where it stopped.
+Whole answers are right or wrong, on videos of a seed that nothing learns from; at each quarter of the steps, so that
+one sees whether a plateau was reached. Bound by arithmetic on the CPU.
+"""
+
+# ruff: noqa: N806 - tensors are named by their shape
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import batched
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+import tinyworld
+from benchmarks.ablation_tokens import KEPT, VideoRows, read_rows
+from pipeline.language.finetune import Finetuner
+from pipeline.language.longvlm import load_longvlm
+from pipeline.language.model import Timeline
+from pipeline.language.packing import PAD, Caption, Lesson, lay_side_by_side, pack
+from pipeline.language.untrained import Shape, build_untrained
+from pipeline.language.whitening import fit_whitening
+from schemas.training import TrainRecipe, full
+from tinyworld.make import CHOOSE_SEED, PER_KIND, SHAPE, TRAIN_SEED, vocabulary
+from tinyworld.questions import draw_questions, timed_captions
+from tinyworld.scenes import SEGMENT_S, draw_scene
+from tinyworld.tower import DIM
+
+NUM_TESTED = 200  # videos
+QUARTERS = 4
+RECIPE = replace(
+    full(), name="ablation", template="brief", batch_videos=16, learning_rate=1.5e-3, warmup_ratio=0.05, weight_decay=0.01,
+    betas=(0.9, 0.98), precision="float32", gradient_checkpointing=False, average="answer", whiten=True,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What stands in a prefix."""
+
+    name: str
+    num_global: int = 5
+    kept: int | None = 8  # local tokens a segment; None: no local tokens
+    is_pooled: bool = False
+
+    def prefix(self, rows: VideoRows) -> tuple[torch.Tensor, Timeline | None]:
+        """A video's rows, and where its segments lie among them."""
+        if self.is_pooled:
+            starts_s = _starts(len(rows.frames))
+            return torch.cat([rows.patches, rows.frames.flatten(0, 1)]), Timeline(
+                len(rows.patches), (rows.frames.shape[1],) * len(starts_s), starts_s
+            )
+        head = rows.cls[len(rows.cls) - self.num_global :]
+        if self.kept is None:
+            return head, None
+        local = rows.local[self.kept]
+        starts_s = _starts(len(local))
+        return torch.cat([head, local.flatten(0, 1)]), Timeline(len(head), (self.kept,) * len(starts_s), starts_s)
+
+
+VARIANTS = (
+    Variant("local + global"),
+    Variant("pooled", is_pooled=True),
+    Variant("global", kept=None),
+    Variant("local", num_global=0),
+    *(Variant(f"{kept} tokens a segment", kept=kept) for kept in KEPT if kept != 8),
+    *(Variant(f"{number} global layers", num_global=number) for number in (1, 3)),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs have in common."""
+
+    steps: int
+    videos: int
+    world: int = tinyworld.WORLD_VERSION
+
+
+def _starts(num_segments: int) -> tuple[float, ...]:
+    return tuple(float(SEGMENT_S * segment) for segment in range(num_segments))
+
+
+def lessons_of(variant: Variant, seed: int, rows: Sequence[VideoRows]) -> tuple[list[Lesson], list[list[str]]]:
+    """Videos as they are learnt from, with captions where there are markers; and the kinds of their questions."""
+    lessons, kinds = [], []
+    for number, video in enumerate(rows):
+        scene = draw_scene(seed, number)
+        asked = draw_questions(scene, seed, number, PER_KIND if seed == TRAIN_SEED else None)
+        prefix, timeline = variant.prefix(video)
+        talks: list[Any] = [((one.question, one.answer),) for one in asked]
+        if seed == TRAIN_SEED and timeline is not None:
+            talks += [Caption(float(at_s), text) for at_s, text in timed_captions(scene)]
+        lessons.append(Lesson(prefix, talks, None, timeline))
+        kinds.append([one.kind for one in asked])
+    return lessons, kinds
+
+
+@torch.no_grad()
+def test(tuner: Finetuner, lessons: Sequence[Lesson], kinds: Sequence[list[str]]) -> dict[str, float]:
+    """Share of whole answers that greedy decoding would give, over all and by kind.
+
+    An answer is decoded right if, and only if, each of its tokens is the likeliest one after the right ones before it.
+    """
+    trainee = tuner.trainee.eval()
+    right: dict[str, list[bool]] = defaultdict(list)
+    for some in batched(zip(lessons, kinds, strict=True), RECIPE.batch_videos, strict=False):
+        own = [lesson for lesson, _ in some]
+        packed = pack(tuner.speller, own, RECIPE.max_length)
+        sheet = lay_side_by_side(packed.packs, "answer", trainee.model.device)
+        logits_LV = trainee.llm.lm_head(trainee.hidden(own, sheet).flatten(0, 1)[sheet.predicts])
+        hits_L = (logits_LV.argmax(-1) == sheet.labels).numpy()
+        lengths = [int((branch.answer != PAD).sum()) for one in packed.packs for branch in one.branches]
+        whole = np.logical_and.reduceat(hits_L, np.cumsum([0, *lengths[:-1]]))
+        for kind, is_right in zip((kind for _, theirs in some for kind in theirs), whole.tolist(), strict=True):
+            right[kind].append(is_right)
+    trainee.train()
+    by_kind = {kind: round(mean(hits), 4) for kind, hits in sorted(right.items())}
+    return {"all": round(mean(hit for hits in right.values() for hit in hits), 4), **by_kind}
+
+
+def run(variant: Variant, seed: int, study: Study, work: Path) -> dict[str, Any]:
+    """Train and test one variant with one seed."""
+    lessons, _ = lessons_of(variant, TRAIN_SEED, read_rows(work, TRAIN_SEED, study.videos))
+    tested = lessons_of(variant, CHOOSE_SEED, read_rows(work, CHOOSE_SEED, NUM_TESTED))
+    layout = "plain" if variant.kept is None and not variant.is_pooled else "time_markers"
+    folder = work / f"untrained-{layout}-{seed}"
+    build_untrained(folder, f"{tinyworld.MODEL}/tower", DIM, Shape(words=vocabulary(), layout=layout, **SHAPE), seed=seed)
+    recipe = replace(RECIPE, seed=seed)
+    tuner = Finetuner(
+        load_longvlm(str(folder)), recipe, study.steps, whitening=fit_whitening(lesson.prefix for lesson in lessons)
+    )
+    began_s = time.perf_counter()
+    losses, curve = [], []
+    for number, batch in zip(range(1, study.steps + 1), _batches(lessons, recipe), strict=False):
+        losses.append(tuner.step(batch).loss)
+        if number % (study.steps // QUARTERS) == 0:
+            curve.append(test(tuner, *tested)["all"])
+    rows = mean(len(lesson.prefix) for lesson in lessons)
+    told = {"accuracy": test(tuner, *tested), "curve": curve, "loss": mean(losses[-20:]), "rows": round(rows, 1)}
+    return {**told, "seconds": round(time.perf_counter() - began_s, 1), "study": asdict(study)}
+
+
+def _batches(lessons: Sequence[Lesson], recipe: TrainRecipe) -> Iterator[list[Lesson]]:
+    """Without end, every epoch in another order, the same for every variant."""
+    random = np.random.default_rng(recipe.seed)
+    while True:
+        order = random.permutation(len(lessons))
+        for places in batched(order.tolist(), recipe.batch_videos, strict=False):
+            if len(places) == recipe.batch_videos:
+                yield [lessons[place] for place in places]
+
+
+def summarise(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Mean and spread of each variant over its seeds, and what its last quarter still gained."""
+    told = []
+    for name, runs in results.items():
+        scores = [one["accuracy"]["all"] for one in runs]
+        gains = [one["curve"][-1] - one["curve"][-2] for one in runs]
+        told.append(
+            {
+                "variant": name,
+                "runs": len(runs),
+                "accuracy": round(mean(scores), 4),
+                "spread": round(stdev(scores), 4) if len(scores) > 1 else None,
+                "rows": runs[0]["rows"],
+                "last_quarter": round(mean(gains), 4),
+                "seconds": round(mean(one["seconds"] for one in runs)),
+            }
+        )
+    return told
+
+
+def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy by variant, with the spread over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.5 * len(table) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    names = [f"{row['variant']} ({row['rows']:.0f} rows)" for row in table]
+    axes.barh(names, [row["accuracy"] for row in table], xerr=[row["spread"] or 0 for row in table])
+    axes.invert_yaxis()
+    axes.set(xlabel="share of whole answers that are right", xlim=(0, 1))
+    figure.savefig(path, dpi=120)
+
+
+@click.command()
+@click.option("--work", default="build/ablation", type=click.Path(path_type=Path))
+@click.option("--steps", default=500, help="Of each run; take fewer if a run lasts longer than eight minutes.")
+@click.option("--videos", default=1500)
+@click.option("--seeds", default=3)
+@click.option("--only", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))
+def main(work: Path, steps: int, videos: int, seeds: int, only: tuple[str, ...]) -> None:
+    """Do the runs that are left, then say what came of all."""
+    study = Study(steps, videos)
+    results: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    (work / "results").mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        for variant in VARIANTS:
+            path = work / "results" / f"{variant.name.replace(' ', '-')}-{seed}-{steps}-{videos}.json"
+            if not path.exists() and (not only or variant.name in only):
+                draft = path.with_suffix(".draft")
+                draft.write_text(json.dumps(run(variant, seed, study, work)))
+                draft.rename(path)
+            if path.exists():
+                results[variant.name].append(json.loads(path.read_text()))
+                print(variant.name, seed, results[variant.name][-1]["accuracy"]["all"], flush=True)
+    table = summarise(results)
+    for row in table:
+        print(row)
+    plot(table, work / "ablation.png")
+    print(json.dumps({"benchmark": "ablation", **asdict(study), "variants": table}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What the variants of the ablation read: videos of the tiny world, watched once through the shipped tower."""
+
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import tinyworld
+from pipeline.vision.encode import load_tower
+from pipeline.vision.merge import merge
+from schemas.recipe import halving_schedule
+from tinyworld.render import write_video
+from tinyworld.scenes import draw_scene
+from tinyworld.tower import FRAMES_PER_SEGMENT, decode
+
+KEPT = (4, 8, 16, 32)  # tokens a segment
+VIDEOS_PER_FILE = 100
+
+
+@dataclass(frozen=True, eq=False)
+class VideoRows:
+    """Everything that may stand in a prefix, float16 as a store would hold it."""
+
+    local: dict[int, Tensor]  # by tokens kept a segment: [segments, kept, D]
+    cls: Tensor  # [layers, D]: mean over all frames, of the last five states
+    patches: Tensor  # [P, D]: mean of every patch over time
+    frames: Tensor  # [segments, frames, D]: mean of every frame over its patches
+
+
+@cache
+def read_rows(work: Path, seed: int, num_videos: int) -> list[VideoRows]:
+    """The rows of videos `0 .. num_videos` of a seed; what is watched is kept in the folder."""
+    tower = load_tower(f"{tinyworld.MODEL}/tower")
+    rows: list[VideoRows] = []
+    for start in range(0, num_videos, VIDEOS_PER_FILE):
+        path = work / "tokens" / f"{seed}-{start:05}.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(".draft")
+            torch.save([vars(_watch(tower, seed, start + i)) for i in range(VIDEOS_PER_FILE)], draft)
+            draft.rename(path)
+        rows += [VideoRows(**parts) for parts in torch.load(path, weights_only=True)]
+    return rows[:num_videos]
+
+
+def _watch(tower: object, seed: int, number: int) -> VideoRows:
+    """One video: written, decoded, encoded and merged as an index would."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_video(path, draw_scene(seed, number))
+        frames = torch.from_numpy(decode(path))
+    encoded = tower.encode(frames)  # type: ignore[attr-defined]
+    patches = encoded.patches.float().unflatten(0, (-1, FRAMES_PER_SEGMENT))  # [segments, frames, P, D]
+    together = patches.flatten(1, 2)
+    local = {kept: merge(together, halving_schedule(together.shape[1], kept)).tokens.half() for kept in KEPT}
+    return VideoRows(local, encoded.cls.mean(0).half(), patches.mean((0, 1)).half(), patches.mean(2).half())

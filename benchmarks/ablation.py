@@ -3,9 +3,10 @@
     python -m benchmarks.ablation [--work build/ablation] [--steps 500] [--videos 1500] [--seeds 3] [--only NAME ...]
 
 Every variant is a small LongVLM from random weights that learns from the same videos and questions for the same number
-of steps, three seeds each; only what stands in its prefix differs. `pooled` is what LongVLM is compared with (arXiv
-2404.03384, section 4): the mean of every patch over time, and the mean of every frame over its patches. It gets the same
-aids: whitening, time markers (after the frames of a segment) and timed captions. `global` has no segments and so neither.
+of steps, three seeds each; only what stands in its prefix differs. `pooled` are Video-ChatGPT's features (arXiv
+2306.05424, section 3.1): the mean of every patch over time, and the mean of every frame over its patches. They get the
+same aids: whitening, time markers (after the frames of a segment) and timed captions. `global` has no segments, and so
+neither markers nor captions.
 
 A run that is finished lies in the folder as JSON and is not done again, so that the study goes on where it stopped.
 Whole answers are right or wrong, on videos of a seed that nothing learns from; at each quarter of the steps, so that
@@ -16,10 +17,10 @@ one sees whether a plateau was reached. Bound by arithmetic on the CPU.
 
 import json
 import time
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import batched
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -34,9 +35,10 @@ from pipeline.language.finetune import Finetuner
 from pipeline.language.longvlm import load_longvlm
 from pipeline.language.model import Timeline
 from pipeline.language.packing import PAD, Caption, Lesson, lay_side_by_side, pack
+from pipeline.language.prompt import PromptLayout
 from pipeline.language.untrained import Shape, build_untrained
 from pipeline.language.whitening import fit_whitening
-from schemas.training import TrainRecipe, full
+from schemas.training import TrainRecipe, from_settings
 from tinyworld.make import CHOOSE_SEED, PER_KIND, SHAPE, TRAIN_SEED, vocabulary
 from tinyworld.questions import draw_questions, timed_captions
 from tinyworld.scenes import SEGMENT_S, draw_scene
@@ -44,10 +46,7 @@ from tinyworld.tower import DIM
 
 NUM_TESTED = 200  # videos
 QUARTERS = 4
-RECIPE = replace(
-    full(), name="ablation", template="brief", batch_videos=16, learning_rate=1.5e-3, warmup_ratio=0.05, weight_decay=0.01,
-    betas=(0.9, 0.98), precision="float32", gradient_checkpointing=False, average="answer", whiten=True,
-)  # fmt: skip
+RECIPE = from_settings(tomllib.loads((Path(tinyworld.__file__).parent / "training.toml").read_text()))  # as shipped
 
 
 @dataclass(frozen=True)
@@ -120,15 +119,16 @@ def test(tuner: Finetuner, lessons: Sequence[Lesson], kinds: Sequence[list[str]]
     """
     trainee = tuner.trainee.eval()
     right: dict[str, list[bool]] = defaultdict(list)
-    for some in batched(zip(lessons, kinds, strict=True), RECIPE.batch_videos, strict=False):
-        own = [lesson for lesson, _ in some]
+    for start in range(0, len(lessons), RECIPE.batch_videos):
+        some = slice(start, start + RECIPE.batch_videos)
+        own = lessons[some]
         packed = pack(tuner.speller, own, RECIPE.max_length)
         sheet = lay_side_by_side(packed.packs, "answer", trainee.model.device)
         logits_LV = trainee.llm.lm_head(trainee.hidden(own, sheet).flatten(0, 1)[sheet.predicts])
         hits_L = (logits_LV.argmax(-1) == sheet.labels).numpy()
         lengths = [int((branch.answer != PAD).sum()) for one in packed.packs for branch in one.branches]
         whole = np.logical_and.reduceat(hits_L, np.cumsum([0, *lengths[:-1]]))
-        for kind, is_right in zip((kind for _, theirs in some for kind in theirs), whole.tolist(), strict=True):
+        for kind, is_right in zip((kind for theirs in kinds[some] for kind in theirs), whole.tolist(), strict=True):
             right[kind].append(is_right)
     trainee.train()
     by_kind = {kind: round(mean(hits), 4) for kind, hits in sorted(right.items())}
@@ -139,9 +139,11 @@ def run(variant: Variant, seed: int, study: Study, work: Path) -> dict[str, Any]
     """Train and test one variant with one seed."""
     lessons, _ = lessons_of(variant, TRAIN_SEED, read_rows(work, TRAIN_SEED, study.videos))
     tested = lessons_of(variant, CHOOSE_SEED, read_rows(work, CHOOSE_SEED, NUM_TESTED))
-    layout = "plain" if variant.kept is None and not variant.is_pooled else "time_markers"
+    layout: PromptLayout = "plain" if variant.kept is None and not variant.is_pooled else "time_markers"
     folder = work / f"untrained-{layout}-{seed}"
-    build_untrained(folder, f"{tinyworld.MODEL}/tower", DIM, Shape(words=vocabulary(), layout=layout, **SHAPE), seed=seed)
+    build_untrained(
+        folder, f"{tinyworld.MODEL}/tower", DIM, Shape(words=vocabulary(), layout=layout, **SHAPE), seed=seed
+    )
     recipe = replace(RECIPE, seed=seed)
     tuner = Finetuner(
         load_longvlm(str(folder)), recipe, study.steps, whitening=fit_whitening(lesson.prefix for lesson in lessons)
@@ -161,10 +163,9 @@ def _batches(lessons: Sequence[Lesson], recipe: TrainRecipe) -> Iterator[list[Le
     """Without end, every epoch in another order, the same for every variant."""
     random = np.random.default_rng(recipe.seed)
     while True:
-        order = random.permutation(len(lessons))
-        for places in batched(order.tolist(), recipe.batch_videos, strict=False):
-            if len(places) == recipe.batch_videos:
-                yield [lessons[place] for place in places]
+        order = random.permutation(len(lessons)).tolist()
+        for start in range(0, len(order) - recipe.batch_videos + 1, recipe.batch_videos):
+            yield [lessons[place] for place in order[start : start + recipe.batch_videos]]
 
 
 def summarise(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import tinyworld
-from pipeline.vision.encode import load_tower
+from pipeline.vision.encode import Tower, load_tower
 from pipeline.vision.merge import merge
 from schemas.recipe import halving_schedule
 from tinyworld.render import write_video
@@ -46,14 +46,18 @@ def read_rows(work: Path, seed: int, num_videos: int) -> list[VideoRows]:
     return rows[:num_videos]
 
 
-def _watch(tower: object, seed: int, number: int) -> VideoRows:
+def _watch(tower: Tower, seed: int, number: int) -> VideoRows:
     """One video: written, decoded, encoded and merged as an index would."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write_video(path, draw_scene(seed, number))
         frames = torch.from_numpy(decode(path))
-    encoded = tower.encode(frames)  # type: ignore[attr-defined]
-    patches = encoded.patches.float().unflatten(0, (-1, FRAMES_PER_SEGMENT))  # [segments, frames, P, D]
+    encoded = tower.encode(frames)
+    if encoded.cls is None:
+        raise ValueError("the tiny world's tower has a CLS token")
+    patches = encoded.patches.float().view(
+        -1, FRAMES_PER_SEGMENT, *encoded.patches.shape[1:]
+    )  # [segments, frames, P, D]
     together = patches.flatten(1, 2)
     local = {kept: merge(together, halving_schedule(together.shape[1], kept)).tokens.half() for kept in KEPT}
     return VideoRows(local, encoded.cls.mean(0).half(), patches.mean((0, 1)).half(), patches.mean(2).half())

@@ -34,6 +34,7 @@ from schemas.recipe import AnswerRecipe
 STATE, PROGRESS = "state.pt", "progress.json"
 LOSSES, REFUSED = "loss.jsonl", "refused.jsonl"
 
+_YIELD = 19  # a reader runs far ahead, and must not take the cores from those who learn
 READ = pa.schema(  # a lesson on its way to a worker
     [
         ("step", pa.int64()),
@@ -76,6 +77,7 @@ class Reader:
 
     def __init__(self, reading: Reading) -> None:
         torch.set_num_threads(1)
+        os.nice(_YIELD)
         self.reading = reading
 
     def __call__(self, plan: pa.Table) -> pa.Table:

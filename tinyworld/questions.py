@@ -54,6 +54,7 @@ class Question:
     kind: str
     question: str
     answer: str
+    event: Event | None = None  # the one event that the answer rests on, where there is one
 
 
 def clock(segment: int) -> str:
@@ -114,10 +115,12 @@ def all_questions(scene: Scene, random: np.random.Generator) -> list[Question]:
     ]
     for segment in range(scene.num_segments):
         event = scene.event_at(segment)
-        asked.append(Question("what", f"what is seen at {clock(segment)}?", named(event.name)))
+        asked.append(Question("what", f"what is seen at {clock(segment)}?", named(event.name), event))
         if _is_clear(event, segment):
-            asked.append(Question("where", f"where is the object at {clock(segment)}?", place_of(event, segment)))
-    asked += [Question("motion", f"how does the {e.name} move?", f"it {MOTION_ANSWERS[e.motion]}") for e in events]
+            asked.append(
+                Question("where", f"where is the object at {clock(segment)}?", place_of(event, segment), event)
+            )
+    asked += [Question("motion", f"how does the {e.name} move?", f"it {MOTION_ANSWERS[e.motion]}", e) for e in events]
     for earlier, later in pairwise(events):
         asked.append(Question("after", f"what comes after the {earlier.name}?", named(later.name)))
         asked.append(Question("before", f"what comes before the {later.name}?", named(earlier.name)))
@@ -125,7 +128,7 @@ def all_questions(scene: Scene, random: np.random.Generator) -> list[Question]:
         known = [getattr(event, by) for event in events]
         unique = [event for event in events if known.count(getattr(event, by)) == 1]
         words = "what color is the {}?" if kind == "colour" else "what shape is the {} object?"
-        asked += [Question(kind, words.format(getattr(event, by)), getattr(event, of)) for event in unique]
+        asked += [Question(kind, words.format(getattr(event, by)), getattr(event, of), event) for event in unique]
     return asked + _existence(events, random)
 
 

@@ -28,6 +28,7 @@ from schemas.recipe import METRIC_HEADS
 from tinyworld.questions import PLACE_ANSWERS, describe_frame
 from tinyworld.render import FPS, SIDE, Plane, cover
 from tinyworld.scenes import COLOURS, PLACES, SEGMENT_S, SHAPES, Scene, draw_scene
+from tinyworld.world import video_name
 
 IMAGE_PX, PATCH_PX, DIM, LAYERS = 56, 8, 128, 5
 GRID = IMAGE_PX // PATCH_PX
@@ -35,6 +36,7 @@ FEATURE_STATE = -2  # what an index keeps (LONGVLM.md section 3)
 GROUND, SKY_BAND, HOUSE, OBJECT = range(4)  # what a patch belongs to
 NUM_PLACES, NUM_COLOURS = len(PLACES), len(COLOURS)
 FRAMES_PER_SEGMENT = 4
+PER_SLOT = SEGMENT_S * FPS // FRAMES_PER_SEGMENT  # frames of a video for each that is looked at
 
 
 def write_untrained(folder: Path, seed: int) -> None:
@@ -95,20 +97,23 @@ class Frames:
 
 def read_frames(folder: Path, seed: int, num_videos: int) -> Frames:
     """The frames that an index of these videos would look at, with the truth about them."""
-    import decord
-
     pixels, truths = [], []
-    per_slot = SEGMENT_S * FPS // FRAMES_PER_SEGMENT
     for number in range(num_videos):
         scene = draw_scene(seed, number)
-        video = decord.VideoReader(
-            str(folder / f"tiny-{seed}-{number:05}.mp4"), width=IMAGE_PX, height=IMAGE_PX, num_threads=1
-        )
-        numbers = list(range(per_slot // 2, len(video), per_slot))
-        pixels.append(video.get_batch(numbers).asnumpy())
-        truths += [_truth(scene, (n + 0.5) / (SEGMENT_S * FPS)) for n in numbers]
+        pixels.append(decode(folder / f"{video_name(seed, number)}.mp4"))
+        times = (np.arange(len(pixels[-1])) * PER_SLOT + PER_SLOT // 2 + 0.5) / (SEGMENT_S * FPS)
+        truths += [_truth(scene, time) for time in times.tolist()]
     kinds, thing, places, house, texts = zip(*truths, strict=True)
     return Frames(np.concatenate(pixels), np.stack(kinds), np.stack(thing), np.stack(places), np.stack(house), [*texts])
+
+
+def decode(path: Path) -> NDArray[np.uint8]:
+    """The frames of a video that an index would look at, in the tower's size, [frames, px, px, 3]."""
+    import decord
+
+    video = decord.VideoReader(str(path), width=IMAGE_PX, height=IMAGE_PX, num_threads=1)
+    frames: NDArray[np.uint8] = video.get_batch(list(range(PER_SLOT // 2, len(video), PER_SLOT))).asnumpy()
+    return frames
 
 
 def _truth(

@@ -3,9 +3,9 @@
     python -m benchmarks.evidence [--videos 100] [--seed 2]
 
 Each such question is asked through the jobs, from files to the table `answers`. Evidence hits if its strongest span
-lies within the event. It stands beside chance (a segment drawn at random) and beside search (the segment whose embedding
-is nearest to the question's text, as `longvlm search` would find it). A right answer with evidence elsewhere is
-possible: attention is what the model looked at, not what it needed.
+lies within the event. It stands beside chance (a segment drawn at random) and beside search (the segment whose
+embedding is nearest to the question's text, as `longvlm search` would find it). A right answer with evidence elsewhere
+is possible: attention is what the model looked at, not what it needed.
 """
 
 import json

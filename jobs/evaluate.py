@@ -28,6 +28,7 @@ from pipeline.store.ledger import Store
 from pipeline.store.upkeep import merge_small_files
 from schemas.errors import InputError
 from schemas.identity import new_run_id
+from schemas.recipe import Precision
 
 _MOST_OUT_OF_REACH = 8  # verdicts in a row, each after its own tries, before a judge is given up
 
@@ -52,6 +53,7 @@ class EvaluateOrder:
     labels: str | None = None  # or somebody's own right answers
     model: str | None = None
     budget: int | None = None
+    precision: Precision = "bfloat16"
     max_new_tokens: int = 256
     judge: JudgeOrder = field(default_factory=JudgeOrder)
     ray_address: str | None = None
@@ -144,6 +146,7 @@ def run_evaluate(order: EvaluateOrder) -> EvaluateReport:
         questions_of(benchmark, items),
         model=order.model,
         budget=order.budget,
+        precision=order.precision,
         max_new_tokens=order.max_new_tokens,
         ray_address=order.ray_address,
         show_progress=order.show_progress,

@@ -75,13 +75,14 @@ def main() -> None:
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="Where to leave videos, model and store; default: a new temporary folder.",
+    help="Where to leave videos and store; default: a new temporary folder.",
 )
-def demo(*, folder: Path | None) -> None:
-    """Make six small videos, index them, ask about them and print the answers: on a CPU, with nothing downloaded."""
+@click.option("--seed", type=click.IntRange(min=0), help="Of the videos and questions; default: drawn, and told.")
+def demo(*, folder: Path | None, seed: int | None) -> None:
+    """Make six small videos, index them, ask about them and print answers beside the truth: on a CPU, offline."""
     from jobs.demo import run_demo
 
-    run_demo(folder)
+    run_demo(folder, seed)
 
 
 LOOKING = (sql, export, search, status, recipe)

@@ -21,7 +21,12 @@ STORE = click.option(
     callback=without_secrets,
     help="Folder or bucket prefix that holds the tables.",
 )
-MODEL = click.option("--model", metavar="M", help="Folder or hub id of a model; default: what the store remembers.")
+MODEL = click.option(
+    "--model",
+    metavar="M",
+    help="Folder or hub id of a model, or tinyworld, which is small and knows only its own world; default: what the "
+    "store remembers.",
+)
 WHERE = click.option(
     "--where", metavar="SQL", help="Only videos for which this predicate over the view `videos` holds."
 )

@@ -117,7 +117,7 @@ def _asked(ask: str | None, questions: str | None, kind: str | None, choices: st
 
 @click.command()
 @click.argument("source")
-@click.option("--model", required=True, metavar="M", help="Folder or hub id of a LLaVA or LongVLM.")
+@click.option("--model", required=True, metavar="M", help="Folder or hub id of a LLaVA or LongVLM, or tinyworld.")
 @click.option(
     "--questions", required=True, metavar="FILE", help="As for answer; right answers, if any, in a column `answer`."
 )

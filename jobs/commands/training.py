@@ -12,7 +12,9 @@ SHOWN_REFUSED = 5  # to a person; all are in refused.jsonl
 
 @click.command()
 @STORE
-@click.option("--model", required=True, metavar="M", help="Folder or hub id of a LongVLM, a LLaVA, or a base LLaMA.")
+@click.option(
+    "--model", required=True, metavar="M", help="Folder or hub id of a LongVLM, a LLaVA, or a base LLaMA; or tinyworld."
+)
 @click.option("--to", required=True, metavar="FOLDER", help="Where the trained model goes; workers must reach it.")
 @click.option(
     "--data",

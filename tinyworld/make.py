@@ -56,6 +56,7 @@ def vocabulary() -> tuple[str, ...]:
 
 def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_STEPS) -> Path:
     """Make the model in a folder of work; returns the folder of the model, ready to be shipped."""
+    work = work.resolve()
     videos, tower, store, untrained, trained = (
         work / name for name in ("videos", "tower", "store", "untrained", "trained")
     )
@@ -97,7 +98,10 @@ def _ship(trained: Path, model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     config[tinyworld.VERSION_FIELD] = tinyworld.WORLD_VERSION
     _write(model / "config.json", json.dumps(config, indent=2) + "\n")
-    _write(model / "README.md", _HOW + (trained / "README.md").read_text())
+    card = (trained / "README.md").read_text().replace(f"{trained.parent.resolve()}/", "")
+    _write(model / "README.md", _HOW + card)
+    for path in model.rglob("*.safetensors"):
+        path.chmod(0o644)  # the trainer's own are for its user alone
 
 
 def _write(path: Path, text: str) -> None:

@@ -74,7 +74,7 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
         table.add_row(*(Text(str(cell)) for cell in cells))
     console.print(table)
     console.print(f"\n{num_right} of {len(asked)} answers are right.", highlight=False)
-    console.print(f"\nThe store stays in {store}. Try:", highlight=False)
+    console.print(f"\nThe store stays in {store}. Try:", highlight=False, soft_wrap=True)
     for sql in TRY_SQL:
         console.print(f'  longvlm sql --store {store} "{sql}"', highlight=False, soft_wrap=True)
     return num_right / len(asked)

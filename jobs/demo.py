@@ -27,7 +27,7 @@ ANSWERS_SQL = """
 SELECT parse_filename(uri) AS video, question_id, question, answer
 FROM answers ORDER BY video, question_id"""
 TRY_SQL = (
-    "SELECT question, answer, list_transform(evidence, e -> e.start_s) AS seconds FROM answers LIMIT 5",
+    "SELECT question, answer, list_transform(evidence, lambda e: e.start_s) AS seconds FROM answers LIMIT 5",
     "SELECT uri, num_segments, duration_s, decode_ms + encode_ms AS cpu_ms FROM videos",
     "SELECT answer, count(*) AS times FROM answers GROUP BY answer ORDER BY times DESC LIMIT 5",
 )

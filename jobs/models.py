@@ -30,9 +30,9 @@ def tower_of(model: str) -> str:
 def absolute(model: str) -> str:
     """A model's folder as a path that holds wherever the store is used from next; a hub id as it is.
 
-    SHIPPED is the model that comes with the project, unless a folder of that name is here.
+    SHIPPED is the model that comes with the project, unless a model of that name is here.
     """
-    if model == SHIPPED and not Path(model).exists():
+    if model == SHIPPED and not (Path(model) / "config.json").is_file():
         return tinyworld.MODEL
     return str(Path(model).resolve()) if Path(model).exists() else model
 

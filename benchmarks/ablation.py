@@ -39,8 +39,9 @@ from pipeline.language.prompt import PromptLayout
 from pipeline.language.untrained import Shape, build_untrained
 from pipeline.language.whitening import fit_whitening
 from schemas.training import TrainRecipe, from_settings
+from tinyworld.captions import timed_captions
 from tinyworld.make import CHOOSE_SEED, PER_KIND, SHAPE, TRAIN_SEED, vocabulary
-from tinyworld.questions import draw_questions, timed_captions
+from tinyworld.questions import draw_questions
 from tinyworld.scenes import SEGMENT_S, draw_scene
 from tinyworld.tower import DIM
 

@@ -24,16 +24,17 @@ from ray.train.torch import TorchTrainer
 
 from jobs import logs
 from jobs.models import absolute, choose_answer_model
+from jobs.reading import Reader, Reading, as_lesson
 from jobs.report import record_run
 from jobs.resources import TrainResources, for_train
 from jobs.session import INTERRUPTED, connect, failure_of, release_failed_execution
 from jobs.terms import fit_template
-from jobs.training import LOSSES, REFUSED, Course, Reader, Reading, as_lesson, progress_of, read_losses, train_worker
+from jobs.training import LOSSES, REFUSED, Course, progress_of, read_losses, train_worker
 from jobs.training_plan import Curriculum, draw_up, select_conversations
 from pipeline.language.beginning import begin, is_begun
+from pipeline.language.card import Card
 from pipeline.language.conversations import check_conversations, read_conversations
 from pipeline.language.families import is_llava, sight_of
-from pipeline.language.trained import Card
 from pipeline.language.whitening import Whitening, fit_whitening
 from pipeline.store.ledger import Store
 from schemas.errors import InputError
@@ -222,6 +223,7 @@ def _read(blocks: list[pa.Table], reading: Reading, resources: TrainResources) -
     return ray.data.from_blocks(blocks).map_batches(
         Reader,
         fn_constructor_args=(reading,),
+        fn_constructor_kwargs={"gives_way": True},
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=resources.readers),

@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import signal
 from pathlib import Path
 
 import boto3
@@ -12,6 +13,8 @@ from support import GOLDENS, VIDEOS
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+# A shell that starts the tests in the background has them and their children ignore Ctrl-C, which some send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +39,10 @@ def s3_endpoint():
     server.stop()
 
 
-@pytest.fixture
-def s3(s3_endpoint, monkeypatch):
-    """A client of an S3 server on the loopback with an empty bucket named `bucket`; the environment leads there."""
-    settings = {
+@pytest.fixture(scope="session")
+def s3_environment(s3_endpoint):
+    """What leads a process to the S3 server on the loopback."""
+    return {
         "AWS_ENDPOINT_URL": s3_endpoint,
         "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "made-up",
@@ -47,7 +50,12 @@ def s3(s3_endpoint, monkeypatch):
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    for name, value in settings.items():
+
+
+@pytest.fixture
+def s3(s3_environment, monkeypatch):
+    """A client of an S3 server on the loopback with an empty bucket named `bucket`; the environment leads there."""
+    for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
     client.create_bucket(Bucket="bucket")

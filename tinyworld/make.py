@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,22 @@ import click
 import tinyworld
 from pipeline.language.prompt import TEMPLATES
 from pipeline.language.untrained import Shape, build_untrained
-from tinyworld.questions import all_questions, clock, timed_captions
+from tinyworld.captions import timed_captions
+from tinyworld.questions import all_questions, clock
 from tinyworld.scenes import draw_scene, generator
 from tinyworld.tower import DIM, train_tower, write_untrained
 from tinyworld.world import make_world, read_questions, video_name
 
 TRAIN_SEED, CHOOSE_SEED, TEST_SEED = 0, 1, 2  # training, choosing between recipes, and the figures that are told
 NUM_VIDEOS, TOWER_VIDEOS, TOWER_STEPS = 3000, 950, 1400
-PER_KIND = {"what": 3, "where": 3, "motion": 2}  # questions a video; one of any other kind
-RECIPES = ("training.toml", "training-more.toml")  # one run after the other
-SHAPE = {"hidden": 128, "layers": 4, "intermediate": 384}
+PER_KIND = {"what": 3, "where": 3, "motion": 2, "after": 2, "before": 2}  # questions a video; one of any other kind
+SHAPE = {"hidden": 128, "layers": 5, "intermediate": 384}
 HERE = Path(__file__).parent
 _HOW = f"""# A small LongVLM that knows the tiny world
 
 It answers questions about videos that `tinyworld` draws (version {tinyworld.WORLD_VERSION}), and knows nothing else.
 `make tinyworld` makes it again: {NUM_VIDEOS} videos of seed {TRAIN_SEED}, {TOWER_STEPS} steps of the tower over frames
-of the first {TOWER_VIDEOS}, then the runs below. Its figures are those of seed {TEST_SEED}, which nothing was
+of the first {TOWER_VIDEOS}, then the run below. Its figures are those of seed {TEST_SEED}, which nothing was
 trained on or chosen by: `longvlm evaluate --benchmark tinyworld --seed {TEST_SEED}`.
 
 """
@@ -59,8 +58,8 @@ def vocabulary() -> tuple[str, ...]:
 def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_STEPS) -> Path:
     """Make the model in a folder of work; returns the folder of the model, ready to be shipped."""
     work = work.resolve()
-    videos, tower, store, trained = (work / name for name in ("videos", "tower", "store", "untrained"))
-    lessons, model = work / "lessons.jsonl", work / "model"
+    videos, tower, store, untrained = (work / name for name in ("videos", "tower", "store", "untrained"))
+    lessons, trained, model = work / "lessons.jsonl", work / "trained", work / "model"
     if not lessons.exists():
         rows = read_questions(make_world(videos, TRAIN_SEED, num_videos, PER_KIND))
         told: list[dict[str, Any]] = [
@@ -78,21 +77,18 @@ def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_S
         train_tower(draft, videos, num_videos=min(TOWER_VIDEOS, num_videos), steps=tower_steps)
         draft.rename(tower)
     _run("index", str(videos), "--store", str(store), "--model", str(tower), "--recipe", tinyworld.RECIPE)
-    if not trained.exists():
-        build_untrained(trained, "../tower", DIM, Shape(words=vocabulary(), layout="time_markers", **SHAPE))
-    for recipe in RECIPES:
-        before, trained = trained, work / recipe.removesuffix(".toml")
-        _run(
-            "train", "--store", str(store), "--model", str(before), "--to", str(trained),
-            "--data", str(lessons), "--recipe", str(HERE / recipe),
-        )  # fmt: skip
-    _ship([work / recipe.removesuffix(".toml") for recipe in RECIPES], model)
+    if not untrained.exists():
+        build_untrained(untrained, "../tower", DIM, Shape(words=vocabulary(), layout="time_markers", **SHAPE))
+    _run(
+        "train", "--store", str(store), "--model", str(untrained), "--to", str(trained),
+        "--data", str(lessons), "--recipe", str(HERE / "training.toml"),
+    )  # fmt: skip
+    _ship(trained, model)
     return model
 
 
-def _ship(runs: Sequence[Path], model: Path) -> None:
-    """The last run's model without what only training needs; its config says which world it knows."""
-    trained = runs[-1]
+def _ship(trained: Path, model: Path) -> None:
+    """The trained model without what only training needs; its config says which world it knows."""
     shutil.rmtree(model, ignore_errors=True)
     model.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
@@ -101,8 +97,8 @@ def _ship(runs: Sequence[Path], model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     config[tinyworld.VERSION_FIELD] = tinyworld.WORLD_VERSION
     _write(model / "config.json", json.dumps(config, indent=2) + "\n")
-    cards = "\n".join((run / "README.md").read_text() for run in runs)
-    _write(model / "README.md", _HOW + cards.replace(f"{trained.parent.resolve()}/", ""))
+    card = (trained / "README.md").read_text()
+    _write(model / "README.md", _HOW + card.replace(f"{trained.parent.resolve()}/", ""))
     for path in model.rglob("*.safetensors"):
         path.chmod(0o644)  # the trainer's own are for its user alone
 

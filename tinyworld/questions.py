@@ -32,15 +32,6 @@ MOTION_ANSWERS = {
     "shrinks": "shrinks",
     "still": "stays still",
 }
-_MOTION_WORDS = {
-    "left": "leftward",
-    "right": "rightward",
-    "up": "upward",
-    "down": "downward",
-    "grows": "growing",
-    "shrinks": "shrinking",
-    "still": "resting",
-}
 NUMBERS = ("zero", "one", "two", "three", "four")
 _THIRDS = (1 / 3, 2 / 3)
 _MIDDLE_Y = 0.64
@@ -66,7 +57,7 @@ def clock(segment: int) -> str:
 def place_of(event: Event, segment: int) -> str:
     """Where in the frame an event's object is on the average of a segment."""
     x, y, _ = event.at(segment + 0.5)
-    return f"{'upper' if y < _MIDDLE_Y else 'lower'} {('left', 'center', 'right')[_third(x)]}"
+    return f"{'upper' if y < _MIDDLE_Y else 'lower'} {('left', 'center', 'right')[third(x)]}"
 
 
 def _is_clear(event: Event, segment: int) -> bool:
@@ -75,7 +66,8 @@ def _is_clear(event: Event, segment: int) -> bool:
     return min(abs(x - border) for border in _THIRDS) >= _MARGIN and abs(y - _MIDDLE_Y) >= _MARGIN
 
 
-def _third(x: float) -> int:
+def third(x: float) -> int:
+    """Which third of the frame's width, from the left."""
     return int(np.searchsorted(_THIRDS, x))
 
 
@@ -87,19 +79,6 @@ def named(thing: str) -> str:
 def caption(scene: Scene) -> str:
     """All that happens, in order."""
     return ", then ".join(f"{named(event.name)} {MOTION_ANSWERS[event.motion]}" for event in scene.events)
-
-
-def timed_captions(scene: Scene) -> list[tuple[int, str]]:
-    """What each segment shows, and from which second on: key words, each of which means one thing."""
-    told = []
-    for segment in range(scene.num_segments):
-        event = scene.event_at(segment)
-        x, half = scene.house_at(segment + 0.5)
-        size = ("small", "medium", "large")[int(np.searchsorted((0.14, 0.19), half))]
-        house = f"house {('west', 'middle', 'east')[_third(x)]} {size}"
-        seen = f"{event.name} {place_of(event, segment)} {_MOTION_WORDS[event.motion]}"
-        told.append((segment * SEGMENT_S, f"{seen} {house}"))
-    return told
 
 
 def all_questions(scene: Scene, random: np.random.Generator) -> list[Question]:

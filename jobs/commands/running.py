@@ -104,10 +104,10 @@ def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **op
 
     env = read_env(options.pop("env"))
     submitted = send(Submission((job, *args), address, env=env, **options))
-    click.echo(f"longvlm: {submitted.job_id} is on its way; {submitted.how_to}", err=True)
-    if no_wait:
-        return
-    try:
+    try:  # from here on the job runs whatever happens to this process
+        click.echo(f"longvlm: {submitted.job_id} is on its way; {submitted.how_to}", err=True)
+        if no_wait:
+            return
         exit_code, said = submitted.follow()
     except KeyboardInterrupt:
         click.echo(f"\nlongvlm: the job goes on; {submitted.how_to}.", err=True)

@@ -88,9 +88,8 @@ class HttpChat:
         raise AssertionError("the last try returns or raises")
 
     def close(self) -> None:
-        """Wake what waits for another try; requests under way end with their time-out at the latest."""
+        """Wake what waits for another try. Requests under way may still be answered: their connections stay open."""
         self._closed.set()
-        self._client.close()
 
     def _try(self, messages: Messages) -> str:
         if self._closed.is_set():
@@ -99,7 +98,7 @@ class HttpChat:
             response = self._client.post(
                 self._url, json={"model": self.model, "messages": messages, "temperature": 0}, follow_redirects=False
             )
-        except (httpx2.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
+        except httpx2.HTTPError as error:
             said = self._shown(str(error)) or type(error).__name__
             raise _RetryError(said, ErrorCode.NETWORK) from error
         if response.status_code != HTTPStatus.OK:

@@ -8,12 +8,16 @@ from pipeline.language.untrained import build_untrained
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ray_session():
+def ray_session(s3_environment):
+    """One for all tests. Its workers have the environment that it is started in, so they reach the S3 server too."""
     import ray
 
     from jobs.session import connect
 
-    connect("local")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment.items():
+            patch.setenv(name, value)
+        connect("local")
     yield
     ray.shutdown()
 

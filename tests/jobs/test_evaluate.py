@@ -35,10 +35,8 @@ def server(monkeypatch):
     made.stop()
 
 
-@pytest.fixture
-def labels(tmp_path):
+def write_labels(path):
     """Yes and no to every clip and a name for every second, of one video more than there are."""
-    path = tmp_path / "labels.jsonl"
     made = []
     for i in range(13):
         made.append({"video": f"clip-{i:02}", "question": "Red?", "answer": ["yes", "no"][i % 2], "type": "bool"})
@@ -46,6 +44,29 @@ def labels(tmp_path):
             made.append({"video": f"clip-{i:02}", "question": "What?", "answer": "dog", "question_id": f"1.{i}"})
     path.write_text("\n".join(map(json.dumps, made)))
     return str(path)
+
+
+@pytest.fixture
+def labels(tmp_path):
+    return write_labels(tmp_path / "labels.jsonl")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory, indexed):
+    """A store with an answer to every label, judged by comparing."""
+    folder = tmp_path_factory.mktemp("asked")
+    shutil.copytree(indexed, folder / "store")
+    report = run_evaluate(order(folder / "store", labels=write_labels(folder / "labels.jsonl")))
+    assert report.as_json()["num_judged"] == 18
+    return folder / "store"
+
+
+@pytest.fixture
+def answered(tmp_path, asked):
+    """A store with an answer to every label, and no verdict."""
+    shutil.copytree(asked, tmp_path / "answered")
+    shutil.rmtree(tmp_path / "answered" / "verdicts")
+    return tmp_path / "answered"
 
 
 @pytest.fixture
@@ -107,23 +128,23 @@ def test_qa_files_as_published_with_an_answer_file(store, tmp_path, server):
     assert [row["judge"] for row in rows(store, "FROM scores ORDER BY judge")] == ["exact#1", told["judge"]]
 
 
-def test_a_judge_that_is_out_of_reach_stops_the_run_and_the_next_goes_on(store, server, labels, monkeypatch):
+def test_a_judge_that_is_out_of_reach_stops_the_run_and_the_next_goes_on(answered, server, labels, monkeypatch):
     monkeypatch.setattr(judge_http, "WIDTH", 1)
     monkeypatch.setattr(evaluate, "_MOST_OUT_OF_REACH", 2)
     server.say = lambda _, number: LIKES if number < 2 else (503, {}, "down")
-    report = run_evaluate(order(store, labels=labels, judge=by_http(server)))
+    report = run_evaluate(order(answered, labels=labels, judge=by_http(server)))
     assert "503: down" in report.stopped
     told = report.as_json()
     assert told["missing"]["failed"] >= 2
     assert sum(told["missing"].values()) + told["num_judged"] == 19
     server.say = lambda *_: LIKES
-    again = run_evaluate(order(store, labels=labels, judge=by_http(server)))
+    again = run_evaluate(order(answered, labels=labels, judge=by_http(server)))
     assert again.stopped is None
     assert (again.as_json()["num_judged"], again.num_reused > 0) == (18, True)
-    assert len(rows(store, "FROM verdicts")) == 18
+    assert len(rows(answered, "FROM verdicts")) == 18
 
 
-def test_ctrl_c_keeps_what_is_judged(store, server, labels, monkeypatch):
+def test_ctrl_c_keeps_what_is_judged(answered, server, labels, monkeypatch):
     def interrupted(row):
         calls.append(row)
         if len(calls) == 3:
@@ -134,10 +155,10 @@ def test_ctrl_c_keeps_what_is_judged(store, server, labels, monkeypatch):
     server.say = lambda *_: LIKES
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "is_out_of_reach", interrupted)
-        report = run_evaluate(order(store, labels=labels, judge=by_http(server)))
+        report = run_evaluate(order(answered, labels=labels, judge=by_http(server)))
     assert report.stopped == "interrupted"
-    assert 0 < len(rows(store, "FROM verdicts")) <= 18
-    assert run_evaluate(order(store, labels=labels, judge=by_http(server))).as_json()["num_judged"] == 18
+    assert 0 < len(rows(answered, "FROM verdicts")) <= 18
+    assert run_evaluate(order(answered, labels=labels, judge=by_http(server))).as_json()["num_judged"] == 18
 
 
 @pytest.mark.parametrize(
@@ -170,8 +191,8 @@ def test_wrong_orders_are_a_sentence_and_nothing_is_written(indexed, labels, tmp
     assert not rows(indexed, "FROM ledger_verdicts")
 
 
-def test_the_command_ends_with_one_object_and_leaves_a_report(store, labels, tmp_path):
-    command = ["evaluate", "--store", str(store), "--labels", labels, "--max-new-tokens", "3"]
+def test_the_command_ends_with_one_object_and_leaves_a_report(answered, labels, tmp_path):
+    command = ["evaluate", "--store", str(answered), "--labels", labels, "--max-new-tokens", "3"]
     shown = CliRunner().invoke(main, [*command, "--report", str(tmp_path / "report"), "--json"])
     assert shown.exit_code == 0, shown.output
     told = json.loads(shown.stdout.splitlines()[-1])
@@ -182,7 +203,7 @@ def test_the_command_ends_with_one_object_and_leaves_a_report(store, labels, tmp
     plain = CliRunner().invoke(main, command)
     assert "1 of 19 (5.3 %) are missing: not in store 1" in plain.stdout
     query = plain.stdout.split("longvlm sql --store S ")[1].split('"')[1]
-    assert [row["num_judged"] for row in rows(store, query)] == [18]
+    assert [row["num_judged"] for row in rows(answered, query)] == [18]
 
 
 @pytest.mark.parametrize(
@@ -198,11 +219,11 @@ def test_wrong_options_end_with_exit_code_2(options, says):
     assert (shown.exit_code, says in shown.stderr) == (2, True)
 
 
-def test_rows_that_were_kept_do_not_count_twice_after_a_commit_of_each(store, server, labels, monkeypatch):
+def test_rows_that_were_kept_do_not_count_twice_after_a_commit_of_each(answered, server, labels, monkeypatch):
     monkeypatch.setattr(verdicts, "COMMIT_VERDICTS", 1)
     server.say = lambda *_: LIKES
     for _ in range(2):
-        told = run_evaluate(order(store, labels=labels, judge=by_http(server))).as_json()
+        told = run_evaluate(order(answered, labels=labels, judge=by_http(server))).as_json()
         assert (told["num_judged"], told["accuracy"]) == (18, 1.0)
-    assert rows(store, "SELECT count(*) AS n FROM ledger_verdicts") == [{"n": 18}]
+    assert rows(answered, "SELECT count(*) AS n FROM ledger_verdicts") == [{"n": 18}]
     assert len(server.requests) <= 18

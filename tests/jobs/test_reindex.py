@@ -28,17 +28,27 @@ def rows(store, sql):
         return catalog.query(con, sql).to_pylist()
 
 
-@pytest.fixture
-def night(tmp_path, clips, model):
-    """A source of four clips and a broken one, and the store that holds them."""
-    source, store = tmp_path / "source", tmp_path / "store"
+@pytest.fixture(scope="module")
+def yesterday(tmp_path_factory, clips, model):
+    """A source of four clips and a broken one, a copy of it, and the store that holds them."""
+    folder = tmp_path_factory.mktemp("yesterday")
+    source = folder / "source"
     source.mkdir()
     for i in range(4):
         shutil.copy(clips / f"clip-{i:02}.mp4", source)
     (source / "broken.mp4").write_bytes(b"no video" * 100)
-    first = run_index(order_for(source, store, model=model))
+    shutil.copytree(source, folder / "kept")
+    first = run_index(order_for(source, folder / "store", model=model))
     assert (first.counts.indexed, first.counts.failed) == (4, 1)
-    return source, store
+    return folder
+
+
+@pytest.fixture
+def night(tmp_path, yesterday):
+    """The source as it was, at the place where the store knows it, and a store of one's own."""
+    shutil.rmtree(yesterday / "source", ignore_errors=True)
+    source = shutil.copytree(yesterday / "kept", yesterday / "source")
+    return source, shutil.copytree(yesterday / "store", tmp_path / "store")
 
 
 def test_what_is_gone_answers_until_it_is_pruned(night):

@@ -1,14 +1,15 @@
 """A bucket of videos becomes a store in a bucket, by the commands that a user types."""
 
 import json
-import subprocess
-import sys
+
+from click.testing import CliRunner
+
+from jobs.cli import main
 
 
 def longvlm(*args):
-    command = [sys.executable, "-m", "jobs.cli", *map(str, args), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, [*map(str, args), "--json"])
+    assert done.exit_code == 0, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from jobs.answer import AnswerOrder, run_answer
 from jobs.cli import main
+from jobs.reading import Reader, Reading, as_lesson
 from jobs.train import LOSSES, TrainOrder, newest_checkpoint, run_train
-from jobs.training import Reader, Reading, as_lesson, progress_of
+from jobs.training import progress_of
 from jobs.training_plan import draw_up
 from pipeline.language.conversations import read_conversations
 from pipeline.language.finetune import fit

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from jobs.training import Reader, Reading, as_lesson
+from jobs.reading import Reader, Reading, as_lesson
 from jobs.training_plan import LESSONS, draw_up, select_conversations
 from pipeline.language.conversations import check_conversations
 from pipeline.store import catalog

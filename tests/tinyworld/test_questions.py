@@ -2,7 +2,7 @@ import hashlib
 import json
 
 from tinyworld import WORLD_VERSION
-from tinyworld.questions import KINDS, all_questions, caption, draw_questions, named, place_of, timed_captions
+from tinyworld.questions import KINDS, all_questions, caption, draw_questions, named
 from tinyworld.scenes import draw_scene, generator
 
 SCENES = [draw_scene(5, number) for number in range(200)]
@@ -48,14 +48,6 @@ def test_nobody_is_asked_for_a_place_near_a_border():
     assert {one.answer for one in asked} == {
         f"{a} {b}" for a in ("upper", "lower") for b in ("left", "center", "right")
     }
-
-
-def test_every_segment_has_a_caption_of_its_own_time():
-    for scene in SCENES:
-        told = timed_captions(scene)
-        assert [at_s for at_s, _ in told] == list(range(0, 2 * scene.num_segments, 2))
-        for segment, (_, text) in enumerate(told):
-            assert text.startswith(f"{scene.event_at(segment).name} {place_of(scene.event_at(segment), segment)} ")
 
 
 def test_kinds_are_drawn_evenly_and_the_same_again():

@@ -1,17 +1,17 @@
 import json
 import shutil
-import tomllib
 from dataclasses import replace
 
 import pytest
 import torch
 
 from models import LLAVAS
+from pipeline.language.card import Card
 from pipeline.language.families import describe_model, load_model
 from pipeline.language.finetune import fit
 from pipeline.language.packing import Lesson
-from pipeline.language.trained import Card, as_toml, save
-from schemas.training import RECIPES, from_settings, full
+from pipeline.language.trained import save
+from schemas.training import RECIPES
 
 QUICK = {"precision": "float32", "gradient_checkpointing": False, "learning_rate": 1e-3, "warmup_ratio": 0.0}
 PREFIX = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
@@ -64,13 +64,3 @@ def test_a_base_with_its_projector_apart_becomes_one_checkpoint(golden, tmp_path
     save(learnt, Card(str(base), recipe, 2, 1.5), tmp_path / "to")
     torch.testing.assert_close(logits(load_model(str(tmp_path / "to"))), logits(model), atol=1e-5, rtol=1e-5)
     assert json.loads((tmp_path / "to" / "config.json").read_text())["vocab_size"] == 643
-
-
-def test_the_card_says_what_was_done_and_its_recipe_can_be_run_again():
-    recipe = from_settings({"base": "lora", "name": "mine", "betas": [0.9, 0.95], "tokens_per_segment": 8})
-    text = Card("hub/name", recipe, 7, 0.25, {"store": "s3://x", "videos": 3}).text()
-    assert all(
-        said in text for said in ("`hub/name` after 7 steps", "0.2500", "store: s3://x", "videos: 3", "torch 2.")
-    )
-    assert from_settings(tomllib.loads(as_toml(recipe))) == recipe
-    assert from_settings(tomllib.loads(as_toml(full()))) == full()

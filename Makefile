@@ -1,4 +1,5 @@
 # make demo and make test do everything from a bare clone; the .venv is made once and again when its inputs change.
+# Tests run in two processes, a file at a time: jobs spend much of their time starting workers on one core.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -9,7 +10,7 @@ demo: $(READY)
 	$(BIN)/longvlm demo
 
 test: $(READY) check
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check --quiet .

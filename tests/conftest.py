@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from moto.server import ThreadedMotoServer
 
 from support import GOLDENS, VIDEOS
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two processes that spin for each other's cores are slow
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 # A shell that starts the tests in the background has them and their children ignore Ctrl-C, which some send.

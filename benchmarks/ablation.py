@@ -1,6 +1,6 @@
 """The paper's claim, tested on the tiny world: do local tokens in time order with global ones beat pooled features?
 
-    python -m benchmarks.ablation [--work build/ablation] [--steps 500] [--videos 1500] [--seeds 3] [--only NAME ...]
+    python -m benchmarks.ablation [--work build/ablation] [--steps 800] [--videos 1500] [--seeds 3] [--only NAME ...]
 
 Every variant is a small LongVLM from random weights that learns from the same videos and questions for the same number
 of steps, three seeds each; only what stands in its prefix differs. `pooled` are Video-ChatGPT's features (arXiv
@@ -47,6 +47,7 @@ from tinyworld.tower import DIM
 
 NUM_TESTED = 200  # videos
 QUARTERS = 4
+STUDIED = {**SHAPE, "layers": 4}  # one layer less than what ships: there are 27 runs
 RECIPE = from_settings(tomllib.loads((Path(tinyworld.__file__).parent / "training.toml").read_text()))  # as shipped
 
 
@@ -141,9 +142,9 @@ def run(variant: Variant, seed: int, study: Study, work: Path) -> dict[str, Any]
     lessons, _ = lessons_of(variant, TRAIN_SEED, read_rows(work, TRAIN_SEED, study.videos))
     tested = lessons_of(variant, CHOOSE_SEED, read_rows(work, CHOOSE_SEED, NUM_TESTED))
     layout: PromptLayout = "plain" if variant.kept is None and not variant.is_pooled else "time_markers"
-    folder = work / f"untrained-{layout}-{seed}"
+    folder = work / "untrained" / f"{variant.name}-{seed}"
     build_untrained(
-        folder, f"{tinyworld.MODEL}/tower", DIM, Shape(words=vocabulary(), layout=layout, **SHAPE), seed=seed
+        folder, f"{tinyworld.MODEL}/tower", DIM, Shape(words=vocabulary(), layout=layout, **STUDIED), seed=seed
     )
     recipe = replace(RECIPE, seed=seed)
     tuner = Finetuner(
@@ -204,7 +205,7 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
 
 @click.command()
 @click.option("--work", default="build/ablation", type=click.Path(path_type=Path))
-@click.option("--steps", default=500, help="Of each run; take fewer if a run lasts longer than eight minutes.")
+@click.option("--steps", default=800, help="Of each run; take fewer if a run lasts longer than eight minutes.")
 @click.option("--videos", default=1500)
 @click.option("--seeds", default=3)
 @click.option("--only", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))

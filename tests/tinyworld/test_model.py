@@ -6,7 +6,8 @@ from pathlib import Path
 import tinyworld
 from pipeline.language.longvlm import describe_longvlm, load_longvlm
 from pipeline.vision.encode import describe_tower, load_text_encoder
-from tinyworld.questions import all_questions, timed_captions
+from tinyworld.captions import timed_captions
+from tinyworld.questions import all_questions
 from tinyworld.scenes import draw_scene, generator
 
 MODEL = Path(tinyworld.MODEL)

@@ -6,7 +6,7 @@ Every variant is a small LongVLM from random weights that learns from the same v
 of steps, three seeds each; only what stands in its prefix differs. `pooled` are Video-ChatGPT's features (arXiv
 2306.05424, section 3.1): the mean of every patch over time, and the mean of every frame over its patches. They get the
 same aids: whitening, time markers (after the frames of a segment) and timed captions. `global` has no segments, and so
-neither markers nor captions.
+neither markers nor captions; `no time markers` is the paper's plain layout, where captions have no place either.
 
 A run that is finished lies in the folder as JSON and is not done again, so that the study goes on where it stopped.
 Whole answers are right or wrong, on videos of a seed that nothing learns from; at each quarter of the steps, so that
@@ -38,6 +38,7 @@ from pipeline.language.packing import PAD, Caption, Lesson, lay_side_by_side, pa
 from pipeline.language.prompt import PromptLayout
 from pipeline.language.untrained import Shape, build_untrained
 from pipeline.language.whitening import fit_whitening
+from schemas.recipe import fingerprint
 from schemas.training import TrainRecipe, from_settings
 from tinyworld.captions import timed_captions
 from tinyworld.make import CHOOSE_SEED, PER_KIND, SHAPE, TRAIN_SEED, vocabulary
@@ -47,7 +48,7 @@ from tinyworld.tower import DIM
 
 NUM_TESTED = 200  # videos
 QUARTERS = 4
-STUDIED = {**SHAPE, "layers": 4}  # one layer less than what ships: there are 27 runs
+STUDIED = {**SHAPE, "layers": 4}  # one layer less than what ships: there are 30 runs
 RECIPE = from_settings(tomllib.loads((Path(tinyworld.__file__).parent / "training.toml").read_text()))  # as shipped
 
 
@@ -59,20 +60,22 @@ class Variant:
     num_global: int = 5
     kept: int | None = 8  # local tokens a segment; None: no local tokens
     is_pooled: bool = False
+    has_markers: bool = True
+
+    @property
+    def layout(self) -> PromptLayout:
+        """Of its prompts: without segments there is nothing to mark."""
+        return "time_markers" if self.has_markers and (self.is_pooled or self.kept) else "plain"
 
     def prefix(self, rows: VideoRows) -> tuple[torch.Tensor, Timeline | None]:
-        """A video's rows, and where its segments lie among them."""
-        if self.is_pooled:
-            starts_s = _starts(len(rows.frames))
-            return torch.cat([rows.patches, rows.frames.flatten(0, 1)]), Timeline(
-                len(rows.patches), (rows.frames.shape[1],) * len(starts_s), starts_s
-            )
-        head = rows.cls[len(rows.cls) - self.num_global :]
-        if self.kept is None:
+        """A video's rows, and where its segments lie among them if that is marked."""
+        head = rows.patches if self.is_pooled else rows.cls[len(rows.cls) - self.num_global :]
+        if self.kept is None and not self.is_pooled:
             return head, None
-        local = rows.local[self.kept]
-        starts_s = _starts(len(local))
-        return torch.cat([head, local.flatten(0, 1)]), Timeline(len(head), (self.kept,) * len(starts_s), starts_s)
+        segments = rows.frames if self.is_pooled else rows.local[self.kept or 0]
+        starts_s = tuple(float(SEGMENT_S * segment) for segment in range(len(segments)))
+        timeline = Timeline(len(head), (segments.shape[1],) * len(segments), starts_s)
+        return torch.cat([head, segments.flatten(0, 1)]), timeline if self.has_markers else None
 
 
 VARIANTS = (
@@ -82,6 +85,7 @@ VARIANTS = (
     Variant("local", num_global=0),
     *(Variant(f"{kept} tokens a segment", kept=kept) for kept in KEPT if kept != 8),
     *(Variant(f"{number} global layers", num_global=number) for number in (1, 3)),
+    Variant("no time markers", has_markers=False),
 )
 
 
@@ -93,9 +97,11 @@ class Study:
     videos: int
     world: int = tinyworld.WORLD_VERSION
 
-
-def _starts(num_segments: int) -> tuple[float, ...]:
-    return tuple(float(SEGMENT_S * segment) for segment in range(num_segments))
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that all runs share, so that results of another study are never taken for this one's."""
+        shared = {"recipe": RECIPE.fingerprint, "shape": STUDIED, "asked": PER_KIND, "words": vocabulary()}
+        return fingerprint({**asdict(self), **shared})
 
 
 def lessons_of(variant: Variant, seed: int, rows: Sequence[VideoRows]) -> tuple[list[Lesson], list[list[str]]]:
@@ -141,10 +147,9 @@ def run(variant: Variant, seed: int, study: Study, work: Path) -> dict[str, Any]
     """Train and test one variant with one seed."""
     lessons, _ = lessons_of(variant, TRAIN_SEED, read_rows(work, TRAIN_SEED, study.videos))
     tested = lessons_of(variant, CHOOSE_SEED, read_rows(work, CHOOSE_SEED, NUM_TESTED))
-    layout: PromptLayout = "plain" if variant.kept is None and not variant.is_pooled else "time_markers"
     folder = work / "untrained" / f"{variant.name}-{seed}"
     build_untrained(
-        folder, f"{tinyworld.MODEL}/tower", DIM, Shape(words=vocabulary(), layout=layout, **STUDIED), seed=seed
+        folder, f"{tinyworld.MODEL}/tower", DIM, Shape(words=vocabulary(), layout=variant.layout, **STUDIED), seed=seed
     )
     recipe = replace(RECIPE, seed=seed)
     tuner = Finetuner(
@@ -213,10 +218,11 @@ def main(work: Path, steps: int, videos: int, seeds: int, only: tuple[str, ...])
     """Do the runs that are left, then say what came of all."""
     study = Study(steps, videos)
     results: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    (work / "results").mkdir(parents=True, exist_ok=True)
+    finished = work / "results" / study.fingerprint
+    finished.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
         for variant in VARIANTS:
-            path = work / "results" / f"{variant.name.replace(' ', '-')}-{seed}-{steps}-{videos}.json"
+            path = finished / f"{variant.name.replace(' ', '-')}-{seed}.json"
             if not path.exists() and (not only or variant.name in only):
                 draft = path.with_suffix(".draft")
                 draft.write_text(json.dumps(run(variant, seed, study, work)))

@@ -99,7 +99,7 @@ class Study:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that all runs share, so that results of another study are never taken for this one's."""
+        """Changes with anything that all runs share: results of another study are never taken for this one's."""
         shared = {"recipe": RECIPE.fingerprint, "shape": STUDIED, "asked": PER_KIND, "words": vocabulary()}
         return fingerprint({**asdict(self), **shared})
 

@@ -32,7 +32,7 @@ from jobs.terms import fit_template
 from jobs.training import LOSSES, REFUSED, Course, progress_of, read_losses, train_worker
 from jobs.training_plan import Curriculum, draw_up, select_conversations
 from pipeline.language.beginning import begin, is_begun
-from pipeline.language.card import Card
+from pipeline.language.card import CARD, Card
 from pipeline.language.conversations import check_conversations, read_conversations
 from pipeline.language.families import is_llava, sight_of
 from pipeline.language.whitening import Whitening, fit_whitening
@@ -122,17 +122,21 @@ def run_train(order: TrainOrder) -> TrainReport:
     settings = {"recipe": order.recipe.fingerprint, "weights": spec.weights, "data": curriculum.fingerprint}
     claim_folder(folder, settings)
     report = TrainReport(new_run_id(), folder, order.recipe.num_steps(len(curriculum.videos)), curriculum)
-    connect(order.ray_address)
     logs.begun("train", report.run_id, store=store.uri, model=order.model)
-    reading = Reading(
-        snapshot,
-        spec.num_global_tokens,
-        min(order.recipe.max_length, spec.context),
-        order.recipe.tokens_per_segment,
-        sight_of(model).num_marker_tokens,
-    )
-    card = Card(order.model if model == absolute(order.model) else model, order.recipe, report.num_steps, 0.0)
-    _learn(order, report, reading, Card(**{**vars(card), "data": _provenance(store, report)}))
+    if not is_finished(folder, report.num_steps):
+        connect(order.ray_address)
+        reading = Reading(
+            snapshot,
+            spec.num_global_tokens,
+            min(order.recipe.max_length, spec.context),
+            order.recipe.tokens_per_segment,
+            sight_of(model).num_marker_tokens,
+        )
+        card = Card(order.model if model == absolute(order.model) else model, order.recipe, report.num_steps, 0.0)
+        _learn(order, report, reading, Card(**{**vars(card), "data": _provenance(store, report)}))
+    report.losses, report.refused = read_losses(folder), _read_refused(folder)
+    if not report.stopped:
+        plot_losses(report.losses, folder / PLOT)
     report.wall_s = time.time() - started_s
     record_run(store, "train", report.as_json(), report.stages)
     logs.ended("train", report.run_id, report.as_json(), report.stopped)
@@ -211,11 +215,7 @@ def _learn(order: TrainOrder, report: TrainReport, reading: Reading, card: Card)
         report.stopped = failure_of(error)
     if report.stopped:
         release_failed_execution()
-    report.losses = read_losses(folder)
-    report.refused = _read_refused(folder)
     _tidy(folder)
-    if not report.stopped:
-        plot_losses(report.losses, folder / PLOT)
 
 
 def _read(blocks: list[pa.Table], reading: Reading, resources: TrainResources) -> ray.data.Dataset:
@@ -267,6 +267,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of any earlier attempt that has done the most steps, and is whole."""
     done = {path: progress_of(path) for path in (folder / CHECKPOINTS).glob("*/checkpoint_*")}
     return max((path for path in done if done[path]), key=lambda path: done[path] or 0, default=None)
+
+
+def is_finished(folder: Path, num_steps: int) -> bool:
+    """Whether all steps were taken and the model was saved, of which the card is the last file."""
+    newest = newest_checkpoint(folder)
+    return newest is not None and progress_of(newest) == num_steps and (folder / CARD).is_file()
 
 
 def _tidy(folder: Path) -> None:

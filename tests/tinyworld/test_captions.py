@@ -27,6 +27,5 @@ def test_words_of_a_movement_change_with_it():
         told = [text.split() for _, text in timed_captions(scene)]
         for event in scene.events:
             first, last = told[event.start], told[event.end - 1]
-            moved = {"left": 4, "right": 4, "up": 5, "down": 5, "grows": 6, "shrinks": 6}
-            for motion, place in moved.items():
-                assert (first[place] != last[place]) == (event.motion == motion)
+            for place, motions in {4: {"left", "right"}, 5: {"up", "down"}, 6: {"grows", "shrinks"}}.items():
+                assert (first[place] != last[place]) == (event.motion in motions)

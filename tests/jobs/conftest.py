@@ -1,4 +1,4 @@
-"""One Ray session for all tests of the jobs, and small things to index."""
+"""One Ray session for all tests of a process, and small things to index."""
 
 import pytest
 

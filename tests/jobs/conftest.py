@@ -1,5 +1,7 @@
 """One Ray session for all tests of a process, and small things to index."""
 
+import shutil
+
 import pytest
 
 from clips import write_clip
@@ -38,6 +40,15 @@ def clips(tmp_path_factory):
     for i in range(12):
         write_clip(folder / f"clip-{i:02}.mp4", 25 * (1 + i % 4))
     return folder
+
+
+@pytest.fixture
+def source(tmp_path, clips):
+    """The clips, to be changed at the place where `indexed` knows them; afterwards they are as they were."""
+    shutil.copytree(clips, tmp_path / "kept")
+    yield clips
+    shutil.rmtree(clips)
+    shutil.copytree(tmp_path / "kept", clips)
 
 
 @pytest.fixture(scope="session")

@@ -80,14 +80,11 @@ def test_another_recipe_has_known_lengths_and_no_rates(indexed, clips):
     assert forecast(clips, "--store", indexed)["unchanged"] == 12
 
 
-def test_what_prune_would_delete_is_counted(tmp_path, clips, model):
-    source, store = tmp_path / "v", tmp_path / "store"
-    shutil.copytree(clips, source)
-    assert run(source, "--store", store, "--model", model, "--recipe", "tiny").exit_code == 0
+def test_what_prune_would_delete_is_counted(source, indexed):
     (source / "clip-00.mp4").unlink()
-    assert forecast(source, "--store", store)["gone"] == 1
-    assert forecast(source, "--store", store, "--prune")["would_delete"] == 1
-    with catalog.connect(Store.open(str(store)).pin(("videos",))) as con:
+    assert forecast(source, "--store", indexed)["gone"] == 1
+    assert forecast(source, "--store", indexed, "--prune")["would_delete"] == 1
+    with catalog.connect(Store.open(indexed).pin(("videos",))) as con:
         assert con.execute("SELECT count(*) FROM ledger_videos WHERE status = 'deleted'").fetchone() == (0,)
 
 

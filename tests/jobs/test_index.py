@@ -49,27 +49,6 @@ def test_a_folder_becomes_a_store(indexed, clips):
     assert run["job"] == "index"
 
 
-def test_a_second_run_finds_nothing_to_do_and_a_third_only_what_changed(tmp_path, clips, model):
-    store, source = tmp_path / "store", tmp_path / "clips"
-    shutil.copytree(clips, source)
-    first = run_index(order_for(source, store, model, limit=3))
-    assert (first.counts.indexed, first.counts.not_attempted) == (3, 9)
-    shutil.copyfile(source / "clip-03.mp4", source / "clip-00.mp4")
-    (source / "new.mp4").write_bytes(b"")
-    second = run_index(order_for(source, store, limit=4))
-    assert (second.counts.unchanged, second.counts.indexed, second.counts.failed) == (2, 4, 0)
-    (changed,) = rows(store, "SELECT duration_s FROM videos WHERE uri LIKE '%clip-00.mp4'")
-    assert changed["duration_s"] == 4.0
-    third = run_index(order_for(source, store))
-    assert (third.counts.unchanged, third.counts.failures) == (6, {"empty_file": 1})
-    again = run_index(order_for(source, store))
-    assert (again.counts.unchanged, again.counts.known_failed, again.stages) == (12, 1, {})
-    retried = run_index(order_for(source, store, retry_failed=("all",)))
-    assert retried.counts.failures == {"empty_file": 1}
-    (failure,) = rows(store, "FROM failures")
-    assert failure["attempts"] == 2
-
-
 def test_another_recipe_waits_to_be_asked_for_and_to_be_promoted(tmp_path, indexed, clips):
     store = tmp_path / "store"
     shutil.copytree(indexed, store)

@@ -14,7 +14,6 @@ import jobs.nightly
 from jobs.answer import AnswerOrder, answer_questions
 from jobs.cli import main
 from jobs.estimate import last_measured_run
-from jobs.index import run_index
 from jobs.nightly import NightlyOrder, run_nightly
 from jobs.orders import IndexOrder
 from pipeline.ingest.corpus import Source, list_source
@@ -28,26 +27,9 @@ from schemas.identity import new_write_id
 from schemas.tables import TABLES
 
 
-@pytest.fixture(scope="module")
-def yesterday(tmp_path_factory, clips, model):
-    """A folder of clips and the store that knows them."""
-    folder = tmp_path_factory.mktemp("yesterday")
-    shutil.copytree(clips, folder / "clips")
-    order = IndexOrder(Source(str(folder / "clips")), str(folder / "store"), model=model, recipe="tiny")
-    assert run_index(order).counts.indexed == 12
-    return folder
-
-
 @pytest.fixture
-def source(yesterday, clips):
-    """The clips of yesterday, to be changed: at the same place, since that is what a store knows them by."""
-    shutil.rmtree(yesterday / "clips")
-    return shutil.copytree(clips, yesterday / "clips")
-
-
-@pytest.fixture
-def store(tmp_path, yesterday):
-    return shutil.copytree(yesterday / "store", tmp_path / "store")
+def store(tmp_path, indexed):
+    return shutil.copytree(indexed, tmp_path / "store")
 
 
 @pytest.fixture
@@ -107,13 +89,6 @@ def test_a_night_does_what_is_new_and_the_next_one_nothing(source, store, questi
     assert counts["questions_sha256"] == json.loads(one["counts"])["questions_sha256"]
     assert (counts["run_id"], counts["stopped"], two["run_id"]) == (second.run_id, None, second.run_id)
     assert json.loads(one["stage_s"]).keys() >= {"index.decode", "answer.decode"}
-
-
-def test_the_first_night_makes_the_store(source, tmp_path, model):
-    parts = night(source, tmp_path / "store", model=model).parts
-    assert parts["index"]["indexed"] == 12
-    assert "answer" not in parts
-    assert parts["alerts"]["raised"] == {}
 
 
 def test_what_failed_for_a_passing_reason_is_tried_again(source, store):
@@ -233,7 +208,7 @@ def test_a_bucket_has_its_nights_too(s3, clips, model, questions):
         return json.loads(done.stdout)
 
     first = nightly()
-    assert (first["index"]["indexed"], first["answer"]["answered"]) == (3, 3)
+    assert (first["index"]["indexed"], first["answer"]["answered"], first["alerts"]["raised"]) == (3, 3, {})
     s3.upload_file(str(clips / "clip-03.mp4"), "bucket", "videos/1.mp4")
     s3.upload_file(str(clips / "clip-04.mp4"), "bucket", "videos/new.mp4")
     with Lease("s3://bucket/index", "nightly", lambda: None):

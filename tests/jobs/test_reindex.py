@@ -51,6 +51,22 @@ def night(tmp_path, yesterday):
     return source, shutil.copytree(yesterday / "store", tmp_path / "store")
 
 
+def test_a_run_does_what_changed_as_far_as_it_may_and_the_next_the_rest(night):
+    source, store = night
+    shutil.copyfile(source / "clip-03.mp4", source / "clip-00.mp4")
+    for name in ("new-1", "new-2"):
+        write_clip(source / f"{name}.mp4", 25)
+    (source / "new-3.mp4").touch()
+    first = run_index(order_for(source, store, limit=2))
+    assert (first.counts.unchanged, first.counts.indexed, first.counts.not_attempted) == (3, 2, 2)
+    (changed,) = rows(store, "SELECT duration_s FROM videos WHERE uri LIKE '%clip-00.mp4'")
+    assert changed["duration_s"] == 4.0
+    second = run_index(order_for(source, store))
+    assert (second.counts.unchanged, second.counts.indexed, second.counts.failures) == (5, 1, {"empty_file": 1})
+    again = run_index(order_for(source, store))
+    assert (again.counts.unchanged, again.counts.known_failed, again.stages) == (6, 2, {})
+
+
 def test_what_is_gone_answers_until_it_is_pruned(night):
     source, store = night
     (source / "clip-00.mp4").unlink()

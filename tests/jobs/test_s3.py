@@ -14,6 +14,7 @@ def longvlm(*args):
 
 
 def test_the_journey_from_bucket_to_bucket(s3, clips, model):
+    """Watched, answered, found unchanged; a moved object takes its tokens and answers along."""
     for i in range(4):
         s3.upload_file(str(clips / f"clip-{i:02}.mp4"), "bucket", f"videos/{i % 2}/clip-{i}.mp4")
     s3.put_object(Bucket="bucket", Key="videos/bad.mp4", Body=b"not a video" * 100)
@@ -27,24 +28,17 @@ def test_the_journey_from_bucket_to_bucket(s3, clips, model):
     assert rows[0]["etag"]
     (again,) = longvlm("index", "s3://bucket/videos", *store)
     assert (again["unchanged"], again["known_failed"], again["not_attempted"]) == (4, 1, 0)
-
-
-def test_a_moved_object_takes_its_tokens_and_answers_along(s3, clips, model):
-    for i in range(3):
-        s3.upload_file(str(clips / f"clip-0{i}.mp4"), "bucket", f"v/{i}.mp4")
-    store = ("--store", "s3://bucket/index")
-    longvlm("index", "s3://bucket/v", *store, "--model", model, "--recipe", "tiny")
-    longvlm("answer", *store, "--ask", "What is red?", "--max-new-tokens", 3)
     sql = "SELECT uri, video_id, write_id, answer FROM answers ORDER BY write_id"
     before = longvlm("sql", *store, sql)
-    s3.copy_object(Bucket="bucket", Key="v/archive/0.mp4", CopySource="bucket/v/0.mp4")
-    s3.delete_object(Bucket="bucket", Key="v/0.mp4")
-    (moved,) = longvlm("index", "s3://bucket/v", *store)
-    assert (moved["moved"], moved["unchanged"], moved["indexed"], moved["gone"]) == (1, 2, 0, 0)
+    s3.copy_object(Bucket="bucket", Key="videos/archive/0.mp4", CopySource="bucket/videos/0/clip-0.mp4")
+    s3.delete_object(Bucket="bucket", Key="videos/0/clip-0.mp4")
+    (moved,) = longvlm("index", "s3://bucket/videos", *store)
+    assert (moved["moved"], moved["unchanged"], moved["indexed"], moved["gone"]) == (1, 3, 0, 0)
     after = longvlm("sql", *store, sql)
     assert [row["write_id"] for row in after] == [row["write_id"] for row in before]
-    assert {row["uri"] for row in after} == {f"s3://bucket/v/{name}.mp4" for name in ("archive/0", 1, 2)}
+    names = ("archive/0", "0/clip-2", "1/clip-1", "1/clip-3")
+    assert {row["uri"] for row in after} == {f"s3://bucket/videos/{name}.mp4" for name in names}
     (segments,) = longvlm("sql", *store, "SELECT count(*) AS n FROM segments WHERE uri LIKE '%archive%'")
     assert segments["n"] > 0
     *_, counts = longvlm("answer", *store, "--ask", "What is red?", "--max-new-tokens", 3)
-    assert (counts["asked"], counts["reused"]) == (3, 3)
+    assert (counts["asked"], counts["reused"]) == (4, 4)

@@ -17,7 +17,7 @@ def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, 
     assert (config["mm_prompt_layout"], config["mm_prompt_template"]) == ("time_markers", "brief")
     assert load_longvlm(str(model)).templates[0] == "brief"
     card = (model / "README.md").read_text()
-    assert card.count("## Recipe ") == 1
+    assert card.count("## Recipe ") == 2
     assert str(tmp_path) not in card
     assert Store.open(str(tmp_path / "work" / "store")).active_recipe().recipe.name == "tinyworld"
     lessons = [json.loads(line) for line in (tmp_path / "work" / "lessons.jsonl").read_text().splitlines()]

@@ -3,7 +3,7 @@
 1 world   videos of the training seed, and instruction rows about them     tinyworld.world
 2 tower   a CLIP, trained on frames of the first of these videos           tinyworld.tower
 3 index   every video watched once                                         longvlm index
-4 train   a LongVLM from random weights, on the stored tokens              longvlm train
+4 train   a LongVLM from random weights, on the stored tokens, twice       longvlm train
 5 ship    the trained model and its tower into the package
 6 test    a held-out seed                                                  longvlm evaluate
 
@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from tinyworld.world import make_world, read_questions, video_name
 TRAIN_SEED, CHOOSE_SEED, TEST_SEED = 0, 1, 2  # training, choosing between recipes, and the figures that are told
 NUM_VIDEOS, TOWER_VIDEOS, TOWER_STEPS = 3000, 950, 1400
 PER_KIND = {"what": 3, "where": 3, "motion": 2, "after": 2, "before": 2}  # questions a video; one of any other kind
+RUNS = {"trained": "training.toml", "trained-more": "training-more.toml"}  # each goes on from the one before
 SHAPE = {"hidden": 128, "layers": 5, "intermediate": 384}
 HERE = Path(__file__).parent
 _HOW = f"""# A small LongVLM that knows the tiny world
 
 It answers questions about videos that `tinyworld` draws (version {tinyworld.WORLD_VERSION}), and knows nothing else.
 `make tinyworld` makes it again: {NUM_VIDEOS} videos of seed {TRAIN_SEED}, {TOWER_STEPS} steps of the tower over frames
-of the first {TOWER_VIDEOS}, then the run below. Its figures are those of seed {TEST_SEED}, which nothing was
+of the first {TOWER_VIDEOS}, then the runs below. Its figures are those of seed {TEST_SEED}, which nothing was
 trained on or chosen by: `longvlm evaluate --benchmark tinyworld --seed {TEST_SEED}`.
 
 """
@@ -59,7 +61,7 @@ def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_S
     """Make the model in a folder of work; returns the folder of the model, ready to be shipped."""
     work = work.resolve()
     videos, tower, store, untrained = (work / name for name in ("videos", "tower", "store", "untrained"))
-    lessons, trained, model = work / "lessons.jsonl", work / "trained", work / "model"
+    lessons, model = work / "lessons.jsonl", work / "model"
     if not lessons.exists():
         rows = read_questions(make_world(videos, TRAIN_SEED, num_videos, PER_KIND))
         told: list[dict[str, Any]] = [
@@ -79,16 +81,20 @@ def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_S
     _run("index", str(videos), "--store", str(store), "--model", str(tower), "--recipe", tinyworld.RECIPE)
     if not untrained.exists():
         build_untrained(untrained, "../tower", DIM, Shape(words=vocabulary(), layout="time_markers", **SHAPE))
-    _run(
-        "train", "--store", str(store), "--model", str(untrained), "--to", str(trained),
-        "--data", str(lessons), "--recipe", str(HERE / "training.toml"),
-    )  # fmt: skip
-    _ship(trained, model)
+    trained = untrained
+    for name, recipe in RUNS.items():
+        before, trained = trained, work / name
+        _run(
+            "train", "--store", str(store), "--model", str(before), "--to", str(trained),
+            "--data", str(lessons), "--recipe", str(HERE / recipe),
+        )  # fmt: skip
+    _ship([work / name for name in RUNS], model)
     return model
 
 
-def _ship(trained: Path, model: Path) -> None:
-    """The trained model without what only training needs; its config says which world it knows."""
+def _ship(runs: Sequence[Path], model: Path) -> None:
+    """The last run's model without what only training needs; its config says which world it knows."""
+    trained = runs[-1]
     shutil.rmtree(model, ignore_errors=True)
     model.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
@@ -97,8 +103,8 @@ def _ship(trained: Path, model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     config[tinyworld.VERSION_FIELD] = tinyworld.WORLD_VERSION
     _write(model / "config.json", json.dumps(config, indent=2) + "\n")
-    card = (trained / "README.md").read_text()
-    _write(model / "README.md", _HOW + card.replace(f"{trained.parent.resolve()}/", ""))
+    cards = "\n".join((run / "README.md").read_text() for run in runs)
+    _write(model / "README.md", _HOW + cards.replace(f"{trained.parent.resolve()}/", ""))
     for path in model.rglob("*.safetensors"):
         path.chmod(0o644)  # the trainer's own are for its user alone
 

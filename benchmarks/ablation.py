@@ -1,6 +1,7 @@
 """The paper's claim, tested on the tiny world: do local tokens in time order with global ones beat pooled features?
 
-    python -m benchmarks.ablation [--work build/ablation] [--steps 800] [--videos 1500] [--seeds 3] [--only NAME ...]
+    python -m benchmarks.ablation [--work build/ablation] [--steps 3200] [--videos 1500] [--seeds 3] [--only NAME ...]
+        [--results benchmarks/ablation-runs]
 
 Every variant is a small LongVLM from random weights that learns from the same videos and questions for the same number
 of steps, three seeds each; only what stands in its prefix differs. `pooled` are Video-ChatGPT's features (arXiv
@@ -8,7 +9,7 @@ of steps, three seeds each; only what stands in its prefix differs. `pooled` are
 same aids: whitening, time markers (after the frames of a segment) and timed captions. `global` has no segments, and so
 neither markers nor captions; `no time markers` is the paper's plain layout, where captions have no place either.
 
-A run that is finished lies in the folder as JSON and is not done again, so that the study goes on where it stopped.
+A run that is finished lies among the results as JSON and is not done again, so that the study goes on where it stopped.
 Whole answers are right or wrong, on videos of a seed that nothing learns from; at each quarter of the steps, so that
 one sees whether a plateau was reached. Bound by arithmetic on the CPU.
 """
@@ -46,6 +47,7 @@ from tinyworld.questions import draw_questions
 from tinyworld.scenes import SEGMENT_S, draw_scene
 from tinyworld.tower import DIM
 
+RESULTS = Path(__file__).parent / "ablation-runs"
 NUM_TESTED = 200  # videos
 QUARTERS = 4
 STUDIED = {**SHAPE, "layers": 4}  # one layer less than what ships: there are 30 runs
@@ -156,13 +158,15 @@ def run(variant: Variant, seed: int, study: Study, work: Path) -> dict[str, Any]
         load_longvlm(str(folder)), recipe, study.steps, whitening=fit_whitening(lesson.prefix for lesson in lessons)
     )
     began_s = time.perf_counter()
-    losses, curve = [], []
+    losses: list[float] = []
+    tests: list[dict[str, float]] = []
     for number, batch in zip(range(1, study.steps + 1), _batches(lessons, recipe), strict=False):
         losses.append(tuner.step(batch).loss)
         if number % (study.steps // QUARTERS) == 0:
-            curve.append(test(tuner, *tested)["all"])
+            tests.append(test(tuner, *tested))
     rows = mean(len(lesson.prefix) for lesson in lessons)
-    told = {"accuracy": test(tuner, *tested), "curve": curve, "loss": mean(losses[-20:]), "rows": round(rows, 1)}
+    curve = [one["all"] for one in tests]
+    told = {"accuracy": tests[-1], "curve": curve, "loss": round(mean(losses[-20:]), 4), "rows": round(rows, 1)}
     return {**told, "seconds": round(time.perf_counter() - began_s, 1), "study": asdict(study)}
 
 
@@ -210,30 +214,31 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
 
 @click.command()
 @click.option("--work", default="build/ablation", type=click.Path(path_type=Path))
-@click.option("--steps", default=800, help="Of each run; take fewer if a run lasts longer than eight minutes.")
+@click.option("--results", default=RESULTS, type=click.Path(path_type=Path), help="Where finished runs lie.")
+@click.option("--steps", default=3200, help="Of each run; take fewer if a run lasts longer than eight minutes.")
 @click.option("--videos", default=1500)
 @click.option("--seeds", default=3)
 @click.option("--only", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))
-def main(work: Path, steps: int, videos: int, seeds: int, only: tuple[str, ...]) -> None:
+def main(work: Path, results: Path, steps: int, videos: int, seeds: int, only: tuple[str, ...]) -> None:
     """Do the runs that are left, then say what came of all."""
     study = Study(steps, videos)
-    results: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    finished = work / "results" / study.fingerprint
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    finished = results / study.fingerprint
     finished.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
         for variant in VARIANTS:
             path = finished / f"{variant.name.replace(' ', '-')}-{seed}.json"
             if not path.exists() and (not only or variant.name in only):
                 draft = path.with_suffix(".draft")
-                draft.write_text(json.dumps(run(variant, seed, study, work)))
+                draft.write_text(json.dumps(run(variant, seed, study, work)) + "\n")
                 draft.rename(path)
             if path.exists():
-                results[variant.name].append(json.loads(path.read_text()))
-                print(variant.name, seed, results[variant.name][-1]["accuracy"]["all"], flush=True)
-    table = summarise(results)
+                runs[variant.name].append(json.loads(path.read_text()))
+                print(variant.name, seed, runs[variant.name][-1]["accuracy"]["all"], flush=True)
+    table = summarise(runs)
     for row in table:
         print(row)
-    plot(table, work / "ablation.png")
+    plot(table, finished / "ablation.png")
     print(json.dumps({"benchmark": "ablation", **asdict(study), "variants": table}))
 
 

@@ -16,9 +16,9 @@ SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")
 MAY_IMPORT = {
     "schemas": {"schemas"},
     "pipeline.ingest": {"schemas", "pipeline.ingest"},
-    "pipeline.vision": {"schemas", "pipeline.vision"},
+    "pipeline.vision": {"schemas", "pipeline.vision", "pipeline.transfer"},
     "pipeline.store": {"schemas", "pipeline.store"},
-    "pipeline.language": {"schemas", "pipeline.language", "pipeline.vision"},
+    "pipeline.language": {"schemas", "pipeline.language", "pipeline.vision", "pipeline.transfer"},
     "pipeline": set(),
     "tinyworld": {"schemas", "pipeline", "tinyworld"},
     "jobs": {"schemas", "pipeline", "tinyworld", "jobs"},

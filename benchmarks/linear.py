@@ -7,6 +7,7 @@ cache. Both are bound by reading the weights. The last line is one JSON object: 
 """
 
 import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import interleave
-from pipeline.language.linear import FewTokensLinear
+from pipeline.language.linear import Linear
 
 SHAPES = ((2816, 1024), (1024, 2816), (1024, 1024))  # outputs, inputs
 WEIGHT_BYTES, ROUNDS = 350e6, 7
 
 
-def run(layers: list[nn.Linear], given: Tensor) -> None:
+def run(layers: Sequence[Callable[[Tensor], Tensor]], given: Tensor) -> None:
     """Every layer once."""
     for layer in layers:
         layer(given)
@@ -33,9 +34,9 @@ def main() -> None:
     for num_outputs, num_inputs in SHAPES:
         count = int(WEIGHT_BYTES / (2 * num_outputs * num_inputs))
         theirs = [nn.Linear(num_inputs, num_outputs, bias=False, dtype=torch.bfloat16) for _ in range(count)]
-        ours: list[nn.Linear] = [FewTokensLinear(layer) for layer in theirs]
+        ours = [Linear([layer]) for layer in theirs]
         for num_tokens in (1, 2, 8, 16, 32):
-            given = torch.randn(1, num_tokens, num_inputs, dtype=torch.bfloat16)
+            given = torch.randn(num_tokens, num_inputs, dtype=torch.bfloat16)
             taken = interleave({"torch": partial(run, theirs, given), "engine": partial(run, ours, given)}, ROUNDS)
             theirs_s, ours_s = median(taken["torch"]), median(taken["engine"])
             ratios[f"{num_outputs}x{num_inputs}_{num_tokens}"] = theirs_s / ours_s

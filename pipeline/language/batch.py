@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pipeline.language.branches import (
-    ATTENTION,
-    BranchStep,
-    KeysValues,
-    PrefixStep,
-    Question,
-    QuestionStep,
-    Watch,
-    chunked,
-)
-from pipeline.language.linear import quicken
+from pipeline.language.blocks import Blocks
+from pipeline.language.branches import BranchStep, KeysValues, PrefixStep, Question, QuestionStep, Watch, chunked
+from pipeline.language.growing import Growing
+from pipeline.language.linear import Linear
+from pipeline.transfer import tensor_on
 
 MIN_TAIL_GROWTH = 16  # tokens: growing copies every tail, which costs about as much as a step does
 # Tokens of one forward pass. Enough that the matrix products are bound by arithmetic, and the widest activations of a
@@ -65,16 +59,19 @@ class Batch:
     """Branches under way. The passes of a model that attends over shared prefixes, in inference mode."""
 
     def __init__(self, llm: Any, device: torch.device) -> None:
-        llm.set_attn_implementation(ATTENTION)
-        quicken(llm)
         config = llm.config
-        self.llm, self.device = llm, device
+        self.device = device
+        self._blocks, self._head, self._embed = (
+            Blocks(llm),
+            Linear([llm.get_output_embeddings()]),
+            llm.get_input_embeddings(),
+        )
         self.num_layers = config.num_hidden_layers
         self.kv_shape = (
             config.num_key_value_heads,
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         )
-        self.dtype = llm.get_input_embeddings().weight.dtype
+        self.dtype = self._embed.weight.dtype
         # Early layers look everywhere, late ones prepare the next word; in between, words look for what they speak of.
         self.watched = frozenset(range(self.num_layers // 3, max(2 * self.num_layers // 3, self.num_layers // 3 + 1)))
         self.clear()
@@ -84,7 +81,9 @@ class Batch:
         self.branches: list[Branch] = []
         self.prefixes: list[Prefix] = []
         self.prefix_kv, self.tail_kv = KeysValues(), KeysValues()
+        self.growing: Growing | None = None
         self.seen_RP = torch.zeros(0, 0, device=self.device)
+        self._reach = 0  # how many positions of its tail any open branch has once its newest token is in
         self._step: BranchStep | None = None
 
     @property
@@ -92,20 +91,19 @@ class Batch:
         """Keys and values of one position."""
         return 2 * self.num_layers * self.kv_shape[0] * self.kv_shape[1] * self.dtype.itemsize
 
-    @property
-    def num_open(self) -> int:
-        """Branches that are not answered yet."""
-        return sum(branch.is_open for branch in self.branches)
-
     def keep_open(self, still_needed: Sequence[Prefix]) -> None:
         """Drop closed branches, and prefixes that neither an open branch nor the caller needs."""
         rows = [i for i, branch in enumerate(self.branches) if branch.is_open]
-        self.branches = [self.branches[row] for row in rows]
+        if self.growing is not None and len(rows) < len(self.branches):
+            rows_R = tensor_on(self.device, rows)
+            self.growing.keep(rows_R)
+            self.seen_RP = self.seen_RP[rows_R]
+            self.branches = [self.branches[row] for row in rows]
         needed = {id(branch.prefix) for branch in self.branches} | {id(prefix) for prefix in still_needed}
         kept = [i for i, prefix in enumerate(self.prefixes) if id(prefix) in needed]
         self.prefixes = [self.prefixes[i] for i in kept]
-        self.seen_RP = self.seen_RP[rows]
-        self._rebuild(self.tail_kv, rows, KeysValues(), max(map(_length, self.branches), default=0))
+        self._reach = max((len(branch.suffix) + len(branch.new) for branch in self.branches), default=0)
+        self._rebuild(self.tail_kv, rows, KeysValues(), self._reach)
         self._rebuild(self.prefix_kv, kept, KeysValues(), max(map(len, self.prefixes), default=0))
 
     def add_prefixes(self, prefixes: Sequence[Prefix]) -> None:
@@ -114,8 +112,8 @@ class Batch:
         for lengths in chunked(map(len, prefixes), MAX_TOKENS[self.device.type]):
             some = list(islice(waiting, len(lengths)))
             step = PrefixStep(lengths)
-            positions_T = torch.cat([torch.arange(length, device=self.device) for length in lengths])
-            self._forward(torch.cat([prefix.embeds for prefix in some])[None], positions_T[None], step)
+            positions_T = tensor_on(self.device, [position for length in lengths for position in range(length)])
+            self._blocks.run(torch.cat([prefix.embeds for prefix in some]), positions_T, step)
             kept = range(len(self.prefixes))
             self.prefixes.extend(some)
             self._rebuild(self.prefix_kv, kept, step.made, max(map(len, self.prefixes)))
@@ -138,78 +136,79 @@ class Batch:
                 for at in range(len(branch.suffix) - branch.num_watched, len(branch.suffix))
             ]
             row_W, position_W, token_W = zip(*watched, strict=True)
-            watch, watching = Watch(self.watched), self._branch_step(some, row_W)
-            watching.begin(tails, torch.tensor(position_W, device=self.device), watch)
+            watch, watching = Watch(self.watched), self._branch_step(some, tails, row_W)
+            watching.begin(tensor_on(self.device, position_W), watch)
             questions = [Question(places[id(b.prefix)], len(b.prefix), len(b.suffix)) for b in some]
-            tokens_W = torch.tensor(token_W, device=self.device)
+            tokens_W = tensor_on(self.device, token_W)
             step = QuestionStep(questions, tails, watching, tokens_W)
-            starts_R = torch.tensor([question.prefix_length for question in questions], device=self.device)
-            ids_T = torch.tensor([i for branch in some for i in branch.suffix], device=self.device)
-            embeds_TD = self.llm.get_input_embeddings()(ids_T)
-            hidden_TD = self._forward(embeds_TD[None], (starts_R[step.row_T] + step.position_T)[None], step)
-            yield some, hidden_TD[tokens_W], watch.seen_TP, tails  # type: ignore[misc] # a layer has set it
+            starts_R = tensor_on(self.device, [question.prefix_length for question in questions])
+            ids_T = tensor_on(self.device, [i for branch in some for i in branch.suffix])
+            hidden_TD = self._blocks.run(self._embed(ids_T), starts_R[step.row_T] + step.position_T, step)
+            yield some, hidden_TD[tokens_W], watch.seen, tails
 
-    def add(self, branches: Sequence[Branch], rows: Sequence[int], tails: KeysValues, seen_RP: Tensor) -> None:
-        """Take in branches after `begin`, with their rows of its tails and of what they attended to."""
-        if not branches:
-            return
-        made = KeysValues([key[list(rows)] for key in tails.keys], [value[list(rows)] for value in tails.values])
+    def add(
+        self, branches: Sequence[Branch], rows: Sequence[int], tails: KeysValues, seen_RP: Tensor, growing: Growing
+    ) -> None:
+        """Take in branches after `begin`, with their rows of its tails, what they attended to and their first token."""
+        rows_R = tensor_on(self.device, rows)
+        made = KeysValues([layer[:, rows_R] for layer in tails.layers])
         kept = range(len(self.branches))
         self.branches.extend(branches)
+        if self.growing is None:
+            self.growing = growing
+        else:
+            self.growing.append(growing)
         self.seen_RP = torch.cat([_widened(self.seen_RP, seen_RP.shape[1]), seen_RP])
-        self._rebuild(self.tail_kv, kept, made, max(map(_length, self.branches)))
+        self._reach = max(self._reach, *(len(branch.suffix) + 1 for branch in branches))
+        self._rebuild(self.tail_kv, kept, made, self._reach)
 
     def decode(self) -> Tensor:
-        """One step: every branch's newest token goes in; returns the logits of its next one, [R, V]."""
-        newest = [_length(branch) - 1 for branch in self.branches]  # where each branch's newest token stands
-        used = 1 + max(at for at, branch in zip(newest, self.branches, strict=True) if branch.is_open)
-        if used > self.tail_kv.num_positions:
-            most = max(branch.num_positions for branch in self.branches)
-            num_positions = min(used + max(MIN_TAIL_GROWTH, used // 4), most)
-            self._rebuild(self.tail_kv, range(len(self.branches)), KeysValues(), num_positions)
+        """One step: every branch's newest token goes in; returns the logits of its next one, [R, V].
+
+        Raises:
+            ValueError: there are no branches.
+        """
+        if self.growing is None:
+            raise ValueError("nothing has been added that could go on")
+        if self._reach > self.tail_kv.num_positions:
+            self._grow()
+        self._reach += 1
         if self._step is None:
-            self._step = self._branch_step(self.branches, range(len(self.branches)))
-        positions_T = torch.tensor([min(at, used - 1) for at in newest], device=self.device)
+            self._step = self._branch_step(self.branches, self.tail_kv, range(len(self.branches)))
+            self.seen_RP = _widened(self.seen_RP, self.prefix_kv.num_positions)
         watch = Watch(self.watched)
-        position_ids = self._step.begin(self.tail_kv, positions_T, watch)
-        ids_T = torch.tensor([branch.new[-1] for branch in self.branches], device=self.device)
-        hidden_TD = self._forward(self.llm.get_input_embeddings()(ids_T)[None], position_ids, self._step)
-        self.seen_RP = _widened(self.seen_RP, self.prefix_kv.num_positions).add_(watch.seen_TP)  # type: ignore[arg-type]
-        return self.logits(hidden_TD)
+        positions_R = self._step.begin(self.growing.at_R, watch)
+        hidden_RD = self._blocks.run(self._embed(self.growing.newest_R), positions_R, self._step)
+        self.seen_RP += watch.seen * self.growing.is_open_R[:, None]
+        return self.logits(hidden_RD)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """What follows each token, [T, V]."""
-        return self.llm.get_output_embeddings()(hidden_TD)
+        return self._head(hidden_TD)
 
-    def _forward(self, embeds_1TD: Tensor, position_ids: Tensor, step: Any) -> Tensor:
-        outputs = self.llm.get_decoder()(
-            inputs_embeds=embeds_1TD, position_ids=position_ids, use_cache=False, step=step
-        )
-        return outputs.last_hidden_state[0]
+    def _grow(self) -> None:
+        """Give all tails room for some more steps."""
+        most = max(branch.num_positions for branch in self.branches)
+        num_positions = min(self._reach + max(MIN_TAIL_GROWTH, self._reach // 4), most)
+        if num_positions > self.tail_kv.num_positions:
+            self._rebuild(self.tail_kv, range(len(self.branches)), KeysValues(), num_positions)
 
-    def _branch_step(self, branches: Sequence[Branch], rows: Sequence[int]) -> BranchStep:
+    def _branch_step(self, branches: Sequence[Branch], tails: KeysValues, rows: Sequence[int]) -> BranchStep:
         places = {id(prefix): i for i, prefix in enumerate(self.prefixes)}
-        lengths = torch.tensor([len(prefix) for prefix in self.prefixes], device=self.device)
-        return BranchStep(self.prefix_kv, lengths, [places[id(branch.prefix)] for branch in branches], rows)
+        lengths = [len(prefix) for prefix in self.prefixes]
+        return BranchStep(self.prefix_kv, tails, lengths, [places[id(branch.prefix)] for branch in branches], rows)
 
     def _empty_tails(self, num_rows: int, num_positions: int) -> KeysValues:
         num_k, width = self.kv_shape
-        shape = (num_rows, num_k, num_positions, width)
-        keys, values = (
-            [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.num_layers)] for _ in range(2)
-        )
-        return KeysValues(keys, values)
+        shape = (2, num_rows, num_k, num_positions, width)
+        return KeysValues([torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.num_layers)])
 
     def _rebuild(self, kv: KeysValues, kept: Sequence[int], more: KeysValues, num_positions: int) -> None:
         self._step = None
-        if not kept and not more.keys:
+        if not kept and not more.layers:
             kv.clear()
-        elif more.keys or len(kept) < len(kv.keys[0]) or num_positions > kv.num_positions:
+        elif more.layers or len(kept) < kv.layers[0].shape[1] or num_positions > kv.num_positions:
             kv.select_and_append(kept, more, num_positions)
-
-
-def _length(branch: Branch) -> int:
-    return len(branch.suffix) + len(branch.new)
 
 
 def _widened(seen_RP: Tensor, num_positions: int) -> Tensor:

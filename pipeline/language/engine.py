@@ -10,20 +10,23 @@ Shape letters: N prefix rows, M rows after projection, P prefix positions, R row
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.language.backend import Answer, Group, Stats
 from pipeline.language.batch import Batch, Branch
 from pipeline.language.decoding import choose, likelihoods
+from pipeline.language.growing import Growing
 from pipeline.language.markers import onto_segments
 from pipeline.language.memory import kv_budget
 from pipeline.language.model import LanguageModel
 from pipeline.language.rows import Row, Video, lay_out_row, read_group
+from pipeline.transfer import Fetch, tensor_on, to_device
 from schemas.errors import ErrorCode, TerminalError
 from schemas.recipe import AnswerRecipe
 
@@ -44,7 +47,7 @@ class Engine:
         self.max_rows = MAX_ROWS[model.device.type]
         self.stats = Stats()
         self._batch = Batch(model.llm, model.device)
-        self._banned_ids = torch.tensor(model.banned_ids, dtype=torch.int64, device=model.device)
+        self._banned_ids, self._eos_ids = (tensor_on(model.device, ids) for ids in (model.banned_ids, model.eos_ids))
         self._queue: deque[Video] = deque()  # videos with rows that wait
         self._underway: list[Row] = []
         self._done: list[Answer] = []
@@ -74,8 +77,9 @@ class Engine:
         rows = self._admit(source)
         if rows:
             self._prefill(rows)
-        while 2 * self._batch.num_open > len(self._batch.branches):
-            self._step()
+        if self._batch.growing is not None:
+            self._decode(self._batch.growing)
+            self._collect(self._batch.growing)
         return bool(rows or self._batch.branches or self._done)
 
     def _admit(self, source: Iterator[Group]) -> list[Row]:
@@ -118,7 +122,7 @@ class Engine:
         return positions * self._batch.bytes_per_token <= self.kv_bytes
 
     def _prefill(self, rows: list[Row]) -> None:
-        """Read what is new: prefixes first, then questions. Rows with options end here."""
+        """Read what is new: prefixes, then questions. Rows with options end here, others get their first token."""
         started_s, batch = time.perf_counter(), self._batch
         here = {id(prefix) for prefix in batch.prefixes}
         prefixes = {id(row.prefix): row.prefix for row in rows if id(row.prefix) not in here}
@@ -130,37 +134,70 @@ class Engine:
             logits_WV = batch.logits(hidden_WD)
             starts = accumulate((branch.num_watched for branch in some), initial=0)
             placed = list(zip(range(len(some)), starts, islice(members, len(some)), strict=False))
-            self._judge(logits_WV, seen_WP, [(start, *member) for _, start, member in placed if member[0].options])
             free = [(i, start, row) for i, start, (row, _) in placed if not row.options]
             if free:
-                at = [start for _, start, _ in free]
-                self._extend([row for *_, row in free], logits_WV[at], seen_WP[at])
-                going_on = [(i, start, row) for i, start, row in free if row.is_open]
-                at = [start for _, start, _ in going_on]
-                batch.add([row for *_, row in going_on], [i for i, *_ in going_on], tails, seen_WP[at])
+                places, at, free_rows = zip(*free, strict=True)
+                at_R = tensor_on(batch.device, at)
+                growing = self._growing(free_rows)
+                self._extend(growing, logits_WV[at_R])
+                batch.add(free_rows, places, tails, seen_WP[at_R], growing)
+            self._judge(logits_WV, seen_WP, [(start, *member) for _, start, member in placed if member[0].options])
         self.stats.prefill_tokens += sum(map(len, prefixes.values())) + sum(len(branch.suffix) for branch in branches)
         self.stats.prefill_s += time.perf_counter() - started_s
 
-    def _step(self) -> None:
-        """One more token for every open row."""
-        started_s, batch = time.perf_counter(), self._batch
-        logits_RV = batch.decode()
-        is_open = [i for i, row in enumerate(batch.branches) if row.is_open]
-        rows = [batch.branches[i] for i in is_open]
-        self._extend(rows, logits_RV[is_open], batch.seen_RP[is_open])  # type: ignore[arg-type] # all are Row
-        self.stats.num_steps += 1
-        self.stats.decode_tokens += len(rows)
+    def _growing(self, rows: Sequence[Row]) -> Growing:
+        """The answers of rows that have none yet."""
+        drawn = None
+        if self.recipe.temperature:
+            drawn = to_device(pad_sequence([row.drawn for row in rows], batch_first=True), self.model.device)
+        return Growing([len(row.suffix) for row in rows], [row.room for row in rows], drawn, self._eos_ids)
+
+    def _extend(self, growing: Growing, logits_RV: Tensor) -> None:
+        """Choose each row's next token."""
+        if len(self._banned_ids):
+            logits_RV.index_fill_(1, self._banned_ids, float("-inf"))
+        growing.extend(choose(logits_RV, growing.drawn, self.recipe))
+
+    def _decode(self, growing: Growing) -> None:
+        """One more token for every open row, and again until half of the rows are done."""
+        started_s, num_rows = time.perf_counter(), len(self._batch.branches)
+        while 2 * (num_open := growing.count_open()) > num_rows:
+            self._extend(growing, self._batch.decode())
+            self.stats.num_steps += 1
+            self.stats.decode_tokens += num_open
         self.stats.decode_s += time.perf_counter() - started_s
+
+    def _collect(self, growing: Growing) -> None:
+        """Take the rows' new tokens to the host, and finish the rows that are done."""
+        rows: list[Row] = self._batch.branches  # type: ignore[assignment] # all of them are
+        new, is_open, overflowed = growing.fetch()
+        ended = [i for i, row in enumerate(rows) if row.is_open and not is_open[i]]
+        (seen_EP,) = Fetch(self._batch.seen_RP[tensor_on(self._batch.device, ended)]).wait()
+        for row, ids in zip(rows, new, strict=True):
+            row.new = ids
+        for i, seen_P in zip(ended, seen_EP, strict=True):
+            if overflowed[i]:
+                self._fail(rows[i], self._overflow())
+            else:
+                self._close(rows[i], seen_P / len(rows[i].new))
 
     def _judge(self, logits_WV: Tensor, seen_WP: Tensor, asked: list[tuple[int, Row, tuple[int, ...]]]) -> None:
         """Likelihoods of the options that begin with each row's stem; a row whose options all have one is done."""
+        if not asked:
+            return
         wanted = [
             (start, row, stem, i) for start, row, stem in asked for i, ids in enumerate(row.options) if ids[:-1] == stem
         ]
-        found = likelihoods(logits_WV, [(start, row.options[i]) for start, row, _, i in wanted])
-        for (start, row, stem, i), likelihood in zip(wanted, found, strict=True):
+        lengths = [1 + len(stem) for _, _, stem in asked]
+        tokens = [start + i for (start, *_), length in zip(asked, lengths, strict=True) for i in range(length)]
+        found, seen = Fetch(
+            likelihoods(logits_WV, [(start, row.options[i]) for start, row, _, i in wanted]),
+            seen_WP[tensor_on(seen_WP.device, tokens)],
+        ).wait()
+        for (_, row, _, i), likelihood in zip(wanted, found.tolist(), strict=True):
             row.judged[i] = likelihood
-            row.seen[stem] = seen_WP[start : start + 1 + len(stem)]
+        for (_, row, stem), part in zip(asked, torch.split(seen, lengths), strict=True):
+            row.seen[stem] = part
         for row in dict.fromkeys(row for _, row, _ in asked):
             if len(row.judged) == len(row.options):
                 self._decide(row)
@@ -174,25 +211,6 @@ class Engine:
         else:
             seen_P = row.seen[row.options[best][:-1]].mean(dim=0)
             self._finish(row, row.request.options[best], seen_P, float(shares[best]))
-
-    def _extend(self, rows: list[Row], logits_RV: Tensor, seen_RP: Tensor) -> None:
-        """Choose each row's next token and close the rows that end with it.
-
-        Args:
-            rows: open ones.
-            logits_RV: what follows each.
-            seen_RP: attention to the prefix, summed over the tokens so far.
-        """
-        if len(self._banned_ids):
-            logits_RV.index_fill_(1, self._banned_ids, float("-inf"))
-        chosen = choose(logits_RV, [row.generator for row in rows], self.recipe)
-        for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
-            if token is None:
-                self._fail(row, self._overflow())
-                continue
-            row.new.append(token)
-            if token in self.model.eos_ids or len(row.new) == row.room:
-                self._close(row, seen_RP[i] / len(row.new))
 
     def _close(self, row: Row, seen_P: Tensor) -> None:
         """A row has come to its end: take its text, or ask once more."""
@@ -211,7 +229,7 @@ class Engine:
 
     def _finish(self, row: Row, text: str, seen_P: Tensor, confidence: float | None = None) -> None:
         group, prefix = row.video.group, row.prefix
-        seen_M = seen_P[prefix.first_visual : len(prefix)].cpu()
+        seen_M = seen_P[prefix.first_visual : len(prefix)]
         lengths = [len(self.model.marker_ids(start_s)) for start_s in group.timeline.starts_s] if group.timeline else []
         if group.timeline and any(lengths):
             attention = onto_segments(seen_M, group.timeline, lengths)

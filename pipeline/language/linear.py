@@ -1,36 +1,48 @@
-"""Linear layers for the few tokens of a decoding step on a CPU.
+"""Linear layers of a decoding engine: the weights of one or of several of a model's own, side by side.
 
-oneDNN reads a bfloat16 weight matrix a tenth to a third faster as the left factor of a product with few columns than
-as the right factor of one with few rows; with one token, and from about 32 on, there is nothing to gain, and later the
-other way is faster (`benchmarks.linear`).
+On a CPU in bfloat16 a few tokens are the right factor of the weights instead of the left one: oneDNN then reads a
+matrix a tenth to a third faster; with one token, and from about 32 on, there is nothing to gain, and later the other
+way is faster (`benchmarks.linear`).
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 FEW = range(2, 17)  # tokens
 
 
-class FewTokensLinear(nn.Linear):
-    """A linear layer over the weights of another, quick for few tokens."""
+class Linear:
+    """A linear layer, [T, in] -> [T, out]."""
 
-    def __init__(self, of: nn.Linear) -> None:
-        super().__init__(of.in_features, of.out_features, bias=of.bias is not None, device="meta")
-        self.weight, self.bias = of.weight, of.bias
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        """Side by side, in this order; several become views of what is then one matrix, so that none is held twice."""
+        self.weight = _side_by_side(layers, "weight")
+        self.bias = None if layers[0].bias is None else _side_by_side(layers, "bias")
+        self._can_turn = self.weight.device.type == "cpu" and self.weight.dtype == torch.bfloat16
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name it has in nn.Linear
-        """[..., in] -> [..., out]."""
-        rows = input.flatten(0, -2)
-        if len(rows) not in FEW:
-            return super().forward(input)
-        columns = self.weight @ rows.T
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """What the layers make of some tokens; never a view of anything else."""
+        if not self._can_turn or len(tokens) not in FEW:
+            return functional.linear(tokens, self.weight, self.bias)
+        columns = self.weight @ tokens.T
         if self.bias is not None:
             columns += self.bias[:, None]
-        return columns.T.contiguous().view(*input.shape[:-1], -1)
+        return columns.T.contiguous()
 
 
-def quicken(llm: nn.Module) -> None:
-    """Put these layers in place of a model's own, if it runs on a CPU in bfloat16."""
-    for name, module in list(llm.named_modules()):
-        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.bfloat16:
-            llm.set_submodule(name, FewTokensLinear(module))
+def _side_by_side(layers: Sequence[nn.Linear], name: str) -> Tensor:
+    """The weights or biases of layers in one tensor; what an earlier engine has put together is found, not copied."""
+    parts: list[Tensor] = [getattr(layer, name).detach() for layer in layers]
+    if len(parts) == 1:
+        return parts[0]
+    first, ends = parts[0], [part.data_ptr() + part.nbytes for part in parts]
+    is_one = len({part.untyped_storage().data_ptr() for part in parts}) == 1
+    if is_one and [part.data_ptr() for part in parts[1:]] == ends[:-1]:
+        return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+    joined = torch.cat(parts)
+    for layer, part in zip(layers, torch.split(joined, [len(part) for part in parts]), strict=True):
+        setattr(layer, name, nn.Parameter(part, requires_grad=False))
+    return joined

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.language.backend import Answer, Group, Request
 from pipeline.language.batch import Branch, Prefix
-from pipeline.language.decoding import distinct_endings, generator_for
+from pipeline.language.decoding import distinct_endings, draw
 from pipeline.language.model import LanguageModel
+from pipeline.transfer import tensor_on
 from schemas.errors import ErrorCode, InputError, TerminalError
 from schemas.recipe import AnswerRecipe
 
@@ -29,7 +30,7 @@ class Row(Branch):
     request: Request = field(kw_only=True)
     question: str = field(kw_only=True)  # the request's, or its retry's
     options: tuple[tuple[int, ...], ...] = field(kw_only=True)  # the ids of each
-    generator: torch.Generator = field(init=False)
+    drawn: Tensor = field(init=False)  # the random numbers of its tokens, where they are sampled
     started_s: float = field(init=False)
     judged: dict[int, float] = field(init=False)  # log-likelihoods of options
     seen: dict[tuple[int, ...], Tensor] = field(init=False)  # by stem, what was attended to on the way, [W, P]
@@ -42,7 +43,8 @@ class Row(Branch):
     def start(self, recipe: AnswerRecipe) -> None:
         """Begin, or begin again, with nothing of an earlier try left."""
         self.new, self.is_open, self.judged, self.seen = [], True, {}, {}
-        self.generator = generator_for(recipe, self.question)
+        if recipe.temperature:
+            self.drawn = draw(recipe, self.question, self.room)
         self.started_s = time.perf_counter()
 
 
@@ -74,7 +76,7 @@ def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tupl
         return None, [Answer(r.key, num_visual_tokens=len(prefix_NC), error=bad) for r in group.requests]
     prompt = model.lay_out("?", 1, recipe.template)  # one place stands for all rows of the video
     before = prompt.ids[: prompt.first_patch]
-    ids = torch.tensor(before, dtype=torch.int64, device=model.device)
+    ids = tensor_on(model.device, before)
     visual_MD = model.project(prefix_NC, group.num_whole_frames, group.timeline)
     video = Video(group, before, Prefix(torch.cat([model.llm.get_input_embeddings()(ids), visual_MD]), len(ids)))
     refused = []

@@ -46,7 +46,6 @@ class Trainee(nn.Module):
         self.model, self.recipe, self.whitening = model, recipe, whitening
         self.llm: Any = model.llm
         self.projector: Any = model.projector
-        self.llm.set_attn_implementation("sdpa")  # an engine may have put its own in place
         is_full = recipe.stage == "full"
         self.llm.requires_grad_(requires_grad=is_full).to(
             torch.float32 if is_full else getattr(torch, recipe.precision)

@@ -21,6 +21,7 @@ from pipeline.language.chat import NAME, Chat
 from pipeline.language.checkpoint import LLAMA_FIELDS
 from pipeline.language.llava_checkpoint import NEWLINE, PROJECTOR, find_llava
 from pipeline.language.model import ModelSpec, Prompt, Timeline
+from pipeline.transfer import to_device
 from pipeline.vision.checkpoint import weights_fingerprint
 from schemas.errors import InputError
 from schemas.recipe import Precision, fingerprint
@@ -75,7 +76,7 @@ class Llava:
             timeline: not used.
         """
         weight = self.projector.linear_1.weight
-        rows = prefix_NC.to(weight.device, weight.dtype)
+        rows = to_device(prefix_NC, weight.device).to(weight.dtype)
         if num_whole_frames is not None:
             frames_FPC = rows.reshape(num_whole_frames, -1, rows.shape[1])
             if self.pooler is not None:

@@ -30,6 +30,7 @@ from pipeline.language.prompt import (
     turn_ids,
 )
 from pipeline.language.tokenizer import load_tokenizer, special_ids
+from pipeline.transfer import to_device
 from pipeline.vision.checkpoint import weights_fingerprint
 from schemas.errors import InputError
 from schemas.recipe import Precision, fingerprint
@@ -76,7 +77,7 @@ class LongVLM:
         timeline: Timeline | None = None,
     ) -> Tensor:
         """The visual tokens as the language model reads them, [M, D]: each projected by itself, markers in between."""
-        rows_ND: Tensor = self.projector(prefix_NC.to(self.device, self.projector.weight.dtype))
+        rows_ND: Tensor = self.projector(to_device(prefix_NC, self.device).to(self.projector.weight.dtype))
         if self.layout == "plain":
             return rows_ND
         if timeline is None:

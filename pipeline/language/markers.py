@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.language.model import Timeline
+from pipeline.transfer import tensor_on, to_device
 from pipeline.vision.tokens import VideoTokens
 
 
@@ -52,8 +53,8 @@ def interleave(
     """
     if len(rows_ND) != timeline.num_rows:
         raise ValueError(f"a timeline of {timeline.num_rows} rows was given for {len(rows_ND)}")
-    ids_T = torch.tensor([token for marker in markers for token in marker], device=rows_ND.device)
-    is_marker_M = _is_marker(timeline, [len(marker) for marker in markers]).to(rows_ND.device)
+    ids_T = tensor_on(rows_ND.device, [token for marker in markers for token in marker])
+    is_marker_M = to_device(_is_marker(timeline, [len(marker) for marker in markers]), rows_ND.device)
     rows_MD = rows_ND.new_empty(len(is_marker_M), rows_ND.shape[1])
     rows_MD = rows_MD.masked_scatter(is_marker_M[:, None], embed(ids_T).to(rows_ND.dtype))
     return rows_MD.masked_scatter(~is_marker_M[:, None], rows_ND)

@@ -89,6 +89,8 @@ class Tower:
     def encode(self, frames: Tensor, feature_layer: int = -2, num_global_layers: int = 5) -> Encoded:
         """Encode RGB frames, uint8 [F, px, px, 3] on the CPU.
 
+        On a GPU this only queues the work, and does not wait for any of it.
+
         Args:
             frames: of any square size; other sizes than the tower's are resized as its processor does.
             feature_layer: which hidden state the patches come from, as an index into all L + 1 (0 or -L-1: the

@@ -59,6 +59,9 @@ def merge(
     LONGVLM.md section 4 fixes it). Given the `sizes` and `spans` of an earlier result it continues from there, as if
     both schedules had been one. A token of zeros matches nothing better than anything else and spoils no other.
 
+    All shapes follow from the schedule, none from what is matched: on a GPU this only queues the work, and does not
+    wait for any of it.
+
     Args:
         tokens: [S, T, D], any floating dtype; D a multiple of `heads`.
         schedule: how many tokens each step merges away.

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.transfer import to_device, to_device_beside
 from pipeline.vision.checkpoint import read_json
 from schemas.errors import InputError
 
@@ -64,14 +65,12 @@ class Pixels:
     def prepare(self, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Frames uint8 [F, px, px, 3] on the CPU -> [F, 3, image_size, image_size] on the device.
 
-        Bytes travel, from pinned memory and without waiting; converting and normalising happens on the device, in
-        float32.
+        Bytes travel, from pinned memory (frames that lie there already are not copied into it once more), while the
+        device computes and without the host's waiting; converting and normalising happens on the device, in float32.
         """
         if frames.shape[1] != self.image_size:
             frames = self._resize(frames)
-        if device.type == "cuda":
-            frames = frames.pin_memory()
-        frames = frames.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        frames = to_device_beside(frames, device).permute(0, 3, 1, 2)
         shift, scale = _shift_and_scale(self, device)
         return torch.addcmul(shift, frames.float(), scale).to(dtype)
 
@@ -94,11 +93,11 @@ def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder / PROCESSOR, read_json(folder, PROCESSOR)  # raises, naming the file that every tower comes with
 
 
-@functools.cache  # kept on the device: making them there each time would wait for what runs there
+@functools.cache
 def _shift_and_scale(pixels: Pixels, device: torch.device) -> tuple[Tensor, Tensor]:
     """What (x * rescale - mean) / std adds to and multiplies x by, [3, 1, 1] each."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.mean, pixels.std))
-    return (-mean / std).to(device), (pixels.rescale / std).to(device)
+    return to_device(-mean / std, device), to_device(pixels.rescale / std, device)
 
 
 def _side(size: int | dict[str, int]) -> int:

@@ -7,6 +7,7 @@ E search channels.
 # ruff: noqa: N803, N806 - tensors are named by their shape
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pipeline.transfer import Fetch, fetch_beside, tensor_on
 from pipeline.vision.blobs import as_tensor, buffers
 from pipeline.vision.encode import Encoded, Tower
 from pipeline.vision.merge import merge
@@ -25,9 +27,14 @@ from schemas.errors import ErrorCode
 from schemas.recipe import IndexRecipe
 from schemas.tables import ENCODED
 
-# Frames encoded and merged together, in whole units: eight units of 100 frames keep a GPU full (0.4 GB of bfloat16
-# patches of ViT-L/14, 0.8 GB more while they are merged in float32); a CPU gains nothing from more than one.
-FRAMES_PER_BATCH = {"cpu": 100, "cuda": 800}
+# Frames encoded and merged together, in whole units. On a GPU two forward passes of the tower: enough to keep it full
+# (0.13 GB of bfloat16 patches of ViT-L/14, 0.27 GB more while they are merged in float32), and few enough for a call of
+# eight units of 100 frames to be several batches, of which only the first is gathered and only the last turned into
+# rows while the GPU has nothing to do. A CPU gains nothing from more than one unit.
+FRAMES_PER_BATCH = {"cpu": 100, "cuda": 256}
+# Batches that are launched before an earlier one's results are waited for. One is enough for a GPU to find work queued
+# whenever it is done with a batch. A CPU has computed a batch when it has launched it.
+BATCHES_AHEAD = {"cpu": 0, "cuda": 1}
 
 Row = dict[str, Any]
 
@@ -39,8 +46,26 @@ class MergedSegment:
     local: Tensor  # [K, D]
     sizes: Tensor  # [K]
     spans: Tensor  # [K, 2], frame numbers
-    cls: Tensor | None  # [G, D]
-    embedding: Tensor | None  # [E]
+    cls: Tensor | None = None  # [G, D]
+    embedding: Tensor | None = None  # [E]
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Segments with equally many frames, merged, on their way to the host."""
+
+    members: list[int]  # S: which of all segments
+    fields: tuple[str, ...]  # of MergedSegment
+    fetch: Fetch  # a tensor [S, ...] for each field
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """A batch that was given to the device, and what will come back."""
+
+    batch: list[int]  # which of all units
+    launched_at: float
+    groups: list[_Group]
 
 
 def encode_units(frames: pa.Table, tower: Tower, recipe: IndexRecipe) -> pa.Table:
@@ -48,6 +73,9 @@ def encode_units(frames: pa.Table, tower: Tower, recipe: IndexRecipe) -> pa.Tabl
 
     A unit that arrives with an error code passes through. One whose tokens cannot be stored (a tower in float16 that
     overflowed, say) gets the code `encode_failed` and a sentence; the others are not touched by that.
+
+    On a GPU the host gathers a batch and makes rows of the one before while the device computes (`BATCHES_AHEAD`). It
+    waits for the device in one place, where it needs a batch's merged tokens.
     """
     units = [{**unit, "encode_ms": 0.0} for unit in frames.drop_columns(["frames"]).to_pylist()]
     pixels: dict[int, Tensor] = {}
@@ -58,18 +86,41 @@ def encode_units(frames: pa.Table, tower: Tower, recipe: IndexRecipe) -> pa.Tabl
             except ValueError as error:
                 units[i] = _failed(unit, str(error))
     clock = time.process_time if tower.device.type == "cpu" else time.perf_counter
-    for batch in _batches(pixels, FRAMES_PER_BATCH[tower.device.type]):
-        start = clock()
-        segments = [segment for i in batch for segment in units[i]["segments"]]
-        together = _together([pixels[i] for i in batch], tower.device)
-        encoded = tower.encode(together, recipe.feature_layer, recipe.num_global_layers)
-        merged = iter(merge_segments(encoded, [segment["frames"] for segment in segments], recipe))
-        for i in batch:
+    flights = (
+        _Flight(batch, clock(), _launch([units[i] for i in batch], [pixels[i] for i in batch], tower, recipe))
+        for batch in _batches(pixels, FRAMES_PER_BATCH[tower.device.type])
+    )
+    collected_at = clock()
+    for flight in _pipelined(flights, BATCHES_AHEAD[tower.device.type]):
+        merged = iter(_collect(flight.groups))
+        for i in flight.batch:
             units[i] = _finished(units[i], [(segment, next(merged)) for segment in units[i]["segments"]])
-        ms_per_frame = (clock() - start) * 1e3 / len(encoded.patches)
-        for i in batch:
+        # one batch is computed after another, so this one has had the device since the one before was done
+        start, collected_at = max(collected_at, flight.launched_at), clock()
+        ms_per_frame = (collected_at - start) * 1e3 / sum(len(pixels[i]) for i in flight.batch)
+        for i in flight.batch:
             units[i]["encode_ms"] = ms_per_frame * len(pixels[i])
     return pa.Table.from_pylist(units, schema=ENCODED)
+
+
+def _pipelined(flights: Iterator[_Flight], ahead: int) -> Iterator[_Flight]:
+    """The flights in order, each when `ahead` later ones are launched, as far as there are any."""
+    in_the_air: deque[_Flight] = deque()
+    for flight in flights:
+        in_the_air.append(flight)
+        if len(in_the_air) > ahead:
+            yield in_the_air.popleft()
+    yield from in_the_air
+
+
+def _launch(units: list[Row], pixels: list[Tensor], tower: Tower, recipe: IndexRecipe) -> list[_Group]:
+    """Give a batch to the device: frames sent, encoded and merged, results on their way back; waits for none of it.
+
+    Frames and patches are let go of here. Torch reuses pinned memory only once it is copied, and device memory only for
+    work that is queued after this, so that the patches of two batches never take up memory at the same time.
+    """
+    encoded = tower.encode(_together(pixels, tower.device), recipe.feature_layer, recipe.num_global_layers)
+    return _merge_groups(encoded, [segment["frames"] for unit in units for segment in unit["segments"]], recipe)
 
 
 def merge_segments(
@@ -84,47 +135,52 @@ def merge_segments(
         frame_numbers: for each segment the numbers of its frames in the video.
         recipe: how far to merge. A segment that has fewer tokens than the recipe keeps stays as it is.
     """
-    counts = [len(numbers) for numbers in frame_numbers]
+    return _collect(_merge_groups(encoded, frame_numbers, recipe))
+
+
+def _merge_groups(encoded: Encoded, frame_numbers: Sequence[Sequence[int]], recipe: IndexRecipe) -> list[_Group]:
+    """The first half of `merge_segments`, up to where the host would have to wait for the device."""
+    device, counts = encoded.patches.device, [len(numbers) for numbers in frame_numbers]
     starts = [0, *accumulate(counts)]
-    result: dict[int, MergedSegment] = {}
+    groups = []
     for count in set(counts):
         members = [i for i, other in enumerate(counts) if other == count]
-        positions_SF = torch.tensor([range(starts[i], starts[i] + count) for i in members])
-        numbers_SF = torch.tensor([frame_numbers[i] for i in members], dtype=torch.int64)
-        result |= zip(members, _merge_group(encoded, positions_SF, numbers_SF, recipe), strict=True)
-    return [result[i] for i in range(len(counts))]
+        positions_SF = tensor_on(device, [range(starts[i], starts[i] + count) for i in members])
+        numbers_SF = tensor_on(device, [frame_numbers[i] for i in members])
+        parts = _merge_group(encoded, positions_SF, numbers_SF, recipe)
+        groups.append(_Group(members, tuple(parts), fetch_beside(*parts.values())))
+    return groups
 
 
-def _merge_group(
-    encoded: Encoded, positions_SF: Tensor, numbers_SF: Tensor, recipe: IndexRecipe
-) -> list[MergedSegment]:
+def _merge_group(encoded: Encoded, positions_SF: Tensor, numbers_SF: Tensor, recipe: IndexRecipe) -> dict[str, Tensor]:
+    """The fields of MergedSegment for S segments with equally many frames, [S, ...] each, on the device."""
     num_patches = encoded.patches.shape[1]
     patches_STD = _at(encoded.patches, positions_SF).flatten(1, 2)
-    spans_ST = numbers_SF.to(patches_STD.device).repeat_interleave(num_patches, dim=1)
-    merged = merge(
-        patches_STD,
-        recipe.schedule_for(patches_STD.shape[1]),
-        spans=torch.stack([spans_ST, spans_ST], dim=-1),
-    )
-    local, sizes, spans = merged.tokens.cpu(), merged.sizes.cpu(), merged.spans.cpu()
-    cls = embedding = None
+    spans_ST2 = numbers_SF[..., None, None].expand(-1, -1, num_patches, 2).flatten(1, 2)
+    merged = merge(patches_STD, recipe.schedule_for(patches_STD.shape[1]), spans=spans_ST2)
+    parts = {"local": merged.tokens, "sizes": merged.sizes, "spans": merged.spans}
     if encoded.cls is not None:
-        cls = _at(encoded.cls, positions_SF).float().mean(dim=1).cpu()
+        parts["cls"] = _at(encoded.cls, positions_SF).float().mean(dim=1)
     if encoded.embedding is not None:
-        embedding = normalize(_at(encoded.embedding, positions_SF).mean(dim=1), dim=-1).cpu()
-    return [
-        MergedSegment(
-            local[i], sizes[i], spans[i], None if cls is None else cls[i], None if embedding is None else embedding[i]
-        )
-        for i in range(len(local))
-    ]
+        parts["embedding"] = normalize(_at(encoded.embedding, positions_SF).mean(dim=1), dim=-1)
+    return parts
 
 
 def _at(frames: Tensor, positions_SF: Tensor) -> Tensor:
     """Frames [F, ...] by segment, [S, F / S, ...]; without a copy where the segments are all there is."""
     if positions_SF.numel() == len(frames):
         return frames.view(*positions_SF.shape, *frames.shape[1:])
-    return frames[positions_SF.to(frames.device)]
+    return frames[positions_SF]
+
+
+def _collect(groups: list[_Group]) -> list[MergedSegment]:
+    """The segments of all groups in order. Here the host waits for the device, and nowhere else."""
+    result: dict[int, MergedSegment] = {}
+    for group in groups:
+        parts = dict(zip(group.fields, group.fetch.wait(), strict=True))
+        for row, member in enumerate(group.members):
+            result[member] = MergedSegment(**{field: part[row] for field, part in parts.items()})
+    return [result[i] for i in range(len(result))]
 
 
 def _pixels(unit: Row, blob: pa.Buffer | None) -> Tensor:

@@ -5,12 +5,15 @@ import pyarrow as pa
 import pytest
 import torch
 from frames import frames_table, golden_frames, golden_recipe, segment_numbers
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from models import save_clip_tower, save_siglip_tower
-from pipeline.vision.encode import load_tower
+from pipeline.transfer import Fetch
+from pipeline.vision.encode import FRAMES_PER_FORWARD, load_tower
 from pipeline.vision.merge import merge
 from pipeline.vision.tokens import from_arrow
-from pipeline.vision.units import FRAMES_PER_BATCH, encode_units, merge_segments
+from pipeline.vision.units import BATCHES_AHEAD, FRAMES_PER_BATCH, encode_units, merge_segments
 from schemas import tables
 from schemas.errors import ErrorCode
 from schemas.recipe import IndexRecipe, halving_schedule
@@ -187,3 +190,68 @@ def test_an_empty_batch_is_an_empty_batch(tower):
     encoded = encode_units(tables.FRAMES.empty_table(), tower, recipe_for(tower))
     assert encoded.schema.equals(tables.ENCODED)
     assert encoded.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("ahead", "order", "seconds"),
+    [
+        (0, ["launch", "collect"] * 3, [3, 3, 3]),
+        (1, ["launch", "launch", "collect", "launch", "collect", "collect"], [4, 3, 2]),  # never more than two at once
+    ],
+)
+def test_a_batch_is_launched_before_the_one_before_is_collected(tower, monkeypatch, ahead, order, seconds):
+    numbers = [[0, 1, 2, 3]]
+    broken, failed = {"frames": random_frames(3), "segments": numbers}, {"error_code": "truncated", "error": "no."}
+    first, second, third = ({"frames": random_frames(4, seed=i), "segments": numbers} for i in range(3))
+    table = frames_table(first, broken, second, failed, third)
+    want = encode_units(table, tower, recipe_for(tower)).to_pylist()
+    events, now = [], [0.0]
+
+    def noted(event, function, takes_s):
+        def call(*args):
+            events.append(event)
+            now[0] += takes_s
+            return function(*args)
+
+        return call
+
+    monkeypatch.setitem(FRAMES_PER_BATCH, "cpu", 4)
+    monkeypatch.setitem(BATCHES_AHEAD, "cpu", ahead)
+    monkeypatch.setattr(tower, "encode", noted("launch", tower.encode, 1.0))
+    monkeypatch.setattr(Fetch, "wait", noted("collect", Fetch.wait, 2.0))
+    monkeypatch.setattr("pipeline.vision.units.time.process_time", lambda: now[0])
+    got = encode_units(table, tower, recipe_for(tower)).to_pylist()
+    assert events == order
+    assert [unit["video_id"] for unit in got] == [f"video{i}" for i in range(5)]
+    assert [unit["error_code"] for unit in got] == [None, ErrorCode.ENCODE_FAILED, None, "truncated", None]
+    # all the time that passes is some batch's, and none is two batches'
+    assert [got[i]["encode_ms"] for i in range(5)] == [1000 * seconds[0], 0, 1000 * seconds[1], 0, 1000 * seconds[2]]
+    for i in (0, 2, 4):
+        tokens, expected = video_tokens(got[i]), video_tokens(want[i])
+        torch.testing.assert_close(tokens.prefix(), expected.prefix(), atol=5e-3, rtol=5e-3)
+        assert torch.equal(tokens.sizes, expected.sizes)
+
+
+class QueuedOnly(TorchFunctionMode):
+    """Fails where the host would have to wait until a device has taken a tensor of its memory."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and result.device.type == "meta":
+            given = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+            assert kwargs.get("non_blocking") or ("cpu" not in given and func is not torch.tensor), func
+        return result
+
+
+@pytest.mark.parametrize("save", [save_clip_tower, save_siglip_tower])
+def test_a_batch_is_launched_without_asking_the_device_for_a_number(tmp_path, monkeypatch, save):
+    tower = load_tower(str(save(tmp_path)), device="meta")  # which has shapes and no numbers: asking for one fails
+    monkeypatch.setitem(FRAMES_PER_FORWARD, "meta", 4)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
+    recipe = recipe_for(tower)
+    with QueuedOnly():
+        encoded = tower.encode(torch.from_numpy(random_frames(10)), recipe.feature_layer, recipe.num_global_layers)
+        merged = merge_segments(encoded, [[0, 5, 9, 12], [20, 21, 22, 23], [30, 31]], recipe)
+    assert [segment.local.shape for segment in merged] == [(8, 64)] * 3
+    assert all(segment.embedding.device.type == "meta" for segment in merged)

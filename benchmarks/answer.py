@@ -1,17 +1,17 @@
-"""Shared-prefix answering against one question at a time and left-padded batches.
+"""Shared-prefix answering on a CPU against one question at a time and left-padded batches.
 
     python -m benchmarks.answer
 
-A LLaMA with random weights in bfloat16 (271M on a CPU, 7B-shaped on a GPU), 305 visual tokens a video, questions of 28
-to 52 tokens, forced answer lengths evenly spread over 4 to 60. Every video is asked the same lengths, so that one
-question at a time is timed over one video and counted eight times for eight. What bounds the engine: prefill by the
-measured peak of a matrix product, decoding by reading the weights and the keys and values once a step at the bandwidth
-measured with a matrix-vector product. The last line is one JSON object.
+A LLaMA of 271M with random weights in bfloat16, 305 visual tokens a video, questions of 28 to 52 tokens, forced answer
+lengths evenly spread over 4 to 60. Every video is asked the same lengths, so that one question at a time is timed over
+one video and counted eight times for eight. What bounds the engine: prefill by the measured peak of a matrix product,
+decoding by reading the weights and the keys and values once a step at the bandwidth measured with a matrix-vector
+product. On a GPU: `python -m benchmarks.gpu`. The last line is one JSON object.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -19,22 +19,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from benchmarks.measure import interleave
+from benchmarks.measure import bandwidth, interleave, peak_flops
 from pipeline.language.backend import Group, Request, Stats
 from pipeline.language.engine import Engine
 from pipeline.language.model import Prompt, Timeline
 from schemas.recipe import AnswerRecipe
 
-SHAPES = {  # width, layers, heads, feed-forward width; rounds; side of the square product that stands for the peak
-    "cpu": ((1024, 16, 16, 2816), 3, 2048),
-    "cuda": ((4096, 32, 32, 11008), 5, 16384),
-}
-VOCABULARY, CONTEXT, NUM_VISUAL, TOWER_DIM, NUM_BEFORE = 32_000, 2048, 305, 1024, 40
-NUM_VIDEOS = NUM_QUESTIONS = 8
-QUESTION_TOKENS = [28 + round(i * 24 / 7) for i in range(NUM_QUESTIONS)]  # 28 to 52
-ANSWER_TOKENS = [4 + 8 * (5 * i % NUM_QUESTIONS) for i in range(NUM_QUESTIONS)]  # 4 to 60, in no order
-RECIPE = AnswerRecipe("random", "random", "random", max_new_tokens=max(ANSWER_TOKENS))
+CONTEXT, NUM_VISUAL, TOWER_DIM = 2048, 305, 1024
+NUM_VIDEOS, NUM_QUESTIONS, ROUNDS, SIDE = 8, 8, 3, 2048  # the last: of the product that stands for the peak
+QUESTION_TOKENS = tuple(28 + round(i * 24 / 7) for i in range(NUM_QUESTIONS))  # 28 to 52
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a LLaMA."""
+
+    width: int
+    layers: int
+    heads: int
+    inner: int  # width inside a block's MLP
+    vocabulary: int = 32_000
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of every video, of so many tokens: questions of these lengths, and how long their answers are."""
+
+    question_tokens: tuple[int, ...] = QUESTION_TOKENS
+    answer_tokens: tuple[int, ...] = tuple(4 + 8 * (5 * i % NUM_QUESTIONS) for i in range(NUM_QUESTIONS))  # 4 to 60
+    num_visual: int = NUM_VISUAL
+
+    @property
+    def questions(self) -> list[tuple[int, str, int]]:
+        """Each one's number, its text for a `RandomModel`, and how long its answer is to be."""
+        lengths = zip(self.question_tokens, self.answer_tokens, strict=True)
+        return [(i, f"{i} {tokens}", most) for i, (tokens, most) in enumerate(lengths)]
+
+    @property
+    def tail_reads(self) -> int:
+        """Positions behind the prefix that the steps for one video's answers read: each row's own so far."""
+        lengths = zip(self.question_tokens, self.answer_tokens, strict=True)
+        return sum(tokens + made for tokens, most in lengths for made in range(1, most))
+
+
+SHAPE, LOAD = Shape(1024, 16, 16, 2816), Load()
+RECIPE = AnswerRecipe("random", "random", "random", max_new_tokens=max(LOAD.answer_tokens))
 
 
 @dataclass(eq=False)
@@ -43,16 +74,21 @@ class RandomModel:
 
     llm: Any
     projector: nn.Linear
+    num_before: int = 40  # positions ahead of the video
     name: str = "random"
     context: int = CONTEXT
-    mm_hidden_size: int = TOWER_DIM
-    eos_ids: tuple[int, ...] = (VOCABULARY,)  # never comes up, so that answers have the lengths asked for
+    eos_ids: tuple[int, ...] = (1 << 30,)  # never comes up, so that answers have the lengths asked for
     banned_ids: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.projector.weight.device
+
+    @property
+    def mm_hidden_size(self) -> int:
+        """Width of a visual token."""
+        return self.projector.in_features
 
     def project(
         self,
@@ -79,8 +115,9 @@ class RandomModel:
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:  # noqa: ARG002
         """Some ids before the video, and the question's after it."""
         number, _, length = question.partition(" ")
-        ids = [(int(number) * 977 + i * 31) % VOCABULARY for i in range(int(length))] if length else [1]
-        return Prompt((*range(NUM_BEFORE), *[0] * num_visual_tokens, *ids), NUM_BEFORE, num_visual_tokens)
+        vocabulary = self.llm.config.vocab_size
+        ids = [(int(number) * 977 + i * 31) % vocabulary for i in range(int(length))] if length else [1]
+        return Prompt((*range(self.num_before), *[0] * num_visual_tokens, *ids), self.num_before, num_visual_tokens)
 
     def turn_ids(self, question: str, template: str) -> tuple[int, ...]:
         """As any question."""
@@ -98,44 +135,54 @@ class RandomModel:
         """A whole prompt, [T, D], as one question alone needs it."""
         prompt = self.lay_out(question, len(prefix_NC), "")
         embeds = self.llm.get_input_embeddings()(torch.tensor(prompt.ids, device=self.device))
-        embeds[NUM_BEFORE : NUM_BEFORE + len(prefix_NC)] = self.project(prefix_NC, None)
+        embeds[self.num_before : self.num_before + len(prefix_NC)] = self.project(prefix_NC, None)
         return embeds
 
 
-def random_model(device: torch.device) -> RandomModel:
-    """Weights drawn on the device."""
-    width, layers, heads, inner = SHAPES[device.type][0]
+def random_model(
+    shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16, tower_dim: int = TOWER_DIM
+) -> RandomModel:
+    """Weights drawn on the device, in their own precision."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=inner,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.inner,
         max_position_embeddings=CONTEXT,
-        dtype="bfloat16",
+        dtype=dtype,
     )
+    with torch.device("meta"):  # shapes only: 7B in float32 would be drawn for nothing
+        llm: Any = LlamaForCausalLM(config)
+    llm = llm.to(dtype).to_empty(device=device).eval()
+    for parameter in llm.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=config.initializer_range)
+        else:
+            nn.init.ones_(parameter)  # of norms
     with torch.device(device):
-        llm = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-        return RandomModel(llm, nn.Linear(TOWER_DIM, width).to(torch.bfloat16))
+        llm.model.rotary_emb = LlamaRotaryEmbedding(config)  # its buffers are no weights
+        projector = nn.Linear(tower_dim, shape.width).to(dtype)
+    return RandomModel(llm.requires_grad_(requires_grad=False), projector.requires_grad_(requires_grad=False))
 
 
 @torch.inference_mode()
-def one_by_one(model: RandomModel, prefix: Tensor) -> None:
+def one_by_one(model: RandomModel, prefix: Tensor, load: Load = LOAD) -> None:
     """Each question of a video by itself."""
-    for i, (question, length) in enumerate(zip(QUESTION_TOKENS, ANSWER_TOKENS, strict=True)):
-        embeds = model.embed(f"{i} {question}", prefix)[None]
+    for _, question, length in load.questions:
+        embeds = model.embed(question, prefix)[None]
         made = model.llm.generate(inputs_embeds=embeds, do_sample=False, min_new_tokens=length, max_new_tokens=length)
         assert made.shape[1] == length
 
 
 @torch.inference_mode()
-def left_padded(model: RandomModel, prefix: Tensor) -> None:
+def left_padded(model: RandomModel, prefix: Tensor, load: Load = LOAD) -> None:
     """The questions of a video in one batch of whole prompts, which ends with the longest answer."""
-    rows = [model.embed(f"{i} {question}", prefix) for i, question in enumerate(QUESTION_TOKENS)]
+    rows = [model.embed(question, prefix) for _, question, _ in load.questions]
     embeds = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     mask = torch.arange(embeds.shape[1], device=model.device) >= (embeds.shape[1] - lengths)[:, None]
-    longest = max(ANSWER_TOKENS)
+    longest = max(load.answer_tokens)
     model.llm.generate(
         inputs_embeds=embeds,
         attention_mask=mask.long(),
@@ -146,71 +193,50 @@ def left_padded(model: RandomModel, prefix: Tensor) -> None:
 
 
 @torch.inference_mode()
-def yes_or_no(model: RandomModel, prefix: Tensor) -> None:
+def yes_or_no(model: RandomModel, prefix: Tensor, load: Load = LOAD) -> None:
     """Each yes/no question of a video by itself: one forward pass, and the likelihood of two tokens."""
-    for i, question in enumerate(QUESTION_TOKENS):
-        outputs = model.llm(inputs_embeds=model.embed(f"{i} {question}", prefix)[None], logits_to_keep=1)
+    for _, question, _ in load.questions:
+        outputs = model.llm(inputs_embeds=model.embed(question, prefix)[None], logits_to_keep=1)
         outputs.logits[0, -1, [100, 101]].softmax(dim=0).tolist()
 
 
 def run_engine(
-    model: RandomModel, prefixes: list[Tensor], options: tuple[str, ...], timed: list[tuple[Stats, float]]
-) -> None:
-    """All questions of some videos through the engine; notes what it did and how long it took."""
-    questions = list(enumerate(zip(QUESTION_TOKENS, ANSWER_TOKENS, strict=True)))
+    engine: Engine, prefixes: Sequence[Tensor], options: tuple[str, ...], load: Load = LOAD
+) -> tuple[Stats, float]:
+    """All questions of some videos through the engine, each answer as it has to be; what was done, and the seconds."""
     groups = [
-        Group(
-            prefix, [Request((v, i), f"{i} {tokens}", options, max_new_tokens=most) for i, (tokens, most) in questions]
-        )
+        Group(prefix, [Request((v, i), text, options, max_new_tokens=most) for i, text, most in load.questions])
         for v, prefix in enumerate(prefixes)
     ]
-    engine = Engine(model, RECIPE)
+    engine.stats = Stats()
     started_s = time.perf_counter()
     answers = list(engine.answer(iter(groups)))
-    timed.append((engine.stats, time.perf_counter() - started_s))
-    assert len(answers) == len(prefixes) * NUM_QUESTIONS
-    assert all(answer.error is None for answer in answers)
-
-
-def peak_flops(device: torch.device, side: int) -> float:
-    """Of a large square product in bfloat16."""
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / fastest(lambda: left @ right, device)
-
-
-def bandwidth(device: torch.device) -> float:
-    """Bytes a second of a matrix-vector product whose matrix fits no cache (1 GB)."""
-    matrix = torch.randn(16_384, 32_768, device=device, dtype=torch.bfloat16)
-    vector = torch.randn(1, 32_768, device=device, dtype=torch.bfloat16)
-    return matrix.nbytes / fastest(lambda: nn.functional.linear(vector, matrix), device)
-
-
-def fastest(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quickest of ten calls."""
-
-    def finished() -> None:
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return min(interleave({"it": finished}, 10)["it"])
+    wall_s = time.perf_counter() - started_s
+    wanted: dict[Hashable, int] = {(v, i): most for v in range(len(prefixes)) for i, _, most in load.questions}
+    for answer in answers:
+        num_tokens = wanted.pop(answer.key)  # none twice
+        assert answer.error is None, f"an answer failed: {answer.error}"
+        if options:
+            assert answer.text in options, f"{answer.text!r} is none of the options"
+            assert 1 / len(options) <= (answer.confidence or 0) <= 1, f"an option's share is {answer.confidence}"
+        else:
+            assert answer.num_new_tokens == num_tokens, f"an answer has {answer.num_new_tokens} tokens"
+    assert not wanted, f"{len(wanted)} questions were not answered"
+    return engine.stats, wall_s
 
 
 def explain(
-    model: RandomModel, stats: Stats, wall_s: float, num_videos: int, rates: tuple[float, float]
+    model: RandomModel, run: tuple[Stats, float], num_videos: int, rates: tuple[float, float], load: Load = LOAD
 ) -> dict[str, float]:
-    """Where the engine's time went, and how far that is from what the machine could do."""
-    flops, bytes_per_s = rates
+    """Where the engine's time went, and how far that is from what the machine could do (operations, bytes a second)."""
+    (stats, wall_s), (flops, bytes_per_s) = run, rates
+    config = model.llm.config
     decoder = [p for name, p in model.llm.named_parameters() if "embed_tokens" not in name]
     weight_bytes = sum(p.nbytes for p in decoder)
-    config = model.llm.config
-    kv_bytes = 2 * config.num_hidden_layers * config.hidden_size * 2
+    kv_bytes = 2 * config.num_hidden_layers * config.hidden_size * decoder[0].element_size()
     # Each step reads the weights and its videos' prefixes once, and each new token its own row's tail so far.
-    tails = sum(tokens + q for q, most in zip(QUESTION_TOKENS, ANSWER_TOKENS, strict=True) for tokens in range(most))
-    read = (
-        stats.num_steps * (weight_bytes + num_videos * (NUM_BEFORE + NUM_VISUAL) * kv_bytes)
-        + num_videos * tails * kv_bytes
-    )
+    prefix_reads = (max(load.answer_tokens) - 1) * (model.num_before + load.num_visual)
+    read = stats.num_steps * weight_bytes + num_videos * (prefix_reads + load.tail_reads) * kv_bytes
     blocks = sum(p.numel() for name, p in model.llm.named_parameters() if ".layers." in name)
     work = 2 * blocks * stats.prefill_tokens
     return {
@@ -222,37 +248,40 @@ def explain(
     }
 
 
+def median_run(runs: Sequence[tuple[Stats, float]]) -> tuple[Stats, float]:
+    """The one of median length; the first has only warmed up."""
+    return sorted(runs[1:], key=lambda run: run[1])[len(runs[1:]) // 2]
+
+
 def main() -> None:
     """Measure and print."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape, rounds, side = SHAPES[device.type]
+    device = torch.device("cpu")
     torch.manual_seed(0)
-    plain = random_model(device)
-    shared = RandomModel(random_model(device).llm, plain.projector)  # the engine's attention stays with its model
+    plain = random_model(SHAPE, device)
+    shared = random_model(SHAPE, device)  # what an engine makes of a model's layers stays with it
+    engine = Engine(shared, RECIPE)
     prefixes = [torch.randn(NUM_VISUAL, TOWER_DIM) for _ in range(NUM_VIDEOS)]
     timed: dict[str, list[tuple[Stats, float]]] = {"1x8": [], "8x8": [], "bool_8x8": []}
-    one = prefixes[:1]
+    one, both = prefixes[:1], ("Yes", "No")
     seconds = interleave(
         {
             "one by one": lambda: one_by_one(plain, prefixes[0]),
             "left-padded": lambda: left_padded(plain, prefixes[0]),
-            "1x8": lambda: run_engine(shared, one, (), timed["1x8"]),
-            "8x8": lambda: run_engine(shared, prefixes, (), timed["8x8"]),
+            "1x8": lambda: timed["1x8"].append(run_engine(engine, one, ())),
+            "8x8": lambda: timed["8x8"].append(run_engine(engine, prefixes, ())),
             "yes or no": lambda: yes_or_no(plain, prefixes[0]),
-            "bool_8x8": lambda: run_engine(shared, prefixes, ("Yes", "No"), timed["bool_8x8"]),
+            "bool_8x8": lambda: timed["bool_8x8"].append(run_engine(engine, prefixes, both)),
         },
-        rounds,
+        ROUNDS,
     )
     took = {name: median(values) for name, values in seconds.items()}
-    rates = (peak_flops(device, side), bandwidth(device))
+    rates = (peak_flops(device, SIDE), bandwidth(device))
     parts = {
-        name: explain(
-            shared, *sorted(runs[1:], key=lambda run: run[1])[len(runs[1:]) // 2], 1 if name == "1x8" else 8, rates
-        )
+        name: explain(shared, median_run(runs), 1 if name == "1x8" else NUM_VIDEOS, rates)
         for name, runs in timed.items()
     }
     millions = sum(p.numel() for p in plain.llm.parameters()) / 1e6
-    print(f"LLaMA of {millions:.0f}M (width, layers, heads, inner: {shape}), bfloat16, {device.type}")
+    print(f"LLaMA of {millions:.0f}M ({SHAPE}), bfloat16, cpu")
     print(f"peak {rates[0] / 1e12:.2f} TFLOP/s, bandwidth {rates[1] / 1e9:.1f} GB/s")
     for name, value in took.items():
         asked = NUM_QUESTIONS * (NUM_VIDEOS if name.endswith("8x8") else 1)

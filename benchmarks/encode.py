@@ -1,108 +1,121 @@
-"""The tower and the merging at ViT-L/14 shapes: how much of the machine they use, and what share merging has.
+"""The tower and the merging at ViT-L/14 shapes on a CPU: how much of it they use, and what share merging has.
 
     python -m benchmarks.encode
 
-Random weights. On a CPU in bfloat16 and float32 over a few frames, scaled to 100; on a GPU in bfloat16 over 100. The
-peak is a large square matrix product in the same precision, timed in turn with the tower. The last line is one JSON
-object.
+Random weights, bfloat16 and float32, a few frames, scaled to 100. The peak is a large square matrix product in the same
+precision, timed in turn with the tower. On a GPU: `python -m benchmarks.gpu`. The last line is one JSON object.
 """
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from benchmarks.measure import interleave
+from benchmarks.measure import interleave, square_product
 from pipeline.vision.encode import Tower
 from pipeline.vision.merge import merge
 from pipeline.vision.pixels import Pixels
 from schemas.recipe import TowerSpec, halving_schedule
 
-LAYERS, DIM, IMAGE_PX, PATCH_PX, HEADS = 24, 1024, 224, 14, 16
 FRAMES_PER_VIDEO, FRAMES_PER_SEGMENT, TOKENS_PER_SEGMENT = 100, 10, 30
-SPEC = TowerSpec("random ViT-L/14", "random", LAYERS, (IMAGE_PX // PATCH_PX,) * 2, DIM, IMAGE_PX, True, None)  # noqa: FBT003 - has_cls
-SETTINGS = {  # device: precisions, frames, rounds, side of the square product that stands for the peak
-    "cpu": (("bfloat16", "float32"), 8, 3, 3072),
-    "cuda": (("bfloat16",), FRAMES_PER_VIDEO, 20, 16384),
-}
+FRAMES, ROUNDS, SIDE = 8, 3, 3072  # the last: of the square product that stands for the peak
 
 
-def flops_per_frame() -> float:
-    """Two per multiply-add of what the tower computes; of the last block only keys, values and the CLS row."""
-    num_tokens = SPEC.num_patches + 1
-    block = num_tokens * 12 * DIM**2 + 2 * num_tokens**2 * DIM
-    last_block = num_tokens * 2 * DIM**2 + 10 * DIM**2 + 2 * num_tokens * DIM
-    embedding = SPEC.num_patches * 3 * PATCH_PX**2 * DIM
-    return 2.0 * (embedding + (LAYERS - 1) * block + last_block)
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a vision tower: CLIP's, whose frames have a CLS row, or SigLIP's, whose have none."""
+
+    name: str
+    layers: int
+    dim: int
+    heads: int
+    inner: int  # width inside a block's MLP
+    image_px: int
+    patch_px: int = 14
+    has_cls: bool = True
+
+    @property
+    def spec(self) -> TowerSpec:
+        """As a recipe knows it."""
+        grid = (self.image_px // self.patch_px,) * 2
+        return TowerSpec(
+            f"random {self.name}", "random", self.layers, grid, self.dim, self.image_px, self.has_cls, None
+        )
+
+    def flops_per_frame(self) -> float:
+        """Two per multiply-add of what is computed for the next to last hidden state, and the last layers' CLS rows."""
+        dim, patches = self.dim, self.spec.num_patches
+        tokens = patches + self.has_cls
+        mlp = 2 * dim * self.inner
+        block = tokens * (4 * dim**2 + mlp) + 2 * tokens**2 * dim
+        # of the last block only keys, values and the CLS row, if there is one
+        last_block = tokens * 2 * dim**2 + 2 * dim**2 + mlp + 2 * tokens * dim if self.has_cls else 0
+        embedding = patches * 3 * self.patch_px**2 * dim
+        return 2.0 * (embedding + (self.layers - 1) * block + last_block)
 
 
-def random_tower(dtype: torch.dtype, device: torch.device) -> Tower:
-    """A tower of the paper's shapes without weights of its own."""
-    config = CLIPVisionConfig(
-        hidden_size=DIM,
-        intermediate_size=4 * DIM,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        hidden_act="silu",  # what `load_tower` makes of CLIP's activation
-        image_size=IMAGE_PX,
-        patch_size=PATCH_PX,
-    )
-    pixels = Pixels(IMAGE_PX, IMAGE_PX, 3, 1 / 255, (0.5,) * 3, (0.25,) * 3)
-    model = CLIPVisionModel(config).to(device, dtype).eval()
-    return Tower(getattr(model, "vision_model", model), SPEC, pixels, None)  # early transformers 5 wraps it once more
+VIT_L = Shape("ViT-L/14", 24, 1024, 16, 4096, 224)
 
 
-def measure(precision: str, device: torch.device) -> dict[str, Any]:
+def random_tower(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tower:
+    """A tower without weights of its own, drawn on the device."""
+    settings = {
+        "hidden_size": shape.dim,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "image_size": shape.image_px,
+        "patch_size": shape.patch_px,
+    }
+    pixels = Pixels(shape.image_px, shape.image_px, 3, 1 / 255, (0.5,) * 3, (0.25,) * 3)
+    with torch.device(device):
+        if shape.has_cls:  # "silu" is what `load_tower` makes of CLIP's activation
+            model = CLIPVisionModel(CLIPVisionConfig(**settings, hidden_act="silu"))
+        else:
+            model = SiglipVisionModel(SiglipVisionConfig(**settings, vision_use_head=False))
+    model = model.to(dtype).eval()
+    return Tower(getattr(model, "vision_model", model), shape.spec, pixels, None)  # some transformers wrap it once more
+
+
+def measure(precision: str) -> dict[str, Any]:
     """Time the tower, the product and the merging in turn; scale to 100 frames."""
-    _, num_frames, rounds, side = SETTINGS[device.type]
-    dtype = getattr(torch, precision)
-    tower = random_tower(dtype, device)
-    frames = torch.randint(0, 256, (num_frames, IMAGE_PX, IMAGE_PX, 3), dtype=torch.uint8)
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    product = torch.empty_like(left)
-    tokens_per_segment = FRAMES_PER_SEGMENT * SPEC.num_patches
-    segments = torch.randn(FRAMES_PER_VIDEO // FRAMES_PER_SEGMENT, tokens_per_segment, DIM, device=device, dtype=dtype)
+    device, dtype = torch.device("cpu"), getattr(torch, precision)
+    tower = random_tower(VIT_L, dtype, device)
+    frames = torch.randint(0, 256, (FRAMES, VIT_L.image_px, VIT_L.image_px, 3), dtype=torch.uint8)
+    tokens_per_segment = FRAMES_PER_SEGMENT * VIT_L.spec.num_patches
+    segments = torch.randn(FRAMES_PER_VIDEO // FRAMES_PER_SEGMENT, tokens_per_segment, VIT_L.dim, dtype=dtype)
     schedule = halving_schedule(tokens_per_segment, TOKENS_PER_SEGMENT)
-
-    def finished(function: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return run
-
     seconds = interleave(
         {
-            "encode": finished(lambda: tower.encode(frames)),
-            "product": finished(lambda: torch.mm(left, right.T, out=product)),
-            "merge": finished(lambda: merge(segments, schedule)),
+            "encode": lambda: tower.encode(frames),
+            "product": square_product(device, SIDE, dtype),
+            "merge": lambda: merge(segments, schedule),
         },
-        rounds,
+        ROUNDS,
     )
-    encode_s = median(seconds["encode"]) * FRAMES_PER_VIDEO / num_frames
-    merge_s, peak = median(seconds["merge"]), 2 * side**3 / min(seconds["product"])
+    encode_s = median(seconds["encode"]) * FRAMES_PER_VIDEO / FRAMES
+    merge_s, peak = median(seconds["merge"]), 2 * SIDE**3 / min(seconds["product"])
+    flops_per_s = VIT_L.flops_per_frame() * FRAMES_PER_VIDEO / encode_s
     return {
         "precision": precision,
         "frames_per_s": FRAMES_PER_VIDEO / encode_s,
         "encode_s": encode_s,
         "merge_s": merge_s,
-        "tflops": flops_per_frame() * FRAMES_PER_VIDEO / encode_s / 1e12,
+        "tflops": flops_per_s / 1e12,
         "peak_tflops": peak / 1e12,
-        "peak_share": flops_per_frame() * FRAMES_PER_VIDEO / encode_s / peak,
+        "peak_share": flops_per_s / peak,
         "merge_share": merge_s / (merge_s + encode_s),
     }
 
 
 def main() -> None:
-    """Measure every precision of this device and print a table."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    """Measure both precisions and print a table."""
+    name = f"{torch.get_num_threads()} CPU threads"
     torch.manual_seed(0)
-    results = [measure(precision, device) for precision in SETTINGS[device.type][0]]
+    results = [measure(precision) for precision in ("bfloat16", "float32")]
     print(f"ViT-L/14, {FRAMES_PER_VIDEO} frames in segments of {FRAMES_PER_SEGMENT}, {name}")
     print(f"{'precision':<10} {'encode s':>9} {'merge s':>8} {'TFLOP/s':>8} {'peak':>7} {'of peak':>8} {'merging':>8}")
     for row in results:

@@ -1,7 +1,10 @@
-"""Timing side by side: what is compared runs in turn, so that a noisy machine disturbs both alike."""
+"""Timing side by side, so that a noisy machine disturbs all alike, and what a device could do at its best."""
 
 import time
 from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
 
 
 def interleave(
@@ -16,3 +19,38 @@ def interleave(
             if round_number:
                 seconds[name].append(clock() - start)
     return seconds
+
+
+def finished(function: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """A function that returns when the device has done all it was given."""
+
+    def run() -> None:
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def fastest(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the quickest of ten calls."""
+    return min(interleave({"it": finished(function, device)}, 10)["it"])
+
+
+def square_product(device: torch.device, side: int, dtype: torch.dtype = torch.bfloat16) -> Callable[[], object]:
+    """What stands for a device's peak, at 2 side^3 operations."""
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    return lambda: torch.mm(left, right.T, out=product)
+
+
+def peak_flops(device: torch.device, side: int) -> float:
+    """Of a square product in bfloat16, a second."""
+    return 2 * side**3 / fastest(square_product(device, side), device)
+
+
+def bandwidth(device: torch.device, num_rows: int = 16_384) -> float:
+    """Bytes a second of a bfloat16 matrix-vector product; by default of a matrix that fits no cache (1 GB)."""
+    matrix = torch.randn(num_rows, 32_768, device=device, dtype=torch.bfloat16)
+    vector = torch.randn(1, 32_768, device=device, dtype=torch.bfloat16)
+    return matrix.nbytes / fastest(lambda: nn.functional.linear(vector, matrix), device)

@@ -1,0 +1,1 @@
+"""One command that proves and measures every CUDA path in minutes: `python -m benchmarks.gpu`."""

@@ -1,16 +1,14 @@
 """What the tests share."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
-import boto3
 import pytest
-import s3fs
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
 
-from support import GOLDENS, VIDEOS
+from support import GOLDENS, VIDEOS, largest_error
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two processes that spin for each other's cores are slow
@@ -18,6 +16,63 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 # A shell that starts the tests in the background has them and their children ignore Ctrl-C, which some send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="what tests marked device run on")
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: torch sees no such device here")
+
+
+def pytest_itemcollected(item):
+    """What takes the device, itself or through another fixture, is marked so."""
+    if "device" in getattr(item, "fixturenames", ()):
+        item.add_marker("device")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """`-m device` imports only files with such tests: where it runs, libraries that others need may be missing."""
+    if config.getoption("-m") != "device":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    takes_device = re.compile(r"^def \w+\(.*\bdevice\b", re.MULTILINE)
+    return not any(takes_device.search(path.read_text(encoding="utf-8")) for path in files) or None
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """What --device names. A GPU computes in full float32 then: TF32 would hide mistakes smaller than a thousandth."""
+    import torch
+
+    found = torch.device(request.config.getoption("--device"))
+    if found.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    return found
+
+
+@pytest.fixture
+def agree(request, record_property):
+    """Holds what a device made to what it should be, and notes the test's largest error in its report."""
+    import torch
+
+    def agree(found, wanted, atol, rtol=0.0):
+        dtype = torch.float64 if isinstance(found, float) else None
+        found, wanted = (torch.as_tensor(values, dtype=dtype).detach().cpu() for values in (found, wanted))
+        noted = request.node.user_properties
+        before = [value for name, value in noted if name == "max_error"]
+        noted[:] = [item for item in noted if item[0] != "max_error"]
+        record_property("max_error", max([largest_error(found, wanted), *before]))
+        torch.testing.assert_close(found, wanted, atol=atol, rtol=rtol)
+
+    return agree
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +91,8 @@ def videos() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_endpoint():
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())
@@ -58,6 +115,9 @@ def s3_environment(s3_endpoint):
 @pytest.fixture
 def s3(s3_environment, monkeypatch):
     """A client of an S3 server on the loopback with an empty bucket named `bucket`; the environment leads there."""
+    import boto3
+    import s3fs
+
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")

@@ -13,6 +13,7 @@ from pipeline.language.longvlm import load_longvlm
 from pipeline.language.prompt import tidy
 from schemas.errors import ErrorCode, InputError
 from schemas.recipe import AnswerRecipe
+from support import moved
 
 GREEDY = AnswerRecipe("model", "weights", "index", precision="float32", max_new_tokens=16)
 SAMPLED = replace(GREEDY, temperature=0.8, top_p=0.9)
@@ -20,18 +21,18 @@ WORDS = "what happens where is the red blue square who walks in street count all
 
 
 @pytest.fixture(scope="module")
-def served(untrained_folder):
+def served(untrained_folder, device):
     """The engines' own: an engine takes over a model's attention."""
-    return load_longvlm(str(untrained_folder))
+    return load_longvlm(str(untrained_folder), device=str(device))
 
 
 @pytest.fixture(scope="module")
-def grouped(untrained):
-    """A model whose key heads serve two query heads each, and a plain copy of it."""
+def grouped(untrained, device):
+    """A model whose key heads serve two query heads each, for engines, and the plain one."""
     config = {**untrained.llm.config.to_dict(), "num_key_value_heads": 2}
     torch.manual_seed(3)
-    llm = LlamaForCausalLM(LlamaConfig(**config)).eval()
-    return replace(untrained, llm=llm), replace(untrained, llm=copy.deepcopy(llm))
+    plain = replace(untrained, llm=LlamaForCausalLM(LlamaConfig(**config)).eval())
+    return moved(plain, device), plain
 
 
 def group(num_rows, *questions, seed=0, **options):
@@ -54,21 +55,31 @@ def answers(model, groups, recipe=GREEDY, **settings):
 
 def embedded(model, prefix, question):
     prompt = model.lay_out(question, len(prefix), GREEDY.template)
-    embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids)).clone()
+    embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids, device=model.device)).clone()
     embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.project(prefix, None)
     return embeds
 
 
-@torch.inference_mode()
 def alone(model, prefix, question, most):
     """Greedy ids by whole forward passes without any cache."""
-    embeds, ids = embedded(model, prefix, question), []
-    while len(ids) < most and (not ids or ids[-1] not in model.eos_ids):
+    (ids,) = ways(model, prefix, question, most, slack=0.0)
+    return ids
+
+
+@torch.inference_mode()
+def ways(model, prefix, question, most, slack):
+    """All greedy ids there are if a token may be taken whose logit is less than `slack` below the best."""
+    begun, ended = [([], embedded(model, prefix, question))], []
+    while begun:
+        ids, embeds = begun.pop()
         logits = model.llm(inputs_embeds=embeds[None], logits_to_keep=1).logits[0, -1]
         logits[list(model.banned_ids)] = float("-inf")
-        ids.append(int(logits.argmax()))
-        embeds = torch.cat([embeds, model.llm.get_input_embeddings()(torch.tensor(ids[-1:]))])
-    return ids
+        near = (logits > logits.max() - slack).nonzero().flatten().tolist()
+        for token in {int(logits.argmax()), *near}:
+            more = torch.cat([embeds, model.llm.get_input_embeddings()(torch.tensor([token]))])
+            is_done = len(ids) + 1 == most or token in model.eos_ids
+            (ended if is_done else begun).append(([*ids, token], more))
+    return [ids for ids, _ in ended]
 
 
 @torch.inference_mode()
@@ -85,6 +96,7 @@ def likelihoods(model, prefix, question, options):
 
 
 QUESTIONS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=14).map(" ".join)
+TIE = {"cpu": 0.0, "cuda": 1e-4}  # logits nearer than this may change places: a GPU adds up in another order
 OPTIONS = st.sampled_from([(), (), (), ("yes", "no"), ("red", "blue car", "red car", "two red dogs")])
 MIXES = st.lists(
     st.tuples(st.integers(1, 40), st.lists(st.tuples(QUESTIONS, OPTIONS), min_size=1, max_size=6)),
@@ -103,7 +115,7 @@ MIXES = st.lists(
     is_grouped=st.booleans(),
 )
 def test_any_mix_gives_every_row_what_it_gets_alone(  # noqa: PLR0917 - hypothesis and fixtures
-    served, untrained, grouped, mix, max_rows, kv_tokens, ends, most, is_grouped
+    served, untrained, grouped, device, agree, mix, max_rows, kv_tokens, ends, most, is_grouped
 ):
     ours, plain = grouped if is_grouped else (served, untrained)
     ours, plain = (replace(model, eos_ids=(2, *ends)) for model in (ours, plain))
@@ -124,17 +136,18 @@ def test_any_mix_gives_every_row_what_it_gets_alone(  # noqa: PLR0917 - hypothes
             assert answer.error is None
             if request.options:
                 shares = likelihoods(plain, g.prefix, request.question, request.options)
-                assert answer.text == request.options[int(shares.argmax())]
-                assert answer.confidence == pytest.approx(float(shares.max()), abs=1e-4)
+                chosen = request.options.index(answer.text)
+                assert chosen == shares.argmax() or shares[chosen] > shares.max() - TIE[device.type]
+                agree(answer.confidence, shares.max(), atol=1e-4)
             else:
-                ids = alone(plain, g.prefix, request.question, most)
-                assert (answer.text, answer.num_new_tokens) == (plain.decode(ids), len(ids))
+                found_ways = ways(plain, g.prefix, request.question, most, TIE[device.type])
+                assert (answer.text, answer.num_new_tokens) in [(plain.decode(ids), len(ids)) for ids in found_ways]
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("layout", ["full", "base"])
-def test_greedy_ids_are_the_reference_s(record, layout):
-    model = replace(copy.deepcopy(record.golden.models[layout]), use_start_end=record.use_start_end)
+def test_greedy_ids_are_the_reference_s(record, layout, device):
+    model = replace(moved(record.golden.models[layout], device), use_start_end=record.use_start_end)
     recipe = replace(GREEDY, max_new_tokens=record.golden.about["max_new_tokens"])
     (answer,) = answers(model, [Group(record.prefix, [Request("it", record.about["question"])])], recipe).values()
     assert answer.text == model.decode(record.array("greedy").tolist())
@@ -143,19 +156,19 @@ def test_greedy_ids_are_the_reference_s(record, layout):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("layout", ["full", "base"])
-def test_logits_are_the_reference_s(record, layout):
-    model = replace(record.golden.models[layout], use_start_end=record.use_start_end)
+def test_logits_are_the_reference_s(record, layout, device, agree):
+    model = replace(moved(record.golden.models[layout], device), use_start_end=record.use_start_end)
     with torch.inference_mode():
         embeds = embedded(model, record.prefix, record.about["question"])
         logits = model.llm(inputs_embeds=embeds[None], logits_to_keep=1).logits[0, -1]
     rows = len(logits) if layout == "full" else record.golden.about["V"]  # a base has no head for the video tokens
     wanted = torch.from_numpy(record.array("logits_last"))
-    torch.testing.assert_close(logits[:rows], wanted[:rows], rtol=0, atol=1e-4)
+    agree(logits[:rows], wanted[:rows], atol=1e-4)
 
 
 @pytest.mark.parity
-def test_a_batch_of_all_prompts_gives_the_reference_s_answers(golden):
-    model = copy.deepcopy(golden.models["full"])
+def test_a_batch_of_all_prompts_gives_the_reference_s_answers(golden, device):
+    model = moved(golden.models["full"], device)
     local, memory = (torch.from_numpy(golden.arrays[name]) for name in ("local", "memory"))
     groups, wanted = [], {}
     for about in golden.about["records"]:
@@ -205,7 +218,7 @@ def test_counts_latency_and_attention_come_with_each_answer(served, groups):
 
 
 @torch.inference_mode()
-def test_attention_is_that_of_a_plain_forward_pass(served, untrained):
+def test_attention_is_that_of_a_plain_forward_pass(served, untrained, agree):
     g = group(20, "What happens in the street?", seed=5)
     (answer,) = answers(served, [g], max_rows=1).values()
     ids = alone(untrained, g.prefix, "What happens in the street?", GREEDY.max_new_tokens)
@@ -216,7 +229,7 @@ def test_attention_is_that_of_a_plain_forward_pass(served, untrained):
     weights = plain(inputs_embeds=whole[None], output_attentions=True).attentions[0][0]  # layer 0 of 2 is watched
     first = untrained.lay_out("What?", 1, GREEDY.template).first_patch
     wanted = weights[:, len(embeds) - 1 :, first : first + 20].mean(dim=(0, 1))
-    torch.testing.assert_close(answer.attention, wanted, atol=1e-5, rtol=1e-4)
+    agree(answer.attention, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_attention_of_an_option_is_that_of_what_made_it_likely(served):
@@ -254,8 +267,7 @@ def test_memory_for_keys_and_values_stays_within_what_it_may_take(served):
     def watched():
         nonlocal most
         logits = decode()
-        held = [*engine._batch.prefix_kv.keys, *engine._batch.tail_kv.keys]
-        most = max(most, 2 * sum(keys.nbytes for keys in held))
+        most = max(most, engine._batch.prefix_kv.nbytes + engine._batch.tail_kv.nbytes)
         return logits
 
     engine._batch.decode = watched
@@ -329,8 +341,8 @@ def test_a_request_may_ask_for_fewer_tokens(served):
     assert found["long"].text.startswith(found["short"].text)
 
 
-def test_untrained_rows_of_the_head_are_never_emitted(untrained_folder, groups):
-    model = load_longvlm(str(untrained_folder))
+def test_untrained_rows_of_the_head_are_never_emitted(untrained_folder, groups, device):
+    model = load_longvlm(str(untrained_folder), device=str(device))
     assert [model.tokenizer.id_to_token(i) for i in model.banned_ids] == ["<vid_patch>", "<vid_start>", "<vid_end>"]
     wanted = texts(answers(model, groups))
     head = model.llm.lm_head.weight
@@ -407,8 +419,8 @@ def test_it_counts_what_it_does(served, groups):
     assert min(stats.prefill_s, stats.decode_s, stats.num_steps) > 0
 
 
-def test_half_precision_answers_too(untrained_folder, groups):
+def test_half_precision_answers_too(untrained_folder, groups, device):
     for precision in ("bfloat16", "float16"):
-        model = load_longvlm(str(untrained_folder), precision)
+        model = load_longvlm(str(untrained_folder), precision, str(device))
         found = answers(model, groups, replace(GREEDY, precision=precision))
         assert all(answer.text and answer.error is None for answer in found.values())

@@ -16,6 +16,8 @@ from schemas.recipe import AnswerRecipe
 from schemas.training import full, lora, projector
 
 WORDS = ("red", "blue", "green", "square")
+# A GPU may add up gradients in another order each time, and Adam makes much of those that are next to nothing.
+LOSS_APART, WEIGHT_APART = {"cpu": 0.0, "cuda": 1e-3}, {"cpu": 0.0, "cuda": 1e-2}
 QUICK = {"precision": "float32", "gradient_checkpointing": False, "learning_rate": 3e-3, "average": "answer"}
 FULL = replace(full(), **QUICK)
 
@@ -31,8 +33,10 @@ def lessons(seed, number=4):
     return made
 
 
-def model_of(folder):
-    return load_longvlm(str(folder))
+@pytest.fixture
+def model_of(device):
+    """What loads the model of a folder to be trained."""
+    return lambda folder: load_longvlm(str(folder), device=str(device))
 
 
 def weights(trainee):
@@ -43,7 +47,7 @@ def changed(before, after):
     return {name for name, weight in before.items() if not torch.equal(weight, after[name])}
 
 
-def test_a_model_learns_to_see_and_answers_right_away(untrained_folder):
+def test_a_model_learns_to_see_and_answers_right_away(untrained_folder, model_of):
     losses = []
     recipe = replace(FULL, warmup_ratio=0.1)
     tuner = fit(
@@ -56,7 +60,7 @@ def test_a_model_learns_to_see_and_answers_right_away(untrained_folder):
     assert {answer.key: answer.text for answer in answers} == dict(enumerate(WORDS))
 
 
-def test_only_what_the_stage_names_learns(untrained_folder, folders):
+def test_only_what_the_stage_names_learns(untrained_folder, folders, model_of):
     before_after = {}
     for name, recipe in (("projector", projector()), ("lora", lora()), ("full", full())):
         tuner = Finetuner(model_of(untrained_folder), replace(recipe, **QUICK, lora_rank=2, warmup_ratio=0.0), 2)
@@ -79,24 +83,24 @@ def test_only_what_the_stage_names_learns(untrained_folder, folders):
 
 @pytest.mark.parametrize("base", ["projector", "lora", "full"])
 @pytest.mark.parametrize("whiten", [False, True])
-def test_the_finished_model_does_what_the_trainee_did(untrained_folder, base, whiten):
+def test_the_finished_model_does_what_the_trainee_did(untrained_folder, base, whiten, model_of, agree):
     recipe = replace({"projector": projector, "lora": lora, "full": full}[base](), **QUICK, lora_dropout=0.0)
     tuner = fit(model_of(untrained_folder), [lessons(i) for i in range(4)], replace(recipe, whiten=whiten), 4)
     trainee = tuner.trainee.eval()
     from pipeline.language.packing import lay_side_by_side, pack
 
     held_out = lessons(9)
-    sheet = lay_side_by_side(pack(tuner.speller, held_out, 2048).packs, "token", torch.device("cpu"))
+    sheet = lay_side_by_side(pack(tuner.speller, held_out, 2048).packs, "token", trainee.model.device)
     with torch.no_grad():
         expected = trainee(held_out, sheet)
         model = trainee.finish()
         found = Trainee(model, FULL)(held_out, sheet)
-    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+    agree(found, expected, atol=1e-3, rtol=1e-4)
     assert not any("lora" in name for name, _ in model.llm.named_parameters())
 
 
 @pytest.mark.parametrize("base", [projector, lora, full])
-def test_a_restored_run_is_the_run_that_went_on(untrained_folder, base):
+def test_a_restored_run_is_the_run_that_went_on(untrained_folder, base, model_of, device, agree):
     recipe = replace(base(), **QUICK, lora_rank=2)
     whole = Finetuner(model_of(untrained_folder), recipe, 6)
     expected = [whole.step(lessons(i)) for i in range(6)]
@@ -108,13 +112,15 @@ def test_a_restored_run_is_the_run_that_went_on(untrained_folder, base):
     second = Finetuner(model_of(untrained_folder), recipe, 6)
     second.restore(state)
     went_on = [second.step(lessons(i)) for i in range(3, 6)]
-    assert [(s.step, s.loss, s.lr) for s in went_on] == [(s.step, s.loss, s.lr) for s in expected[3:]]
+    assert [(s.step, s.lr) for s in went_on] == [(s.step, s.lr) for s in expected[3:]]
+    for mine, other in zip(went_on, expected[3:], strict=True):
+        agree(mine.loss, other.loss, atol=LOSS_APART[device.type])
     for mine, other in zip(weights(whole.trainee).values(), weights(second.trainee).values(), strict=True):
-        assert torch.equal(mine, other)
+        agree(mine, other, atol=WEIGHT_APART[device.type])
 
 
 @pytest.mark.parametrize("changes", [{"accumulation": 3}, {"gradient_checkpointing": True}])
-def test_saving_memory_changes_nothing(untrained_folder, changes):
+def test_saving_memory_changes_nothing(untrained_folder, changes, model_of):
     def curve(recipe):
         tuner = Finetuner(model_of(untrained_folder), recipe, 3)
         return [tuner.step(lessons(i, 5)).loss for i in range(3)]
@@ -122,12 +128,12 @@ def test_saving_memory_changes_nothing(untrained_folder, changes):
     assert curve(replace(FULL, **changes)) == pytest.approx(curve(FULL), abs=1e-5)
 
 
-def test_bfloat16_learns_too_and_keeps_float32_weights(untrained_folder):
+def test_bfloat16_learns_too_and_keeps_float32_weights(untrained_folder, model_of):
     tuner = fit(model_of(untrained_folder), map(lessons, range(3)), replace(FULL, precision="bfloat16"), 3)
     assert {parameter.dtype for parameter in tuner.trainee.parameters()} == {torch.float32}
 
 
-def test_each_answer_counts_the_same_or_each_token_does(untrained_folder):
+def test_each_answer_counts_the_same_or_each_token_does(untrained_folder, model_of):
     one = Lesson(
         torch.randn(6, 64), [(("Is it night?", "no"),), (("What?", "a large yellow square moves to the left"),)]
     )
@@ -145,7 +151,7 @@ def replace_talks(one, talks):
     return Lesson(one.prefix, talks)
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(untrained_folder):
+def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(untrained_folder, model_of):
     tuner = Finetuner(model_of(untrained_folder), FULL, 2)
     broken = lessons(0)
     broken[1].prefix[2] = torch.inf
@@ -155,14 +161,14 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(untrained_fold
     assert changed(before, weights(tuner.trainee)) == set()
 
 
-def test_a_step_with_nothing_to_learn_is_a_step(untrained_folder):
+def test_a_step_with_nothing_to_learn_is_a_step(untrained_folder, model_of):
     step = Finetuner(model_of(untrained_folder), FULL, 2).step(
         [Lesson(torch.randn(4, 64), [(("What?", "a " * 9000),)])]
     )
     assert (step.loss, step.conversations, len(step.refused)) == (0.0, 0, 1)
 
 
-def test_wrong_recipes_are_told(untrained_folder):
+def test_wrong_recipes_are_told(untrained_folder, model_of):
     with pytest.raises(InputError, match="has no linear layers called other"):
         Finetuner(model_of(untrained_folder), replace(lora(), lora_targets=("other",)), 1)
     with pytest.raises(ValueError, match="there were batches for 1 of 3 steps"):

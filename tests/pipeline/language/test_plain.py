@@ -10,6 +10,7 @@ from pipeline.language.llava import load_llava
 from pipeline.language.plain import PlainLlava, PlainLongVLM
 from schemas.errors import ErrorCode
 from schemas.recipe import AnswerRecipe
+from support import moved
 
 NEW = 6
 
@@ -22,6 +23,15 @@ def recipe(**changes):
 def frames(number, side=56):
     shape = (number, side, side, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+
+
+def llava(folder, device="cpu"):
+    try:
+        return PlainLlava(str(folder), recipe(), str(device))
+    except TypeError as error:  # before the pinned release, transformers' two video families name frames differently
+        if "get_video_features() missing" not in str(error):
+            raise
+        pytest.skip(f"this release of transformers is asked for a video's rows in another way: {error}")
 
 
 @torch.inference_mode()
@@ -37,14 +47,14 @@ def greedy(plain, view, question):
     return plain.words.decode(ids[len(prompt.ids) :])
 
 
-def test_a_llava_is_asked_greedily_over_its_own_look_at_the_frames(folder):
-    plain = PlainLlava(str(folder), recipe())
+def test_a_llava_is_asked_greedily_over_its_own_look_at_the_frames(folder, device):
+    plain, here = llava(folder, device), llava(folder)
     answers = set()
     for number in (1, 3):
-        view = plain.show(frames(number))
+        view, view_here = plain.show(frames(number)), here.show(frames(number))
         for question in ("What?", "Who is in the picture?"):
             answer = plain.answer(view, Request("key", question))
-            assert answer.text == greedy(plain, view, question)
+            assert answer.text == greedy(here, view_here, question)
             assert (answer.key, answer.error, answer.num_visual_tokens) == ("key", None, view.num_rows)
             assert 0 < answer.num_new_tokens <= NEW
             answers.add(answer.text)
@@ -52,11 +62,11 @@ def test_a_llava_is_asked_greedily_over_its_own_look_at_the_frames(folder):
     assert plain.name == LLAVAS[folder.name][1].__name__
 
 
-def test_a_longvlm_is_asked_greedily_over_its_tokens(untrained):
-    plain = PlainLongVLM(untrained, recipe(template="long_vlm_v1"))
-    view = plain.show(torch.randn(9, 64, generator=torch.Generator().manual_seed(0)))
-    answer = plain.answer(view, Request(0, "What?"))
-    assert answer.text == greedy(plain, view, "What?")
+def test_a_longvlm_is_asked_greedily_over_its_tokens(untrained, device):
+    prefix = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
+    plain, here = (PlainLongVLM(moved(untrained, to), recipe(template="long_vlm_v1")) for to in (device, "cpu"))
+    answer = plain.answer(plain.show(prefix), Request(0, "What?"))
+    assert answer.text == greedy(here, here.show(prefix), "What?")
     assert answer.num_visual_tokens == 9
     assert 0 < answer.num_new_tokens <= NEW
 
@@ -73,17 +83,17 @@ def test_sampling_and_penalties_of_a_checkpoint_are_left_out(folders, tmp_path):
     ("family", "per_frame", "at_end"), [("llava", 16, 0), ("llava_next_video", 4, 0), ("llava_onevision", 4, 1)]
 )
 def test_as_many_frames_are_shown_as_the_room_holds(folders, family, per_frame, at_end):
-    plain = PlainLlava(str(folders[family]), recipe())
+    plain = llava(folders[family])
     room = 5 * per_frame + at_end
     assert [plain.most_frames(rows) for rows in (room - 1, room, room + 1)] == [4, 5, 5]
     assert plain.most_frames(0) == 0
     assert plain.show(frames(5)).num_rows == room
 
 
-def test_options_are_judged_by_a_forward_pass_over_each(folder):
-    plain, options = PlainLlava(str(folder), recipe()), ("Yes", "No", "Not at all")
+def test_options_are_judged_by_a_forward_pass_over_each(folder, device, agree):
+    there, plain, options = llava(folder, device), llava(folder), ("Yes", "No", "Not at all")
+    answer = there.answer(there.show(frames(2)), Request(0, "Red?", options=options))
     view = plain.show(frames(2))
-    answer = plain.answer(view, Request(0, "Red?", options=options))
     prompt = plain.words.lay_out("Red?", view.num_rows, "chat")
     sums = []
     for option, ids in zip(options, plain.words.option_ids(options), strict=True):
@@ -95,7 +105,7 @@ def test_options_are_judged_by_a_forward_pass_over_each(folder):
         sums.append(-sum(torch.nn.functional.cross_entropy(logits[i - 1], whole[i]) for i in at))
     shares = torch.stack(sums).softmax(dim=0)
     assert answer.text == options[int(shares.argmax())]
-    assert answer.confidence == pytest.approx(float(shares.max()), abs=1e-5)
+    agree(answer.confidence, float(shares.max()), atol=1e-5)
     assert answer.num_new_tokens == 0
 
 

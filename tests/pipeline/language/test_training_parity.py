@@ -38,7 +38,7 @@ def slow(goldens):
 
 
 @pytest.fixture
-def begun(goldens, arrays, tmp_path):
+def begun(goldens, arrays, tmp_path, device):
     """The model as the reference's training began with it."""
     base = goldens / "longvlm_tiny" / "base"
     embed = torch.cat([find_checkpoint(str(base)).tensors()[EMBED], torch.from_numpy(arrays["init_embed_rows"][:1])])
@@ -46,7 +46,7 @@ def begun(goldens, arrays, tmp_path):
     weight, bias = (torch.from_numpy(arrays[name]) for name in ("proj_w0", "proj_b0"))
     projector = tmp_path / "mm_projector.safetensors"
     save_file({EMBED: embed, PROJECT: weight, PROJECT_BIAS: bias}, projector)
-    model = load_longvlm(str(base), projector=str(projector))
+    model = load_longvlm(str(base), projector=str(projector), device=str(device))
     model.llm.lm_head.weight.data[-3:] = torch.from_numpy(arrays["init_lmhead_rows"])
     return model
 
@@ -116,22 +116,22 @@ def test_new_rows_are_drawn_as_the_reference_draws_them(goldens, arrays):
     assert float(ours[-3].std()) == pytest.approx(float(head[0].std()), rel=0.3)
 
 
-def test_loss_and_gradients_of_the_first_batch(begun, batch, arrays):
+def test_loss_and_gradients_of_the_first_batch(begun, batch, arrays, agree):
     lessons, packs = batch
     trainee = Trainee(begun, recipe())
     sheet = lay_side_by_side(packs, "token", begun.device)
     loss = trainee(lessons, sheet) / sheet.weights.sum()
     loss.backward()
-    assert loss.item() == pytest.approx(float(arrays["loss0"]), abs=1e-5)
+    agree(loss, float(arrays["loss0"]), atol=1e-5)
     found = {"proj_w": trainee.projector.weight, "proj_b": trainee.projector.bias, "embed_rows": trainee.marks}
     for name, parameter in found.items():
-        torch.testing.assert_close(parameter.grad, torch.from_numpy(arrays[f"grad_{name}"]), atol=1e-5, rtol=1e-4)
+        agree(parameter.grad, arrays[f"grad_{name}"], atol=1e-5, rtol=1e-4)
     assert {name for name, parameter in trainee.named_parameters() if parameter.requires_grad} == {
         "projector.weight", "projector.bias", "marks",
     }  # fmt: skip
 
 
-def test_ten_steps(begun, batch, about, arrays, monkeypatch):
+def test_ten_steps(begun, batch, about, arrays, monkeypatch, agree):
     lessons, packs = batch
     told = about["facts"]["traj"]
     monkeypatch.setattr("pipeline.language.finetune.pack", lambda *_: Packed(packs))
@@ -140,6 +140,6 @@ def test_ten_steps(begun, batch, about, arrays, monkeypatch):
     for ours, theirs in (("loss", "losses"), ("lr", "lrs"), ("grad_norm", "grad_norms")):
         assert [getattr(step, ours) for step in steps] == pytest.approx(told[theirs], abs=1e-4), ours
     model = tuner.trainee.finish()
-    torch.testing.assert_close(model.projector.weight, torch.from_numpy(arrays["proj_w10"]), atol=1e-4, rtol=0)
+    agree(model.projector.weight, arrays["proj_w10"], atol=1e-4)
     embed = model.llm.get_input_embeddings().weight
-    torch.testing.assert_close(embed[-3:], torch.from_numpy(arrays["embed_rows10"]), atol=1e-4, rtol=0)
+    agree(embed[-3:], arrays["embed_rows10"], atol=1e-4)

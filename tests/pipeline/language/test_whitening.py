@@ -24,18 +24,30 @@ def test_whitened_tokens_have_unit_covariance_but_for_the_shrunk_directions():
     assert plain.max() / plain.min() > 1000 * values.max() / values.min()
 
 
-def test_folding_gives_the_same_outputs():
+def test_tokens_are_whitened_as_covariance_says(device, agree):
+    found = tokens()
+    mean, plain = found.double().mean(dim=0), torch.cov(found.double().T)
+    shrunk = plain + SHRINKAGE * plain.diagonal().mean() * torch.eye(32)
+    white = fit_whitening([found])(found.to(device))
+    assert white.device.type == device.type
+    # whatever basis is taken, lengths are those that the inverse of the covariance gives (Mahalanobis)
+    centred = found.double() - mean
+    agree(white.double().square().sum(dim=1), (centred @ shrunk.inverse() * centred).sum(dim=1), atol=1e-3, rtol=1e-4)
+
+
+def test_folding_gives_the_same_outputs(device, agree):
     found, linear = tokens(), nn.Linear(32, 24)
     whitening = fit_whitening([found])
-    weight, bias = whitening.folded(linear.weight.detach(), linear.bias.detach())
     expected = linear(whitening(found))
-    torch.testing.assert_close(nn.functional.linear(found, weight, bias), expected, atol=1e-3, rtol=1e-4)
+    linear.to(device)
+    weight, bias = whitening.folded(linear.weight.detach(), linear.bias.detach())
+    agree(nn.functional.linear(found, weight, bias), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_a_redrawn_layer_speaks_as_loud_as_words_do():
-    found, linear, embedding = tokens(), nn.Linear(32, 256), torch.randn(100, 256) * 0.3
+def test_a_redrawn_layer_speaks_as_loud_as_words_do(device):
+    found, linear, embedding = tokens(), nn.Linear(32, 256, device=device), torch.randn(100, 256, device=device) * 0.3
     redraw(linear, embedding, seed=1)
-    rows = linear(fit_whitening([found])(found))
+    rows = linear(fit_whitening([found])(found.to(device)))
     assert rows.std().item() == pytest.approx(0.3, rel=0.2)
 
 

@@ -52,7 +52,7 @@ def run(run: Run) -> None:
         else (peak_flops(run.device, SIDE), bandwidth(run.device))
     )
     run.note(peak_tflops=rates[0] / 1e12, bandwidth_gb_per_s=rates[1] / 1e9)
-    run.say(f"peak {rates[0] / 1e12:.1f} TFLOP/s, bandwidth {rates[1] / 1e9:.0f} GB/s")
+    run.say(f"peak {rates[0] / 1e12:.3g} TFLOP/s, bandwidth {rates[1] / 1e9:.0f} GB/s")
     model = random_model(shape, run.device)
     prefixes = [torch.randn(load.num_visual, TOWER_DIM) for _ in range(max(videos))]
     plain = run.part("transformers", lambda: transformers(run, model, prefixes[0], load))

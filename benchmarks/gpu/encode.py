@@ -34,7 +34,7 @@ SHAPES = (
 )
 TINY_SHAPES = (Shape("tiny CLIP", 3, 64, 4, 128, 56), Shape("tiny SigLIP", 3, 64, 4, 128, 70, has_cls=False))
 UNITS, SEGMENTS_PER_UNIT, SIDE, ROUNDS = 8, 10, 8192, 3
-TINY_UNITS, TINY_SIDE, TINY_ROUNDS = 2, 256, 1
+TINY_UNITS, TINY_SEGMENTS_PER_UNIT, TINY_SIDE, TINY_ROUNDS = 2, 2, 256, 1
 # Atomic sums of a GPU come in any order, which now and then changes what a token is merged with.
 MUST_BE_THE_SAME = 0.99
 
@@ -45,7 +45,7 @@ def run(run: Run) -> None:
     side = TINY_SIDE if run.is_tiny else SIDE
     flops = peak_flops(run.device, side)
     run.note(peak_tflops=flops / 1e12, product_side=side)
-    run.say(f"peak {flops / 1e12:.1f} TFLOP/s ({side} cubed, bfloat16)")
+    run.say(f"peak {flops / 1e12:.3g} TFLOP/s ({side} cubed, bfloat16)")
     for number, shape in enumerate(TINY_SHAPES if run.is_tiny else SHAPES):
         found = run.part(shape.name, lambda shape=shape: measure(run, shape, flops))  # type: ignore[misc]
         if found and not number:
@@ -59,12 +59,12 @@ def measure(run: Run, shape: Shape, flops: float) -> Found:
     device = run.device
     tower = random_tower(shape, torch.bfloat16, device)
     recipe = long(tower.spec)
-    frames = made_up_frames(recipe, TINY_UNITS if run.is_tiny else UNITS)
+    num_units, per_unit = (TINY_UNITS, TINY_SEGMENTS_PER_UNIT) if run.is_tiny else (UNITS, SEGMENTS_PER_UNIT)
+    frames = made_up_frames(recipe, num_units, per_unit)
     first, second = (encode_units(frames, tower, recipe) for _ in range(2))
-    check_tokens(first, recipe)
+    check_tokens(first, recipe, num_units, per_unit)
     same = same_tokens(first, second)
-    check(same == 1 or (device.type == "cuda" and same > MUST_BE_THE_SAME), f"twice the same frames: {same:.2%} equal.")
-    num_frames = frames.num_rows * SEGMENTS_PER_UNIT * recipe.frames_per_segment
+    num_frames = num_units * per_unit * recipe.frames_per_segment
     pixels_F = torch.from_numpy(
         np.concatenate([np.frombuffer(blob.as_buffer(), np.uint8) for blob in frames["frames"]])
     )
@@ -88,12 +88,16 @@ def measure(run: Run, shape: Shape, flops: float) -> Found:
     )
     took = {name: median(values) for name, values in seconds.items()}
     found = explain(took, num_frames, shape.flops_per_frame(), flops) | {"same_tokens": same}
+    if device.type == "cpu":  # nothing is copied
+        found["copies_hidden"] = None
     hidden = "" if device.type == "cpu" else f", of copying in {found['copies_hidden']:.0%} hidden"
     run.say(
         f"{shape.name}: {found['frames_per_s']:.0f} frames/s, {found['peak_share']:.0%} of peak, merging "
         f"{found['merge_share']:.1%}, copies {found['copy_share']:.1%}{hidden}"
     )
-    return found if device.type == "cuda" else {**found, "copies_hidden": None}
+    run.note(**{shape.name: found})
+    check(same == 1 or (device.type == "cuda" and same > MUST_BE_THE_SAME), f"twice the same frames: {same:.2%} equal.")
+    return found
 
 
 def explain(took: dict[str, float], num_frames: int, flops_per_frame: float, flops: float) -> Found:
@@ -113,13 +117,12 @@ def explain(took: dict[str, float], num_frames: int, flops_per_frame: float, flo
     }
 
 
-def made_up_frames(recipe: IndexRecipe, num_units: int) -> pa.Table:
+def made_up_frames(recipe: IndexRecipe, num_units: int, per_unit: int) -> pa.Table:
     """Units of random frames as the decode stage hands them on."""
     draw, side = np.random.default_rng(0), recipe.tower.image_size
-    per_segment = recipe.frames_per_segment
     segments = [
         {"segment": s, "start_s": 10.0 * s, "end_s": 10.0 * (s + 1), "frames": list(range(s * 250, s * 250 + 250, 25))}
-        for s in range(SEGMENTS_PER_UNIT)
+        for s in range(per_unit)
     ]
     rows = [
         {
@@ -127,23 +130,24 @@ def made_up_frames(recipe: IndexRecipe, num_units: int) -> pa.Table:
             "write_id": f"write {unit}",
             "unit": 0,
             "num_units": 1,
-            "num_segments": SEGMENTS_PER_UNIT,
+            "num_segments": per_unit,
             "decode_ms": 0.0,
             "segments": segments,
             "frame_px": side,
-            "frames": draw.bytes(SEGMENTS_PER_UNIT * per_segment * side * side * 3),
+            "frames": draw.bytes(per_unit * recipe.frames_per_segment * side * side * 3),
         }
         for unit in range(num_units)
     ]
     return pa.Table.from_pylist(rows, schema=FRAMES)
 
 
-def check_tokens(encoded: pa.Table, recipe: IndexRecipe) -> None:
+def check_tokens(encoded: pa.Table, recipe: IndexRecipe, num_units: int, per_unit: int) -> None:
     """Every unit has all its segments, and these as many tokens as the recipe says, each a number."""
     check(encoded.schema == ENCODED, "what was encoded has not the columns that it should have.")
+    check(encoded.num_rows == num_units, f"{num_units} units went in, and {encoded.num_rows} came out.")
     for unit in encoded.to_pylist():
         check(unit["error_code"] is None, f"a unit could not be encoded: {unit['error']}")
-        check(len(unit["segments"]) == SEGMENTS_PER_UNIT, f"a unit has {len(unit['segments'])} segments.")
+        check(len(unit["segments"]) == per_unit, f"a unit has {len(unit['segments'])} segments.")
         for segment in unit["segments"]:
             shape = (recipe.tokens_per_segment, recipe.tower.dim)
             local = np.frombuffer(segment["local"], np.float16)
@@ -151,7 +155,6 @@ def check_tokens(encoded: pa.Table, recipe: IndexRecipe) -> None:
             check(bool(np.isfinite(local).all()), "a token is not finite.")
             merged = int(np.frombuffer(segment["sizes"], np.uint16).sum())
             check(merged == recipe.patches_per_segment, f"a segment's tokens stand for {merged} patches.")
-    check(encoded.num_rows > 0, "nothing was encoded.")
 
 
 def same_tokens(first: pa.Table, second: pa.Table) -> float:

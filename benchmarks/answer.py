@@ -243,7 +243,7 @@ def explain(
         "prefill_s": stats.prefill_s,
         "decode_s": stats.decode_s,
         "host_s": wall_s - stats.prefill_s - stats.decode_s,
-        "bandwidth_share": read / bytes_per_s / stats.decode_s if stats.decode_s else 0.0,
+        "bandwidth_share": read / bytes_per_s / stats.decode_s if stats.num_steps else 0.0,
         "peak_share": work / flops / stats.prefill_s,
     }
 

@@ -44,13 +44,13 @@ def square_product(device: torch.device, side: int, dtype: torch.dtype = torch.b
     return lambda: torch.mm(left, right.T, out=product)
 
 
-def peak_flops(device: torch.device, side: int) -> float:
-    """Of a square product in bfloat16, a second."""
-    return 2 * side**3 / fastest(square_product(device, side), device)
+def peak_flops(device: torch.device, side: int, dtype: torch.dtype = torch.bfloat16) -> float:
+    """Of a square product, a second."""
+    return 2 * side**3 / fastest(square_product(device, side, dtype), device)
 
 
-def bandwidth(device: torch.device, num_rows: int = 16_384) -> float:
-    """Bytes a second of a bfloat16 matrix-vector product; by default of a matrix that fits no cache (1 GB)."""
-    matrix = torch.randn(num_rows, 32_768, device=device, dtype=torch.bfloat16)
-    vector = torch.randn(1, 32_768, device=device, dtype=torch.bfloat16)
+def bandwidth(device: torch.device, num_rows: int = 16_384, dtype: torch.dtype = torch.bfloat16) -> float:
+    """Bytes a second of a matrix-vector product; by default of a matrix that fits no cache (1 GB and more)."""
+    matrix = torch.randn(num_rows, 32_768, device=device, dtype=dtype)
+    vector = torch.randn(1, 32_768, device=device, dtype=dtype)
     return matrix.nbytes / fastest(lambda: nn.functional.linear(vector, matrix), device)

@@ -195,6 +195,8 @@ def load_tower(model: str, precision: Precision = "float32", device: str | torch
     if config.hidden_act == "quick_gelu":
         config.hidden_act, tensors = "silu", _as_silu(tensors)
     dtype, device = getattr(torch, precision), torch.device(device)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # its default, which would round a float32 tower's pixels to ten bits
     tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     projection = tensors.pop(_PROJECTION, None)
     return Tower(build_module(_TOWERS[config.model_type][1], config, tensors, model), spec, pixels, projection)

@@ -1,4 +1,4 @@
-"""The linear layers that the engine puts in place on a CPU, against torch's own, in the CPU's precision.
+"""The linear layers that the engine puts in place on a CPU, against torch's own, in bfloat16.
 
     python -m benchmarks.linear
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import interleave
-from pipeline.language.linear import CPU_PRECISION, Linear
+from pipeline.language.linear import Linear
 
 SHAPES = ((2816, 1024), (1024, 2816), (1024, 1024))  # outputs, inputs
 WEIGHT_BYTES, ROUNDS = 350e6, 7
@@ -33,10 +33,10 @@ def main() -> None:
     ratios = {}
     for num_outputs, num_inputs in SHAPES:
         count = int(WEIGHT_BYTES / (2 * num_outputs * num_inputs))
-        theirs = [nn.Linear(num_inputs, num_outputs, bias=False, dtype=CPU_PRECISION) for _ in range(count)]
+        theirs = [nn.Linear(num_inputs, num_outputs, bias=False, dtype=torch.bfloat16) for _ in range(count)]
         ours = [Linear([layer]) for layer in theirs]
         for num_tokens in (1, 2, 8, 16, 32):
-            given = torch.randn(num_tokens, num_inputs, dtype=CPU_PRECISION)
+            given = torch.randn(num_tokens, num_inputs, dtype=torch.bfloat16)
             taken = interleave({"torch": partial(run, theirs, given), "engine": partial(run, ours, given)}, ROUNDS)
             theirs_s, ours_s = median(taken["torch"]), median(taken["engine"])
             ratios[f"{num_outputs}x{num_inputs}_{num_tokens}"] = theirs_s / ours_s
@@ -44,7 +44,7 @@ def main() -> None:
                 f"{num_outputs:>5} x {num_inputs:<5} {num_tokens:>3} tokens  torch {theirs_s * 1e3:6.1f} ms  "
                 f"engine {ours_s * 1e3:6.1f} ms  ratio {theirs_s / ours_s:.2f}"
             )
-    print(json.dumps({"precision": str(CPU_PRECISION), **ratios}))
+    print(json.dumps(ratios))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Linear layers of a decoding engine: the weights of one or of several of a model's own, side by side.
 
-On a CPU a few tokens are the right factor of the weights instead of the left one: matrices are then read faster, by a
-tenth to a third in bfloat16 by oneDNN with AVX-512, and by up to four times in float32 by MKL with AVX2. With one
-token, and from about 32 on, there is nothing to gain, and later the other way is faster (`benchmarks.linear`).
+On a CPU in bfloat16 a few tokens are the right factor of the weights instead of the left one: oneDNN then reads a
+matrix a tenth to a third faster; with one token, and from about 32 on, there is nothing to gain, and later the other
+way is faster (`benchmarks.linear`).
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FEW = range(2, 17)  # tokens
-# What a CPU computes fastest in, and the only precision that this was measured in there: without AVX-512 a product in
-# bfloat16 takes three times as long as one in float32.
-CPU_PRECISION = torch.float32 if torch.backends.cpu.get_cpu_capability() in {"DEFAULT", "AVX2"} else torch.bfloat16
 
 
 class Linear:
@@ -24,7 +21,7 @@ class Linear:
         """Side by side, in this order; several become views of what is then one matrix, so that none is held twice."""
         self.weight = _side_by_side(layers, "weight")
         self.bias = None if layers[0].bias is None else _side_by_side(layers, "bias")
-        self._can_turn = self.weight.device.type == "cpu" and self.weight.dtype == CPU_PRECISION
+        self._can_turn = self.weight.device.type == "cpu" and self.weight.dtype == torch.bfloat16
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """What the layers make of some tokens; never a view of anything else."""

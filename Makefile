@@ -22,7 +22,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 tinyworld: $(READY)
-	$(BIN)/python -m tinyworld.make
+	$(BIN)/python -m longvlm.tinyworld.make
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -30,22 +30,22 @@ import click
 import numpy as np
 import torch
 
-import tinyworld
 from benchmarks.ablation_tokens import KEPT, VideoRows, read_rows
-from pipeline.language.finetune import Finetuner
-from pipeline.language.longvlm import load_longvlm
-from pipeline.language.model import Timeline
-from pipeline.language.packing import PAD, Caption, Lesson, lay_side_by_side, pack
-from pipeline.language.prompt import PromptLayout
-from pipeline.language.untrained import Shape, build_untrained
-from pipeline.language.whitening import fit_whitening
-from schemas.recipe import fingerprint
-from schemas.training import TrainRecipe, from_settings
-from tinyworld.captions import timed_captions
-from tinyworld.make import CHOOSE_SEED, PER_KIND, SHAPE, TRAIN_SEED, vocabulary
-from tinyworld.questions import draw_questions
-from tinyworld.scenes import SEGMENT_S, draw_scene
-from tinyworld.tower import DIM
+from longvlm import tinyworld
+from longvlm.pipeline.models.contract import Timeline
+from longvlm.pipeline.models.longvlm.init import Shape, build_untrained
+from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prompt import PromptLayout
+from longvlm.pipeline.training.finetune import Finetuner
+from longvlm.pipeline.training.packing import PAD, Caption, Lesson, lay_side_by_side, pack
+from longvlm.pipeline.training.whitening import fit_whitening
+from longvlm.schemas.recipe import fingerprint
+from longvlm.schemas.training import TrainRecipe, from_settings
+from longvlm.tinyworld.captions import timed_captions
+from longvlm.tinyworld.make import CHOOSE_SEED, PER_KIND, SHAPE, TRAIN_SEED, vocabulary
+from longvlm.tinyworld.questions import draw_questions
+from longvlm.tinyworld.scenes import SEGMENT_S, draw_scene
+from longvlm.tinyworld.tower import DIM
 
 RESULTS = Path(__file__).parent / "ablation-runs"
 NUM_TESTED = 200  # videos

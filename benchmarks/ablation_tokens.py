@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import tinyworld
-from pipeline.vision.encode import Tower, load_tower
-from pipeline.vision.merge import merge
-from schemas.recipe import halving_schedule
-from tinyworld.render import write_video
-from tinyworld.scenes import draw_scene
-from tinyworld.tower import FRAMES_PER_SEGMENT, decode
+from longvlm import tinyworld
+from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.tower import Tower, load_tower
+from longvlm.schemas.recipe import halving_schedule
+from longvlm.tinyworld.render import write_video
+from longvlm.tinyworld.scenes import draw_scene
+from longvlm.tinyworld.tower import FRAMES_PER_SEGMENT, decode
 
 KEPT = (4, 8, 16, 32)  # tokens a segment
 VIDEOS_PER_FILE = 100

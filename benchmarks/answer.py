@@ -23,10 +23,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from benchmarks.measure import bandwidth, interleave, peak_flops
-from pipeline.language.backend import Group, Request, Stats
-from pipeline.language.engine import Engine
-from pipeline.language.model import Prompt, Timeline
-from schemas.recipe import AnswerRecipe
+from longvlm.pipeline.engine.engine import Engine
+from longvlm.pipeline.engine.requests import Group, Request, Stats
+from longvlm.pipeline.models.contract import Prompt, Timeline
+from longvlm.schemas.recipe import AnswerRecipe
 
 CONTEXT, NUM_VISUAL, TOWER_DIM = 2048, 305, 1024
 NUM_VIDEOS, NUM_QUESTIONS, ROUNDS, SIDE = 8, 8, 3, 2048  # the last: of the product that stands for the peak

@@ -15,10 +15,10 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks.measure import interleave, square_product
-from pipeline.vision.encode import Tower
-from pipeline.vision.merge import merge
-from pipeline.vision.pixels import Pixels
-from schemas.recipe import TowerSpec, halving_schedule
+from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.pixels import Pixels
+from longvlm.pipeline.vision.tower import Tower
+from longvlm.schemas.recipe import TowerSpec, halving_schedule
 
 FRAMES_PER_VIDEO, FRAMES_PER_SEGMENT, TOKENS_PER_SEGMENT = 100, 10, 30
 FRAMES, ROUNDS, SIDE = 8, 3, 3072  # the last: of the square product that stands for the peak

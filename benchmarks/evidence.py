@@ -17,16 +17,16 @@ from typing import Any
 import click
 import torch
 
-import tinyworld
-from jobs.evaluate import EvaluateOrder
-from jobs.miniature import World, run_miniature
-from pipeline.store import catalog
-from pipeline.store.ledger import Store
-from pipeline.vision.encode import load_text_encoder
-from tinyworld.make import TEST_SEED
-from tinyworld.questions import draw_questions
-from tinyworld.scenes import SEGMENT_S, Event, draw_scene
-from tinyworld.world import video_name
+from longvlm import tinyworld
+from longvlm.jobs.evaluate.run import EvaluateOrder
+from longvlm.jobs.evaluate.tinyworld import World, run_miniature
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.vision.text_encoder import load_text_encoder
+from longvlm.tinyworld.make import TEST_SEED
+from longvlm.tinyworld.questions import draw_questions
+from longvlm.tinyworld.scenes import SEGMENT_S, Event, draw_scene
+from longvlm.tinyworld.world import video_name
 
 ANSWERS_SQL = """
 SELECT a.question_id, a.question, a.answer, a.evidence, s.starts_s, s.embeddings

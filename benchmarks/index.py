@@ -60,9 +60,9 @@ def run_side(side: str, files: Path, tower: Path) -> dict[str, Any]:
 
 
 def _run_ours(side: str, files: Path, tower: Path, out: Path) -> dict[str, Any]:
-    from jobs.index import run_index
-    from jobs.orders import IndexOrder
-    from pipeline.ingest.corpus import Source
+    from longvlm.jobs.index.order import IndexOrder
+    from longvlm.jobs.index.run import run_index
+    from longvlm.pipeline.source.corpus import Source
 
     recipe = out / "recipe.json"
     recipe.write_text(json.dumps({"base": "paper", "precision": "float32", "decode": side}))
@@ -84,7 +84,7 @@ def main() -> None:
     if options.side:
         print(json.dumps(run_side(options.side, options.folder / "videos", options.folder / "tower")))
         return
-    from pipeline.vision.untrained import build_untrained_tower
+    from benchmarks.untrained_tower import build_untrained_tower
 
     with tempfile.TemporaryDirectory() as folder:
         clips = make_corpus(Path(folder) / "videos", options.files, decord_only=True)

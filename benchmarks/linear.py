@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import interleave
-from pipeline.language.linear import Linear
+from longvlm.pipeline.engine.linear import Linear
 
 SHAPES = ((2816, 1024), (1024, 2816), (1024, 1024))  # outputs, inputs
 WEIGHT_BYTES, ROUNDS = 350e6, 7

@@ -20,11 +20,11 @@ import ray
 from ray.util import list_named_actors
 
 from benchmarks.index import make_corpus
-from jobs.index import run_index
-from jobs.orders import IndexOrder
-from jobs.session import connect
-from pipeline.ingest.corpus import Source
-from pipeline.vision.untrained import build_untrained_tower
+from benchmarks.untrained_tower import build_untrained_tower
+from longvlm.jobs.cluster.session import connect
+from longvlm.jobs.index.order import IndexOrder
+from longvlm.jobs.index.run import run_index
+from longvlm.pipeline.source.corpus import Source
 
 EARLY_VIDEOS = 50
 STAGES = {"MapBatches(Watch)": "decode", "MapBatches(Encode)": "encode", "isolate": "decoder child"}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import interleave
-from pipeline.vision.merge import merge
-from schemas.recipe import METRIC_HEADS, halving_schedule
+from longvlm.pipeline.vision.merge import merge
+from longvlm.schemas.recipe import METRIC_HEADS, halving_schedule
 
 SEGMENTS, TOKENS, DIM, KEPT = 10, 2560, 1024, 30
 ROUNDS = 15

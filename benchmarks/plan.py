@@ -21,11 +21,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from jobs.asking import plan
-from jobs.resources import WAVE_QUESTIONS
-from pipeline.language.questions import read_questions
-from pipeline.store.ledger import Store
-from schemas import recipe, tables
+from longvlm.jobs.answer.plan import plan
+from longvlm.jobs.cluster.resources import WAVE_QUESTIONS
+from longvlm.pipeline.answering.questions import read_questions
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas import recipe, tables
 
 QUESTIONS_PER_VIDEO, SHARDS, APPENDS = 10, 10_000, 50
 TOWER = recipe.TowerSpec("made-up", "feed", 4, (4, 4), 64, 32, has_cls=True, search_dim=16)

@@ -24,13 +24,13 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from benchmarks.measure import interleave
-from pipeline.store.files import write_parquet
-from pipeline.store.ledger import Store
-from pipeline.store.shards import by_video, read_tokens
-from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
-from pipeline.vision.tokens import from_arrow
-from schemas import tables
-from schemas.identity import new_write_id
+from longvlm.pipeline.store.files import write_parquet
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.shards import by_video, read_tokens
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.pipeline.vision.tokens import from_arrow
+from longvlm.schemas import tables
+from longvlm.schemas.identity import new_write_id
 
 DIM, LAYERS, VIDEOS_PER_READ = 1024, 5, 8
 CASES = {  # videos, segments, tokens a segment

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
 from benchmarks.merge import merge_plainly
-from pipeline.ingest.sampling import uniform_indices
+from longvlm.pipeline.decode.sampling import uniform_indices
 
 NUM_FRAMES, SEGMENTS, KEPT, GLOBAL_LAYERS, SIDE = 100, 10, 30, 5, 224
 
@@ -61,6 +61,6 @@ def _features(frames: list[Image.Image], processor: Any, tower: Any) -> tuple[np
 
 
 def _schedule(num_tokens: int) -> tuple[int, ...]:
-    from schemas.recipe import halving_schedule
+    from longvlm.schemas.recipe import halving_schedule
 
     return halving_schedule(num_tokens, KEPT)

@@ -1,4 +1,6 @@
-"""The command line: `jobs/commands/` read options, run one job each and print what came of it. Only this file exits.
+"""The command line: commands read options, run one job each and print what came of it. Only this file exits.
+
+It knows the rooms' commands, and no file in a room knows it.
 
 Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
@@ -11,19 +13,20 @@ from typing import Any, TextIO
 
 import click
 
-from jobs.commands.answering import answer, compare
-from jobs.commands.evaluating import evaluate
-from jobs.commands.exporting import export
-from jobs.commands.indexing import index
-from jobs.commands.looking import recipe, search, sql, status
-from jobs.commands.running import doctor, nightly, submit
-from jobs.commands.training import train
-from jobs.commands.upkeep import forget, maintain
-from jobs.logs import start_driver
-from jobs.options import StoppedError
-from schemas.errors import InputError
+from longvlm.jobs.answer.command import answer
+from longvlm.jobs.cluster.logs import start_driver
+from longvlm.jobs.compare.command import compare
+from longvlm.jobs.evaluate.command import evaluate
+from longvlm.jobs.index.command import index
+from longvlm.jobs.operate.command import doctor, nightly, submit
+from longvlm.jobs.operate.upkeep_command import forget, maintain
+from longvlm.jobs.options import STOPPED, StoppedError
+from longvlm.jobs.query.command import recipe, search, sql, status
+from longvlm.jobs.query.export_command import export
+from longvlm.jobs.train.command import train
+from longvlm.schemas.errors import InputError
 
-STOPPED, WRONG_INPUT = 1, 2  # exit codes; 0 means that everything is accounted for
+WRONG_INPUT = 2  # exit code, beside STOPPED; 0 means that everything is accounted for
 
 
 class OwnOutput:
@@ -80,7 +83,7 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(min=0), help="Of the videos and questions; default: drawn, and told.")
 def demo(*, folder: Path | None, seed: int | None) -> None:
     """Make six small videos, index them, ask about them and print answers beside the truth: on a CPU, offline."""
-    from jobs.demo import run_demo
+    from longvlm.jobs.demo import run_demo
 
     run_demo(folder, seed)
 
@@ -88,7 +91,3 @@ def demo(*, folder: Path | None, seed: int | None) -> None:
 LOOKING = (sql, export, search, status, recipe)
 for command in (index, answer, *LOOKING, compare, evaluate, train, maintain, forget, nightly, submit, doctor):
     main.add_command(command)
-
-
-if __name__ == "__main__":
-    main()

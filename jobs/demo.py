@@ -9,17 +9,17 @@ import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
-import tinyworld
-from jobs.answer import AnswerOrder, run_answer
-from jobs.index import run_index
-from jobs.orders import IndexOrder
-from jobs.report import print_report, terminal
-from pipeline.ingest.corpus import Source
-from pipeline.language.agreement import is_right
-from pipeline.store import catalog
-from pipeline.store.ledger import Store
-from schemas import tables
-from tinyworld.world import make_world, read_questions
+from longvlm import tinyworld
+from longvlm.jobs.answer.run import AnswerOrder, run_answer
+from longvlm.jobs.index.order import IndexOrder
+from longvlm.jobs.index.run import run_index
+from longvlm.jobs.terminal import print_report, terminal
+from longvlm.pipeline.judging.agreement import is_right
+from longvlm.pipeline.source.corpus import Source
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas import tables
+from longvlm.tinyworld.world import make_world, read_questions
 
 NUM_VIDEOS, QUESTIONS_PER_VIDEO = 6, 4
 HELD_OUT_SEEDS = range(1_000, 1_000_000)  # training draws from seeds below these

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import duckdb
 import pyarrow as pa
 
-from schemas.errors import InputError
+from longvlm.schemas.errors import InputError
 
 # In order: the first way in which any video answers to a name decides. A path is any trailing part of the uri that
 # begins after a "/"; equal ends have equally many parts, so one hash join on the ends of those lengths finds them all,

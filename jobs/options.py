@@ -1,14 +1,13 @@
 """What the commands of the command line share: options, hints and how a command ends that was stopped."""
 
-import base64
-from typing import Any
-
 import click
+
+STOPPED = 1  # exit code: a job ended early
 
 
 def without_secrets(_context: click.Context, _parameter: click.Parameter, address: str) -> str:
     """An address that may stand in logs."""
-    from pipeline.ingest.objects import refuse_secrets
+    from longvlm.pipeline.source.copies import refuse_secrets
 
     refuse_secrets(address)
     return address
@@ -48,8 +47,3 @@ def hint(count: int, what: str) -> None:
     """A line about what a person may want to do next, where there is anything to do it about."""
     if count:
         click.echo(f"{count} {what}.")
-
-
-def plain(value: Any) -> str:
-    """What JSON has no type for: blobs in base64, times as ISO 8601."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from schemas.errors import InputError
-from schemas.recipe import fingerprint
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.recipe import fingerprint
 
 Stage = Literal["projector", "full", "lora"]
 Average = Literal["token", "answer"]

@@ -1,8 +1,9 @@
-"""The rules of the house that a machine can hold: who may import whom, how long a file may grow, how quick help is."""
+"""The rules of the house that a machine can hold: who may import whom, how large files and folders grow."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,26 +11,58 @@ import pytest
 from support import ROOT
 
 ROOMS = ("schemas", "pipeline", "tinyworld", "jobs")
-SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+SOURCES = [path for room in ("longvlm", *ROOMS) for path in sorted((ROOT / room).rglob("*.py"))]
+BENCHMARKS, TESTS = sorted((ROOT / "benchmarks").rglob("*.py")), sorted((ROOT / "tests").rglob("*.py"))
 
-# What a room may import of the project, longest prefix first.
-MAY_IMPORT = {
-    "schemas": {"schemas"},
-    "pipeline.ingest": {"schemas", "pipeline.ingest"},
-    "pipeline.vision": {"schemas", "pipeline.vision", "pipeline.transfer"},
-    "pipeline.store": {"schemas", "pipeline.store"},
-    "pipeline.language": {"schemas", "pipeline.language", "pipeline.vision", "pipeline.transfer"},
-    "pipeline": set(),
-    "tinyworld": {"schemas", "pipeline", "tinyworld"},
-    "jobs": {"schemas", "pipeline", "tinyworld", "jobs"},
+MODELS = {"pipeline.models", "pipeline.models.longvlm", "pipeline.models.llava"}
+PIPELINE = {
+    "pipeline",
+    "pipeline.source",
+    "pipeline.decode",
+    "pipeline.vision",
+    "pipeline.store",
+    "pipeline.store.upkeep",
 }
+PIPELINE |= MODELS | {"pipeline.engine", "pipeline.answering", "pipeline.training", "pipeline.judging"}
+BELOW_JOBS = PIPELINE | {"tinyworld", "jobs"}
+
+# What a room (a folder) may import of the project, besides itself and schemas. Files at the pipeline's root are a room.
+MAY_IMPORT = {
+    "longvlm": {"jobs"},
+    "schemas": set(),
+    "pipeline": set(),
+    "pipeline.source": {"pipeline"},
+    "pipeline.decode": {"pipeline", "pipeline.source"},
+    "pipeline.vision": {"pipeline"},
+    "pipeline.store": {"pipeline"},
+    "pipeline.store.upkeep": {"pipeline", "pipeline.store"},
+    "pipeline.models": {"pipeline", "pipeline.vision"} | MODELS,
+    "pipeline.models.longvlm": {"pipeline", "pipeline.vision", "pipeline.models"},
+    "pipeline.models.llava": {"pipeline", "pipeline.vision"} | MODELS,
+    "pipeline.engine": {"pipeline", "pipeline.vision"} | MODELS,
+    "pipeline.answering": {"pipeline", "pipeline.vision", "pipeline.engine"} | MODELS,
+    "pipeline.training": {"pipeline", "pipeline.vision"} | MODELS,
+    "pipeline.judging": {"pipeline", "pipeline.vision", "pipeline.engine", "pipeline.answering"} | MODELS,
+    "tinyworld": PIPELINE,
+    "jobs": BELOW_JOBS,
+    "jobs.cluster": PIPELINE,
+    "jobs.index": BELOW_JOBS | {"jobs.cluster"},
+    "jobs.answer": BELOW_JOBS | {"jobs.cluster", "jobs.index"},
+    "jobs.train": BELOW_JOBS | {"jobs.cluster", "jobs.answer"},
+    "jobs.evaluate": BELOW_JOBS | {"jobs.cluster", "jobs.index", "jobs.answer"},
+    "jobs.compare": BELOW_JOBS | {"jobs.cluster", "jobs.index", "jobs.answer"},
+    "jobs.operate": BELOW_JOBS | {"jobs.cluster", "jobs.index", "jobs.answer"},
+    "jobs.query": BELOW_JOBS | {"jobs.cluster"},
+}
+KNOW_ALL_JOBS = {"jobs.cli", "jobs.demo"}  # of the files at the root of jobs/, which the rooms use
 # Libraries that a room must do without, so that it runs where they are not installed or costs little to start.
 MUST_NOT_IMPORT = {
     "schemas": {"numpy", "torch", "transformers", "ray", "duckdb", "deltalake", "pandas", "fsspec"},
-    "pipeline.ingest": {"torch", "transformers", "ray", "duckdb", "deltalake"},
-    "pipeline.vision": {"ray", "duckdb", "deltalake", "decord", "av"},
+    "pipeline": {"ray", "duckdb", "deltalake", "decord", "av"},
+    "pipeline.source": {"torch", "transformers", "ray", "duckdb", "deltalake"},
+    "pipeline.decode": {"torch", "transformers", "ray", "duckdb", "deltalake"},
     "pipeline.store": {"torch", "transformers", "ray"},
-    "pipeline.language": {"ray", "duckdb", "deltalake", "decord", "av"},
+    "pipeline.store.upkeep": {"torch", "transformers", "ray"},
     "tinyworld": {"ray", "duckdb", "deltalake"},
 }
 
@@ -38,30 +71,77 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def rule_for(rules, module):
-    return next(
-        (rules[room] for room in sorted(rules, key=len, reverse=True) if f"{module}.".startswith(f"{room}.")), None
-    )
+MODULES = {module_of(path): path for path in [*SOURCES, *BENCHMARKS]}
 
 
-def imports_of(path: Path):
+def room_of(module: str) -> str:
+    return module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """What a file imports anywhere in it: modules of the project by their folders, of others by their names."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the room"
-            yield node.module
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name.removeprefix("longvlm.") in MODULES else node.module for name in names}
+    bare = {name for name in found if name.split(".")[0] in ROOMS}
+    assert not bare, f"{path} imports {bare}; what is installed is longvlm"
+    return frozenset(name.removeprefix("longvlm.") for name in found)
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imports_of(path) if name in MODULES}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_imports_only_point_left(path):
     module = module_of(path)
-    allowed, forbidden = rule_for(MAY_IMPORT, module), rule_for(MUST_NOT_IMPORT, module) or set()
+    room = room_of(module)
+    allowed = MAY_IMPORT[room] | {room, "schemas"}
+    for name in ours(path):
+        if module not in KNOW_ALL_JOBS:
+            assert room_of(name) in allowed, f"{module} imports {name}"
+        if room != "longvlm":
+            assert name != "jobs.cli", f"{module} imports the command line, which imports it"
+    pipeline = {"ray", "duckdb", "deltalake", "decord", "av"} if room.startswith("pipeline.") else set()
+    forbidden = MUST_NOT_IMPORT.get(room, set() if room.startswith(("jobs", "longvlm")) else pipeline)
     for name in imports_of(path):
         top = name.split(".")[0]
-        assert top not in forbidden, f"{module} imports {name}"
-        if top in {"schemas", "pipeline", "tinyworld", "jobs", "tests", "benchmarks"}:
-            assert any(f"{name}.".startswith(f"{room}.") for room in allowed), f"{module} imports {name}"
+        assert top not in forbidden | {"tests", "benchmarks"}, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("room", ["pipeline.source", "pipeline.decode"])
+def test_a_decoders_child_loads_no_torch_by_way_of_others(room):
+    waiting, seen = [name for name in MODULES if room_of(name) == room], set()
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            assert not {name.split(".")[0] for name in imports_of(MODULES[module])} & MUST_NOT_IMPORT[room], module
+            waiting += ours(MODULES[module])
+
+
+def test_nobody_knows_the_rooms_by_their_folders_names():
+    for path in [*BENCHMARKS, *TESTS]:
+        imports_of(path)
+
+
+def test_no_files_import_one_another_in_a_circle():
+    left = {module: ours(path) - {module} for module, path in MODULES.items()}
+    while free := {module for module, needs in left.items() if not needs & left.keys()}:
+        left = {module: needs for module, needs in left.items() if module not in free}
+    assert not left  # what a circle holds, and what needs it
+
+
+def test_folders_stay_small():
+    folders = {path.parent for path in [*SOURCES, *BENCHMARKS, *TESTS]}
+    sizes = {folder: len({*folder.glob("*.py")} - {folder / "__init__.py"}) for folder in folders}
+    assert {str(folder.relative_to(ROOT)): size for folder, size in sizes.items() if size > 15} == {}
 
 
 def test_schemas_need_only_pyarrow():
@@ -69,7 +149,7 @@ def test_schemas_need_only_pyarrow():
     assert outside - set(sys.stdlib_module_names) <= {"pyarrow", "schemas"}
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *(ROOT / "tests").rglob("*.py")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: path.name)
 def test_files_and_functions_stay_small(path):
     cap = 500 if "tests" in path.relative_to(ROOT).parts else 350
     assert len(path.read_text().splitlines()) <= cap
@@ -79,6 +159,6 @@ def test_files_and_functions_stay_small(path):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, jobs.cli\ntry: jobs.cli.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    code = "import sys, longvlm.jobs.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "ray", "transformers", "duckdb", "deltalake", "pyarrow", "numpy", "pandas"} & set(loaded)

@@ -6,8 +6,8 @@ import pytest
 import stores
 from nbclient import NotebookClient
 
-from pipeline.store.ledger import Store
-from schemas import tables
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas import tables
 from support import ROOT
 
 NOTEBOOK = ROOT / "docs" / "analyst.ipynb"

@@ -4,8 +4,8 @@ Finer than any question asks: how an object moves, and which event is next to wh
 segments, and is learnt sooner where each of them says its part. Each word means one thing.
 """
 
-from tinyworld.questions import place_of, third
-from tinyworld.scenes import FAR_X, HIGH_Y, LARGE, LOW_Y, NEAR_X, SEGMENT_S, SMALL, Scene
+from longvlm.tinyworld.questions import place_of, third
+from longvlm.tinyworld.scenes import FAR_X, HIGH_Y, LARGE, LOW_Y, NEAR_X, SEGMENT_S, SMALL, Scene
 
 _MOTION_WORDS = {
     "left": "leftward",

@@ -1,7 +1,7 @@
 """Make the shipped model again, with the commands that anybody would use: `make tinyworld`.
 
-1 world   videos of the training seed, and instruction rows about them     tinyworld.world
-2 tower   a CLIP, trained on frames of the first of these videos           tinyworld.tower
+1 world   videos of the training seed, and instruction rows about them     longvlm.tinyworld.world
+2 tower   a CLIP, trained on frames of the first of these videos           longvlm.tinyworld.tower
 3 index   every video watched once                                         longvlm index
 4 train   a LongVLM from random weights, on the stored tokens, twice       longvlm train
 5 ship    the trained model and its tower into the package
@@ -21,14 +21,14 @@ from typing import Any
 
 import click
 
-import tinyworld
-from pipeline.language.prompt import TEMPLATES
-from pipeline.language.untrained import Shape, build_untrained
-from tinyworld.captions import timed_captions
-from tinyworld.questions import all_questions, clock
-from tinyworld.scenes import draw_scene, generator
-from tinyworld.tower import DIM, train_tower, write_untrained
-from tinyworld.world import make_world, read_questions, video_name
+from longvlm import tinyworld
+from longvlm.pipeline.models.longvlm.init import Shape, build_untrained
+from longvlm.pipeline.models.prompt import TEMPLATES
+from longvlm.tinyworld.captions import timed_captions
+from longvlm.tinyworld.questions import all_questions, clock
+from longvlm.tinyworld.scenes import draw_scene, generator
+from longvlm.tinyworld.tower import DIM, train_tower, write_untrained
+from longvlm.tinyworld.world import make_world, read_questions, video_name
 
 TRAIN_SEED, CHOOSE_SEED, TEST_SEED = 0, 1, 2  # training, choosing between recipes, and the figures that are told
 NUM_VIDEOS, TOWER_VIDEOS, TOWER_STEPS = 3000, 950, 1400
@@ -118,7 +118,7 @@ def _write(path: Path, text: str) -> None:
 
 def _run(*arguments: str) -> None:
     """A command of longvlm's own; it does what is left to do."""
-    subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], check=True)  # noqa: S603 - our own command
+    subprocess.run([sys.executable, "-m", "longvlm", *arguments], check=True)  # noqa: S603 - our own command
 
 
 @click.command()

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tinyworld.scenes import COLOURS, SEGMENT_S, SHAPES, Event, Scene, generator
+from longvlm.tinyworld.scenes import COLOURS, SEGMENT_S, SHAPES, Event, Scene, generator
 
 KINDS = (
     "count", "camera", "scene", "what", "where", "motion", "after", "before", "first", "last", "colour", "shape",

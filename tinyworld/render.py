@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyworld.scenes import SEGMENT_S, SKY, Scene
+from longvlm.tinyworld.scenes import SEGMENT_S, SKY, Scene
 
 SIDE, FPS = 112, 4  # pixels, frames a second
 Frame = NDArray[np.uint8]

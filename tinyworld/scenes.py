@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyworld import WORLD_VERSION
+from longvlm.tinyworld import WORLD_VERSION
 
 SEGMENT_S = 2  # events begin and end with segments
 PLACES = ("meadow", "desert", "sea", "night")

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, smooth_l1_loss
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
-from schemas.recipe import METRIC_HEADS
-from tinyworld.questions import PLACE_ANSWERS, describe_frame
-from tinyworld.render import FPS, SIDE, Plane, cover
-from tinyworld.scenes import COLOURS, PLACES, SEGMENT_S, SHAPES, Scene, draw_scene
-from tinyworld.world import video_name
+from longvlm.schemas.recipe import METRIC_HEADS
+from longvlm.tinyworld.questions import PLACE_ANSWERS, describe_frame
+from longvlm.tinyworld.render import FPS, SIDE, Plane, cover
+from longvlm.tinyworld.scenes import COLOURS, PLACES, SEGMENT_S, SHAPES, Scene, draw_scene
+from longvlm.tinyworld.world import video_name
 
 IMAGE_PX, PATCH_PX, DIM, LAYERS = 56, 8, 128, 5
 GRID = IMAGE_PX // PATCH_PX

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tinyworld.questions import draw_questions
-from tinyworld.render import write_video
-from tinyworld.scenes import draw_scene
+from longvlm.tinyworld.questions import draw_questions
+from longvlm.tinyworld.render import write_video
+from longvlm.tinyworld.scenes import draw_scene
 
 QUESTIONS_FILE = "questions.jsonl"
 

@@ -27,8 +27,8 @@ from benchmarks.answer import (
 )
 from benchmarks.gpu.section import Found, Run
 from benchmarks.measure import bandwidth, finished, interleave, peak_flops
-from pipeline.language.engine import Engine
-from schemas.recipe import AnswerRecipe
+from longvlm.pipeline.engine.engine import Engine
+from longvlm.schemas.recipe import AnswerRecipe
 
 SHAPE, LOAD, ROUNDS, SIDE = Shape(4096, 32, 32, 11008), Load(answer_tokens=(20,) * 8), 3, 8192
 TINY_SHAPE, TINY_LOAD = Shape(64, 2, 4, 128, vocabulary=256), Load(answer_tokens=(4,) * 8, num_visual=40)

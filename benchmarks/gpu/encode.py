@@ -20,12 +20,12 @@ from torch import Tensor
 from benchmarks.encode import VIT_L, Shape, random_tower
 from benchmarks.gpu.section import Found, Run, check
 from benchmarks.measure import finished, interleave, peak_flops
-from pipeline.transfer import Fetch
-from pipeline.vision.encode import FRAMES_PER_FORWARD, Tower
-from pipeline.vision.merge import Merged, merge
-from pipeline.vision.units import encode_units
-from schemas.recipe import IndexRecipe, long
-from schemas.tables import ENCODED, FRAMES
+from longvlm.pipeline.transfer import Fetch
+from longvlm.pipeline.vision.encode import encode_units
+from longvlm.pipeline.vision.merge import Merged, merge
+from longvlm.pipeline.vision.tower import FRAMES_PER_FORWARD, Tower
+from longvlm.schemas.recipe import IndexRecipe, long
+from longvlm.schemas.tables import ENCODED, FRAMES
 
 SHAPES = (
     VIT_L,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from benchmarks.answer import Load, RandomModel, Shape, random_model
 from benchmarks.gpu.section import Found, Run, check
-from pipeline.language.backend import Group, Request
-from pipeline.language.engine import Engine
-from schemas.recipe import AnswerRecipe
+from longvlm.pipeline.engine.engine import Engine
+from longvlm.pipeline.engine.requests import Group, Request
+from longvlm.schemas.recipe import AnswerRecipe
 
 # In float32 some 3 GB of keys and values, and as much again that passes need: more than what a driver keeps for itself.
 SHAPE, NUM_VIDEOS, LOAD = Shape(1024, 8, 8, 2816, vocabulary=8192), 32, Load(answer_tokens=(40,) * 8)

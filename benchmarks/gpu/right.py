@@ -10,12 +10,18 @@ import torch
 from benchmarks.gpu.section import Run, check
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("tests/pipeline/vision", "tests/pipeline/language", "tests/pipeline/test_transfer.py")
+FOLDERS = (
+    "tests/pipeline/vision",
+    "tests/pipeline/models",
+    "tests/pipeline/engine",
+    "tests/pipeline/training",
+    "tests/pipeline/test_transfer.py",
+)
 # A rehearsal's: quick ones of each kind.
 FEW = (
     "tests/pipeline/vision/test_precision.py",
-    "tests/pipeline/language/test_precision.py",
-    "tests/pipeline/language/test_markers.py",
+    "tests/pipeline/engine/test_precision.py",
+    "tests/pipeline/models/test_markers.py",
     "tests/pipeline/test_transfer.py",
 )
 MARK, ERROR = "device", "max_error"  # of such a test, and the property in which it leaves its largest difference

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.answer import TOWER_DIM, RandomModel, Shape, random_model
 from benchmarks.gpu.section import Found, Run, check
-from pipeline.language.finetune import Finetuner
-from pipeline.language.packing import Lesson
-from schemas.training import TrainRecipe, lora, projector
+from longvlm.pipeline.training.finetune import Finetuner
+from longvlm.pipeline.training.packing import Lesson
+from longvlm.schemas.training import TrainRecipe, lora, projector
 
 SHAPE = Shape(4096, 32, 32, 11008)
 TINY_SHAPE = Shape(64, 2, 4, 128, vocabulary=512)

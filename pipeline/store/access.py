@@ -13,10 +13,10 @@ from typing import Any
 
 import duckdb
 
-from pipeline.store.catalog import first_line, identifier, quoted
-from pipeline.store.files import filesystem, is_local
-from pipeline.store.snapshot import Snapshot
-from schemas.errors import InputError
+from longvlm.pipeline.store.catalog import first_line, identifier, quoted
+from longvlm.pipeline.store.files import filesystem, is_local
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas.errors import InputError
 
 _READERS = {
     ".parquet": "read_parquet",

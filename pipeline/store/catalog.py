@@ -1,5 +1,6 @@
 """DuckDB over a pinned snapshot: the views of `schemas/views.sql`, in memory or as `index.duckdb`."""
 
+import base64
 import os
 import uuid
 from importlib.resources import files
@@ -10,12 +11,12 @@ import duckdb
 import fsspec
 import pyarrow as pa
 
-from pipeline.store.files import is_local
-from pipeline.store.snapshot import PinnedTable, Snapshot
-from schemas.errors import InputError
-from schemas.tables import TABLES
+from longvlm.pipeline.store.files import is_local
+from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.tables import TABLES
 
-VIEWS_SQL = (files("schemas") / "views.sql").read_text()
+VIEWS_SQL = (files("longvlm.schemas") / "views.sql").read_text()
 
 # Columns of the view answers_wide at most, those with the most answers. Standing questions, asked of every video, are
 # some dozens; a benchmark's file may bring 100,000 ids, each for a video of its own, and every connection binds them.
@@ -231,3 +232,8 @@ def quoted(text: str) -> str:
 def identifier(name: str) -> str:
     """A name as SQL takes it, whatever characters it has."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def plain(value: Any) -> str:
+    """What JSON has no type for: blobs in base64, times as ISO 8601."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

@@ -9,10 +9,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.store import catalog
-from pipeline.store.snapshot import Snapshot
-from schemas import tables
-from schemas.errors import ANY_CODE
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas import tables
+from longvlm.schemas.errors import ANY_CODE
 
 _MEMORY_GB = 1.5  # of DuckDB's; a listing and a ledger of a million rows fit, more goes to disk
 

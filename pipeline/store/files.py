@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.errors import InputError
+from longvlm.schemas.errors import InputError
 
 _PROTOCOLS = {"file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # both fsspec and deltalake speak them
 _STATISTICS = ("video_id", "recipe", "write_id", "segment", "seq")  # what planners prune by

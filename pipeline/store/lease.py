@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.store.files import canonical, filesystem, is_local
-from schemas.errors import InputError
+from longvlm.pipeline.store.files import canonical, filesystem, is_local
+from longvlm.schemas.errors import InputError
 
 EXPIRY_S = 900.0  # after this long without a renewal it may be taken over
 RENEWALS = 3  # in that time

@@ -16,12 +16,12 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction
 
-from pipeline.store import catalog
-from pipeline.store.files import canonical, is_local, write_parquet
-from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
-from schemas.errors import InputError
-from schemas.recipe import IndexRecipe, from_spec
-from schemas.tables import TABLES
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.files import canonical, is_local, write_parquet
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.recipe import IndexRecipe, from_spec
+from longvlm.schemas.tables import TABLES
 
 _CREATED = (
     "tokens",

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.store import access, catalog
-from pipeline.store.snapshot import Snapshot
-from schemas.errors import InputError
+from longvlm.pipeline.store import access, catalog
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas.errors import InputError
 
 _BATCH_ROWS = 16_384  # 50 MB of 768-d vectors
 

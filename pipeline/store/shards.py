@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.store.files import filesystem, is_local, write_parquet
-from pipeline.store.snapshot import Snapshot
-from schemas import tables
-from schemas.errors import ErrorCode, TerminalError
+from longvlm.pipeline.store.files import filesystem, is_local, write_parquet
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas import tables
+from longvlm.schemas.errors import ErrorCode, TerminalError
 
 _FOOTERS = 32  # kept: videos are read in the order of their ids, so from a few shards at a time; up to 1 MB each
 

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.vision.merge import merge
-from pipeline.vision.tokens import VideoTokens
-from schemas.errors import ErrorCode, TerminalError
-from schemas.recipe import AnswerRecipe, halving_schedule
+from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.tokens import VideoTokens
+from longvlm.schemas.errors import ErrorCode, TerminalError
+from longvlm.schemas.recipe import AnswerRecipe, halving_schedule
 
 # A budget holds a segment if it has this many tokens for it: one for each of the ten frames that a segment of `paper`
 # and `long` has. With fewer, the moments of a segment melt together, and fewer segments say more.

@@ -1,314 +1,243 @@
-"""Frames -> patch tokens, global tokens and search embeddings: the CLIP and SigLIP towers of transformers.
+"""Units of decoded frames -> units of stored tokens: the encode stage of the index job.
 
-Keeps only what LongVLM needs of a tower (LONGVLM.md, section 3): one hidden state's patches and the CLS rows of the
-last few. The blocks are run here, one by one, so that no other hidden state outlives the next block.
-
-Shape letters: F frames, N tokens of a frame (CLS first, where there is one), P patches, D channels, G global layers,
+Shape letters: F frames, P patches, S segments, T tokens of a segment, K tokens kept, D channels, G global layers,
 E search channels.
 """
 
 # ruff: noqa: N803, N806 - tensors are named by their shape
 
-import re
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, scaled_dot_product_attention
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    SiglipTextConfig,
-    SiglipTextModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from torch.nn.functional import normalize
 
-from pipeline.vision.checkpoint import (
-    build_module,
-    load_tokenizer,
-    read_json,
-    read_tensors,
-    resolve,
-    weights_fingerprint,
-)
-from pipeline.vision.pixels import Pixels
-from schemas.errors import InputError
-from schemas.recipe import Precision, TowerSpec
+from longvlm.pipeline.transfer import Fetch, fetch_beside, tensor_on
+from longvlm.pipeline.vision.blobs import as_tensor, buffers
+from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.tokens import SegmentTokens
+from longvlm.pipeline.vision.tower import Encoded, Tower
+from longvlm.schemas.errors import ErrorCode
+from longvlm.schemas.recipe import IndexRecipe
+from longvlm.schemas.tables import ENCODED
 
-# A CPU gains nothing from more frames once its matrix products fill the caches' blocks, and 8 frames of ViT-L/14 keep
-# the widest activation under 34 MB in float32. A GPU needs some 100 for its products to fill it; 128 take 1 GB.
-FRAMES_PER_FORWARD = {"cpu": 8, "cuda": 128}
+# Frames encoded and merged together, in whole units. On a GPU two forward passes of the tower: enough to keep it full
+# (0.13 GB of bfloat16 patches of ViT-L/14, 0.27 GB more while they are merged in float32), and few enough for a call of
+# eight units of 100 frames to be several batches, of which only the first is gathered and only the last turned into
+# rows while the GPU has nothing to do. A CPU gains nothing from more than one unit.
+FRAMES_PER_BATCH = {"cpu": 100, "cuda": 256}
+# Batches that are launched before an earlier one's results are waited for. One is enough for a GPU to find work queued
+# whenever it is done with a batch. A CPU has computed a batch when it has launched it.
+BATCHES_AHEAD = {"cpu": 0, "cuda": 1}
 
-_TOWERS: dict[str, tuple[Any, Any]] = {
-    "clip_vision_model": (CLIPVisionConfig, CLIPVisionModel),
-    "siglip_vision_model": (SiglipVisionConfig, SiglipVisionModel),
-}
-_TEXT_ENCODERS: dict[str, tuple[Any, Any]] = {
-    "clip": (CLIPTextConfig, CLIPTextModel),
-    "siglip": (SiglipTextConfig, SiglipTextModel),
-}
-_NO_SPECIAL_IDS = {"siglip": {"bos_token_id": None, "eos_token_id": None}}  # its defaults lie outside its vocabulary
-_WHOLE_MODELS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # tower and text encoder together
-_PROJECTION, _TEXT_PROJECTION = "visual_projection.weight", "text_projection.weight"
-_SEARCH_ONLY = re.compile(rf"^(?:head\.|{re.escape(_PROJECTION)}$)")
-_VISION_PREFIX = re.compile(r"^(?:.*\.)?(?:vision_tower|vision_model)\.(?:vision_model\.)?")
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """What a tower saw: patches [F, P, D], and CLS rows [F, G, D] and embeddings [F, E] where it has them."""
+class MergedSegment:
+    """What is kept of a segment, on the CPU, in float32 and not checked yet."""
 
-    patches: Tensor  # in the tower's precision
-    cls: Tensor | None  # in the tower's precision; None without a CLS token or where no global layers are asked for
-    embedding: Tensor | None  # float32, L2-normalised; None without an aligned text encoder
-
-    def __repr__(self) -> str:
-        parts = {"patches": self.patches, "cls": self.cls, "embedding": self.embedding}
-        shapes = (f"{name}={None if part is None else tuple(part.shape)}" for name, part in parts.items())
-        return f"Encoded({', '.join(shapes)})"
+    local: Tensor  # [K, D]
+    sizes: Tensor  # [K]
+    spans: Tensor  # [K, 2], frame numbers
+    cls: Tensor | None = None  # [G, D]
+    embedding: Tensor | None = None  # [E]
 
 
-class Tower:
-    """A loaded vision tower. Make one with `load_tower`."""
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Segments with equally many frames, merged, on their way to the host."""
 
-    def __init__(self, model: Any, spec: TowerSpec, pixels: Pixels, projection: Tensor | None) -> None:
-        self.spec = spec
-        self.pixels = pixels
-        weight = model.post_layernorm.weight
-        self.dtype: torch.dtype = weight.dtype
-        self.device: torch.device = weight.device
-        self._model = model
-        self._projection_ED = projection
-
-    @torch.inference_mode()
-    def encode(self, frames: Tensor, feature_layer: int = -2, num_global_layers: int = 5) -> Encoded:
-        """Encode RGB frames, uint8 [F, px, px, 3] on the CPU.
-
-        On a GPU this only queues the work, and does not wait for any of it.
-
-        Args:
-            frames: of any square size; other sizes than the tower's are resized as its processor does.
-            feature_layer: which hidden state the patches come from, as an index into all L + 1 (0 or -L-1: the
-                embeddings, -1: the last block's output).
-            num_global_layers: of how many of the last hidden states the CLS row is kept, in ascending order.
-        """
-        num_frames, num_global = frames.shape[0], num_global_layers if self.spec.has_cls else 0
-        chunk = FRAMES_PER_FORWARD[self.device.type]
-        shape_FPD = (num_frames, self.spec.num_patches, self.spec.dim)
-        patches_FPD = torch.empty(shape_FPD, dtype=self.dtype, device=self.device)
-        cls, embeddings = [], []
-        for start in range(0, num_frames, chunk):
-            pixels = self.pixels.prepare(frames[start : start + chunk], self.device, self.dtype)
-            cls_FGD, embedding_FE = self._forward(
-                pixels, feature_layer % (self.spec.num_layers + 1), num_global, patches_FPD[start : start + chunk]
-            )
-            cls.append(cls_FGD)
-            embeddings.append(embedding_FE)
-        return Encoded(patches_FPD, _concatenated(cls), _concatenated(embeddings))
-
-    def _forward(
-        self, pixels: Tensor, feature_state: int, num_global: int, patches_FPD: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """One chunk: fills in its patches; returns its CLS rows and its embedding."""
-        num_layers, num_special = self.spec.num_layers, int(self.spec.has_cls)
-        last_state = num_layers if num_global or self.spec.search_dim else feature_state
-        hidden_FND = self._model.embeddings(pixels)
-        if self.spec.has_cls:
-            hidden_FND = self._model.pre_layrnorm(hidden_FND)
-        cls = []
-        for state in range(last_state + 1):
-            if state:
-                # the last block's patches serve nobody but SigLIP's pooling head, unless they are the features
-                only_cls = state == num_layers > feature_state and self.spec.has_cls
-                hidden_FND = _block(self._model.encoder.layers[state - 1], hidden_FND, 1 if only_cls else None)
-            if state == feature_state:
-                patches_FPD.copy_(hidden_FND[:, num_special:])
-            if state > num_layers - num_global:
-                cls.append(hidden_FND[:, 0])
-        return torch.stack(cls, dim=1) if cls else None, self._embedding(hidden_FND)
-
-    def _embedding(self, hidden_FND: Tensor) -> Tensor | None:
-        """The image's place beside texts, from the last hidden state: CLIP projects the CLS row, SigLIP pools."""
-        if self.spec.search_dim is None:
-            return None
-        if self._projection_ED is None:
-            pooled_FE = self._model.head(self._model.post_layernorm(hidden_FND))
-        else:
-            pooled_FE = self._model.post_layernorm(hidden_FND[:, 0]) @ self._projection_ED.T
-        return normalize(pooled_FE.float(), dim=-1)
+    members: list[int]  # S: which of all segments
+    fields: tuple[str, ...]  # of MergedSegment
+    fetch: Fetch  # a tensor [S, ...] for each field
 
 
-def _block(layer: Any, hidden_FND: Tensor, num_queries: int | None) -> Tensor:
-    """A pre-norm transformer block for the first `num_queries` tokens of each frame, attending to all of them."""
-    attention = layer.self_attn
-    normed_FND = layer.layer_norm1(hidden_FND)
-    heads_shape = (hidden_FND.shape[0], -1, attention.num_heads, attention.head_dim)
-    query, key, value = (
-        projection(tokens).view(heads_shape).transpose(1, 2)
-        for projection, tokens in (
-            (attention.q_proj, normed_FND[:, :num_queries]),
-            (attention.k_proj, normed_FND),
-            (attention.v_proj, normed_FND),
-        )
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """A batch that was given to the device, and what will come back."""
+
+    batch: list[int]  # which of all units
+    launched_at: float
+    groups: list[_Group]
+
+
+def encode_units(frames: pa.Table, tower: Tower, recipe: IndexRecipe) -> pa.Table:
+    """Encode and merge the units of a batch (longvlm.schemas.tables.FRAMES -> ENCODED), row for row.
+
+    A unit that arrives with an error code passes through. One whose tokens cannot be stored (a tower in float16 that
+    overflowed, say) gets the code `encode_failed` and a sentence; the others are not touched by that.
+
+    On a GPU the host gathers a batch and makes rows of the one before while the device computes (`BATCHES_AHEAD`). It
+    waits for the device in one place, where it needs a batch's merged tokens.
+    """
+    units = [{**unit, "encode_ms": 0.0} for unit in frames.drop_columns(["frames"]).to_pylist()]
+    pixels: dict[int, Tensor] = {}
+    for i, (unit, blob) in enumerate(zip(units, buffers(frames["frames"]), strict=True)):
+        if unit["error_code"] is None:
+            try:
+                pixels[i] = _pixels(unit, blob)
+            except ValueError as error:
+                units[i] = _failed(unit, str(error))
+    clock = time.process_time if tower.device.type == "cpu" else time.perf_counter
+    flights = (
+        _Flight(batch, clock(), _launch([units[i] for i in batch], [pixels[i] for i in batch], tower, recipe))
+        for batch in _batches(pixels, FRAMES_PER_BATCH[tower.device.type])
     )
-    mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    hidden_FND = attention.out_proj(mixed).add_(hidden_FND[:, :num_queries])
-    return layer.mlp(layer.layer_norm2(hidden_FND)).add_(hidden_FND)
+    collected_at = clock()
+    for flight in _pipelined(flights, BATCHES_AHEAD[tower.device.type]):
+        merged = iter(_collect(flight.groups))
+        for i in flight.batch:
+            units[i] = _finished(units[i], [(segment, next(merged)) for segment in units[i]["segments"]])
+        # one batch is computed after another, so this one has had the device since the one before was done
+        start, collected_at = max(collected_at, flight.launched_at), clock()
+        ms_per_frame = (collected_at - start) * 1e3 / sum(len(pixels[i]) for i in flight.batch)
+        for i in flight.batch:
+            units[i]["encode_ms"] = ms_per_frame * len(pixels[i])
+    return pa.Table.from_pylist(units, schema=ENCODED)
 
 
-def _concatenated(parts: list[Tensor | None]) -> Tensor | None:
-    return None if not parts or parts[0] is None else torch.cat(parts)  # type: ignore[arg-type] # all or none
+def _pipelined(flights: Iterator[_Flight], ahead: int) -> Iterator[_Flight]:
+    """The flights in order, each when `ahead` later ones are launched, as far as there are any."""
+    in_the_air: deque[_Flight] = deque()
+    for flight in flights:
+        in_the_air.append(flight)
+        if len(in_the_air) > ahead:
+            yield in_the_air.popleft()
+    yield from in_the_air
 
 
-def describe_tower(model: str) -> TowerSpec:
-    """What a recipe needs to know of a tower, without building it: shapes, and a fingerprint of its weights.
+def _launch(units: list[Row], pixels: list[Tensor], tower: Tower, recipe: IndexRecipe) -> list[_Group]:
+    """Give a batch to the device: frames sent, encoded and merged, results on their way back; waits for none of it.
 
-    The fingerprint covers the vision tensors that tokens come from, under the names they have inside the tower, so that
-    a tower saved with its text encoder, without it (and without SigLIP's pooling head, which only search embeddings
-    need), or inside a larger model is the same tower.
+    Frames and patches are let go of here. Torch reuses pinned memory only once it is copied, and device memory only for
+    work that is queued after this, so that the patches of two batches never take up memory at the same time.
+    """
+    encoded = tower.encode(_together(pixels, tower.device), recipe.feature_layer, recipe.num_global_layers)
+    return _merge_groups(encoded, [segment["frames"] for unit in units for segment in unit["segments"]], recipe)
+
+
+def merge_segments(
+    encoded: Encoded, frame_numbers: Sequence[Sequence[int]], recipe: IndexRecipe
+) -> list[MergedSegment]:
+    """Cut encoded frames into segments and merge each; all segments with the same number of frames in one call.
+
+    Global tokens and embeddings are means over a segment's frames, the embedding L2-normalised again.
+
+    Args:
+        encoded: of all frames of all segments, in order.
+        frame_numbers: for each segment the numbers of its frames in the video.
+        recipe: how far to merge. A segment that has fewer tokens than the recipe keeps stays as it is.
+    """
+    return _collect(_merge_groups(encoded, frame_numbers, recipe))
+
+
+def _merge_groups(encoded: Encoded, frame_numbers: Sequence[Sequence[int]], recipe: IndexRecipe) -> list[_Group]:
+    """The first half of `merge_segments`, up to where the host would have to wait for the device."""
+    device, counts = encoded.patches.device, [len(numbers) for numbers in frame_numbers]
+    starts = [0, *accumulate(counts)]
+    groups = []
+    for count in set(counts):
+        members = [i for i, other in enumerate(counts) if other == count]
+        positions_SF = tensor_on(device, [range(starts[i], starts[i] + count) for i in members])
+        numbers_SF = tensor_on(device, [frame_numbers[i] for i in members])
+        parts = _merge_group(encoded, positions_SF, numbers_SF, recipe)
+        groups.append(_Group(members, tuple(parts), fetch_beside(*parts.values())))
+    return groups
+
+
+def _merge_group(encoded: Encoded, positions_SF: Tensor, numbers_SF: Tensor, recipe: IndexRecipe) -> dict[str, Tensor]:
+    """The fields of MergedSegment for S segments with equally many frames, [S, ...] each, on the device."""
+    num_patches = encoded.patches.shape[1]
+    patches_STD = _at(encoded.patches, positions_SF).flatten(1, 2)
+    spans_ST2 = numbers_SF[..., None, None].expand(-1, -1, num_patches, 2).flatten(1, 2)
+    merged = merge(patches_STD, recipe.schedule_for(patches_STD.shape[1]), spans=spans_ST2)
+    parts = {"local": merged.tokens, "sizes": merged.sizes, "spans": merged.spans}
+    if encoded.cls is not None:
+        parts["cls"] = _at(encoded.cls, positions_SF).float().mean(dim=1)
+    if encoded.embedding is not None:
+        parts["embedding"] = normalize(_at(encoded.embedding, positions_SF).mean(dim=1), dim=-1)
+    return parts
+
+
+def _at(frames: Tensor, positions_SF: Tensor) -> Tensor:
+    """Frames [F, ...] by segment, [S, F / S, ...]; without a copy where the segments are all there is."""
+    if positions_SF.numel() == len(frames):
+        return frames.view(*positions_SF.shape, *frames.shape[1:])
+    return frames[positions_SF]
+
+
+def _collect(groups: list[_Group]) -> list[MergedSegment]:
+    """The segments of all groups in order. Here the host waits for the device, and nowhere else."""
+    result: dict[int, MergedSegment] = {}
+    for group in groups:
+        parts = dict(zip(group.fields, group.fetch.wait(), strict=True))
+        for row, member in enumerate(group.members):
+            result[member] = MergedSegment(**{field: part[row] for field, part in parts.items()})
+    return [result[i] for i in range(len(result))]
+
+
+def _pixels(unit: Row, blob: pa.Buffer | None) -> Tensor:
+    """A unit's frames, uint8 [F, px, px, 3], where they lie in the Arrow table.
 
     Raises:
-        InputError: what the folder lacks, or that it holds no CLIP or SigLIP tower.
+        ValueError: there are not as many bytes as the unit's segments ask for.
     """
-    folder = resolve(model)
-    config = _vision_config(folder)
-    Pixels.from_folder(folder, config.image_size)
-    return _spec(model, folder, config, _vision_tensors(folder))
+    side, num_frames = unit["frame_px"], sum(len(segment["frames"]) for segment in unit["segments"])
+    if blob is None or not side:
+        raise ValueError("it came without frames")
+    return as_tensor(blob, pa.uint8(), (num_frames, side, side, 3))
 
 
-def load_tower(model: str, precision: Precision = "float32", device: str | torch.device = "cpu") -> Tower:
-    """Load a tower for encoding.
-
-    Raises:
-        InputError: as `describe_tower`, and where weights are missing or do not fit the configuration.
-    """
-    folder = resolve(model)
-    config = _vision_config(folder)
-    pixels = Pixels.from_folder(folder, config.image_size)
-    tensors = _vision_tensors(folder)
-    spec = _spec(model, folder, config, tensors)
-    if config.hidden_act == "quick_gelu":
-        config.hidden_act, tensors = "silu", _as_silu(tensors)
-    dtype, device = getattr(torch, precision), torch.device(device)
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # its default, which would round a float32 tower's pixels to ten bits
-    tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-    projection = tensors.pop(_PROJECTION, None)
-    return Tower(build_module(_TOWERS[config.model_type][1], config, tensors, model), spec, pixels, projection)
+def _batches(pixels: dict[int, Tensor], max_frames: int) -> Iterator[list[int]]:
+    """Consecutive units with frames of one size, up to `max_frames` in all, but one unit at least."""
+    batch: list[int] = []
+    for i, frames in pixels.items():
+        room = max_frames - sum(len(pixels[j]) for j in batch)
+        if batch and (len(frames) > room or frames.shape[1:] != pixels[batch[0]].shape[1:]):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
-def _as_silu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same network with CLIP's activation written as SiLU: x * sigmoid(1.702 x) = silu(1.702 x) / 1.702.
-
-    SiLU is one pass over the widest activations where transformers' form takes three; the factors go into the linear
-    maps before and after, in float32, ahead of any rounding to the tower's precision.
-    """
-    factors = {"mlp.fc1.weight": 1.702, "mlp.fc1.bias": 1.702, "mlp.fc2.weight": 1 / 1.702}
-
-    def scaled(name: str, tensor: Tensor) -> Tensor:
-        factor = next((factor for ending, factor in factors.items() if name.endswith(ending)), None)
-        return tensor if factor is None else tensor.float() * factor
-
-    return {name: scaled(name, tensor) for name, tensor in tensors.items()}
+def _together(parts: list[Tensor], device: torch.device) -> Tensor:
+    """The frames of several units in one tensor; for a GPU in pinned memory, from where copies need no waiting."""
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    together = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    return torch.cat(parts, out=together)
 
 
-def _vision_config(folder: Path) -> Any:
-    raw = read_json(folder, "config.json")
-    whole = raw.get("model_type", "")
-    vision = raw if whole in _TOWERS else raw.get("vision_config") or {}
-    kind = vision.get("model_type") or _WHOLE_MODELS.get(whole)
-    if kind not in _TOWERS:
-        raise InputError(
-            f"{folder} holds a model of type {kind or whole or 'unknown'}, which has no vision tower known here; use "
-            "a CLIP or SigLIP tower, such as openai/clip-vit-large-patch14 or google/siglip-base-patch16-224."
-        )
-    return _TOWERS[kind][0].from_dict(vision)
+def _finished(unit: Row, merged: list[tuple[Row, MergedSegment]]) -> Row:
+    """A unit with its segments as stored, or failed because one of them cannot be stored."""
+    try:
+        return {**unit, "segments": [_stored(segment, tokens) for segment, tokens in merged]}
+    except (ValueError, OverflowError) as error:
+        return _failed(unit, f"{error}; a recipe with precision float32 may index it")
 
 
-def _vision_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tower's tensors under their names inside the tower, and the projection into the search space if any."""
-    alone = read_json(folder, "config.json").get("model_type") in _TOWERS
-
-    def rename(name: str) -> str | None:
-        prefix = _VISION_PREFIX.match(name)
-        inner = name[prefix.end() :] if prefix else name
-        if inner == "embeddings.position_ids" or not (prefix or alone or name == _PROJECTION):
-            return None  # positions are counted, not learnt: old files carry them, new ones do not
-        return inner
-
-    return dict(read_tensors(folder, rename))
-
-
-def _spec(model: str, folder: Path, config: Any, tensors: dict[str, Tensor]) -> TowerSpec:
-    search_dim = None
-    if _PROJECTION in tensors:
-        search_dim = tensors[_PROJECTION].shape[0]
-    elif read_json(folder, "config.json").get("model_type") == "siglip" and "head.probe" in tensors:
-        search_dim = config.hidden_size
-    rows = config.image_size // config.patch_size
-    return TowerSpec(
-        name=model,
-        weights=weights_fingerprint((name, tensor) for name, tensor in tensors.items() if not _SEARCH_ONLY.match(name)),
-        num_layers=config.num_hidden_layers,
-        patch_grid=(rows, rows),
-        dim=config.hidden_size,
-        image_size=config.image_size,
-        has_cls=config.model_type == "clip_vision_model",
-        search_dim=search_dim,
-    )
+def _stored(segment: Row, merged: MergedSegment) -> Row:
+    frames = segment["frames"]
+    tokens = SegmentTokens(segment["segment"], len(frames), merged.local, merged.sizes, merged.spans, merged.cls)
+    if merged.embedding is not None and not merged.embedding.isfinite().all():
+        raise ValueError(f"the search embedding of segment {segment['segment']} is not finite")
+    return {
+        **tokens.to_row(),
+        "start_s": segment["start_s"],
+        "end_s": segment["end_s"],
+        "first_frame": frames[0],
+        "last_frame": frames[-1],
+        "embedding": None if merged.embedding is None else merged.embedding.numpy(),
+    }
 
 
-class TextEncoder:
-    """A loaded text encoder. Make one with `load_text_encoder`."""
-
-    def __init__(self, model: Any, tokenizer: Any, projection: Tensor | None) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._projection_ED = projection
-
-    @torch.inference_mode()
-    def encode(self, texts: list[str]) -> Tensor:
-        """Embed texts: float32 [N, E], L2-normalised, beside the search embeddings of the same model's tower.
-
-        Texts longer than the encoder takes (77 tokens for CLIP, 64 for SigLIP) are cut.
-        """
-        ids = self._tokenizer(
-            texts,
-            padding="max_length" if self._projection_ED is None else True,  # SigLIP was trained on padded texts
-            truncation=True,
-            max_length=self._model.config.max_position_embeddings,
-            return_tensors="pt",
-        ).input_ids
-        pooled_ND = self._model(input_ids=ids).pooler_output
-        return normalize(pooled_ND if self._projection_ED is None else pooled_ND @ self._projection_ED.T, dim=-1)
-
-
-def load_text_encoder(model: str) -> TextEncoder:
-    """The text encoder that belongs to a tower, for search; runs on the CPU in float32.
-
-    Raises:
-        InputError: the model has no text part, or lacks a file of it.
-    """
-    folder = resolve(model)
-    raw = read_json(folder, "config.json")
-    if raw.get("model_type") not in _TEXT_ENCODERS:
-        raise InputError(
-            f"{model} has no text encoder, and searching by text needs one; index with a whole CLIPModel or "
-            "SiglipModel, such as openai/clip-vit-large-patch14."
-        )
-    config_class, model_class = _TEXT_ENCODERS[raw["model_type"]]
-    config = config_class.from_dict({**_NO_SPECIAL_IDS.get(raw["model_type"], {}), **(raw.get("text_config") or {})})
-
-    def rename(name: str) -> str | None:
-        inner = name.removeprefix("text_model.")
-        return None if inner == "embeddings.position_ids" or inner == name != _TEXT_PROJECTION else inner
-
-    tensors = {name: tensor.float() for name, tensor in read_tensors(folder, rename)}
-    projection = tensors.pop(_TEXT_PROJECTION, None)
-    tokenizer = load_tokenizer(folder)
-    return TextEncoder(build_module(model_class, config, tensors, model), tokenizer, projection)
+def _failed(unit: Row, reason: str) -> Row:
+    error = f"unit {unit['unit']} of the video could not be encoded: {reason}."
+    return {**unit, "segments": [], "error_code": ErrorCode.ENCODE_FAILED, "error": error}

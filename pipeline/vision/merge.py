@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
-from schemas.recipe import METRIC_HEADS
+from longvlm.schemas.recipe import METRIC_HEADS
 
 # Scores held at a time. On a CPU one block of 8 MB stays in cache, and its pages are touched once for all segments
 # (allocating them anew made the product five times slower); a GPU wants one large product instead (512 MB).

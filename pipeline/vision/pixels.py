@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.transfer import to_device, to_device_beside
-from pipeline.vision.checkpoint import read_json
-from schemas.errors import InputError
+from longvlm.pipeline.model_folder import read_json
+from longvlm.pipeline.transfer import to_device, to_device_beside
+from longvlm.schemas.errors import InputError
 
 PROCESSOR = "preprocessor_config.json"
 # Where transformers keeps how frames are prepared: a video model's own settings first; its fifth version writes those

@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.vision.blobs import as_tensor, bounds
-from schemas.errors import ErrorCode, TerminalError
+from longvlm.pipeline.vision.blobs import as_tensor, bounds
+from longvlm.schemas.errors import ErrorCode, TerminalError
 
 MAX_FLOAT16 = 65504.0
 MAX_UINT16 = 65535
@@ -52,7 +52,7 @@ class SegmentTokens:
         return f"SegmentTokens({self.segment}, local={tuple(self.local.shape)}, cls={cls}, frames={self.num_frames})"
 
     def to_row(self) -> dict[str, Any]:
-        """The columns of `tokens` that hold it (schemas.tables.TOKENS).
+        """The columns of `tokens` that hold it (longvlm.schemas.tables.TOKENS).
 
         Raises:
             ValueError: a value is not finite.

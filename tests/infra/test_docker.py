@@ -5,7 +5,7 @@ import click
 import pytest
 from manifests import INFRA, shell_commands
 
-from jobs.cli import main
+from longvlm.jobs.cli import main
 from support import ROOT
 
 DOCKERFILE = (INFRA / "Dockerfile").read_text()
@@ -40,7 +40,9 @@ def test_what_it_copies_exists_and_is_let_through():
 
 
 def test_every_room_of_the_project_is_in_the_image():
-    assert all(f"COPY {room} ./{room}" in DOCKERFILE for room in ("schemas", "pipeline", "tinyworld", "jobs"))
+    assert all(
+        f"COPY {room} ./{room}" in DOCKERFILE for room in ("longvlm", "schemas", "pipeline", "tinyworld", "jobs")
+    )
 
 
 def test_versions_are_pinned_and_no_secret_or_index_is_named():

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from manifests import CRDS, INFRA, RAYJOBS, crd_schema, documents, job_specs, only, pod_templates
 
-from jobs.cli import main
+from longvlm.jobs.cli import main
 from support import ROOT
 
 FILES = sorted(str(path.relative_to(INFRA)) for path in INFRA.rglob("*.yaml"))
@@ -157,7 +157,7 @@ def test_the_cron_job_creates_what_the_config_map_holds_with_the_right_to_do_so(
 
 
 def test_standing_questions_can_be_read():
-    from pipeline.language.questions import read_questions
+    from longvlm.pipeline.answering.questions import read_questions
 
     assert len(read_questions(str(INFRA / "nightly/questions.jsonl"))) == 2
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from manifests import INFRA, only
 
-from jobs import metrics
+from longvlm.jobs.cluster import metrics
 
 OURS = {series: metric for metric in metrics.ALL for series in metric.series}
 RAYS = {  # of Ray itself, with the file of its source that defines them

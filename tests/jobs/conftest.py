@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from clips import write_clip
+from longvlm.pipeline.models.longvlm.init import build_untrained
 from models import save_clip_tower
-from pipeline.language.untrained import build_untrained
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,7 +14,7 @@ def ray_session(s3_environment):
     """One for all tests. Its workers have the environment that it is started in, so they reach the S3 server too."""
     import ray
 
-    from jobs.session import connect
+    from longvlm.jobs.cluster.session import connect
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_environment.items():
@@ -54,9 +54,9 @@ def source(tmp_path, clips):
 @pytest.fixture(scope="session")
 def indexed(tmp_path_factory, clips, model):
     """A store that holds all clips under the recipe tiny. Tests that write to it take a copy."""
-    from jobs.index import run_index
-    from jobs.orders import IndexOrder
-    from pipeline.ingest.corpus import Source
+    from longvlm.jobs.index.order import IndexOrder
+    from longvlm.jobs.index.run import run_index
+    from longvlm.pipeline.source.corpus import Source
 
     store = tmp_path_factory.mktemp("stores") / "indexed"
     report = run_index(IndexOrder(Source(str(clips)), str(store), model=model, recipe="tiny"))

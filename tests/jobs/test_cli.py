@@ -12,10 +12,10 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from jobs.cli import OwnOutput, main
-from schemas.tables import QUESTION_TYPES
+from longvlm.jobs.cli import OwnOutput, main
+from longvlm.schemas.tables import QUESTION_TYPES
 
-LONGVLM = [sys.executable, "-m", "jobs.cli"]
+LONGVLM = [sys.executable, "-m", "longvlm"]
 
 
 def run(*args):

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from jobs.demo import NUM_VIDEOS, QUESTIONS_PER_VIDEO, _draw, run_demo
-from pipeline.store import catalog
-from pipeline.store.ledger import Store
-from tinyworld.world import make_world, read_questions
+from longvlm.jobs.demo import NUM_VIDEOS, QUESTIONS_PER_VIDEO, _draw, run_demo
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.tinyworld.world import make_world, read_questions
 
 ASKED = NUM_VIDEOS * QUESTIONS_PER_VIDEO
 

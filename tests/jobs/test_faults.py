@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import stores
 
-from benchmarks.fault_checks import inspect
-from benchmarks.fault_processes import driver_killed_between_commits
-from benchmarks.fault_world import make_world
-from benchmarks.faults import Fault, endure
-from pipeline.store.ledger import Store
+from benchmarks.faults.checks import inspect
+from benchmarks.faults.gauntlet import Fault, endure
+from benchmarks.faults.processes import driver_killed_between_commits
+from benchmarks.faults.world import make_world
+from longvlm.pipeline.store.ledger import Store
 
 
 @pytest.fixture

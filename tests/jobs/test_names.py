@@ -2,8 +2,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from jobs.names import known_names, resolve
-from schemas.errors import InputError
+from longvlm.jobs.names import known_names, resolve
+from longvlm.schemas.errors import InputError
 
 LIVE = [
     ("/data/a/cat.mp4", "x1"),

@@ -1,6 +1,6 @@
 import torch
 
-from pipeline.transfer import Fetch, tensor_on, to_device
+from longvlm.pipeline.transfer import Fetch, tensor_on, to_device
 
 
 def test_what_goes_there_comes_back(device):

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from schemas.errors import ErrorCode, InputError, PipelineError, TerminalError, TransientError
+from longvlm.schemas.errors import ErrorCode, InputError, PipelineError, TerminalError, TransientError
 
 
 @pytest.mark.parametrize("family", [TransientError, TerminalError])

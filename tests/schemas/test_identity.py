@@ -1,7 +1,7 @@
 import time
 import uuid
 
-from schemas.identity import new_write_id, video_id
+from longvlm.schemas.identity import new_write_id, video_id
 
 
 def test_write_ids_are_uuid7_and_follow_time():

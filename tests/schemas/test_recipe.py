@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.errors import InputError
-from schemas.recipe import (
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.recipe import (
     RECIPES,
     AnswerRecipe,
     TowerSpec,

@@ -1,4 +1,4 @@
-from schemas import tables
+from longvlm.schemas import tables
 
 
 def test_each_operator_gets_what_it_needs():

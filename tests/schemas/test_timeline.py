@@ -1,6 +1,6 @@
 import pytest
 
-from schemas.timeline import Segment, VideoInfo, cut_into_units
+from longvlm.schemas.timeline import Segment, VideoInfo, cut_into_units
 
 VIDEO = VideoInfo(num_frames=250, fps=25.0, duration_s=10.0, width=640, height=360, codec="h264", decoder="decord")
 

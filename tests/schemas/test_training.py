@@ -1,7 +1,7 @@
 import pytest
 
-from schemas.errors import InputError
-from schemas.training import RECIPES, from_settings, from_spec, full, lora, projector
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.training import RECIPES, from_settings, from_spec, full, lora, projector
 
 
 def test_the_projector_stage_is_the_reference_s():

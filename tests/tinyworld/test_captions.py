@@ -1,6 +1,6 @@
-from tinyworld.captions import timed_captions
-from tinyworld.questions import place_of
-from tinyworld.scenes import draw_scene
+from longvlm.tinyworld.captions import timed_captions
+from longvlm.tinyworld.questions import place_of
+from longvlm.tinyworld.scenes import draw_scene
 
 SCENES = [draw_scene(5, number) for number in range(200)]
 

@@ -1,16 +1,18 @@
 import json
 
-import tinyworld
-import tinyworld.make
-from jobs.cli import main
-from pipeline.language.longvlm import load_longvlm
-from pipeline.store.ledger import Store
-from tinyworld.make import make, vocabulary
-from tinyworld.world import video_name
+import longvlm.tinyworld.make
+from longvlm import tinyworld
+from longvlm.jobs.cli import main
+from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.store.ledger import Store
+from longvlm.tinyworld.make import make, vocabulary
+from longvlm.tinyworld.world import video_name
 
 
 def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(tinyworld.make, "_run", lambda *words: main(words, standalone_mode=False))  # saves starting Ray
+    monkeypatch.setattr(
+        longvlm.tinyworld.make, "_run", lambda *words: main(words, standalone_mode=False)
+    )  # saves starting Ray
     model = make(tmp_path / "work", num_videos=4, tower_steps=2)
     config = json.loads((model / "config.json").read_text())
     assert config[tinyworld.VERSION_FIELD] == tinyworld.WORLD_VERSION

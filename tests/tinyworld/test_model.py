@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-import tinyworld
-from pipeline.language.longvlm import describe_longvlm, load_longvlm
-from pipeline.vision.encode import describe_tower, load_text_encoder
-from tinyworld.captions import timed_captions
-from tinyworld.questions import all_questions
-from tinyworld.scenes import draw_scene, generator
+from longvlm import tinyworld
+from longvlm.pipeline.models.longvlm.model import describe_longvlm, load_longvlm
+from longvlm.pipeline.vision.text_encoder import load_text_encoder
+from longvlm.pipeline.vision.tower import describe_tower
+from longvlm.tinyworld.captions import timed_captions
+from longvlm.tinyworld.questions import all_questions
+from longvlm.tinyworld.scenes import draw_scene, generator
 
 MODEL = Path(tinyworld.MODEL)
 

@@ -1,9 +1,9 @@
 import hashlib
 import json
 
-from tinyworld import WORLD_VERSION
-from tinyworld.questions import KINDS, all_questions, caption, draw_questions, named
-from tinyworld.scenes import draw_scene, generator
+from longvlm.tinyworld import WORLD_VERSION
+from longvlm.tinyworld.questions import KINDS, all_questions, caption, draw_questions, named
+from longvlm.tinyworld.scenes import draw_scene, generator
 
 SCENES = [draw_scene(5, number) for number in range(200)]
 

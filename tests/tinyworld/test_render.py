@@ -2,8 +2,8 @@ import decord
 import numpy as np
 import pytest
 
-from tinyworld.render import FPS, GROUNDS, PAINTS, SIDE, SKIES, cover, draw_frame, write_video
-from tinyworld.scenes import SEGMENT_S, draw_scene
+from longvlm.tinyworld.render import FPS, GROUNDS, PAINTS, SIDE, SKIES, cover, draw_frame, write_video
+from longvlm.tinyworld.scenes import SEGMENT_S, draw_scene
 
 SCENES = [draw_scene(4, number) for number in range(40)]
 

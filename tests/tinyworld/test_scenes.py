@@ -1,6 +1,6 @@
 import pytest
 
-from tinyworld.scenes import CAMERAS, HIGH_Y, LOW_Y, MOTIONS, PLACES, SHAPES, draw_scene
+from longvlm.tinyworld.scenes import CAMERAS, HIGH_Y, LOW_Y, MOTIONS, PLACES, SHAPES, draw_scene
 
 
 @pytest.fixture(scope="module")

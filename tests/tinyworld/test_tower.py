@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.vision.encode import describe_tower, load_text_encoder, load_tower
-from tinyworld.scenes import COLOURS, draw_scene
-from tinyworld.tower import DIM, GRID, HOUSE, IMAGE_PX, OBJECT, read_frames, train_tower, write_untrained
-from tinyworld.world import make_world
+from longvlm.pipeline.vision.text_encoder import load_text_encoder
+from longvlm.pipeline.vision.tower import describe_tower, load_tower
+from longvlm.tinyworld.scenes import COLOURS, draw_scene
+from longvlm.tinyworld.tower import DIM, GRID, HOUSE, IMAGE_PX, OBJECT, read_frames, train_tower, write_untrained
+from longvlm.tinyworld.world import make_world
 
 SEED = 31
 

@@ -1,6 +1,6 @@
 import json
 
-from tinyworld.world import make_world
+from longvlm.tinyworld.world import make_world
 
 
 def test_videos_and_their_questions_lie_in_one_folder(tmp_path):

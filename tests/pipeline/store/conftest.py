@@ -1,7 +1,7 @@
 import pytest
 import stores
 
-from pipeline.store.ledger import Store
+from longvlm.pipeline.store.ledger import Store
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 import stores
 from pyarrow import parquet
 
-from pipeline.store.access import attach, seal
-from pipeline.store.catalog import connect, query, quoted
-from pipeline.store.ledger import Store
-from schemas.errors import InputError
+from longvlm.pipeline.store.access import attach, seal
+from longvlm.pipeline.store.catalog import connect, query, quoted
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import stores
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.store import catalog
-from pipeline.store.catalog import column_names, connect, query, write_index_duckdb
-from pipeline.store.snapshot import Snapshot
-from schemas import tables
-from schemas.errors import InputError
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.catalog import column_names, connect, query, write_index_duckdb
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas import tables
+from longvlm.schemas.errors import InputError
 
 LONG, TINY = stores.LONG.fingerprint, stores.TINY.fingerprint
 

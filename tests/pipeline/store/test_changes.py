@@ -4,10 +4,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from pipeline.store.changes import Terms, compare
-from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
-from schemas.errors import ANY_CODE
-from schemas.tables import LISTING, VIDEOS
+from longvlm.pipeline.store.changes import Terms, compare
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.schemas.errors import ANY_CODE
+from longvlm.schemas.tables import LISTING, VIDEOS
 
 T0, T1 = datetime.fromisoformat("2026-01-01"), datetime.fromisoformat("2026-01-02")
 KNOWN = ("video_id", "recipe", "status", "etag", "size_bytes", "modified_at", "attempts", "error_code")

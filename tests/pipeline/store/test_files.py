@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import stores
 
-from pipeline.store.files import canonical, write_parquet
-from pipeline.store.shards import write_shards
-from schemas import tables
-from schemas.errors import InputError
+from longvlm.pipeline.store.files import canonical, write_parquet
+from longvlm.pipeline.store.shards import write_shards
+from longvlm.schemas import tables
+from longvlm.schemas.errors import InputError
 
 
 def test_addresses_are_made_absolute(tmp_path, monkeypatch):

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.store import lease
-from pipeline.store.lease import Lease, LeaseHeldError, newest
-from schemas.errors import InputError
+from longvlm.pipeline.store import lease
+from longvlm.pipeline.store.lease import Lease, LeaseHeldError, newest
+from longvlm.schemas.errors import InputError
 from support import ROOT
 
 TAKE = """
 import sys
-from pipeline.store.lease import Lease, LeaseHeldError
+from longvlm.pipeline.store.lease import Lease, LeaseHeldError
 
 store, expiry_s = sys.argv[1], float(sys.argv[2])
 print("ready", flush=True)

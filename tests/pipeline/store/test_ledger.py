@@ -9,17 +9,17 @@ import pyarrow as pa
 import pytest
 import stores
 
-from pipeline.store.catalog import connect, query, write_index_duckdb
-from pipeline.store.dead import dead_writes
-from pipeline.store.erase import erase
-from pipeline.store.ledger import Store
-from pipeline.store.shards import read_tokens, write_shards
-from pipeline.store.upkeep import compact, merge_small_files
-from pipeline.store.vacuum import vacuum
-from pipeline.store.verify import verify
-from schemas import tables
-from schemas.errors import InputError
-from schemas.identity import video_id
+from longvlm.pipeline.store.catalog import connect, query, write_index_duckdb
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.shards import read_tokens, write_shards
+from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files
+from longvlm.pipeline.store.upkeep.dead import dead_writes
+from longvlm.pipeline.store.upkeep.erase import erase
+from longvlm.pipeline.store.upkeep.vacuum import vacuum
+from longvlm.pipeline.store.upkeep.verify import verify
+from longvlm.schemas import tables
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.identity import video_id
 
 SPAWN = multiprocessing.get_context("spawn")
 LONG, TINY = stores.LONG.fingerprint, stores.TINY.fingerprint

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import stores
 
-from pipeline.store.catalog import connect, query
-from pipeline.store.ledger import Store
-from pipeline.store.search import search
-from pipeline.store.shards import read_tokens
-from pipeline.store.upkeep import merge_small_files
-from schemas.errors import InputError
+from longvlm.pipeline.store.catalog import connect, query
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.search import search
+from longvlm.pipeline.store.shards import read_tokens
+from longvlm.pipeline.store.upkeep.compact import merge_small_files
+from longvlm.schemas.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("s3")
 BUCKET = "s3://bucket"

@@ -4,13 +4,13 @@ import pytest
 import stores
 from stores import segment, unit
 
-from pipeline.store import search as module
-from pipeline.store.search import search
-from pipeline.store.shards import write_shards
-from pipeline.store.snapshot import Snapshot
-from schemas import tables
-from schemas.errors import InputError
-from schemas.identity import new_write_id
+from longvlm.pipeline.store import search as module
+from longvlm.pipeline.store.search import search
+from longvlm.pipeline.store.shards import write_shards
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas import tables
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.identity import new_write_id
 
 
 def vectors(made: pa.Table) -> np.ndarray:

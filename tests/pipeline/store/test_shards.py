@@ -8,11 +8,11 @@ import stores
 from stores import segment, unit
 
 from benchmarks import read as benchmark
-from pipeline.store.shards import by_video, read_segments, read_tokens, write_shards
-from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
-from schemas import tables
-from schemas.errors import ErrorCode, TerminalError
-from schemas.identity import new_write_id
+from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens, write_shards
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.schemas import tables
+from longvlm.schemas.errors import ErrorCode, TerminalError
+from longvlm.schemas.identity import new_write_id
 
 
 def commit(store, *made: pa.Table) -> list[pa.Table]:

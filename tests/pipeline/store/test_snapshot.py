@@ -1,4 +1,4 @@
-from pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 
 
 def test_files_are_found_by_the_range_of_their_write_ids():

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.vision.blobs import as_tensor, buffers
+from longvlm.pipeline.vision.blobs import as_tensor, buffers
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])

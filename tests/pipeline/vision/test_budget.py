@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.vision.budget import fit, follows_question
-from pipeline.vision.merge import merge
-from pipeline.vision.tokens import VideoTokens
-from schemas.errors import ErrorCode, TerminalError
-from schemas.recipe import AnswerRecipe, halving_schedule
+from longvlm.pipeline.vision.budget import fit, follows_question
+from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.tokens import VideoTokens
+from longvlm.schemas.errors import ErrorCode, TerminalError
+from longvlm.schemas.recipe import AnswerRecipe, halving_schedule
 
 DIM = 32
 

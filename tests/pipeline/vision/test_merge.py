@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.vision.merge import Merged, merge
-from schemas.recipe import halving_schedule, tokens_after
+from longvlm.pipeline.vision.merge import Merged, merge
+from longvlm.schemas.recipe import halving_schedule, tokens_after
 from support import GOLDENS
 
 INDEX = GOLDENS / "merge_index.json"
@@ -224,7 +224,7 @@ def test_segments_do_not_depend_on_how_many_are_merged_at_once(monkeypatch, devi
     inputs = torch.randn(7, 96, 128, generator=torch.Generator().manual_seed(4)).to(device)
     together = merge(inputs, [48, 20])
     for limit in ("MAX_SCORES_CPU", "MAX_SCORES_GPU"):
-        monkeypatch.setattr(f"pipeline.vision.merge.{limit}", 48 * 48 * 3)
+        monkeypatch.setattr(f"longvlm.pipeline.vision.merge.{limit}", 48 * 48 * 3)
     blocked = merge(inputs, [48, 20])
     assert torch.equal(together.tokens, blocked.tokens)
     assert torch.equal(together.sizes, blocked.sizes)

@@ -8,9 +8,9 @@ from frames import golden_frames
 from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
+from longvlm.pipeline.vision.pixels import Pixels
+from longvlm.schemas.errors import InputError
 from models import save_clip_tower, save_siglip_tower
-from pipeline.vision.pixels import Pixels
-from schemas.errors import InputError
 from support import GOLDENS, cases
 
 CPU = torch.device("cpu")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.tower import load_tower
+from longvlm.schemas.recipe import halving_schedule
 from models import save_clip_tower, save_siglip_tower
-from pipeline.vision.encode import load_tower
-from pipeline.vision.merge import merge
-from schemas.recipe import halving_schedule
 
 KEPT = 12
 

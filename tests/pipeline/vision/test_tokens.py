@@ -3,9 +3,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.vision.tokens import SegmentTokens, from_arrow
-from schemas import tables
-from schemas.errors import ErrorCode, TerminalError
+from longvlm.pipeline.vision.tokens import SegmentTokens, from_arrow
+from longvlm.schemas import tables
+from longvlm.schemas.errors import ErrorCode, TerminalError
 
 DIM = 8
 

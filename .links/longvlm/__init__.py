@@ -1,0 +1,1 @@
+../../longvlm/__init__.py

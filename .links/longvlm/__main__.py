@@ -1,0 +1,1 @@
+../../longvlm/__main__.py

@@ -1,0 +1,6 @@
+"""The gauntlet as `python -m benchmarks.faults`."""
+
+from benchmarks.faults.gauntlet import main
+
+if __name__ == "__main__":
+    main()

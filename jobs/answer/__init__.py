@@ -1,0 +1,1 @@
+"""Questions and stored tokens to answers."""

@@ -1,0 +1,114 @@
+"""Commands that ask models: answer and compare."""
+
+import json
+from typing import Any
+
+import click
+
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, WHERE, hint, stop_if
+from longvlm.schemas.errors import InputError
+
+SHOWN_ANSWERS = 50  # to a person; a machine gets all
+_ANSWER_FIELDS = (
+    "question_id",
+    "question",
+    "type",
+    "answer",
+    "value",
+    "confidence",
+    "status",
+    "error_code",
+    "error",
+    "num_visual_tokens",
+    "latency_ms",
+)
+
+
+@click.command()
+@STORE
+@MODEL
+@click.option("--ask", metavar="Q", help="One question, about every selected video.")
+@click.option(
+    "--type", "kind", type=click.Choice(["text", "bool", "choice", "number", "json"]), help="Of --ask; default: text."
+)
+@click.option("--choices", metavar="A,B,...", help="What --ask may be answered with, where its type is choice.")
+@click.option(
+    "--questions", metavar="FILE", help="Many questions: JSONL, CSV, parquet or a VideoChatGPT ground-truth JSON."
+)
+@WHERE
+@click.option("--limit", type=click.IntRange(min=1), help="Ask about at most this many videos.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what would be asked, how many tokens that is, how long it takes."
+)
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    help="Most visual tokens of a video; default: as stored, merged further only if the model's context needs it.",
+)
+@click.option("--tokens-per-segment", type=click.IntRange(min=1), help="Most visual tokens of a segment.")
+@click.option(
+    "--focus",
+    type=click.Choice(["question", "even"]),
+    help="Where the budget cannot hold all segments: keep those nearest to the question, or merge neighbours.",
+)
+@click.option("--template", metavar="T", help="Prompt template; default: the model's own.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="bfloat16", show_default=True
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 decodes greedily.")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--kv-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory for keys and values, per model; default: what its device has to spare.",
+)
+@click.option("--evidence", is_flag=True, help="Say with each answer which seconds it leans on.")
+@RAY
+@AS_JSON
+def answer(*, evidence: bool, as_json: bool, **options: Any) -> None:
+    """Answer questions about the videos of a store from their tokens; no video is opened."""
+    from longvlm.jobs.answer.run import AnswerOrder, run_answer
+    from longvlm.jobs.terminal import print_answers, print_estimate, print_report
+
+    asked = _asked(*(options.pop(name) for name in ("ask", "questions", "kind", "choices")))
+    report = run_answer(AnswerOrder(questions=asked, show_progress=not as_json, **options))
+    counts = report.as_json()
+    if as_json:
+        names = _ANSWER_FIELDS + (("evidence",) if evidence else ())
+        for row in () if report.estimate else report.rows():
+            click.echo(json.dumps({"video": row["uri"], **{name: row[name] for name in names}}))
+        click.echo(json.dumps(counts))
+    elif report.estimate:
+        print_estimate(counts)
+    else:
+        print_answers(report.rows(SHOWN_ANSWERS), evidence=evidence)
+        hint(
+            max(counts["asked"] - SHOWN_ANSWERS, 0), "answers are not shown; `longvlm sql` has them in the view answers"
+        )
+        print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
+    for note in report.notes:
+        click.echo(f"longvlm: {note}", err=True)
+    if not as_json:
+        hint(report.asking.num_not_indexed, "questions are about videos that are not indexed; see `longvlm status`")
+        hint(
+            report.asking.num_without_recipe,
+            "videos are not indexed under this model's recipe; `longvlm index --restale` adds them",
+        )
+    stop_if(report.stopped)
+
+
+def _asked(ask: str | None, questions: str | None, kind: str | None, choices: str | None) -> Any:
+    """The questions of a command line, as a table."""
+    from longvlm.pipeline.answering.questions import ask as one_question
+    from longvlm.pipeline.answering.questions import read_questions
+
+    if (ask is None) == (questions is None):
+        raise InputError('ask one question with --ask "..." or many with --questions FILE.')
+    if questions is not None:
+        if kind or choices:
+            raise InputError("--type and --choices go with --ask; a question file has columns type and choices.")
+        return read_questions(questions)
+    listed = tuple(choice.strip() for choice in choices.split(",")) if choices else ()
+    return one_question(ask or "", kind or "text", listed)

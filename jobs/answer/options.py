@@ -1,0 +1,59 @@
+"""On what terms a model is asked: the template, budget and focus of a run, where they are left open and where not."""
+
+from longvlm.pipeline.models.contract import ModelSpec
+from longvlm.pipeline.store.ledger import RegisteredRecipe
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.recipe import Focus
+
+ROOM_FOR_QUESTION = 512  # tokens: a template's own words (LongVLM's are about 70) and a question of some 300 words
+
+
+def fit_template(spec: ModelSpec, template: str | None) -> str:
+    """The prompt template: the named one, or the model's first. Raises InputError where the model lacks it."""
+    if template is None:
+        return spec.templates[0]
+    if template not in spec.templates:
+        raise InputError(f"the model {spec.name} has no template {template}; it has {', '.join(spec.templates)}.")
+    return template
+
+
+def fit_budget(spec: ModelSpec, budget: int | None, max_new_tokens: int) -> int:
+    """The most visual tokens of a prefix: the named number, or what the context holds beside a question and its answer.
+
+    Raises:
+        InputError: nothing of a video would fit, or the context could not hold the budget.
+    """
+    room = spec.context - max_new_tokens - ROOM_FOR_QUESTION
+    if budget is None:
+        if room <= spec.num_global_tokens:
+            raise InputError(
+                f"the context of {spec.name} is {spec.context} tokens, and {max_new_tokens} new ones and "
+                f"{ROOM_FOR_QUESTION} for the question leave none for the video; lower --max-new-tokens, or set "
+                "--budget."
+            )
+        return room
+    if budget <= spec.num_global_tokens:
+        raise InputError(
+            f"a budget of {budget} holds nothing of a video but {spec.name}'s {spec.num_global_tokens} global tokens; "
+            "raise --budget."
+        )
+    if budget + max_new_tokens >= spec.context:
+        raise InputError(
+            f"a budget of {budget} and {max_new_tokens} new tokens do not fit the {spec.context} tokens of context "
+            f"that {spec.name} has; lower --budget or --max-new-tokens."
+        )
+    return budget
+
+
+def fit_focus(stored: RegisteredRecipe, focus: Focus | None, budget: int | None) -> Focus | None:
+    """What gives way in a long video. Without a budget of the user's own every video is to be answered: evenly.
+
+    Raises:
+        InputError: the focus follows the question, but nothing says how near a segment is to a text.
+    """
+    if focus == "question" and stored.recipe.tower.search_dim is None:
+        raise InputError(
+            f"--focus question needs search embeddings, but the tower {stored.recipe.tower.name} has no text encoder; "
+            "use --focus even."
+        )
+    return focus if focus is not None or budget is not None else "even"

@@ -1,0 +1,173 @@
+"""Which model and recipe a run uses: what the user named, or what the store remembers."""
+
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from longvlm import tinyworld
+from longvlm.pipeline.models.contract import ModelSpec
+from longvlm.pipeline.models.families import Sight, answers, describe_model, sight_of
+from longvlm.pipeline.store.ledger import RegisteredRecipe, Store
+from longvlm.pipeline.vision.tower import describe_tower
+from longvlm.schemas import training
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.recipe import RECIPES, Decode, IndexRecipe, from_settings
+
+SHIPPED = "tinyworld"
+TRY_MODELS = (
+    "openai/clip-vit-large-patch14 or google/siglip-so400m-patch14-384 (a tower), llava-hf/llava-1.5-7b-hf, or the "
+    "folder of a LongVLM checkpoint"
+)
+
+
+def tower_of(model: str) -> str:
+    """The vision tower that a model looks through: the one its config names, itself if it holds one or is one."""
+    return sight_of(model).tower if answers(model) else model
+
+
+def absolute(model: str) -> str:
+    """A model's folder as a path that holds wherever the store is used from next; a hub id as it is.
+
+    SHIPPED is the model that comes with the project, unless a model of that name is here.
+    """
+    if model == SHIPPED and not (Path(model) / "config.json").is_file():
+        return tinyworld.MODEL
+    return str(Path(model).resolve()) if Path(model).exists() else model
+
+
+def choose_index_recipe(
+    store: Store | None, model: str | None, recipe: str | None, decode: Decode | None
+) -> tuple[IndexRecipe, str]:
+    """The recipe of an index run and the model it is made for.
+
+    What is not named comes from the store's active recipe: its model, and the recipe itself as long as the tower is the
+    same one and the model can read what the recipe keeps. Any other recipe keeps the tower's layer that the model's
+    projector reads, and no global tokens where it reads none, unless a recipe file says otherwise.
+
+    Raises:
+        InputError: no model is named and none remembered, or the recipe cannot be carried out with its tower.
+    """
+    active = store.active_recipe() if store else None
+    if model is not None:
+        model = absolute(model)
+        tower_name = tower_of(model)
+    elif active is not None:
+        model, tower_name = active.model, active.recipe.tower.name
+    else:
+        raise InputError(f"a new store needs a model to look at videos with: pass --model, for example {TRY_MODELS}.")
+    tower = describe_tower(tower_name)
+    if recipe is None and active and active.recipe.tower.weights == tower.weights and _reads(model, active):
+        return _decoded(active.recipe, decode), model
+    needs = _needs(sight_of(model)) if answers(model) else {}
+    settings = {**needs, **_settings(recipe or _default_recipe(model), RECIPES)}
+    return _decoded(from_settings(settings, tower), decode), model
+
+
+def _default_recipe(model: str) -> str:
+    """What videos are indexed with where nobody says: the shipped model was trained on one recipe, its own."""
+    return tinyworld.RECIPE if model == tinyworld.MODEL else "long"
+
+
+def _reads(model: str, stored: RegisteredRecipe) -> bool:
+    """Whether a model can read what a recipe of its tower holds: a bare tower reads nothing."""
+    return model == stored.model or not answers(model) or _misfit(sight_of(model), stored.recipe) is None
+
+
+def _needs(sight: Sight) -> dict[str, object]:
+    """What a recipe keeps for a model, as settings. With global tokens it reads, all recipes keep as many already."""
+    return {"feature_layer": sight.feature_layer, **({} if sight.num_global_tokens else {"num_global_layers": 0})}
+
+
+def _decoded(recipe: IndexRecipe, decode: Decode | None) -> IndexRecipe:
+    """A recipe with another way of decoding, and the name that says so."""
+    if not decode or decode == recipe.decode:
+        return recipe
+    name = recipe.name.removesuffix("-keyframe") + ("-keyframe" if decode == "keyframe" else "")
+    return replace(recipe, decode=decode, name=name)
+
+
+def choose_train_recipe(recipe: str) -> training.TrainRecipe:
+    """A training recipe by its name or out of a file.
+
+    Raises:
+        InputError: there is none, or it cannot be carried out.
+    """
+    return training.from_settings(_settings(recipe, training.RECIPES))
+
+
+def _settings(recipe: str, known: Iterable[str]) -> dict[str, object]:
+    """What `from_settings` makes a recipe of, by its name or out of a file."""
+    if recipe in known:
+        return {"base": recipe, "name": recipe}
+    path = Path(recipe)
+    if not path.is_file():
+        raise InputError(f"there is no recipe {recipe}: name one of {', '.join(known)}, or a TOML or JSON file.")
+    try:
+        settings = json.loads(path.read_text()) if path.suffix == ".json" else tomllib.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe file {recipe} cannot be read ({error}); write TOML or JSON.") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"the recipe file {recipe} must hold settings by name, such as tokens_per_segment = 40.")
+    return {"name": path.stem, **settings}
+
+
+def choose_answer_model(store: Store, model: str | None) -> tuple[ModelSpec, RegisteredRecipe]:
+    """The model of an answer run and the stored recipe whose tokens it can read: the active one, or else the newest.
+
+    Raises:
+        InputError: the store holds nothing yet, no model can answer, or no recipe of the store fits it.
+    """
+    active = store.active_recipe()
+    if active is None:
+        raise InputError(f"the store {store.uri} holds no videos yet; run `longvlm index` first.")
+    model = absolute(model) if model else active.model
+    spec = describe_model(model)
+    recipes = sorted(store.recipes(), key=lambda stored: (not stored.active, -stored.registered_seq))
+    of_tower = _of_tower(spec.tower, recipes)
+    if not of_tower:
+        raise InputError(
+            f"the model {model} looks through the tower {spec.tower}, but the store was indexed with "
+            f"{active.recipe.tower.name}; answer with a model of that tower, or index again with "
+            f"--model {model} --restale."
+        )
+    sight = Sight(spec.tower, spec.feature_layer, spec.num_global_tokens)
+    misfits = [_misfit(sight, stored.recipe, spec.mm_hidden_size) for stored in of_tower]
+    fitting = [stored for stored, misfit in zip(of_tower, misfits, strict=True) if misfit is None]
+    if not fitting:
+        raise InputError(
+            f"the projector of {model} reads {misfits[0]}; choose a model for these tokens of "
+            f"{of_tower[0].recipe.tower.name}, or index again with --model {model} --restale."
+        )
+    return spec, fitting[0]
+
+
+def _of_tower(tower: str, recipes: list[RegisteredRecipe]) -> list[RegisteredRecipe]:
+    """The recipes whose tokens come from a tower: by its name on the hub, or else by its weights.
+
+    Answering needs to know which tower it was, not to fetch it.
+    """
+    if not Path(tower).is_dir() and (same := [stored for stored in recipes if stored.recipe.tower.name == tower]):
+        return same
+    try:
+        weights = describe_tower(tower).weights
+    except InputError:  # it is neither here nor on a hub within reach, so nothing says that any is the same
+        return []
+    return [stored for stored in recipes if stored.recipe.tower.weights == weights]
+
+
+def _misfit(sight: Sight, recipe: IndexRecipe, width: int | None = None) -> str | None:
+    """What a model would read in place of what a recipe of its tower holds; None where it can read that.
+
+    A model that reads no global tokens leaves those of a recipe out.
+    """
+    held = f"but the recipe {recipe.name} of the store holds"
+    if width not in (None, recipe.tower.dim):
+        return f"tokens {width} wide, {held} tokens {recipe.tower.dim} wide"
+    num_states = recipe.tower.num_layers + 1
+    if sight.feature_layer % num_states != recipe.feature_layer % num_states:
+        return f"hidden state {sight.feature_layer} of its tower, {held} hidden state {recipe.feature_layer}"
+    if sight.num_global_tokens not in (0, recipe.num_global_layers):
+        return f"{sight.num_global_tokens} global tokens a video, {held} {recipe.num_global_layers}"
+    return None

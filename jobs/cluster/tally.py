@@ -1,0 +1,143 @@
+"""What the stages are doing, counted in an actor outside Ray's own retries."""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from longvlm.jobs.cluster import logs, metrics
+
+WORKER = f"{os.uname().nodename}:{os.getpid()}"  # who reports
+MAX_ATTEMPTS = 3  # a unit that was at work in three workers that died is taken to have killed them
+
+
+@dataclass
+class StageTally:
+    """One stage's progress: units done, and the seconds its workers were busy and burnt on CPUs."""
+
+    done: int = 0
+    busy_s: float = 0.0
+    cpu_s: float = 0.0
+    workers: set[str] = field(default_factory=set)
+    started: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # begun and not finished, by key
+
+
+class Tally:
+    """Counts beginnings and ends of work, so that work which keeps killing its worker is found, and stages compared.
+
+    Ray retries a dead worker's task for ever and tells nobody; a count kept outside that retry does (FACTS: "A row that
+    always kills: endless retries"). Being told of all work, it is also where work is counted for the metrics.
+    """
+
+    def __init__(self, run_id: str = "") -> None:
+        self.of_run = run_id
+        self.stages: dict[str, StageTally] = defaultdict(StageTally)
+        self.first_begin_s: float | None = None  # epoch
+
+    def attempts(self, stage: str, keys: list[str]) -> list[int]:
+        """How often each key was begun and not finished."""
+        return [self.stages[stage].started.get(key, 0) for key in keys]
+
+    def begin(self, stage: str, keys: list[str]) -> None:
+        """Work on these keys starts now."""
+        self.first_begin_s = self.first_begin_s or time.time()
+        for key in keys:
+            self.stages[stage].started[key] += 1
+
+    def finish(self, stage: str, keys: list[str], *, worker: str, busy_s: float, cpu_s: float) -> None:
+        """Work on these keys ended, well or with an error of their own."""
+        tally = self.stages[stage]
+        for key in keys:
+            tally.started.pop(key, None)
+        tally.done += len(keys)
+        tally.busy_s += busy_s
+        tally.cpu_s += cpu_s
+        tally.workers.add(worker)
+        metrics.count_work(stage, len(keys), busy_s, cpu_s)
+
+    def add_tokens(self, phase: str, number: int, *, worker: str, busy_s: float) -> None:
+        """Tokens that were prefilled or decoded, in so many wall seconds."""
+        tally = self.stages[phase]
+        tally.done += number
+        tally.busy_s += busy_s
+        tally.workers.add(worker)
+        metrics.TOKENS.record(number, phase=phase)
+
+    def run_id(self) -> str:
+        """Which run this is the tally of."""
+        return self.of_run
+
+    def begun_s(self) -> float | None:
+        """When the first work of all began, in seconds since the epoch; None before."""
+        return self.first_begin_s
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Per stage: units done, workers seen, seconds busy, CPU seconds."""
+        return {
+            name: {"done": t.done, "workers": len(t.workers), "busy_s": t.busy_s, "cpu_s": t.cpu_s}
+            for name, t in self.stages.items()
+        }
+
+
+def start_tally(run_id: str) -> "ray.actor.ActorHandle[Tally]":
+    """A tally for one run, named `tally-RUN_ID`. It needs no CPU and comes back, counting anew, if its node dies."""
+    options = {"name": f"tally-{run_id}", "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(Tally).options(**options).remote(run_id)
+
+
+class Stage:
+    """A stage's line to the tally: how often work was begun before, and how long it took."""
+
+    def __init__(self, name: str, tally: Any) -> None:
+        self.name = name
+        self.tally = tally
+
+    def start_logs(self) -> None:
+        """Let this worker process log what it does for the run and the stage."""
+        logs.start_worker(ray.get(self.tally.run_id.remote()), self.name)
+
+    def attempts(self, keys: list[str]) -> list[int]:
+        """How often each key was begun by a worker that did not live to finish it."""
+        return ray.get(self.tally.attempts.remote(self.name, keys))
+
+    @contextmanager
+    def work(self, keys: list[str]) -> Iterator["Clock"]:
+        """Count the keys as begun, and as finished with the time the clock inside measured."""
+        self.begin(keys)
+        clock = Clock()
+        yield clock
+        self.finish(keys, clock.busy_s, clock.cpu_s)
+
+    def begin(self, keys: list[str]) -> None:
+        """Count the keys as begun; returns when that is known, for the work may kill us."""
+        ray.get(self.tally.begin.remote(self.name, keys))
+
+    def finish(self, keys: list[str], busy_s: float, cpu_s: float) -> None:
+        """Count the keys as finished, and what they took."""
+        self.tally.finish.remote(self.name, keys, worker=WORKER, busy_s=busy_s, cpu_s=cpu_s)
+
+    def add_tokens(self, number: int, busy_s: float) -> None:
+        """Count tokens, and the wall seconds spent on them."""
+        self.tally.add_tokens.remote(self.name, number, worker=WORKER, busy_s=busy_s)
+
+
+class Clock:
+    """Adds up the wall and CPU seconds of this process over the calls it times."""
+
+    def __init__(self) -> None:
+        self.busy_s = 0.0
+        self.cpu_s = 0.0
+
+    def time(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Run `call(*args)` and add what it took."""
+        busy_s, cpu_s = time.perf_counter(), time.process_time()
+        try:
+            return call(*args)
+        finally:
+            self.busy_s += time.perf_counter() - busy_s
+            self.cpu_s += time.process_time() - cpu_s

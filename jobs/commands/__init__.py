@@ -1,1 +1,0 @@
-"""The commands of `longvlm`, by what they are for."""

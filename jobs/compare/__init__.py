@@ -1,0 +1,1 @@
+"""Transformers' own path beside answers from stored tokens."""

@@ -1,0 +1,52 @@
+"""The command that compares two paths to an answer: compare."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longvlm.jobs.options import AS_JSON
+
+
+@click.command()
+@click.argument("source")
+@click.option("--model", required=True, metavar="M", help="Folder or hub id of a LLaVA or LongVLM, or tinyworld.")
+@click.option(
+    "--questions", required=True, metavar="FILE", help="As for answer; right answers, if any, in a column `answer`."
+)
+@click.option("--sample", type=int, default=10, show_default=True, help="How many videos, drawn at random.")
+@click.option(
+    "--budgets",
+    metavar="N,N,...",
+    help="Visual tokens of a video; default: those of 1024,512,128 that the model holds.",
+)
+@click.option("--recipe", metavar="NAME|FILE", help="As for index; default: long.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path(), help="Folder for compare.png; default: the current one."
+)
+@AS_JSON
+def compare(*, source: str, budgets: str | None, out: Path, as_json: bool, **options: Any) -> None:
+    """Ask about some videos of SOURCE through transformers' own path and from stored tokens: what does merging cost?"""
+    from longvlm.jobs.compare.report import print_comparison, save_plot
+    from longvlm.jobs.compare.run import CompareOrder, read_budgets, run_compare
+    from longvlm.jobs.terminal import plot_folder
+    from longvlm.pipeline.source.corpus import Source
+
+    named = None if budgets is None else read_budgets(budgets)
+    folder = plot_folder(out, "--out")
+    comparison = run_compare(CompareOrder(Source(source), budgets=named, show_progress=not as_json, **options))
+    figures = comparison.figures()
+    plot = save_plot(figures, folder)
+    if as_json:
+        for row in (*comparison.rows(), *figures, {**comparison.summary(), "plot": plot and str(plot)}):
+            click.echo(json.dumps(row))
+    else:
+        print_comparison(comparison, plot)
+    for skipped in comparison.skipped:
+        click.echo("longvlm: skipped {video} ({error_code}): {error}".format(**skipped), err=True)

@@ -1,0 +1,302 @@
+"""What merging costs on one's own videos: transformers' own path beside stored tokens at several budgets.
+
+One process, with neither Ray nor a store: a sample of the videos is decoded, each once, and what an index would keep of
+them stays in memory. All paths are asked the same questions, greedily and in one precision, the tower included, so that
+stored rows differ by merging alone.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from longvlm.jobs.answer.options import fit_budget
+from longvlm.jobs.choose import absolute, choose_index_recipe
+from longvlm.jobs.compare.report import Comparison, Key, PathReport
+from longvlm.jobs.index.sample import Drawn, Watched, Watcher, draw
+from longvlm.pipeline.answering.questions import read_questions
+from longvlm.pipeline.answering.typed import as_request
+from longvlm.pipeline.engine.engine import Engine
+from longvlm.pipeline.engine.reference import Plain, PlainLlava, PlainLongVLM, View
+from longvlm.pipeline.engine.requests import Answer, Group
+from longvlm.pipeline.judging.agreement import read_right_answers
+from longvlm.pipeline.models.contract import LanguageModel, ModelSpec, Timeline
+from longvlm.pipeline.models.families import answers, describe_model, load_model, sight_of
+from longvlm.pipeline.models.longvlm.model import LongVLM, load_longvlm
+from longvlm.pipeline.models.markers import timeline_of
+from longvlm.pipeline.source.corpus import Source, list_source
+from longvlm.pipeline.vision.budget import fit
+from longvlm.pipeline.vision.tokens import VideoTokens
+from longvlm.pipeline.vision.tower import load_tower
+from longvlm.schemas.errors import InputError, PipelineError
+from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, Precision
+
+BUDGETS = (1024, 512, 128)  # where none are named: those of them that the model's context holds
+_FLOAT16_BYTES, _SIZE_AND_SPAN_BYTES = 2, 2 + 2 * 4  # of each channel of a stored token, and beside them
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CompareOrder:
+    """What to compare, and on what."""
+
+    source: Source
+    model: str
+    questions: str  # a question file
+    sample: int = 10  # videos
+    budgets: tuple[int, ...] | None = None  # visual tokens; None: those of BUDGETS that fit
+    recipe: str | None = None  # a name or a file; None: `long`
+    precision: Precision = "float32"
+    max_new_tokens: int = 256
+    seed: int = 0
+    show_progress: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A video as stored, and the places of its questions."""
+
+    tokens: VideoTokens
+    segments: list[dict[str, Any]]  # start_s and first_frame of each
+    whole: VideoTokens | None  # of the baseline's frames, nothing merged
+    places: list[int]
+
+
+def run_compare(order: CompareOrder) -> Comparison:
+    """Ask the questions about a sample of the videos along every path.
+
+    Raises:
+        InputError: the source, model, questions, sample, budgets or recipe cannot be used, or none of the videos.
+    """
+    if order.sample < 1:
+        raise InputError(f"a sample of {order.sample} videos has nothing to compare; use --sample 1 or more.")
+    if not answers(absolute(order.model)):
+        raise InputError(f"the model {order.model} is only a vision tower; name a LLaVA or LongVLM, which answers.")
+    questions = read_questions(order.questions)
+    drawn, num_elsewhere = draw(list_source(order.source), questions, order.sample, order.seed)
+    asked = _with_right_answers(order, questions, drawn)
+    index_recipe, model = choose_index_recipe(None, order.model, order.recipe, None)
+    index_recipe, spec = replace(index_recipe, precision=order.precision), describe_model(model)
+    _check_fit(index_recipe, spec)
+    budgets = _fit_budgets(order, spec)
+
+    run = _Run(order, spec, index_recipe, asked)
+    run.comparison.num_elsewhere = num_elsewhere
+    if spec.family == "longvlm":
+        longvlm = load_longvlm(model, order.precision, run.device)
+        run.ask_longvlm(longvlm, drawn)
+        language_model: LanguageModel = longvlm
+    else:
+        run.ask_llava(drawn)
+        gc.collect()  # transformers' copy of the weights goes before the engine's comes
+        language_model = load_model(model, order.precision, run.device)
+        run.ask_engine(language_model, "unmerged", "stored, the same frames unmerged", _whole)
+    said = "stored, all that the context holds" if run.overflows else "stored, in full"
+    run.ask_engine(language_model, "full", said, run.in_full)
+    for budget in budgets:
+        run.ask_engine(language_model, f"budget-{budget}", f"stored, budget {budget}", partial(run.within, budget))
+    return run.comparison
+
+
+class _Run:
+    """What all paths of a run share, and the comparison that it fills in."""
+
+    def __init__(
+        self, order: CompareOrder, spec: ModelSpec, index_recipe: IndexRecipe, questions: dict[int, dict[str, Any]]
+    ) -> None:
+        self.order, self.spec, self.index_recipe = order, spec, index_recipe
+        self.recipe = AnswerRecipe(
+            model=spec.name,
+            weights=spec.weights,
+            index_recipe=index_recipe.fingerprint,
+            template=spec.templates[0],
+            precision=order.precision,
+            budget=fit_budget(spec, None, order.max_new_tokens),
+            focus="even",
+            max_new_tokens=order.max_new_tokens,
+        )
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        about = {"recipe": index_recipe.name, "precision": order.precision, "seed": order.seed}
+        self.comparison = Comparison(questions, about)
+        self.seen: list[_Seen] = []
+        self.num_beside = sight_of(spec.name).num_marker_tokens
+
+    # --- a video as stored ---
+
+    def within(self, budget: int | None, video: _Seen) -> VideoTokens:
+        """Its tokens within a budget; neighbouring segments are merged where that cannot hold all of them."""
+        recipe, num_global = replace(self.recipe, budget=budget), self.spec.num_global_tokens
+        return fit(video.tokens, recipe, num_global=num_global, num_beside=self.num_beside)
+
+    def in_full(self, video: _Seen) -> VideoTokens:
+        """Its tokens, or as many as the model's context holds."""
+        return self.within(self.recipe.budget, video)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether any video has more tokens than the model's context holds."""
+        budget, num_global = self.recipe.budget or 0, self.spec.num_global_tokens
+        beside = (self.num_beside * len(video.tokens.counts) for video in self.seen)
+        return any(
+            len(one.tokens.local) + num_global + also > budget for one, also in zip(self.seen, beside, strict=True)
+        )
+
+    def prefix(self, tokens: VideoTokens) -> Tensor:
+        """What the model's projector is given of them."""
+        return tokens.prefix(with_global=self.spec.num_global_tokens > 0)
+
+    def timeline(self, tokens: VideoTokens, video: _Seen) -> Timeline:
+        """When the segments of such a prefix began."""
+        return timeline_of(tokens, video.segments, self.spec.num_global_tokens)
+
+    # --- the baseline ---
+
+    def ask_llava(self, drawn: list[Drawn]) -> None:
+        """The baseline of a LLaVA: transformers' own model over the frames themselves."""
+        plain = PlainLlava(self.spec.name, self.recipe, self.device)
+        most_frames = plain.most_frames(self.recipe.budget or 0)
+        if not most_frames:
+            raise InputError(
+                f"not one frame fits the {self.spec.context} tokens of context that {self.spec.name} has beside a "
+                f"question and {self.order.max_new_tokens} new tokens; lower --max-new-tokens."
+            )
+        self._ask_plainly(plain, lambda watched, _: plain.show(watched.frames), drawn, most_frames)
+        counts = sorted({sum(video.whole.num_frames) for video in self.seen if video.whole is not None})
+        number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        self.comparison.baseline = (
+            f"transformers' {plain.name} over {number} frames of a video, out of the recipe's as many as its context "
+            "holds, evenly chosen; it looks at them again with every question."
+        )
+
+    def ask_longvlm(self, model: LongVLM, drawn: list[Drawn]) -> None:
+        """The baseline of a LongVLM: its language model by transformers' own generate, over what is stored in full."""
+        plain = PlainLongVLM(model, self.recipe)
+
+        def show(_: Watched, video: _Seen) -> View:
+            tokens = self.in_full(video)
+            return plain.show(self.prefix(tokens), self.timeline(tokens, video))
+
+        self._ask_plainly(plain, show, drawn, 0)
+        self.comparison.baseline = (
+            "transformers knows no LongVLM, so this is its language model over all stored tokens that its context "
+            "holds, one question at a time by transformers' generate."
+        )
+
+    def _ask_plainly(
+        self, plain: Plain, show: Callable[[Watched, _Seen], View], drawn: list[Drawn], most_frames: int
+    ) -> None:
+        """Watch every video once and ask about it at once: no frame is kept any longer. Broken videos are skipped."""
+        given: dict[Key, Answer] = {}
+        tower = load_tower(self.index_recipe.tower.name, self.order.precision, self.device)
+        with Watcher(self.index_recipe, tower, most_frames) as watcher:
+            for video, places in self._shown(drawn, "watching", len(drawn)):
+                try:
+                    watched = watcher.watch(video)
+                except PipelineError as error:
+                    skipped = {"video": video["uri"], "error_code": error.code.value, "error": error.message}
+                    self.comparison.skipped.append(skipped)
+                    continue
+                number = len(self.seen)
+                self.seen.append(_Seen(watched.tokens, watched.segments, watched.whole, places))
+                self.comparison.videos.append(video["uri"])
+                view = show(watched, self.seen[-1])
+                for place in places:
+                    request = as_request((number, place), self.comparison.questions[place])
+                    given[number, place] = plain.answer(view, request)
+        if not self.seen:
+            first = self.comparison.skipped[0]
+            raise InputError(
+                f"not one video of the sample can be watched: {first['video']} has {first['error_code']} "
+                f"({first['error'].rstrip('.')}); name others, or draw again with another --seed."
+            )
+        seconds = sum(answer.latency_ms for answer in given.values()) / 1e3
+        said = "transformers, over frames" if most_frames else "transformers' generate, over tokens"
+        self.comparison.paths.append(PathReport("baseline", said, given, seconds, []))
+
+    # --- stored tokens ---
+
+    def ask_engine(self, model: LanguageModel, name: str, said: str, see: Callable[[_Seen], VideoTokens]) -> None:
+        """One path over stored tokens; `see` says what of a video's."""
+        given: dict[Key, Answer] = {}
+        stored_bytes: list[int] = []
+
+        def groups() -> Iterator[Group]:
+            for number, video in enumerate(self.seen):
+                tokens = see(video)
+                stored_bytes.append(bytes_of(tokens))
+                questions = ((place, self.comparison.questions[place]) for place in video.places)
+                requests = [as_request((number, place), question) for place, question in questions]
+                timeline = self.timeline(tokens, video)
+                yield Group(self.prefix(tokens), requests, tokens.num_whole_frames, timeline)
+
+        engine, started_s = Engine(model, self.recipe), time.perf_counter()
+        num_questions = sum(len(video.places) for video in self.seen)
+        for answer in self._shown(engine.answer(groups()), said, num_questions):
+            given[answer.key] = replace(answer, attention=None)  # type: ignore[index] # keys are as made above
+        seconds = time.perf_counter() - started_s
+        in_order = dict(sorted(given.items()))
+        self.comparison.paths.append(PathReport(name, said, in_order, seconds, stored_bytes))
+
+    def _shown(self, work: Iterable[T], what: str, total: int) -> Iterable[T]:
+        """Some work with a bar on stderr."""
+        console = Console(stderr=True)
+        is_shown = self.order.show_progress and console.is_terminal
+        return track(work, what, total, console=console, transient=True, disable=not is_shown)
+
+
+def read_budgets(text: str) -> tuple[int, ...]:
+    """The numbers of a list such as 1024,512; InputError if it holds anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise InputError(f"the budgets {text!r} are not numbers of visual tokens; write them as 1024,512,128.")
+    return tuple(map(int, parts))
+
+
+def bytes_of(tokens: VideoTokens) -> int:
+    """What a store's blobs take for a video: tokens and CLS in float16, a size and a span for each token."""
+    num_cls = len(tokens.counts) * tokens.num_global_tokens
+    return _FLOAT16_BYTES * tokens.dim * (len(tokens.local) + num_cls) + _SIZE_AND_SPAN_BYTES * len(tokens.local)
+
+
+def _whole(video: _Seen) -> VideoTokens:
+    assert video.whole is not None, "a LLaVA's baseline has seen frames"
+    return video.whole
+
+
+def _with_right_answers(order: CompareOrder, questions: pa.Table, drawn: list[Drawn]) -> dict[int, dict[str, Any]]:
+    """The questions about the sample, by their place in the file."""
+    places = sorted({place for _, places in drawn for place in places})
+    asked = dict(zip(places, questions.take(pa.array(places, pa.int64())).to_pylist(), strict=True))
+    right = read_right_answers(order.questions, asked)
+    return {place: question | {"right": right[place]} for place, question in asked.items()}
+
+
+def _check_fit(recipe: IndexRecipe, spec: ModelSpec) -> None:
+    """InputError unless the model can read what the recipe keeps: a recipe file may say otherwise."""
+    num_states = recipe.tower.num_layers + 1
+    layers = {layer % num_states for layer in (spec.feature_layer, recipe.feature_layer)}
+    is_fit = spec.mm_hidden_size == recipe.tower.dim and len(layers) == 1
+    if not is_fit or spec.num_global_tokens not in (0, recipe.num_global_layers):
+        raise InputError(
+            f"the model {spec.name} reads tokens {spec.mm_hidden_size} wide of hidden state {spec.feature_layer} and "
+            f"{spec.num_global_tokens} global ones, but the recipe {recipe.name} keeps tokens {recipe.tower.dim} wide "
+            f"of hidden state {recipe.feature_layer} and {recipe.num_global_layers} global ones; leave feature_layer "
+            "and num_global_layers out of the recipe, and let the model's tower be its own."
+        )
+
+
+def _fit_budgets(order: CompareOrder, spec: ModelSpec) -> tuple[int, ...]:
+    """The budgets, each once, the largest first; InputError if the model's context does not hold one that is named."""
+    room = fit_budget(spec, None, order.max_new_tokens)
+    named = [fit_budget(spec, budget, order.max_new_tokens) for budget in order.budgets or ()]
+    found = named or [budget for budget in BUDGETS if spec.num_global_tokens < budget < room]
+    return tuple(sorted(set(found), reverse=True))

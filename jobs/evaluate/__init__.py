@@ -1,0 +1,1 @@
+"""A benchmark or labels to figures."""

@@ -1,0 +1,78 @@
+"""The command that says how good answers are: evaluate."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, stop_if, without_secrets
+from longvlm.schemas.errors import InputError
+
+TINYWORLD = "tinyworld"
+
+
+@click.command()
+@click.option(
+    "--store",
+    default="",
+    metavar="S",
+    callback=without_secrets,
+    help="Folder or bucket prefix that holds the tables; default, for tinyworld alone: a temporary one.",
+)
+@click.option(
+    "--benchmark",
+    metavar="NAME",
+    help="videochatgpt-correctness, -detail, -context, -temporal or -consistency; activitynet-qa, msrvtt-qa, msvd-qa; "
+    "or tinyworld, which brings its own videos.",
+)
+@click.option("--questions", metavar="FILE", help="The benchmark's question file, as it is published.")
+@click.option("--answers", metavar="FILE", help="Its answer file, where the questions come without answers.")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="Your own right answers instead: CSV, JSONL, JSON or parquet with video, question, answer, perhaps type.",
+)
+@MODEL
+@click.option("--budget", type=click.IntRange(min=1), help="Most visual tokens of a video, as for answer.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--judge-url", metavar="URL", help="An OpenAI-compatible API, such as https://HOST/v1, that judges.")
+@click.option(
+    "--judge-model", metavar="M", help="Its model there; without a URL a folder or hub id. Default: exact match."
+)
+@click.option("--judge-key-env", metavar="NAME", help="The environment variable with its key; default: OPENAI_API_KEY.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of tinyworld; default: 0.")
+@click.option("--videos", type=click.IntRange(min=1), help="Of tinyworld; default: 100.")
+@click.option(
+    "--report", metavar="FOLDER", type=click.Path(path_type=Path), help="Also write report.md and plots there."
+)
+@RAY
+@AS_JSON
+def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_json: bool, **options: Any) -> None:
+    """Score a model's answers on a benchmark or on your own labels; nothing is asked or judged twice."""
+    from longvlm.jobs.evaluate.report import print_evaluation, save_report
+    from longvlm.jobs.evaluate.run import EvaluateOrder, JudgeOrder, run_evaluate
+    from longvlm.jobs.terminal import plot_folder
+
+    judge = JudgeOrder(*(options.pop(name) for name in ("judge_url", "judge_model", "judge_key_env")))
+    order = EvaluateOrder(judge=judge, show_progress=not as_json, **options)
+    if order.benchmark != TINYWORLD and (seed is not None or videos is not None):
+        raise InputError("--seed and --videos are of --benchmark tinyworld; other benchmarks have files.")
+    if order.benchmark != TINYWORLD and not order.store:
+        raise InputError("name the store whose videos are asked about: --store S.")
+    if report is not None:
+        plot_folder(report, "--report")
+    if order.benchmark == TINYWORLD and order.questions is None and order.labels is None:
+        from longvlm.jobs.evaluate.tinyworld import World, run_miniature
+
+        found = run_miniature(order, World(seed or 0, videos or 100))
+    else:
+        found = run_evaluate(order)
+    saved = save_report(found, report) if report is not None else None
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+    else:
+        print_evaluation(found, saved)
+    for note in found.notes:
+        click.echo(f"longvlm: {note}", err=True)
+    stop_if(found.stopped)

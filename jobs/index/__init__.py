@@ -1,0 +1,1 @@
+"""A source of videos to tokens in a store."""

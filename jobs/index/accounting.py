@@ -1,0 +1,160 @@
+"""The driver's book: every planned video ends as exactly one row, whatever Ray reports."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from longvlm.jobs.cluster import logs, metrics
+from longvlm.jobs.cluster.resources import COMMIT_EVERY_S
+from longvlm.jobs.cluster.retry import persist
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas import tables
+from longvlm.schemas.errors import ErrorCode
+from longvlm.schemas.identity import new_write_id
+
+_FACTS = ("duration_s", "fps", "width", "height", "num_frames", "codec", "decoder", "num_segments")
+
+
+@dataclass
+class Account:
+    """Videos planned in one wave, and the outcomes of their units as they come in."""
+
+    recipe: str
+    run_id: str
+    planned: dict[str, dict[str, Any]] = field(default_factory=dict)  # write_id -> PLAN row, until settled
+    landed: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)  # write_id -> unit -> outcome
+    settled: Counter[str] = field(default_factory=Counter)  # videos by status
+
+    def plan(self, work: list[dict[str, Any]]) -> pa.Table:
+        """Plan videos: a new write_id and one more attempt each. Returns tables.PLAN."""
+        rows = [video | {"write_id": new_write_id(), "attempts": (video["attempts"] or 0) + 1} for video in work]
+        self.planned |= {row["write_id"]: row for row in rows}
+        return pa.Table.from_pylist(rows, schema=tables.PLAN)
+
+    def add(self, outcomes: pa.Table) -> list[dict[str, Any]]:
+        """Take in tables.OUTCOMES; returns the VIDEOS rows (without seq) of the videos that this settles."""
+        settled = []
+        for outcome in outcomes.drop_columns(["tokens_shard", "segments_shard"]).to_pylist():
+            write_id = outcome["write_id"]
+            if write_id not in self.planned:  # failed by an earlier unit already
+                continue
+            units = self.landed.setdefault(write_id, {})
+            units[outcome["unit"]] = outcome
+            if outcome["error_code"] or len(units) == outcome["num_units"]:
+                settled.append(self._settle(write_id, outcome, units))
+        return settled
+
+    def _settle(self, write_id: str, outcome: dict[str, Any], units: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        failed = outcome["error_code"] is not None
+        row = self._close(write_id, "failed" if failed else "indexed", outcome["error_code"], outcome["error"])
+        row |= {name: outcome[name] for name in _FACTS}
+        row |= {name: sum(unit[name] or 0.0 for unit in units.values()) for name in ("decode_ms", "encode_ms")}
+        return row
+
+    def _close(self, write_id: str, status: str, error_code: str | None, error: str | None) -> dict[str, Any]:
+        self.landed.pop(write_id, None)
+        self.settled[status] += 1
+        return self.planned.pop(write_id) | {
+            "recipe": self.recipe,
+            "run_id": self.run_id,
+            "status": status,
+            "error_code": error_code,
+            "error": error,
+            "indexed_at": datetime.now(UTC).replace(tzinfo=None),
+        }
+
+    def unaccounted(self) -> list[dict[str, Any]]:
+        """Forget what is planned and not settled, and return it as work to plan again."""
+        lost = list(self.planned.values())
+        self.planned.clear()
+        self.landed.clear()
+        return lost
+
+    def lost(self, work: list[dict[str, Any]], passes: int) -> list[dict[str, Any]]:
+        """The failed VIDEOS rows of videos that vanished in every pass."""
+        self.planned |= {video["write_id"]: video for video in work}
+        message = (
+            f"its outcome was lost {passes} times with the workers that held it; see the cluster's logs, then retry."
+        )
+        return [self._close(video["write_id"], "failed", ErrorCode.LOST, message) for video in work]
+
+
+@dataclass
+class Counts:
+    """Where every listed video went; `check` proves that none is missing."""
+
+    listed: int = 0
+    indexed: int = 0
+    unchanged: int = 0
+    moved: int = 0  # under a new name; it took its tokens along
+    failed: int = 0
+    known_failed: int = 0
+    stale: int = 0  # indexed under another recipe only
+    forgotten: int = 0
+    not_attempted: int = 0
+    deleted: int = 0  # not listed any more: rows written by this run
+    gone: int = 0  # not listed any more and left as they are
+    failures: Counter[str] = field(default_factory=Counter)
+    video_seconds: float = 0.0
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Count settled VIDEOS rows."""
+        for row in rows:
+            self.not_attempted -= 1
+            if row["status"] == "indexed":
+                self.indexed += 1
+                self.video_seconds += row["duration_s"]
+            else:
+                self.failed += 1
+                self.failures[row["error_code"]] += 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts by name, failures by code."""
+        return {**vars(self), "failures": dict(self.failures), "video_seconds": round(self.video_seconds, 3)}
+
+    def check(self) -> None:
+        """Raise RuntimeError unless every listed video went exactly one way."""
+        done = self.indexed + self.failed + self.unchanged + self.moved
+        left = self.known_failed + self.stale + self.forgotten + self.not_attempted
+        if done + left != self.listed or self.not_attempted < 0:
+            raise RuntimeError(f"the counts do not add up: {self}")
+
+
+class Commits:
+    """Gathers closed shards and settled rows, and commits them every two minutes and at the end."""
+
+    def __init__(self, store: Store, counts: Counts) -> None:
+        self.store = store
+        self.counts = counts
+        self.last_s = time.time()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.outcomes: list[pa.Table] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, outcomes: pa.Table | None, rows: list[dict[str, Any]]) -> None:
+        """Take in outcomes and the VIDEOS rows that they settled."""
+        self.outcomes += [] if outcomes is None else [outcomes]
+        self.rows += rows
+        metrics.QUEUE.record(self.counts.not_attempted - len(self.rows), job="index")
+        if time.time() - self.last_s > COMMIT_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what there is: tokens and segments, then the rows that make them exist."""
+        if self.outcomes or self.rows:
+            outcomes = pa.concat_tables([tables.OUTCOMES.empty_table(), *self.outcomes])
+            rows = pa.Table.from_pylist(self.rows, schema=tables.VIDEOS)
+            with metrics.timed_commit("index", outcomes):
+                persist(self.store.uri, self.store.commit, outcomes, rows)
+            self.counts.add(self.rows)
+            metrics.count_settled(self.rows)
+            logs.failures(self.rows)
+            logs.committed("index", self.rows[0]["run_id"] if self.rows else None, len(self.rows))
+            self.last_s = time.time()
+        self._clear()

@@ -1,0 +1,106 @@
+"""Commands that change what is indexed: index."""
+
+import json
+from typing import Any
+
+import click
+
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if
+from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
+
+
+@click.command()
+@click.argument("source")
+@STORE
+@MODEL
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="paper, long, tiny, or a TOML/JSON file; default: the store's, or long."
+)
+@click.option("--decode", type=click.Choice(["exact", "keyframe"]), help="Decode every frame, or only keyframes.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below SOURCE that match; may be repeated.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No paths below SOURCE that match; may be repeated.")
+@click.option("--limit", type=click.IntRange(min=1), help="Index at most this many videos now.")
+@click.option(
+    "--retry-failed",
+    multiple=True,
+    is_flag=False,
+    flag_value=ANY_CODE,
+    type=click.Choice([ANY_CODE, *(code.value for code in ErrorCode)]),
+    metavar="[CODE]",
+    help="Try videos again that failed before (with CODE, only of that; may be repeated) and have not changed.",
+)
+@click.option("--restale", is_flag=True, help="Also index videos that are indexed under another recipe only.")
+@click.option("--prune", is_flag=True, help="Delete from the store what the source no longer has.")
+@click.option(
+    "--allow-mass-delete", is_flag=True, help="Let --prune delete more than a fifth of what is known of the source."
+)
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="End well after so many hours.")
+@click.option(
+    "--max-failed",
+    type=click.FloatRange(0, 1),
+    default=0.2,
+    show_default=True,
+    help="End with exit code 1 when, after 200 outcomes, more than this share failed.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what there is to do and what it would take; change nothing.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --dry-run: really watch N videos at random, keep nothing of them, and project from those.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the draw of --sample; default: 0.")
+@click.option(
+    "--gpu-price", type=click.FloatRange(min=0), metavar="P", help="Of an hour of a GPU: --sample projects the cost."
+)
+@click.option("--cpu-price", type=click.FloatRange(min=0), metavar="P", help="Of an hour of a CPU core, likewise.")
+@RAY
+@AS_JSON
+def index(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Watch the videos of SOURCE (a folder, bucket prefix or manifest) once and keep their tokens in the store."""
+    from longvlm.jobs.index.order import IndexOrder
+    from longvlm.pipeline.source.corpus import Source
+
+    dry_run = options.pop("dry_run")
+    asked = {name: options.pop(name) for name in ("sample", "seed", "gpu_price", "cpu_price")}
+    order = IndexOrder(Source(source, include, exclude), show_progress=not as_json, **options)
+    if dry_run:
+        _forecast(order, asked, as_json=as_json)
+        return
+    if any(value is not None for value in asked.values()):
+        raise InputError("--sample, --seed, --gpu-price and --cpu-price go with --dry-run; add it, or leave them out.")
+    _index(order, as_json=as_json)
+
+
+def _forecast(order: Any, asked: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a run would take."""
+    from longvlm.jobs.index.forecast import ForecastOrder, forecast, print_forecast
+
+    found = forecast(ForecastOrder(order, **asked))
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+    else:
+        print_forecast(found)
+    stop_if(found.stopped)
+
+
+def _index(order: Any, *, as_json: bool) -> None:
+    """Run, and print what came of it."""
+    from longvlm.jobs.index.run import run_index
+    from longvlm.jobs.terminal import print_report
+
+    report = run_index(order)
+    counts = report.as_json()
+    if as_json:
+        click.echo(json.dumps(counts))
+    else:
+        print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
+        hint(
+            report.counts.stale,
+            "videos are indexed under another recipe only; --restale indexes them under this one too",
+        )
+        hint(report.counts.known_failed, "videos are known to fail and unchanged; --retry-failed tries them again")
+        hint(report.counts.gone, "videos are gone from the source and still answer; --prune deletes them")
+        hint(report.counts.forgotten, "videos were forgotten and are left out as long as their files remain")
+        hint(report.out_of_time * report.counts.not_attempted, "videos were not reached in --max-hours; run it again")
+    stop_if(report.stopped)

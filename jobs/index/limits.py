@@ -1,0 +1,38 @@
+"""When a run ends before its work does: the hours it was given, and the share of failures it may have."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from longvlm.jobs.cluster.resources import MIN_OUTCOMES
+
+
+class OutOfTimeError(Exception):
+    """The time that a run was given is over: it ends well, with some videos not attempted."""
+
+
+class TooManyFailuresError(Exception):
+    """So many videos of a run fail that something else than the videos is likely to be wrong."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run ends before its work does."""
+
+    max_hours: float | None
+    max_failed: float  # of the outcomes, as a fraction
+    started_s: float  # seconds since the epoch
+
+    def check(self, settled: Counter[str]) -> None:
+        """Raise OutOfTimeError or TooManyFailuresError if it is time to end.
+
+        Args:
+            settled: this run's outcomes so far, by status.
+        """
+        if settled.total() >= MIN_OUTCOMES and settled["failed"] > self.max_failed * settled.total():
+            raise TooManyFailuresError(
+                f"{settled['failed']} of {settled.total()} videos failed, more than --max-failed allows; "
+                "`longvlm sql` on the view failures says of what"
+            )
+        if self.max_hours is not None and time.time() - self.started_s > self.max_hours * 3600:
+            raise OutOfTimeError

@@ -1,0 +1,127 @@
+"""The index job's stages 4 to 6 as Ray Data runs them: each wraps one operator and reports to the tally."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from longvlm.jobs.cluster import logs, metrics
+from longvlm.jobs.cluster.resources import DECODE_DEADLINE_S, DECODE_MEMORY_BYTES
+from longvlm.jobs.cluster.retry import persist
+from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, WORKER, Stage
+from longvlm.pipeline.decode.isolate import Decoder
+from longvlm.pipeline.decode.units import failed_unit, watch
+from longvlm.pipeline.source.scratch import ScratchFolder
+from longvlm.pipeline.store.shards import write_shards
+from longvlm.schemas import tables
+from longvlm.schemas.errors import ErrorCode, TerminalError
+from longvlm.schemas.recipe import from_spec
+
+
+class Watch:
+    """Stage 4: planned videos to frames, a unit at a time. One actor holds one killable decoder child."""
+
+    def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
+        self.recipe = from_spec(recipe)
+        self.stage = Stage("decode", tally)
+        self.stage.start_logs()
+        self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
+        self.scratch = ScratchFolder()
+
+    def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
+        """PLAN rows in, FRAMES rows out, each as soon as it is decoded."""
+        attempts = self.stage.attempts(plan["write_id"].to_pylist())
+        for video, begun in zip(plan.to_pylist(), attempts, strict=True):
+            if begun >= MAX_ATTEMPTS:
+                yield _noted(failed_unit(video, killer("decoder")))
+                continue
+            with self.stage.work([video["write_id"]]) as clock:
+                units = watch(video, self.recipe, self.decoder, self.scratch.name)
+                while (frames := clock.time(next, units, None)) is not None:
+                    clock.cpu_s += frames["decode_ms"][0].as_py() / 1000  # burnt in the child
+                    yield _noted(frames)
+
+
+class Encode:
+    """Stage 5: frames to merged tokens. One actor holds one tower, on a GPU where the cluster has one."""
+
+    def __init__(self, recipe: dict[str, Any], tally: Any, device: str, num_threads: int) -> None:
+        # Decoders share the cores: OpenMP threads that spin while they wait would burn what decoding needs (measured:
+        # seven times the CPU seconds). Has to be said before torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        import torch
+
+        from longvlm.pipeline.vision.tower import load_tower
+
+        torch.set_num_threads(num_threads)
+        self.recipe = from_spec(recipe)
+        self.stage = Stage("encode", tally)
+        self.stage.start_logs()
+        self.tower = load_tower(self.recipe.tower.name, self.recipe.precision, device)
+
+    def __call__(self, frames: pa.Table) -> pa.Table:
+        """FRAMES rows in, ENCODED rows out, in the same order."""
+        units = frames.select(["write_id", "unit"]).to_pylist()
+        keys = [f"{unit['write_id']}/{unit['unit']}" for unit in units]
+        attempts = self.stage.attempts(keys)
+        if not any(attempts):
+            return self._encode(frames, keys)
+        # One of these may have killed the last worker. Alone, it cannot take the blame to its neighbours.
+        alone = [
+            self._encode(frames.slice(i, 1), [key]) if attempts[i] < MAX_ATTEMPTS else _refused(frames.slice(i, 1))
+            for i, key in enumerate(keys)
+        ]
+        return pa.concat_tables(alone)
+
+    def _encode(self, frames: pa.Table, keys: list[str]) -> pa.Table:
+        from longvlm.pipeline.vision.encode import encode_units
+
+        with self.stage.work(keys) as clock:
+            encoded: pa.Table = clock.time(encode_units, frames, self.tower, self.recipe)
+        was_good = frames["error_code"].is_null()  # what failed before was said before
+        logs.failures(encoded.select(["video_id", "error_code", "error"]).filter(was_good).to_pylist())
+        return encoded
+
+
+def _noted(frames: pa.Table) -> pa.Table:
+    """The units as they are, counted, and with a line in the log for each that failed."""
+    metrics.count_frames(frames)
+    logs.failures(frames.select(["video_id", "error_code", "error"]).to_pylist())
+    return frames
+
+
+def killer(worker: str) -> TerminalError:
+    """The error of a unit that was at work in several workers that died."""
+    return TerminalError(
+        ErrorCode.LOST,
+        f"{MAX_ATTEMPTS} {worker} workers died while working on this video; retry it alone with more memory.",
+    )
+
+
+def _refused(frames: pa.Table) -> pa.Table:
+    row = {name: frames[name][0].as_py() for name in tables.ENCODED.names if name in frames.column_names}
+    error = killer("encoder")
+    row |= {"error_code": error.code, "error": error.message, "encode_ms": 0.0, "segments": []}
+    logs.failures([row])
+    return pa.Table.from_pylist([row], schema=tables.ENCODED)
+
+
+class Write:
+    """Stage 6: tokens to a closed shard of each table.
+
+    Keeps nothing between calls, and the shards are closed before a call returns, so that Ray may run it again at any
+    time: the shards of a call that did not return are referenced by nobody. An actor all the same, because Ray starts a
+    process for a task that comes once in a while, which costs more than the writing.
+    """
+
+    def __init__(self, store_uri: str, recipe: str, tally: Any) -> None:
+        self.store_uri = store_uri
+        self.recipe = recipe
+        self.stage = Stage("write", tally)
+
+    def __call__(self, encoded: pa.Table) -> pa.Table:
+        """ENCODED rows in, OUTCOMES rows out."""
+        with self.stage.work([f"{WORKER}/{time.monotonic_ns()}"]) as clock:
+            return clock.time(persist, self.store_uri, write_shards, self.store_uri, encoded, self.recipe)

@@ -1,0 +1,1 @@
+"""Several small jobs that keep a store running: nightly, maintain, forget, doctor, submit."""

@@ -1,0 +1,164 @@
+"""Alerts: named queries over a store; one that returns rows is told to somebody."""
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import duckdb
+import pyarrow as pa
+
+from longvlm.pipeline.store import access, catalog
+from longvlm.pipeline.store.catalog import plain
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas import tables
+from longvlm.schemas.errors import InputError
+
+MAX_ROWS = 20  # of an alert are posted, and their number
+_ROWS_IN_TEXT = 3
+_WAITS_S = (1.0, 5.0)  # between the tries of one post
+_TIMEOUT_S = 15.0
+_NAME = re.compile(r"^--[ \t]*name:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+_TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to a store whose every answer is bad news."""
+
+    name: str
+    sql: str
+
+
+@dataclass
+class AlertsReport:
+    """What came of the alerts."""
+
+    raised: dict[str, int] = field(default_factory=dict)  # name -> number of rows
+    posted: int = 0
+    problems: list[str] = field(default_factory=list)  # queries that cannot run, posts that did not get through
+
+    def as_json(self) -> dict[str, Any]:
+        """The part `alerts` of a nightly's counts."""
+        stopped = "; ".join(self.problems) or None
+        return {"raised": self.raised, "num_raised": len(self.raised), "posted": self.posted, "stopped": stopped}
+
+
+def read_alerts(path: str | None) -> list[Query]:
+    """The queries of a file, or those that come with the project.
+
+    Raises:
+        InputError: it cannot be read, a query has no name or another's, or is not one SELECT.
+    """
+    try:
+        text = (Path(path) if path else files("longvlm.schemas") / "alerts.sql").read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the alerts {path} cannot be read ({error}); name a file of SQL.") from error
+    before, *parts = _NAME.split(text)
+    queries = [Query(name, sql) for name, sql in zip(parts[::2], parts[1::2], strict=True)]
+    if not queries or re.sub(r"--.*", "", before).strip():
+        raise InputError(f"the alerts {path} have a query without a name; put a line `-- name: ...` above each.")
+    if len({query.name for query in queries}) < len(queries):
+        raise InputError(f"two of the alerts {path} have the same name; give each its own.")
+    with duckdb.connect() as con:
+        for query in queries:
+            try:
+                catalog.check_select(con, query.sql)
+            except (InputError, duckdb.Error) as error:
+                reason = catalog.first_line(error)
+                raise InputError(f"the alert {query.name!r} must be one SELECT statement ({reason}).") from error
+    return queries
+
+
+def check_webhook(url: str | None) -> None:
+    """Raise InputError for what is no http address; what it says is a secret and not repeated."""
+    if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+        raise InputError("the webhook must be an http:// or https:// address.")
+
+
+def run_alerts(
+    snapshot: Snapshot, run: dict[str, Any], queries: list[Query], about: str, url: str | None
+) -> AlertsReport:
+    """Ask all queries, and post those that return rows. One that fails keeps none of the others back.
+
+    They read the store and nothing else, since what they find leaves the house.
+
+    Args:
+        snapshot: of the store.
+        run: the row of the run under way, as it will stand in `runs`.
+        queries: from `read_alerts`.
+        about: the store's address, for who reads the post.
+        url: of the webhook; None posts nothing.
+    """
+    report = AlertsReport()
+    with catalog.connect(snapshot) as con:
+        con.register("run_under_way", pa.Table.from_pylist([run], tables.RUNS))
+        con.execute(
+            "CREATE OR REPLACE VIEW runs AS SELECT *, make_timestamp(seq) AS finished_at "
+            "FROM (FROM ledger_runs UNION ALL BY NAME FROM run_under_way)"
+        )
+        access.seal(con, snapshot)
+        for query in queries:
+            try:
+                found = catalog.query(con, query.sql)
+            except InputError as error:
+                report.problems.append(f"the alert {query.name!r}: {error}")
+                continue
+            if not len(found):
+                continue
+            report.raised[query.name] = len(found)
+            if url:
+                problem = post(url, message(query.name, found, about, run["run_id"]))
+                report.posted += problem is None
+                report.problems += [f"the alert {query.name!r} was not posted: {problem}"] if problem else []
+    return report
+
+
+def message(name: str, found: pa.Table, about: str, run_id: str) -> dict[str, Any]:
+    """What is posted: `text` is what chat services show, the rest is for programs."""
+    rows = found.slice(0, MAX_ROWS).to_pylist()
+    rows = json.loads(json.dumps(rows, default=plain), parse_constant=lambda _: None)  # JSON knows no NaN
+    told = [", ".join(f"{key} {value}" for key, value in row.items()) for row in rows[:_ROWS_IN_TEXT]]
+    more = ["..."] if len(found) > _ROWS_IN_TEXT else []
+    text = "\n".join([f"longvlm: {name} ({about})", *told, *more])
+    return {"text": text, "alert": name, "store": about, "run_id": run_id, "rows": rows, "num_rows": len(found)}
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirected post would arrive as a GET, and a sign-in page would pass for success."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow nothing: it becomes an HTTPError."""
+
+
+def post(url: str, body: dict[str, Any]) -> str | None:
+    """Post JSON, a bounded number of times; returns why it did not get through, if it did not.
+
+    The standard library does, since no answer is read and nothing is kept open. The reason never repeats the address,
+    whose path is the password of most services.
+    """
+    opener = urllib.request.build_opener(_NoRedirects)
+    request = urllib.request.Request(  # noqa: S310 - the scheme was checked
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    problem = None
+    for wait_s in (0.0, *_WAITS_S):
+        time.sleep(wait_s)
+        try:
+            with opener.open(request, timeout=_TIMEOUT_S):
+                return None
+        except urllib.error.HTTPError as error:
+            problem = f"{urlsplit(url).hostname} answered {error.code} {error.reason}"
+            if error.code not in _TRY_AGAIN:
+                return problem
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            problem = f"{urlsplit(url).hostname} cannot be reached ({reason})"
+    return problem

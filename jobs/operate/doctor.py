@@ -1,0 +1,289 @@
+"""What a run needs, tried where a run needs it: in a worker on every node of the cluster."""
+
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.table import Table
+
+from longvlm.jobs.choose import choose_index_recipe
+from longvlm.jobs.cluster.resources import DECODE_MEMORY_BYTES
+from longvlm.jobs.cluster.session import connect, failure_of
+from longvlm.jobs.runs import VERSIONS
+from longvlm.jobs.terminal import terminal
+from longvlm.pipeline.decode import video
+from longvlm.pipeline.decode.isolate import Decoder
+from longvlm.pipeline.source.copies import locate
+from longvlm.pipeline.source.corpus import Source, list_pages, nothing_in
+from longvlm.pipeline.store import catalog, lease
+from longvlm.pipeline.store.files import canonical, filesystem, is_local
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.vision.tower import load_tower
+from longvlm.schemas.errors import InputError
+
+_PATIENCE_S = 300.0  # for a node to start a worker and load a tower
+_CHILD_S = 60.0  # for a decoder's child to start
+_MIN_SCRATCH_BYTES = 2 << 30  # a few downloaded videos
+_LIBRARIES = ("av", "decord", *VERSIONS)
+_OPTIONAL = ("decord",)  # there are none for some platforms; PyAV stands in
+
+
+@dataclass(frozen=True)
+class DoctorOrder:
+    """What a run would be given."""
+
+    source: str
+    store: str
+    model: str | None = None
+    ray_address: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried."""
+
+    node: str  # its address; `here` for where the command was given
+    check: str
+    ok: bool
+    detail: str
+    advice: str = ""  # what to do, where it is not well
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What a worker is told."""
+
+    order: DoctorOrder
+    node: str
+    has_gpu: bool
+    beacon: str  # an object in the store that was written by the driver; empty where it could not be
+    versions: dict[str, str | None]
+
+
+def examine(order: DoctorOrder) -> list[Finding]:
+    """Try everything on every node; returns what was found, node by node.
+
+    Raises:
+        InputError: no cluster answers at the address, or no store can be at its own.
+    """
+    canonical(order.store)
+    connect(order.ray_address)
+    with _beacon(order.store) as (beacon, findings):
+        asked = {}
+        for node in (node for node in ray.nodes() if node["Alive"]):
+            has_gpu = node["Resources"].get("GPU", 0) > 0
+            ask = _Ask(order, node["NodeManagerAddress"], has_gpu, beacon, _versions())
+            remote = ray.remote(num_cpus=0, num_gpus=0.01 if has_gpu else 0, max_retries=0)(_examine_node)
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[remote.options(scheduling_strategy=here).remote(ask)] = ask.node
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
+        for task, node in asked.items():
+            findings.extend(_answer_of(task, node) if task in done else [_silent(node)])
+    return findings
+
+
+def _answer_of(task: Any, node: str) -> list[Finding]:
+    try:
+        found: list[Finding] = ray.get(task)
+    except ray.exceptions.RayError as error:
+        advice = "Install the same longvlm-index in the cluster's image, or send it along with `longvlm submit`."
+        return [Finding(node, "worker", ok=False, detail=failure_of(error), advice=advice)]
+    return found
+
+
+def _silent(node: str) -> Finding:
+    detail = f"no worker answered within {_PATIENCE_S:.0f} s"
+    return Finding(
+        node, "worker", ok=False, detail=detail, advice="Is the node busy or its GPU taken? See `ray status`."
+    )
+
+
+@contextmanager
+def _beacon(store_uri: str) -> Iterator[tuple[str, list[Finding]]]:
+    """An object in the store for the workers to find, and what came of writing it; nothing stays behind."""
+    uri = f"{canonical(store_uri)}/.doctor-{uuid.uuid4()}"
+    made = _missing_folders(uri)
+    try:
+        lease.create(uri, b"doctor")
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is what is asked
+        advice = "Check the store's address, your credentials and your rights."
+        yield "", [Finding("here", "store", ok=False, detail=_said(error), advice=advice)]
+    else:
+        try:
+            yield uri, []
+        finally:
+            fs, path = filesystem(uri)
+            fs.rm_file(path)
+    finally:
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _missing_folders(uri: str) -> list[Path]:
+    """The folders that writing a local file would make, the innermost first."""
+    return [folder for folder in Path(uri).parents if not folder.exists()] if is_local(uri) else []
+
+
+def _examine_node(ask: _Ask) -> list[Finding]:
+    """Runs in a worker."""
+    return [_try(ask, *check) for check in _CHECKS]
+
+
+def _try(ask: _Ask, name: str, check: Callable[[_Ask], str], advice: str) -> Finding:
+    try:
+        detail = check(ask)
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is what is asked
+        return Finding(ask.node, name, ok=False, detail=_said(error), advice=advice)
+    return Finding(ask.node, name, ok=True, detail=detail)
+
+
+def _said(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, InputError | _UnwellError) else f"{type(error).__name__}: {text}"
+
+
+class _UnwellError(Exception):
+    """What a check found to be wrong, as a sentence."""
+
+
+def _versions() -> dict[str, str | None]:
+    """What is installed here, with Python itself; None of what is not."""
+    found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _libraries(ask: _Ask) -> str:
+    here = _versions()
+    missing = [name for name, found in here.items() if found is None and name not in _OPTIONAL]
+    other = [
+        f"{name} {here[name]} (driver: {found})"
+        for name, found in ask.versions.items()
+        if found and here[name] != found
+    ]
+    if missing or other:
+        raise _UnwellError("; ".join([*(f"{name} is not installed" for name in missing), *other]))
+    return ", ".join(f"{name} {found}" for name, found in here.items() if found)
+
+
+def _decoders(_: _Ask) -> str:
+    import av
+
+    said = f"PyAV {av.__version__}"
+    if _versions()["decord"] is not None:
+        import decord
+
+        said += f", decord {decord.__version__}"
+    with closing(Decoder(_CHILD_S, DECODE_MEMORY_BYTES)) as decoder:
+        decoder.call(video.forget)  # the least that a child can be asked
+        return (
+            f"{said}; their child starts, confined by {', '.join(decoder.confined) or 'nothing that this kernel has'}"
+        )
+
+
+def _scratch(_: _Ask) -> str:
+    folder = tempfile.gettempdir()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"doctor")
+    free = shutil.disk_usage(folder).free
+    if free < _MIN_SCRATCH_BYTES:
+        raise _UnwellError(f"{folder} has {free / 1e9:.1f} GB free")
+    return f"{folder} has {free / 1e9:.0f} GB free"
+
+
+def _source(ask: _Ask) -> str:
+    source = Source(ask.order.source)
+    page = next(iter(list_pages(source)), None)
+    if page is None:
+        raise nothing_in(source)
+    uri = page["uri"][0].as_py()
+    fs, path = locate(uri)
+    head = fs.cat_file(path, start=0, end=1 << 16)
+    return f"lists {len(page)} videos on its first page; read {len(head)} bytes of {uri}"
+
+
+def _shared_store(ask: _Ask) -> str:
+    if not ask.beacon:
+        raise _UnwellError("not tried, since the store cannot be written from here")
+    fs, path = filesystem(ask.beacon)
+    fs.invalidate_cache()
+    if not fs.exists(path):
+        raise _UnwellError("what the driver wrote is not seen here: this is another folder of the same name")
+    uri = f"{ask.beacon}-{uuid.uuid4()}"
+    fs, path = filesystem(uri)
+    if not lease.create(uri, b"first"):
+        raise _UnwellError("a conditional put of a new object was refused")
+    try:
+        if lease.create(uri, b"second"):
+            raise _UnwellError("a conditional put overwrote an object: two runs at once would lose each other's work")
+    finally:
+        fs.rm_file(path)
+    return "written, refused a second time, removed"
+
+
+def _tables(ask: _Ask) -> str:
+    store = Store.find(ask.order.store)
+    if store is None:
+        return "no store yet; the first index makes it"
+    with catalog.connect(store.pin(("videos", "recipes"))) as con:
+        ((number,),) = con.execute("SELECT count(*) FROM live_videos").fetchall()
+    return f"{number} live videos"
+
+
+def _model(ask: _Ask) -> str:
+    store = Store.find(ask.order.store)
+    if ask.order.model is None and (store is None or store.active_recipe() is None):
+        return "not tried: no --model, and no store that remembers one"
+    recipe, model = choose_index_recipe(store, ask.order.model, None, None)
+    device = "cuda" if ask.has_gpu else "cpu"
+    load_tower(recipe.tower.name, recipe.precision, device)
+    return f"the tower {recipe.tower.name} of {model} is loaded on {device}"
+
+
+def _gpu(ask: _Ask) -> str:
+    import torch
+
+    if not ask.has_gpu:
+        return "none here: encoders take CPUs"
+    if not torch.cuda.is_available():
+        raise _UnwellError(f"Ray counts GPUs here, and torch {torch.__version__} sees none")
+    free, total = torch.cuda.mem_get_info()
+    return f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+
+
+_CHECKS: tuple[tuple[str, Callable[[_Ask], str], str], ...] = (
+    ("libraries", _libraries, "Install the same versions on the cluster and where jobs are started: constraints.txt."),
+    ("decoders", _decoders, "Install av (and decord) again in the cluster's image, and look at the node's memory."),
+    ("scratch", _scratch, "Give the node room, or point TMPDIR to a disk with some: videos are downloaded there."),
+    ("source", _source, "Check its address, and that workers have credentials: they come from their environment."),
+    ("store", _shared_store, "Check its address and the workers' rights. A folder must be one that all nodes share."),
+    ("tables", _tables, "If files are missing, `longvlm maintain --verify` says which."),
+    ("gpu", _gpu, "Install a driver and a torch for CUDA in the cluster's image."),
+    ("model", _model, "The folder must be where workers read it, or a hub within their reach; see also the memory."),
+)
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """A line a check; several nodes that say the same share one."""
+    grouped: dict[tuple[str, bool, str, str], list[str]] = {}
+    for found in findings:
+        grouped.setdefault((found.check, found.ok, found.detail, found.advice), []).append(found.node)
+    table = Table("check", "node", "", "what was found", box=None)
+    for (check, ok, detail, advice), nodes in grouped.items():
+        where = nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes"
+        table.add_row(check, where, "ok" if ok else "FAILED", detail if ok else f"{detail.rstrip('.')}. {advice}")
+    terminal().print(table, markup=False, highlight=False)

@@ -1,0 +1,140 @@
+"""The maintain job: few files, no dead rows, nothing left behind, and on request a look at every byte."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from longvlm.jobs.cluster.resources import MAX_RETENTION_HOURS, MIN_RETENTION_HOURS
+from longvlm.jobs.runs import record_run
+from longvlm.pipeline.store.catalog import write_index_duckdb
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.store.upkeep.compact import compact
+from longvlm.pipeline.store.upkeep.dead import dead_writes
+from longvlm.pipeline.store.upkeep.erase import Erased, erase, left_over
+from longvlm.pipeline.store.upkeep.repair import repair
+from longvlm.pipeline.store.upkeep.vacuum import vacuum
+from longvlm.pipeline.store.upkeep.verify import Verified, verify
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.identity import new_run_id
+
+
+@dataclass(frozen=True)
+class MaintainOrder:
+    """What to look after."""
+
+    store: str
+    retention_hours: float = MIN_RETENTION_HOURS
+    verify: bool = False
+    repair: bool = False  # verify, and have what is damaged indexed again
+    show_progress: bool = False
+
+
+@dataclass
+class MaintainReport:
+    """What was done."""
+
+    run_id: str = field(default_factory=new_run_id)
+    erased: Erased | None = None  # what was written of forgotten videos since they were forgotten
+    dead_writes: int = 0  # whose rows may be dropped
+    files_fewer: dict[str, int] = field(default_factory=dict)  # by table
+    swept: dict[str, int] = field(default_factory=dict)
+    verified: Verified | None = None
+    repaired: int | None = None  # videos to be indexed again
+    wall_s: float = 0.0
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the store is not well; None if it is, or was not looked at."""
+        if self.verified is None:
+            return None
+        if self.repaired is not None:  # what is left is no file that videos can be made of again
+            beyond = [uri for uri in self.verified.damaged_files if uri.split("/")[-2] not in ("tokens", "segments")]
+            return f"{len(beyond)} damaged files cannot be made again from videos; bring them back" if beyond else None
+        if not (self.verified.problems or self.verified.damaged_files):
+            return None
+        return (
+            f"{len(self.verified.damaged_files)} files are damaged and {len(self.verified.problems)} things are wrong "
+            "with live videos; with --repair the next index run watches those videos again"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts of the run."""
+        counts: dict[str, Any] = {"dead_writes": self.dead_writes, "files_fewer": self.files_fewer, **self.swept}
+        if self.erased is not None:
+            counts |= {"erased_videos": self.erased.videos, "erased_rows": sum(self.erased.rows.values())}
+        if self.verified is not None:
+            counts |= {
+                "verified_videos": self.verified.num_videos,
+                "verified_files": self.verified.num_files,
+                "verified_bytes": self.verified.num_bytes,
+                "damaged_files": len(self.verified.damaged_files),
+                "problems": len(self.verified.problems),
+            }
+        if self.repaired is not None:
+            counts["repaired"] = self.repaired
+        return {**counts, "wall_s": round(self.wall_s, 3), "stopped": self.stopped, "run_id": self.run_id}
+
+
+def run_maintain(order: MaintainOrder) -> MaintainReport:
+    """Look after a store and note that in it.
+
+    Raises:
+        InputError: there is no store, or the retention is shorter than a run may take.
+    """
+    started = time.time()
+    store = Store.open(order.store)
+    _check_retention(order.retention_hours)
+    report = MaintainReport()
+    if order.verify or order.repair:
+        snapshot = store.pin()
+        with _bytes_read(snapshot, show=order.show_progress) as add:
+            report.verified = verify(snapshot, add)
+        if order.repair:
+            report.repaired = repair(store, snapshot, report.verified, report.run_id)
+    if report.stopped is None:  # a damaged file would stop it half-way
+        kept = report.verified, report.repaired, report.run_id
+        report = maintain_store(store, order.retention_hours)
+        report.verified, report.repaired, report.run_id = kept
+        write_index_duckdb(store.uri, store.pin())
+    report.wall_s = time.time() - started
+    record_run(store, "maintain", report.as_json(), {})
+    return report
+
+
+def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -> MaintainReport:
+    """Compact and vacuum, without a word in the table `runs`. Where nothing is to be done, nothing is written."""
+    _check_retention(retention_hours)
+    started = time.time()
+    report = MaintainReport()
+    if come_back := left_over(store, retention_hours):
+        report.erased = erase(store, come_back, report.run_id)
+    dead = dead_writes(store, retention_hours)
+    report.dead_writes = len(dead.write_ids)
+    report.files_fewer = compact(store, dead)
+    report.swept = vacuum(store, retention_hours)
+    report.wall_s = time.time() - started
+    return report
+
+
+def _check_retention(hours: float) -> None:
+    if not MIN_RETENTION_HOURS <= hours <= MAX_RETENTION_HOURS:
+        raise InputError(
+            f"a retention of {hours:g} hours is not possible: under {MIN_RETENTION_HOURS:g} it could take files from "
+            f"readers and runs under way, and after {MAX_RETENTION_HOURS:g} the log forgets what it dropped."
+        )
+
+
+@contextmanager
+def _bytes_read(snapshot: Snapshot, *, show: bool) -> Iterator[Any]:
+    """A bar over the bytes of all tables."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
+        num_bytes = sum(file.size_bytes for table in snapshot.tables.values() for file in table.files)
+        task = bar.add_task("verify", total=num_bytes)
+        yield lambda read: bar.advance(task, read)

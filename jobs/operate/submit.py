@@ -1,0 +1,146 @@
+"""Jobs on somebody's cluster, through Ray's job submission: sent off, followed, and ended with their own exit code."""
+
+import asyncio
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import ray
+import requests
+from ray.job_submission import JobSubmissionClient
+
+from longvlm.schemas.errors import InputError
+
+_TRIES = 60  # to ask after a job, before the cluster counts as out of reach
+_AGAIN_S = 5.0
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What to run where."""
+
+    command: tuple[str, ...]  # as it would follow `longvlm`
+    address: str  # http(s)://HEAD:8265
+    working_dir: str | None = None  # sent along; paths in the command count from there
+    pip: tuple[str, ...] = ()  # requirements that the cluster's image lacks
+    env: dict[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
+
+    @property
+    def entrypoint(self) -> str:
+        """The line that a shell on the cluster is given; every word of the command stays one word.
+
+        Python is isolated (-I): what is installed there runs, whatever else lies in the folder that is sent along.
+        """
+        return shlex.join(["python", "-I", "-m", "longvlm", *self.command])
+
+    def runtime_env(self) -> dict[str, Any]:
+        """What Ray sets up around the job."""
+        # Ray puts the folder on its workers' path, before Python's own library; isolated ones leave it out.
+        isolated = "python -I" if self.working_dir else None
+        wanted = {
+            "working_dir": self.working_dir,
+            "pip": list(self.pip),
+            "env_vars": self.env,
+            "py_executable": isolated,
+        }
+        return {name: value for name, value in wanted.items() if value}
+
+
+def read_env(settings: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE, or NAME for the value that it has here. Raises InputError without ever repeating a value."""
+    env = {}
+    for setting in settings:
+        name, is_given, value = setting.partition("=")
+        if not _NAME.match(name):
+            raise InputError("--env takes NAME=VALUE, or NAME alone for the value that it has here.")
+        if not is_given and name not in os.environ:
+            raise InputError(f"--env {name} has no value here; set it, or pass {name}=VALUE.")
+        env[name] = value if is_given else os.environ[name]
+    return env
+
+
+class Submitted:
+    """A job that a cluster has taken on. Make one with `submit`."""
+
+    def __init__(self, client: Any, job_id: str, address: str) -> None:
+        self.client = client
+        self.job_id = job_id
+        self.address = address
+        self._num_written = 0  # characters of the log
+
+    @property
+    def how_to(self) -> str:
+        """What a person may do about it from here."""
+        where = f"{self.job_id} --address {self.address}"
+        return f"`ray job logs --follow {where}` follows it, `ray job stop {where}` ends it"
+
+    def follow(self, write: Callable[[str], object] = sys.stdout.write) -> tuple[int | None, str]:
+        """Write the job's log until it ends; a connection that is lost meanwhile is made again.
+
+        Returns:
+            The job's exit code, None where it ended without one, and what the cluster says of that.
+
+        Raises:
+            ConnectionError: the cluster was out of reach for minutes. The job may go on.
+        """
+        while True:
+            with suppress(aiohttp.ClientError, RuntimeError, OSError):  # cut off; what is asked next says why
+                asyncio.run(self._tail(write))
+            info = self._info()
+            if info.status.is_terminal():
+                return info.driver_exit_code, f"{info.status.value}: {info.message or 'nothing is said of why'}"
+            time.sleep(_AGAIN_S)
+
+    async def _tail(self, write: Callable[[str], object]) -> None:
+        """Write the log as it grows, without the characters that were written before."""
+        position = 0
+        async for text in self.client.tail_job_logs(self.job_id):  # from the beginning, each time
+            position += len(text)
+            if position > self._num_written:
+                write(text[len(text) - (position - self._num_written) :])
+                self._num_written = position
+
+    def _info(self) -> Any:
+        for attempt in range(_TRIES):
+            try:
+                return self.client.get_job_info(self.job_id)
+            except (requests.RequestException, RuntimeError) as error:
+                if attempt + 1 == _TRIES:
+                    raise ConnectionError(f"{self.address} is out of reach ({error})") from error
+                time.sleep(_AGAIN_S)
+        return None
+
+
+def submit(order: Submission) -> Submitted:
+    """Send a job off.
+
+    Raises:
+        InputError: there is no cluster at the address, it refuses who asks, or what is sent along cannot be sent.
+    """
+    if not order.address.startswith(("http://", "https://")):
+        raise InputError(f"--address {order.address} is not a Ray dashboard; it looks like http://HEAD:8265.")
+    if order.working_dir and not (Path(order.working_dir).is_dir() or "://" in order.working_dir):
+        raise InputError(f"--working-dir {order.working_dir} is no folder; name one, or leave it out.")
+    try:
+        client = JobSubmissionClient(order.address)
+        job_id = client.submit_job(entrypoint=order.entrypoint, runtime_env=order.runtime_env())
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(
+            f"the cluster at {order.address} refuses this token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
+            "cluster's own."
+        ) from error
+    except (ConnectionError, requests.RequestException) as error:
+        raise InputError(f"no Ray dashboard answers at {order.address}; check --address and the network.") from error
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"the cluster at {order.address} did not take the job: {reason}") from error
+    return Submitted(client, job_id, order.address)

@@ -1,0 +1,66 @@
+"""Commands that look after a store: maintain and forget."""
+
+import json
+
+import click
+
+from longvlm.jobs.options import AS_JSON, STORE, StoppedError
+
+
+@click.command()
+@STORE
+@click.option(
+    "--retention-hours",
+    type=float,
+    default=48.0,
+    show_default=True,
+    help="How long replaced and abandoned files are kept; 48 at least.",
+)
+@click.option(
+    "--verify", is_flag=True, help="Also read every byte of the tokens: is all there that is said to be live?"
+)
+@click.option("--repair", is_flag=True, help="Verify, and have the videos that lost any indexed again by the next run.")
+@AS_JSON
+def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, as_json: bool) -> None:
+    """Merge small files, rewrite those of mostly dead rows, delete what nobody needs any more."""
+    from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
+    from longvlm.jobs.terminal import print_report
+
+    order = MaintainOrder(store, retention_hours, verify=verify, repair=repair, show_progress=not as_json)
+    report = run_maintain(order)
+    counts = report.as_json()
+    if report.verified is not None:
+        for uri, problem in report.verified.damaged_files.items():
+            click.echo(json.dumps({"file": uri, "problem": problem}) if as_json else f"damaged: {uri}: {problem}")
+        for row in report.verified.problems:
+            click.echo(json.dumps(row) if as_json else f"wrong: {row['uri']}: {row['table']} {row['problem']}")
+    if as_json:
+        click.echo(json.dumps(counts))
+    else:
+        counts |= {f"{table}_files_fewer": number for table, number in counts.pop("files_fewer").items()}
+        counts.pop("stopped")
+        print_report(f"run {counts.pop('run_id')}", counts, {}, report.wall_s)
+    if report.stopped:
+        raise StoppedError(f"{report.stopped}.")
+
+
+@click.command()
+@STORE
+@click.option("--uri", "uris", multiple=True, metavar="U", help="A video, as the column uri names it; may be repeated.")
+@click.option("--file", metavar="F", help="Many: a uri a line, or a CSV or parquet file with a column uri.")
+@AS_JSON
+def forget(*, store: str, uris: tuple[str, ...], file: str | None, as_json: bool) -> None:
+    """Erase videos from every table and every old version, and keep them out while their files remain."""
+    from longvlm.jobs.operate.forget import read_uris, run_forget
+    from longvlm.jobs.terminal import print_report
+
+    report = run_forget(store, [*uris, *(read_uris(file) if file else [])])
+    counts = report.as_json()
+    if as_json:
+        click.echo(json.dumps(counts))
+    else:
+        counts |= {f"{table}_rows": number for table, number in counts.pop("rows").items()}
+        counts.pop("stopped")
+        print_report(f"run {counts.pop('run_id')}", counts, {}, report.wall_s)
+    if report.stopped:
+        raise StoppedError(f"{report.stopped}.")

@@ -1,0 +1,1 @@
+"""Looking into a store: SQL, search, status, recipes, and export."""

@@ -1,0 +1,126 @@
+"""Commands that only read a store: sql, search, status; and recipe, which also chooses what the views show."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from longvlm.jobs.options import AS_JSON, STORE, WHERE
+
+
+@click.command()
+@STORE
+@click.argument("query")
+@click.option(
+    "--attach",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A parquet, CSV or JSON file as the view NAME, or a DuckDB file as the database NAME; repeatable.",
+)
+@AS_JSON
+def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> None:
+    """Run one SELECT over the views: videos, segments, tokens, answers, answers_wide, failures, recipes, runs.
+
+    The query can read the store and what is attached, and nothing else; it changes nothing.
+    """
+    from longvlm.jobs.terminal import print_rows
+    from longvlm.pipeline.store import access, catalog
+    from longvlm.pipeline.store.ledger import Store
+
+    snapshot = Store.open(store).pin()
+    with catalog.connect(snapshot) as con:
+        access.seal(con, snapshot, access.attach(con, attach))
+        rows = catalog.query(con, query)
+    if as_json:
+        for row in rows.to_pylist():
+            click.echo(json.dumps(row, default=catalog.plain))
+    else:
+        print_rows(rows.to_pylist())
+
+
+@click.command()
+@STORE
+@click.argument("text")
+@WHERE
+@click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="How many segments to show.")
+@AS_JSON
+def search(*, store: str, text: str, where: str | None, limit: int, as_json: bool) -> None:
+    """Find the segments whose frames look most like TEXT says."""
+    from longvlm.jobs.query.status import find_segments
+    from longvlm.jobs.terminal import print_rows
+
+    found = find_segments(store, text, limit=limit, where=where)
+    if as_json:
+        for hit in found.rows:
+            click.echo(json.dumps(asdict(hit)))
+        click.echo(json.dumps({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned}))
+    else:
+        print_rows([asdict(hit) for hit in found.rows])
+        click.echo(f"scanned {found.num_scanned} segments, {found.bytes_scanned / 1e6:.1f} MB")
+
+
+@click.command()
+@STORE
+@click.option(
+    "--runs",
+    is_flag=False,
+    flag_value=20,
+    type=click.IntRange(min=1),
+    metavar="[N]",
+    help="The last N runs instead (20), a line each: when it ended (UTC), job, id, how long it took, its counts.",
+)
+@AS_JSON
+def status(*, store: str, runs: int | None, as_json: bool) -> None:
+    """What a store holds: videos by status, segments, bytes of tokens, recipes, the last run."""
+    from longvlm.jobs.query.status import describe_store, list_runs
+    from longvlm.jobs.terminal import print_runs, print_status
+
+    if runs is not None:
+        listed = list_runs(store, runs)
+        if as_json:
+            for run in listed:
+                click.echo(json.dumps(run))
+        else:
+            print_runs(listed)
+        return
+    described = describe_store(store)
+    if as_json:
+        click.echo(json.dumps(described))
+    else:
+        print_status(described)
+
+
+@click.group()
+def recipe() -> None:
+    """List the recipes of a store, or choose the one that its views show."""
+
+
+@recipe.command("list")
+@STORE
+@AS_JSON
+def recipe_list(*, store: str, as_json: bool) -> None:
+    """The recipes that a store holds tokens of."""
+    from longvlm.jobs.query.status import list_recipes
+    from longvlm.jobs.terminal import print_status
+    from longvlm.pipeline.store.ledger import Store
+
+    recipes = list_recipes(Store.open(store))
+    if as_json:
+        for stored in recipes:
+            click.echo(json.dumps(stored))
+    else:
+        print_status({"recipes": recipes})
+
+
+@recipe.command("promote")
+@STORE
+@click.argument("name")
+def recipe_promote(*, store: str, name: str) -> None:
+    """Make the recipe NAME (or its fingerprint) the one that all views show; promote another to switch back."""
+    from longvlm.pipeline.store.catalog import write_index_duckdb
+    from longvlm.pipeline.store.ledger import Store
+
+    opened = Store.open(store)
+    opened.promote(name)
+    write_index_duckdb(opened.uri, opened.pin())
+    click.echo(f"the views of {store} now show the recipe {name}")

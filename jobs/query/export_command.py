@@ -1,0 +1,29 @@
+"""The command that takes a store's tables elsewhere: export."""
+
+import json
+
+import click
+
+from longvlm.jobs.options import AS_JSON, STORE
+
+
+@click.command()
+@STORE
+@click.option("--to", "target", required=True, metavar="FILE", help="The DuckDB file to write, ending in .duckdb.")
+@click.option("--segments", is_flag=True, help="Take the segments along, with thumbnails and search embeddings.")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@AS_JSON
+def export(*, store: str, target: str, segments: bool, force: bool, as_json: bool) -> None:
+    """Write videos, answers, answers_wide, failures, runs and recipes into one DuckDB file that needs nothing else.
+
+    It holds what the views show now. DuckDB 1.0 and later opens it.
+    """
+    from longvlm.jobs.query.export import export_store
+    from longvlm.jobs.terminal import print_rows
+
+    report = export_store(store, target, segments=segments, force=force)
+    if as_json:
+        click.echo(json.dumps(report.as_json()))
+    else:
+        print_rows([{"table": name, "rows": count} for name, count in report.rows.items()])
+        click.echo(f"{report.path}: {report.size_bytes / 1e6:.1f} MB")

@@ -1,0 +1,1 @@
+"""Conversations and stored tokens to a model."""

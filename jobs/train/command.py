@@ -1,0 +1,54 @@
+"""The command that trains: conversations and stored tokens to a model."""
+
+import json
+from typing import Any
+
+import click
+
+from longvlm.jobs.options import AS_JSON, RAY, STORE, hint, stop_if
+
+SHOWN_REFUSED = 5  # to a person; all are in refused.jsonl
+
+
+@click.command()
+@STORE
+@click.option(
+    "--model", required=True, metavar="M", help="Folder or hub id of a LongVLM, a LLaVA, or a base LLaMA; or tinyworld."
+)
+@click.option("--to", required=True, metavar="FOLDER", help="Where the trained model goes; workers must reach it.")
+@click.option(
+    "--data",
+    metavar="FILE",
+    help="Conversations (id, video, conversations) or instruction rows (video_id, q, a): JSON, JSONL, CSV or parquet.",
+)
+@click.option("--sql", metavar="QUERY", help="Instruction rows by a query over the store instead, as for sql.")
+@click.option(
+    "--recipe", default="projector", show_default=True, metavar="NAME|FILE", help="projector, full, lora, or TOML."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="How many train together; default: one for each GPU, or 1.")
+@RAY
+@AS_JSON
+def train(*, recipe: str, as_json: bool, **options: Any) -> None:
+    """Train a model on conversations about the videos of a store, from their tokens; no video is opened.
+
+    The same command goes on where a run was interrupted. Answer with the result: `longvlm answer --model FOLDER`.
+    """
+    from longvlm.jobs.choose import choose_train_recipe
+    from longvlm.jobs.terminal import print_report
+    from longvlm.jobs.train.run import TrainOrder, run_train
+
+    report = run_train(TrainOrder(recipe=choose_train_recipe(recipe), **options))
+    counts = report.as_json()
+    if as_json:
+        click.echo(json.dumps(counts))
+    else:
+        stopped = counts.pop("stopped")
+        print_report(f"run {counts.pop('run_id')}" + (" (stopped)" if stopped else ""), counts, {}, report.wall_s)
+        hint(
+            report.curriculum.missing, f"conversations are not about indexed videos ({report.curriculum.first_missing})"
+        )
+    for refused in report.refused[:SHOWN_REFUSED]:
+        click.echo("longvlm: left out {id} ({video}): {error}".format(**refused), err=True)
+    if not as_json:
+        hint(max(len(report.refused) - SHOWN_REFUSED, 0), "more were left out; refused.jsonl in the folder lists them")
+    stop_if(report.stopped)

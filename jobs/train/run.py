@@ -1,0 +1,304 @@
+"""The train job: conversations and stored tokens to a model that answers; no video is opened.
+
+1 plan    conversations x live videos, in batches by seed and epoch   driver, in DuckDB and Arrow
+2 read    the plan's videos -> their tokens, in the plan's order      actors of Ray Data, some for each worker
+3 learn   a batch a step, in step with the other workers              workers of Ray Train, a model each or a part of it
+4 keep    a checkpoint now and then; at the end the model             first worker
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray import train
+from ray.data import ActorPoolStrategy, ExecutionOptions
+from ray.train.torch import TorchTrainer
+
+from longvlm.jobs.answer.options import fit_template
+from longvlm.jobs.choose import absolute, choose_answer_model
+from longvlm.jobs.cluster import logs
+from longvlm.jobs.cluster.resources import TrainResources, for_train
+from longvlm.jobs.cluster.session import INTERRUPTED, connect, failure_of, release_failed_execution
+from longvlm.jobs.runs import record_run
+from longvlm.jobs.train.entry import train_worker
+from longvlm.jobs.train.plan import Curriculum, draw_up, select_conversations
+from longvlm.jobs.train.read import Reader, Reading, as_lesson
+from longvlm.jobs.train.worker_config import LOSSES, REFUSED, Course, progress_of, read_losses
+from longvlm.pipeline.models.families import is_llava, sight_of
+from longvlm.pipeline.models.longvlm.init import begin, is_begun
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.training.card import CARD, Card
+from longvlm.pipeline.training.conversations import check_conversations, read_conversations
+from longvlm.pipeline.training.whitening import Whitening, fit_whitening
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.identity import new_run_id
+from longvlm.schemas.recipe import fingerprint
+from longvlm.schemas.training import TrainRecipe
+
+RUN, CHECKPOINTS, BASE, PLOT = "run.json", "checkpoints", "base", "loss.png"
+MAX_RETRIES = 3  # of a worker group that lost a member; it goes on from the last checkpoint
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """What to train on what, and where the result goes."""
+
+    store: str
+    model: str
+    to: str  # a folder that every worker can write to
+    recipe: TrainRecipe
+    data: str | None = None  # a file of conversations or instruction rows ...
+    sql: str | None = None  # ... or a query over the store that gives the latter
+    workers: int | None = None  # None: one for each GPU, or one
+    ray_address: str | None = None
+
+
+@dataclass
+class TrainReport:
+    """How a run ended."""
+
+    run_id: str
+    folder: Path
+    num_steps: int
+    curriculum: Curriculum
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)  # id, video, error of what could not be learnt from
+    wall_s: float = 0.0
+    read_s: float = 0.0  # that steps waited for tokens
+    step_s: float = 0.0
+    stopped: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `longvlm train --json` ends with."""
+        return {
+            "run_id": self.run_id,
+            "steps": len(self.losses),
+            "final_loss": self.losses[-1]["loss"] if self.losses else None,
+            "videos": len(self.curriculum.videos),
+            "conversations": self.curriculum.num_conversations,
+            "refused": len(self.refused),
+            "not_in_store": self.curriculum.missing,
+            "wall_s": round(self.wall_s, 3),
+            "read_s": round(self.read_s, 3),
+            "step_s": round(self.step_s, 3),
+            "checkpoint": None if self.stopped else str(self.folder),
+            "stopped": self.stopped,
+        }
+
+    @property
+    def stages(self) -> dict[str, dict[str, float]]:
+        """Seconds for the table `runs`."""
+        return {"read": {"busy_s": self.read_s}, "step": {"busy_s": self.step_s}}
+
+
+def run_train(order: TrainOrder) -> TrainReport:
+    """Train, or go on with what was begun in the same folder with the same settings.
+
+    Raises:
+        InputError: the data, model, store, recipe or folder cannot be used; no step is taken.
+    """
+    started_s = time.time()
+    store = Store.open(order.store)
+    snapshot = store.pin()
+    if (order.data is None) == (order.sql is None):
+        raise InputError("name conversations to train on with --data FILE or with --sql QUERY.")
+    if order.data is not None:
+        conversations = read_conversations(order.data)
+    else:
+        conversations = check_conversations(select_conversations(snapshot, order.sql or ""))
+    folder = Path(order.to).absolute()
+    check_folder(folder)
+    model = _begun(absolute(order.model), folder, order.recipe)
+    spec, stored = choose_answer_model(store, model)
+    fit_template(spec, order.recipe.template)
+    curriculum = draw_up(snapshot, conversations, stored.recipe.fingerprint)
+    settings = {"recipe": order.recipe.fingerprint, "weights": spec.weights, "data": curriculum.fingerprint}
+    claim_folder(folder, settings)
+    report = TrainReport(new_run_id(), folder, order.recipe.num_steps(len(curriculum.videos)), curriculum)
+    logs.begun("train", report.run_id, store=store.uri, model=order.model)
+    if not is_finished(folder, report.num_steps):
+        connect(order.ray_address)
+        reading = Reading(
+            snapshot,
+            spec.num_global_tokens,
+            min(order.recipe.max_length, spec.context),
+            order.recipe.tokens_per_segment,
+            sight_of(model).num_marker_tokens,
+        )
+        card = Card(order.model if model == absolute(order.model) else model, order.recipe, report.num_steps, 0.0)
+        _learn(order, report, reading, Card(**{**vars(card), "data": _provenance(store, report)}))
+    report.losses, report.refused = read_losses(folder), _read_refused(folder)
+    if not report.stopped:
+        plot_losses(report.losses, folder / PLOT)
+    report.wall_s = time.time() - started_s
+    record_run(store, "train", report.as_json(), report.stages)
+    logs.ended("train", report.run_id, report.as_json(), report.stopped)
+    return report
+
+
+def _begun(model: str, folder: Path, recipe: TrainRecipe) -> str:
+    """The model, or where it is a bare language model, a LongVLM made of it in the run's folder."""
+    if is_llava(model) or is_begun(model):
+        return model
+    base = folder / BASE
+    if not (base / "config.json").is_file():
+        begin(model, base, recipe.seed)
+    return str(base)
+
+
+def _provenance(store: Store, report: TrainReport) -> dict[str, Any]:
+    curriculum = report.curriculum
+    versions = ", ".join(f"{name} {version}" for name, version in curriculum.versions.items() if version >= 0)
+    return {
+        "store": store.uri,
+        "versions_of_its_tables": versions,
+        "hash_of_conversations_and_tokens": curriculum.fingerprint,
+        "videos": len(curriculum.videos),
+        "conversations": curriculum.num_conversations,
+        "run": report.run_id,
+    }
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError where the folder of a run is something else."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--to {folder} is a file; name a folder for the trained model.")
+    if folder.is_dir() and any(path.name != BASE for path in folder.iterdir()) and not (folder / RUN).is_file():
+        raise InputError(f"--to {folder} holds something else already; name a new folder for the trained model.")
+
+
+def claim_folder(folder: Path, settings: dict[str, str]) -> None:
+    """Note in the folder what is trained there; raise InputError where that is another run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RUN
+    if path.is_file():
+        held = json.loads(path.read_text())
+        if other := [name for name, value in settings.items() if held.get(name) != value]:
+            raise InputError(
+                f"--to {folder} holds a run with another {' and another '.join(other)}; name a new folder, or use what "
+                "that run was begun with."
+            )
+        return
+    draft = folder / f".{RUN}"
+    draft.write_text(json.dumps({**settings, "fingerprint": fingerprint(settings)}, indent=2) + "\n")
+    draft.replace(path)
+
+
+def _learn(order: TrainOrder, report: TrainReport, reading: Reading, card: Card) -> None:
+    """Stages 2 to 4; what a stopped run has saved is kept, and the same command goes on from there."""
+    recipe, folder = order.recipe, report.folder
+    resources = for_train(ray.cluster_resources(), order.workers)
+    newest = newest_checkpoint(folder)
+    first = (progress_of(newest) or 0) if newest else 0
+    blocks = [report.curriculum.blocks(recipe, i, resources.workers, first) for i in range(resources.workers)]
+    steps_per_epoch = -(-len(report.curriculum.videos) // recipe.batch_videos)
+    whitening = _whitening(report.curriculum, recipe, reading) if recipe.whiten else None
+    given = str(newest) if newest else None
+    course = Course(card, str(folder), report.num_steps, steps_per_epoch, resources.threads, whitening, given)
+    try:
+        result = _trainer(course, [_read(part, reading, resources) for part in blocks], resources, report.run_id).fit()
+        told = result.return_value or {}
+        report.stopped = told.get("stopped")
+        report.read_s, report.step_s = told.get("read_s", 0.0), told.get("step_s", 0.0)
+    except KeyboardInterrupt:
+        report.stopped = INTERRUPTED
+    except train.WorkerGroupError as error:
+        report.stopped = "; ".join(sorted({failure_of(one) for one in error.worker_failures.values()}))
+    except (train.TrainingFailedError, ray.exceptions.RayError) as error:
+        report.stopped = failure_of(error)
+    if report.stopped:
+        release_failed_execution()
+    _tidy(folder)
+
+
+def _read(blocks: list[pa.Table], reading: Reading, resources: TrainResources) -> ray.data.Dataset:
+    """Stage 2, for one worker."""
+    return ray.data.from_blocks(blocks).map_batches(
+        Reader,
+        fn_constructor_args=(reading,),
+        fn_constructor_kwargs={"gives_way": True},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=resources.readers),
+        num_cpus=resources.reader_cpus,
+    )
+
+
+def _trainer(course: Course, lessons: list[Any], resources: TrainResources, run_id: str) -> TorchTrainer:
+    """Stages 3 and 4. Each worker has a plan of its own, so nothing is split, and order is what makes runs repeat."""
+    recipe = course.card.recipe
+    need = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"course": course},
+        datasets={f"lessons-{rank}": part for rank, part in enumerate(lessons)},
+        dataset_config=train.DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)),
+        scaling_config=train.ScalingConfig(
+            num_workers=resources.workers, use_gpu=bool(resources.gpus), resources_per_worker=need
+        ),
+        run_config=train.RunConfig(
+            name=run_id,
+            storage_path=str(Path(course.folder) / CHECKPOINTS),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
+            failure_config=train.FailureConfig(max_failures=MAX_RETRIES),
+        ),
+    )
+
+
+def _whitening(curriculum: Curriculum, recipe: TrainRecipe, reading: Reading) -> Whitening:
+    """Of the videos that come first, the same for every worker and every attempt."""
+    reader = Reader(reading)
+
+    def prefixes() -> Iterator[Any]:
+        for block in islice(curriculum.blocks(recipe, 0, 1, 0), 64):
+            yield from (lesson.prefix for row in reader(block).to_pylist() if len((lesson := as_lesson(row)).prefix))
+
+    return fit_whitening(prefixes())
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of any earlier attempt that has done the most steps, and is whole."""
+    done = {path: progress_of(path) for path in (folder / CHECKPOINTS).glob("*/checkpoint_*")}
+    return max((path for path in done if done[path]), key=lambda path: done[path] or 0, default=None)
+
+
+def is_finished(folder: Path, num_steps: int) -> bool:
+    """Whether all steps were taken and the model was saved, of which the card is the last file."""
+    newest = newest_checkpoint(folder)
+    return newest is not None and progress_of(newest) == num_steps and (folder / CARD).is_file()
+
+
+def _tidy(folder: Path) -> None:
+    """Drop attempts whose checkpoints are behind the newest one."""
+    newest = newest_checkpoint(folder)
+    for attempt in (folder / CHECKPOINTS).glob("*"):
+        if newest is not None and attempt != newest.parent:
+            shutil.rmtree(attempt) if attempt.is_dir() else os.unlink(attempt)  # noqa: PTH108 - beside rmtree
+
+
+def _read_refused(folder: Path) -> list[dict[str, Any]]:
+    """Each refused conversation once: steps that were taken again told it again."""
+    path = folder / REFUSED
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in dict.fromkeys(lines)]
+
+
+def plot_losses(losses: list[dict[str, Any]], path: Path) -> None:
+    """Draw the loss curve, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:  # the extra `train` is not installed; the numbers are in loss.jsonl
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([line["step"] for line in losses], [line["loss"] for line in losses])
+    axes.set(xlabel="step", ylabel="loss", title=f"{LOSSES} of {path.parent.name}")
+    figure.savefig(path, dpi=120)

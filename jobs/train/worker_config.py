@@ -1,0 +1,45 @@
+"""What the driver of a training run and its workers share: what they are told, and the files of a run.
+
+Ray Train's own processes load this module too, so that a language model's code is loaded where one is trained only.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longvlm.pipeline.training.card import Card
+from longvlm.pipeline.training.whitening import Whitening
+
+STATE, PROGRESS = "state.pt", "progress.json"
+LOSSES, REFUSED = "loss.jsonl", "refused.jsonl"
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every worker of a run is told."""
+
+    card: Card
+    folder: str  # where the model, its losses and what was refused go
+    num_steps: int
+    steps_per_epoch: int
+    threads: int
+    whitening: Whitening | None
+    checkpoint: str | None  # to go on from
+
+
+def read_losses(folder: Path) -> list[dict[str, Any]]:
+    """The loss curve so far; a last line that a killed run left unfinished is left out."""
+    path = folder / LOSSES
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def progress_of(checkpoint: Path) -> int | None:
+    """How many steps a checkpoint has done; None where it is not whole."""
+    try:
+        told = json.loads((checkpoint / PROGRESS).read_text())
+        is_whole = (checkpoint / STATE).stat().st_size == told["size_bytes"]
+    except (OSError, ValueError):
+        return None
+    return int(told["num_done"]) if is_whole else None

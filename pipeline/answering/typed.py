@@ -1,0 +1,149 @@
+"""Typed questions: what a type adds to the question, and how its answer becomes a value.
+
+text    the question verbatim, as the reference asks it; no value, the answer is all there is
+bool    Yes or No, whichever is likelier                                        true, false
+choice  the likeliest of the question's choices                                 the choice as it was given
+number  the one number of the answer                                            7, -0.5, 1234.5
+json    the first JSON value of the answer, if it fits the question's schema    compact JSON
+
+A number or JSON value that cannot be read is asked for once more, in stricter words; after that the row is `unparsed`.
+"""
+
+import re
+import unicodedata
+from collections.abc import Hashable
+from functools import partial
+from math import isfinite
+from typing import Any
+
+from longvlm.pipeline.engine.requests import Request, Retry
+from longvlm.pipeline.jsontext import compact, first_value, schema_validator
+
+_BOOLS = {"Yes": "true", "No": "false"}
+_NUMBER_TOKENS = 48  # a number and a sentence around it; what talks on is asked again
+
+# A word of an answer that is a number: $-1,234.5e3%. Between thousands may also stand an apostrophe or one of the
+# spaces that do not break a line; a plain space might as well divide two numbers.
+_NUMBER = re.compile(
+    r"""
+    [^\w+\-\u2212.]*  (?P<sign>[-+\u2212]?)
+    (?P<digits> [1-9][0-9]{0,2} (?P<comma>[,'\u2019\u00a0\u2009\u202f])[0-9]{3} (?:(?P=comma)[0-9]{3})* (?:\.[0-9]+)?
+        | [0-9]+(?:\.[0-9]+)? | \.[0-9]+ )
+    (?P<exponent>[eE][-+]?[0-9]+)?  (?P<unit>[^0-9]*)
+    """,
+    re.VERBOSE,
+)
+_WORDS = re.compile(r"[ \t\r\n]+|(?<=[A-Za-z])[:=]")
+_NEGATIVE = ("minus", "negative")
+_SHORT_SCALES = {"k", "K", "M", "B", "T", "bn"}  # 5m and 5t are metres and tonnes
+_SCALES = {"dozen", "hundred", "thousand", "million", "billion", "trillion"}
+_POINTS = ".,;:!?)]*\"'"
+
+
+def as_request(key: Hashable, question: dict[str, Any]) -> Request:
+    """What the engine is asked.
+
+    Args:
+        key: what the answer will be known by.
+        question: question, type, choices and schema, as a row of tables.QUESTIONS.
+    """
+    text, kind = question["question"], question["type"]
+    if kind == "text":
+        return Request(key, text)
+    if kind == "bool":
+        return Request(key, f"{text}\nAnswer yes or no.", options=tuple(_BOOLS))
+    if kind == "choice":
+        choices = tuple(dict.fromkeys(question["choices"]))
+        return Request(key, "\n".join([text, "Answer with one of these:", *choices]), options=choices)
+    longest = None
+    if kind == "number":
+        longest = _NUMBER_TOKENS
+        once, again = "Answer with a number.", "Answer with one number in digits, such as 12 or 3.5, and nothing else."
+    elif kind == "json" and question["schema"] is None:
+        once, again = "Answer in JSON.", "Answer with one JSON value and nothing else, not a word before or after it."
+    elif kind == "json":
+        once = f"Answer in JSON that fits this schema: {question['schema']}"
+        again = (
+            "Answer with one JSON value and nothing else, not a word before or after it. It must have every property "
+            f"that this JSON schema requires, each of its type: {question['schema']}"
+        )
+    else:
+        raise ValueError(f"unknown type {kind!r}")
+    retry = Retry(partial(_has_value, question), f"{text}\n{again}")
+    return Request(key, f"{text}\n{once}", retry=retry, max_new_tokens=longest)
+
+
+def read_value(question: dict[str, Any], text: str) -> str | None:
+    """The column `value` of an answer; None for text, and for what is not of the question's type.
+
+    Args:
+        question: type, choices and schema, as a row of tables.QUESTIONS.
+        text: the answer.
+    """
+    kind = question["type"]
+    if kind == "bool":
+        return _BOOLS.get(text)
+    if kind == "choice":
+        return text if text in question["choices"] else None
+    if kind == "number":
+        return _read_number(text)
+    if kind == "json":
+        return _read_json(text, question["schema"])
+    return None
+
+
+def _has_value(question: dict[str, Any], text: str) -> bool:
+    return read_value(question, text) is not None
+
+
+def _read_number(text: str) -> str | None:
+    """The one number that a text holds, as Python writes it; units, percent signs and words around it are left out.
+
+    A word with numerals in it begins with a letter and is none (H264), or is a number. None where there is no number,
+    where there are two, and where one says more than its digits: 1/2, 3½, 10k, 2 million.
+    """
+    numbers = set()
+    words = _WORDS.split(text)
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if not any(map(_is_numeral, word)) or next(filter(str.isalnum, word)).isalpha():
+            continue
+        match = _NUMBER.fullmatch(word)
+        if match is None or _says_more(match["unit"], after):
+            return None
+        digits = match["digits"].replace(match["comma"] or ",", "") + (match["exponent"] or "")
+        if not isfinite(float(digits)):
+            return None
+        number = int(digits) if digits.isdecimal() else float(digits)
+        is_negative = match["sign"] in ("-", "\u2212") if match["sign"] else before.lower() in _NEGATIVE
+        numbers.add(-number if is_negative else number)
+    return repr(numbers.pop()) if len(numbers) == 1 else None
+
+
+def _says_more(unit: str, after: str) -> bool:
+    """Whether what follows a number's digits, in its word and in the next, makes another number of it.
+
+    A numeral behind a letter belongs to the unit: m².
+    """
+    numerals = (i for i, character in enumerate(unit) if _is_numeral(character))
+    if any(i == 0 or not unit[i - 1].isalpha() for i in numerals):
+        return True
+    if unit.strip(_POINTS) in _SHORT_SCALES:
+        return True
+    return not unit and after.lower().strip(_POINTS).removesuffix("s") in _SCALES
+
+
+def _is_numeral(character: str) -> bool:
+    return unicodedata.category(character).startswith("N")
+
+
+def _read_json(text: str, schema: str | None) -> str | None:
+    """The first JSON value of a text, compact; None if there is none, or it does not fit the schema.
+
+    A value too deep for the validator to descend into counts as not fitting.
+    """
+    try:
+        value = first_value(text)
+        fits = schema is None or schema_validator(schema).is_valid(value)
+        return compact(value) if fits else None
+    except (ValueError, RecursionError):
+        return None

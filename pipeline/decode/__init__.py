@@ -1,0 +1,1 @@
+"""A video file to frames: choose them, and decode them where a bad file can do no harm."""

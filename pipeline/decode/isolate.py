@@ -1,0 +1,287 @@
+"""Decoding in a child process, so that a decoder can hang, crash, swallow all memory or be taken over alone.
+
+The child imports no more than numpy and the decoders, gives up its rights (`confine`) before it opens a video, and has
+none of the credentials that may stand in its parent's environment. It is watched from outside, because a decoder may
+hang in C with the interpreter's lock held; and it is told by the kernel's timer to end, should its parent be gone.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import psutil
+
+from longvlm.pipeline.decode import messages, video
+from longvlm.pipeline.decode.confine import confine
+from longvlm.pipeline.decode.video import NEAREST_PX, Decoded, Mode, Resize
+from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
+from longvlm.schemas.timeline import VideoInfo
+
+T = TypeVar("T")
+_POLL_S = 0.05  # how often memory is looked at: at 4 GB/s the limit may be passed by 200 MB
+_VIDEOS_PER_CHILD = 1000  # the decoders' libraries keep some 5 KB of each
+_START_S = 120.0  # to start Python and import the decoders on a machine that is busy
+_LAST_WORDS_BYTES = 4096  # of what libraries print
+_CHILD_ENV = {
+    "OPENBLAS_NUM_THREADS": "1",
+    # With glibc's own settings the child grows to twice the size and stays there: frames leave holes behind.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
+_KEPT_ENV = ("PATH", "HOME", "LANG", "TZ", "TMPDIR")  # and what begins with:
+_KEPT_ENV_PREFIXES = ("LC_", "LD_", "DYLD_", "PYTHON")
+_SERVE = (
+    "import sys; sys.path += sys.argv[3:]; "
+    "from longvlm.pipeline.decode.isolate import serve; serve(int(sys.argv[1]), float(sys.argv[2]))"
+)
+
+
+class Decoder:
+    """A child that probes and decodes one video at a time; replaced after each failure that costs its life.
+
+    Args:
+        deadline_s: wall seconds that one call may take.
+        memory_limit_bytes: resident memory of the whole child, some 80 MB of it for Python and the decoders.
+    """
+
+    def __init__(self, deadline_s: float, memory_limit_bytes: int) -> None:
+        self.deadline_s = deadline_s
+        self.memory_limit_bytes = memory_limit_bytes
+        self.cpu_ms = 0.0  # CPU milliseconds spent in calls so far, failed ones too
+        self._num_probed = 0  # by the child of now
+        self.confined: tuple[str, ...] = ()  # what holds in the child of now, see `confine`
+        self._child: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def probe(self, path: str, mode: Mode = "exact") -> VideoInfo:
+        """See `video.probe`; further failures as in `call`."""
+        if self._num_probed >= _VIDEOS_PER_CHILD:
+            self.close()
+        info = self._checked(lambda: messages.video_info(self.call(video.probe, path, mode)))
+        self._num_probed += 1
+        return info
+
+    def decode(
+        self, path: str, frames: list[int], px: int, mode: Mode = "exact", resize: Resize = "decoder"
+    ) -> Decoded:
+        """See `video.decode`; further failures as in `call`."""
+        px_out = NEAREST_PX if resize == "nearest" else px
+        pixels = np.empty((len(frames), px_out, px_out, 3), dtype=np.uint8)
+        args = (path, frames, px, mode, resize)
+        value = self._ask(video.decode, args, pixels.reshape(-1).data)
+        shown, decoder = self._checked(lambda: messages.shown(value, frames))
+        return Decoded(pixels, shown, decoder)
+
+    def forget(self) -> None:
+        """Have the child close the video that it still holds open."""
+        if self._child is not None and self._child.poll() is None:
+            with suppress(TerminalError):  # a child that dies of it holds nothing any more
+                self.call(video.forget)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run an importable function in the child; arguments and result are what JSON can say.
+
+        Raises:
+            TerminalError: what the function raised, with DECODE_FAILED for errors without a code; DEADLINE,
+                MEMORY_LIMIT or DECODER_CRASHED where the child had to be, or was, ended.
+        """
+        return self._ask(function, args, memoryview(b""))
+
+    def _ask(self, function: Callable[..., Any], args: tuple[Any, ...], into: memoryview) -> Any:
+        """The value that a function returns; `into` is filled with the bytes that come with it."""
+        if self._child is None or self._child.poll() is not None:
+            self._start()
+        assert self._socket is not None
+        self._errors.seek(0)
+        self._errors.truncate()
+        try:
+            self._socket.settimeout(self.deadline_s)
+            self._socket.sendall(messages.request(function, args))
+        except TimeoutError as error:
+            raise self._late(self.deadline_s) from error
+        except OSError as error:
+            raise self._crashed() from error
+        message = self._message(self.deadline_s, into)
+        self.cpu_ms += self._checked(lambda: messages.cpu_ms_in(message))
+        if failure := self._checked(lambda: messages.error_in(message)):
+            raise failure
+        return message.get("value")
+
+    def _checked(self, check: Callable[[], T]) -> T:
+        """The result of a check of what the child said; a child that talks nonsense is ended."""
+        try:
+            return check()
+        except messages.NonsenseError as error:
+            raise self._end(
+                ErrorCode.DECODER_CRASHED, f"The decoder talks nonsense ({error}); transcode the video."
+            ) from error
+
+    def _start(self) -> None:
+        self.close()
+        # What libraries print goes here; its end explains a crash.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._socket, theirs = socket.socketpair()
+        # The child is isolated (-I), and its parent's path comes after its own: a worker's holds the folder that a job
+        # was started in, where somebody's types.py would be taken for Python's.
+        package = sys.modules[__name__.partition(".")[0]]
+        path = [str(Path(package.__path__[0]).parent), *filter(None, sys.path)]
+        kept = {name: value for name, value in os.environ.items() if _is_harmless(name)}
+        env = {**kept, **_CHILD_ENV}
+        self._child = subprocess.Popen(  # noqa: S603 - this interpreter, running `serve`
+            [sys.executable, "-I", "-c", _SERVE, str(theirs.fileno()), str(self.deadline_s), *path],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            env=env,
+            start_new_session=True,  # without our terminal, into which keystrokes could be put
+        )
+        theirs.close()
+        self._process = psutil.Process(self._child.pid)
+        self.confined = tuple(self._message(_START_S, memoryview(b""))["value"])  # no video was opened yet
+
+    def _message(self, limit_s: float, into: memoryview) -> dict[str, Any]:
+        """The child's next message, which must come, whole, within `limit_s`; the bytes after it go to `into`."""
+        deadline = time.monotonic() + limit_s
+        try:
+            length = self._receive(bytearray(messages.LENGTH_BYTES), deadline, limit_s)
+            num_bytes = self._checked(lambda: messages.text_size(length))
+            text = self._receive(bytearray(num_bytes), deadline, limit_s)
+            message = self._checked(lambda: messages.unpacked(text))
+            if "error" not in message:
+                self._checked(lambda: messages.check_size(message, len(into)))
+                self._receive(into, deadline, limit_s)
+        except (EOFError, OSError) as error:
+            raise self._crashed() from error
+        return message
+
+    def _receive(self, buffer: Any, deadline: float, limit_s: float) -> Any:
+        """Fill a buffer; ends the child when it is past the deadline or the memory limit."""
+        assert self._socket is not None
+        self._socket.settimeout(_POLL_S)
+        view, looked = memoryview(buffer), time.monotonic()
+        while view:
+            try:
+                received = self._socket.recv_into(view)
+                if not received:
+                    raise EOFError
+                view = view[received:]
+            except TimeoutError:
+                pass
+            if (now := time.monotonic()) - looked >= _POLL_S:
+                looked = now
+                self._check_memory()
+                if now > deadline:
+                    raise self._late(limit_s)
+        return buffer
+
+    def _check_memory(self) -> None:
+        try:
+            used = self._process.memory_info().rss
+        except psutil.NoSuchProcess:
+            return  # it died just now: the socket is at its end
+        if used > self.memory_limit_bytes:
+            limit_mb = self.memory_limit_bytes / 1e6
+            raise self._end(
+                ErrorCode.MEMORY_LIMIT, f"Decoding took more than {limit_mb:.0f} MB; raise the limit or transcode."
+            )
+
+    def _late(self, limit_s: float) -> TerminalError:
+        return self._end(
+            ErrorCode.DEADLINE,
+            f"Decoding was not done after {limit_s:.0f} s; raise the deadline or transcode the video.",
+        )
+
+    def _end(self, code: ErrorCode, message: str) -> TerminalError:
+        spent = self._process.cpu_times()
+        self.cpu_ms += (spent.user + spent.system) * 1e3
+        self.close()
+        return TerminalError(code, message)
+
+    def _crashed(self) -> TerminalError:
+        assert self._child is not None
+        self._child.kill()  # it may have closed the pipe only
+        status = self._child.wait()
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+        words = self._errors.read(_LAST_WORDS_BYTES).decode(errors="replace").strip().splitlines()
+        last_line = messages.one_line(words[-1]) if words else ""
+        how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        self.close()
+        return TerminalError(
+            ErrorCode.DECODER_CRASHED,
+            f"The decoder crashed ({how}{': ' if last_line else ''}{last_line}); transcode the video.",
+        )
+
+    def close(self) -> None:
+        """End the child; the next call would start another."""
+        self._num_probed = 0
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._errors.close()
+            self._child = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a variable of the environment may be known to a child that runs hostile data: no credential may."""
+    return name in _KEPT_ENV or name.startswith(_KEPT_ENV_PREFIXES)
+
+
+def serve(descriptor: int, deadline_s: float) -> None:
+    """The child: answers calls until its parent closes the socket."""
+    import av
+
+    av.logging.set_level(None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its child
+    parent = socket.socket(fileno=descriptor)
+    requests = parent.makefile("rb")
+    parent.sendall(messages.packed({"value": confine()}))
+    while length := requests.read(messages.LENGTH_BYTES):
+        function, args = messages.called(messages.unpacked(requests.read(messages.text_size(length))))
+        # A child whose parent was killed in the middle of a call may hang with nobody left to end it.
+        signal.setitimer(signal.ITIMER_REAL, deadline_s + 60)
+        started = time.process_time()
+        value = _run(function, args)
+        header, frames = messages.reply(value, (time.process_time() - started) * 1e3)
+        try:
+            parent.sendall(header)
+            parent.sendall(frames)
+        except BrokenPipeError:
+            return
+
+
+def _run(function: Callable[..., Any], args: list[Any]) -> Any:
+    """What the function returns, or the error that it raises."""
+    try:
+        return function(*args)
+    except PipelineError as error:
+        return error
+    except MemoryError:
+        return TerminalError(ErrorCode.MEMORY_LIMIT, "Decoding ran out of memory; transcode the video.")
+    except Exception as error:  # noqa: BLE001 - whatever a decoder raises costs its video, not the run
+        return TerminalError(ErrorCode.DECODE_FAILED, f"Decoding failed: {type(error).__name__}: {error}.")

@@ -1,0 +1,160 @@
+"""What a decoder child and its parent say to each other: JSON, and frames as bare bytes after it.
+
+Never pickles: a video that takes the child over must not get at the parent by what the child answers. For the same
+reason the parent takes nothing on trust, and refuses what no honest child would say.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
+
+from longvlm.pipeline.decode.video import Decoded
+from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
+from longvlm.schemas.timeline import VideoInfo
+
+LENGTH_BYTES = 4  # in front of each JSON text: its length, little-endian
+MAX_JSON_BYTES = 4 << 20
+_MAX_TEXT = 1000  # characters of an error
+_MAX_FLOAT = 1e18  # none that is measured here comes near
+_MAX_NUMBER = 2**31 - 1  # of frames and pixels
+_MAX_DURATION_S = 30 * 86400.0  # segments are laid out in the parent: a made-up length must not fill its memory
+
+
+class NonsenseError(Exception):
+    """A message that no honest child sends."""
+
+
+def request(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    """A call of an importable function, to be sent as it is."""
+    return packed({"module": function.__module__, "function": function.__name__, "args": args})
+
+
+def called(message: dict[str, Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """The function and arguments of a request."""
+    return getattr(import_module(message["module"]), message["function"]), message["args"]
+
+
+def reply(value: Any, cpu_ms: float) -> tuple[bytes, memoryview]:
+    """What a function returned or raised, as two parts to be sent one after the other; the second may be empty."""
+    frames = memoryview(b"")
+    said: dict[str, Any] = {"cpu_ms": cpu_ms}
+    if isinstance(value, PipelineError):
+        said |= {"code": value.code.value, "error": value.message}
+    elif isinstance(value, Decoded):
+        frames = value.frames.reshape(-1).data
+        said |= {"value": {"shown": value.shown, "decoder": value.decoder}, "num_bytes": len(frames)}
+    else:
+        said["value"] = asdict(value) if isinstance(value, VideoInfo) else value
+    return packed(said), frames
+
+
+def packed(message: dict[str, Any]) -> bytes:
+    """A message with its length in front."""
+    text = json.dumps(message).encode()
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def text_size(length: bytes | bytearray) -> int:
+    """How many bytes of JSON follow; NonsenseError where that is too much."""
+    num_bytes = int.from_bytes(length, "little")
+    if num_bytes > MAX_JSON_BYTES:
+        raise NonsenseError(f"a message of {num_bytes} bytes")
+    return num_bytes
+
+
+def unpacked(text: bytes | bytearray) -> dict[str, Any]:
+    """A message out of its JSON; NonsenseError where it is none."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NonsenseError(f"no JSON ({type(error).__name__})") from error
+    if not isinstance(message, dict):
+        raise NonsenseError("no message")
+    return message
+
+
+def check_size(message: dict[str, Any], num_bytes: int) -> None:
+    """NonsenseError where a reply comes with more or fewer bytes than were asked for."""
+    if message.get("num_bytes", 0) != num_bytes:
+        raise NonsenseError("frames of another size")
+
+
+def error_in(message: dict[str, Any]) -> TerminalError | None:
+    """The error that a reply holds, its text cut to one line of at most `_MAX_TEXT` characters."""
+    if "error" not in message:
+        return None
+    if message.get("code") not in list(ErrorCode):
+        raise NonsenseError("an error without a known code")
+    return TerminalError(ErrorCode(message["code"]), one_line(str(message["error"])))
+
+
+def cpu_ms_in(message: dict[str, Any]) -> float:
+    """The CPU milliseconds that a reply reports."""
+    return _number(message, "cpu_ms")
+
+
+def video_info(value: Any) -> VideoInfo:
+    """The facts of a video, each within bounds.
+
+    Raises:
+        TerminalError: DECODE_FAILED, the video claims to be too long to be one.
+        NonsenseError: they are none.
+    """
+    if not isinstance(value, dict) or set(value) != set(VideoInfo.__dataclass_fields__):
+        raise NonsenseError("no facts of a video")
+    duration_s = _number(value, "duration_s")
+    if duration_s > _MAX_DURATION_S:
+        raise TerminalError(
+            ErrorCode.DECODE_FAILED,
+            f"The video claims to last {duration_s / 86400:.0f} days, more than {_MAX_DURATION_S / 86400:.0f}; its "
+            "time stamps are damaged, so transcode it.",
+        )
+    try:
+        return VideoInfo(
+            num_frames=_whole(value, "num_frames"),
+            fps=_number(value, "fps"),
+            duration_s=duration_s,
+            width=_whole(value, "width"),
+            height=_whole(value, "height"),
+            codec=_name(value, "codec"),
+            decoder=_name(value, "decoder"),
+        )
+    except ValueError as error:
+        raise NonsenseError("a video without frames") from error
+
+
+def shown(value: Any, wanted: list[int]) -> tuple[tuple[int, ...], str]:
+    """The numbers of decoded frames, one for each wanted and in no other order, and the decoder's name."""
+    numbers = value.get("shown") if isinstance(value, dict) else None
+    if not isinstance(numbers, list) or len(numbers) != len(wanted):
+        raise NonsenseError("not the frames that were asked for")
+    if any(type(number) is not int or not 0 <= number <= _MAX_NUMBER for number in numbers):
+        raise NonsenseError("numbers of no frames")
+    steps = zip(wanted, wanted[1:], numbers, numbers[1:], strict=False)
+    if any(before <= after and first > second for before, after, first, second in steps):
+        raise NonsenseError("frames out of order")
+    return tuple(numbers), _name(value, "decoder")
+
+
+def one_line(text: str) -> str:
+    """A text that may stand in a table and in a log: nothing but printable characters, and not too many."""
+    return "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
+
+
+def _number(message: dict[str, Any], name: str) -> float:
+    value = message.get(name)
+    if not isinstance(value, int | float) or not 0 <= value <= _MAX_FLOAT:
+        raise NonsenseError(f"{name} is no number")
+    return float(value)
+
+
+def _whole(message: dict[str, Any], name: str) -> int:
+    if type(message.get(name)) is not int or not 0 <= message[name] <= _MAX_NUMBER:
+        raise NonsenseError(f"{name} is no number")
+    return int(message[name])
+
+
+def _name(message: dict[str, Any], name: str) -> str:
+    return one_line(str(message.get(name)))[:100]

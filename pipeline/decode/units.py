@@ -1,0 +1,71 @@
+"""A planned video -> its frames, one work unit at a time, as they are decoded."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from longvlm.pipeline.decode.isolate import Decoder
+from longvlm.pipeline.decode.sampling import plan_segments
+from longvlm.pipeline.decode.video import Decoded
+from longvlm.pipeline.source.copies import local_copy
+from longvlm.schemas.errors import PipelineError
+from longvlm.schemas.recipe import IndexRecipe
+from longvlm.schemas.tables import FRAMES
+from longvlm.schemas.timeline import Segment, VideoInfo, cut_into_units
+
+
+def watch(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, scratch_dir: str) -> Iterator[pa.Table]:
+    """Watch one video (a row of tables.PLAN) as a recipe asks: yields tables.FRAMES, one row a unit.
+
+    Whatever goes wrong with the video ends in a last row with `error_code` and `error`; there is always a row.
+    """
+    row = {"video_id": video["video_id"], "write_id": video["write_id"], "unit": 0, "num_units": 1}
+    spent_ms = decoder.cpu_ms
+    try:
+        with local_copy(video["uri"], scratch_dir) as path:
+            try:
+                info = decoder.probe(path, recipe.decode)
+                segments = plan_segments(recipe, info)
+                units = cut_into_units(segments)
+                row |= asdict(info) | {"num_units": len(units), "num_segments": len(segments)}
+                for index, unit in enumerate(units):
+                    row["unit"] = index
+                    wanted = [frame for segment in unit for frame in segment.frames]
+                    decoded = decoder.decode(path, wanted, recipe.tower.image_size, recipe.decode, recipe.resize)
+                    row |= {"decoder": decoded.decoder, "decode_ms": decoder.cpu_ms - spent_ms}
+                    spent_ms = decoder.cpu_ms
+                    yield _unit(row, _as_shown(unit, decoded, info), decoded)
+            finally:
+                decoder.forget()
+    except PipelineError as error:
+        yield failed_unit(row | {"decode_ms": decoder.cpu_ms - spent_ms}, error)
+
+
+def failed_unit(video: dict[str, Any], error: PipelineError) -> pa.Table:
+    """The FRAMES row of a unit that failed: of a whole planned video, or with what is known of it in `video`."""
+    row = {"unit": 0, "num_units": 1, "decode_ms": 0.0} | {name: video[name] for name in FRAMES.names if name in video}
+    row |= {"error_code": error.code.value, "error": error.message, "segments": []}
+    return pa.Table.from_pylist([row], schema=FRAMES)
+
+
+def _as_shown(unit: list[Segment], decoded: Decoded, info: VideoInfo) -> list[Segment]:
+    """The segments with the frames that were really decoded."""
+    shown, segments = iter(decoded.shown), []
+    for segment in unit:
+        frames = tuple(next(shown) for _ in segment.frames)
+        segments.append(segment if frames == segment.frames else segment.showing(frames, info))
+    return segments
+
+
+def _unit(row: dict[str, Any], segments: list[Segment], decoded: Decoded) -> pa.Table:
+    described = [
+        {"segment": s.index, "start_s": s.start_s, "end_s": s.end_s, "frames": list(s.frames)} for s in segments
+    ]
+    table = pa.Table.from_pylist([row | {"segments": described, "frame_px": decoded.frames.shape[1]}], schema=FRAMES)
+    offsets = np.array([0, decoded.frames.nbytes], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(decoded.frames))]
+    frames = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)  # without copying 15 MB
+    return table.set_column(FRAMES.get_field_index("frames"), FRAMES.field("frames"), frames)

@@ -1,0 +1,1 @@
+"""Inference over shared prefixes: requests in, answers out."""

@@ -1,0 +1,75 @@
+"""What stands between the jobs and whatever answers: questions about a video in, answers out."""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from longvlm.pipeline.models.contract import Timeline
+from longvlm.schemas.errors import TerminalError
+
+
+@dataclass(frozen=True, eq=False)
+class Retry:
+    """What to ask instead, once, when an answer is not of its type."""
+
+    accepts: Callable[[str], bool]
+    question: str
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A question about a group's video."""
+
+    key: Hashable  # what its answer will be known by
+    question: str
+    options: tuple[str, ...] = ()  # if any, the answer is the likeliest of them, and nothing is decoded
+    retry: Retry | None = None
+    max_new_tokens: int | None = None  # where its answer is short by nature; the recipe's limit holds as well
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A video and what is asked about it."""
+
+    prefix: Tensor  # [N, C], the video's tokens before projection: global, then local in time order
+    requests: Sequence[Request]
+    num_whole_frames: int | None = None  # VideoTokens.num_whole_frames
+    timeline: Timeline | None = None  # for models whose prompts have time markers
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What became of a request: a text, or the error that stands in its row. Counts are of what was reached."""
+
+    key: Hashable
+    text: str | None = None
+    confidence: float | None = None  # with options: the chosen one's share of their likelihood
+    num_visual_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0  # the end mark counted; 0 with options
+    latency_ms: float = 0.0  # from the moment it got a place in the batch
+    attention: Tensor | None = None  # [N] float32: from what made the answer's tokens to each row of the prefix
+    error: TerminalError | None = None
+
+
+@dataclass
+class Stats:
+    """What the engine did, and how long it took."""
+
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    num_steps: int = 0
+    num_answers: int = 0
+
+
+class Backend(Protocol):
+    """Whatever answers groups of questions; `Engine` is the one there is."""
+
+    stats: Stats
+
+    def answer(self, groups: Iterable[Group]) -> Iterator[Answer]:
+        """One answer a request, in any order; takes groups as it has room for them."""

@@ -1,0 +1,115 @@
+"""Groups made ready: each video's prefix embedded once, each question laid out as a row that branches off from it.
+
+Shape letters: N prefix rows, M rows after projection, C tower channels, D model width, W watched tokens, P prefix
+positions.
+"""
+
+# ruff: noqa: N806 - tensors are named by their shape
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from longvlm.pipeline.engine.batch import Branch, Prefix
+from longvlm.pipeline.engine.logits import distinct_endings, draw
+from longvlm.pipeline.engine.requests import Answer, Group, Request
+from longvlm.pipeline.models.contract import LanguageModel
+from longvlm.pipeline.transfer import tensor_on
+from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
+from longvlm.schemas.recipe import AnswerRecipe
+
+
+@dataclass(eq=False)
+class Row(Branch):
+    """A request on its way."""
+
+    video: "Video" = field(kw_only=True)
+    request: Request = field(kw_only=True)
+    question: str = field(kw_only=True)  # the request's, or its retry's
+    options: tuple[tuple[int, ...], ...] = field(kw_only=True)  # the ids of each
+    drawn: Tensor = field(init=False)  # the random numbers of its tokens, where they are sampled
+    started_s: float = field(init=False)
+    judged: dict[int, float] = field(init=False)  # log-likelihoods of options
+    seen: dict[tuple[int, ...], Tensor] = field(init=False)  # by stem, what was attended to on the way, [W, P]
+
+    @property
+    def stems(self) -> list[tuple[int, ...]]:
+        """What has to stand after the prompt for every option's last id to be judged."""
+        return list(dict.fromkeys(option[:-1] for option in self.options)) or [()]
+
+    def start(self, recipe: AnswerRecipe) -> None:
+        """Begin, or begin again, with nothing of an earlier try left."""
+        self.new, self.is_open, self.judged, self.seen = [], True, {}, {}
+        if recipe.temperature:
+            self.drawn = draw(recipe, self.question, self.room)
+        self.started_s = time.perf_counter()
+
+
+@dataclass(eq=False)
+class Video:
+    """A group on its way."""
+
+    group: Group
+    before: tuple[int, ...]  # the prompt's ids ahead of the video
+    prefix: Prefix
+    pending: deque[Row] = field(default_factory=deque)  # rows that wait for a place
+
+
+def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tuple[Video | None, list[Answer]]:
+    """A group as rows that wait, and the answers of those requests that cannot be answered at all.
+
+    Raises:
+        InputError: the tokens come from another tower than the model's, or the model lacks the template.
+    """
+    prefix_NC = group.prefix
+    if prefix_NC.ndim != 2 or prefix_NC.shape[1] != model.mm_hidden_size:
+        raise InputError(
+            f"the video's tokens are of shape {list(prefix_NC.shape)}, but the projector of {model.name} takes "
+            f"[tokens, {model.mm_hidden_size}]; answer with a model made for the tower that indexed the video."
+        )
+    if len(prefix_NC) == 0 or not bool(prefix_NC.isfinite().all()):
+        what = "not all numbers (NaN or infinity)" if len(prefix_NC) else "none at all"
+        bad = TerminalError(ErrorCode.BAD_TOKENS, f"the video's stored tokens are {what}; index the video again.")
+        return None, [Answer(r.key, num_visual_tokens=len(prefix_NC), error=bad) for r in group.requests]
+    prompt = model.lay_out("?", 1, recipe.template)  # one place stands for all rows of the video
+    before = prompt.ids[: prompt.first_patch]
+    ids = tensor_on(model.device, before)
+    visual_MD = model.project(prefix_NC, group.num_whole_frames, group.timeline)
+    video = Video(group, before, Prefix(torch.cat([model.llm.get_input_embeddings()(ids), visual_MD]), len(ids)))
+    refused = []
+    for request in group.requests:
+        try:
+            video.pending.append(lay_out_row(model, recipe, video, request, request.question))
+        except TerminalError as error:
+            refused.append(Answer(request.key, num_visual_tokens=len(visual_MD), error=error))
+    return video, refused
+
+
+def lay_out_row(model: LanguageModel, recipe: AnswerRecipe, video: Video, request: Request, question: str) -> Row:
+    """The row of a question, which is the request's own or its retry's.
+
+    Raises:
+        TerminalError: PROMPT_TOO_LONG; ANSWER_FAILED where the tokenizer cannot tell options apart or the question
+            contains a mark of the video's place.
+    """
+    prompt = model.lay_out(question, 1, recipe.template)
+    if prompt.ids[: prompt.first_patch] != video.before:
+        raise ValueError(f"the template {recipe.template} does not begin every prompt alike")
+    suffix = prompt.ids[prompt.first_patch + 1 :]
+    options: tuple[tuple[int, ...], ...] = ()
+    if request.options:
+        options = tuple(distinct_endings(request.options, model.option_ids(request.options), model.eos_ids[0]))
+    least = max(map(len, options), default=1)
+    free = model.context - len(video.prefix) - len(suffix)
+    if free < least:
+        raise TerminalError(
+            ErrorCode.PROMPT_TOO_LONG,
+            f"{len(video.prefix) - len(video.before)} visual tokens and the question make a prompt of "
+            f"{len(video.prefix) + len(suffix)} tokens, but the model reads at most {model.context - least}; answer "
+            "with a smaller --budget, or ask less.",
+        )
+    room = least if options else min(request.max_new_tokens or recipe.max_new_tokens, recipe.max_new_tokens, free)
+    return Row(video.prefix, suffix, room=room, video=video, request=request, question=question, options=options)

@@ -1,0 +1,1 @@
+"""Benchmarks, judges and scores."""

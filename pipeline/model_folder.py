@@ -1,0 +1,158 @@
+"""Model folders: where they lie, what stands in them, and whose weights they hold."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from longvlm.schemas.errors import InputError
+
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers and chat templates
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+
+
+def resolve(model: str) -> Path:
+    """The folder of a model: itself if it is one, otherwise the hub's snapshot, downloaded once and then cached.
+
+    Raises:
+        InputError: there is neither a folder nor a repository of that name, or the hub cannot be reached.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise InputError(
+            f"the model folder {model} does not exist; name an existing folder or a hub id such as "
+            "openai/clip-vit-large-patch14."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=[*SMALL_FILES, "*.safetensors"]))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(model, allow_patterns=[*SMALL_FILES, "pytorch_model*.bin"]))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise InputError(
+            f"{model} is neither a folder here nor a model that the hub shows you; check its spelling, or log in if "
+            "it is private."
+        ) from error
+    except OSError as error:  # every way of not reaching the hub derives from it
+        raise InputError(
+            f"the model {model} is not a folder here and could not be fetched from the hub "
+            f"({str(error).splitlines()[0]}); give the path of a downloaded copy."
+        ) from error
+    return folder
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """One of a model folder's JSON files.
+
+    Raises:
+        InputError: it is not there or not JSON.
+    """
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"the model folder {folder} lacks {name}; copy it there from where the model comes."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder / name} is not valid JSON ({error}); copy it again.") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, as transformers makes it.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make one up
+        raise InputError(f"the model folder {folder} lacks a tokenizer; copy {TOKENIZER_FILES[0]} there.")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it reads the whole configuration again, whose defaults draw warnings of their own
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the tokenizer in {folder} cannot be loaded ({reason}); copy its files there.") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def read_tensors(folder: Path, rename: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint, memory-mapped, under the names that `rename` gives; those it calls None are skipped.
+
+    Reads `model.safetensors` or its shards; pickles only where there are no safetensors, and only plain weights.
+
+    Raises:
+        InputError: the folder has no weights, or a file of them is missing or broken.
+    """
+    for path in _weight_files(folder):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118 - not a dict
+                        if renamed := rename(name):
+                            yield renamed, file.get_tensor(name)
+            else:
+                for name, tensor in torch.load(path, map_location="cpu", weights_only=True, mmap=True).items():
+                    if renamed := rename(name):
+                        yield renamed, tensor
+        except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError) as error:
+            raise InputError(f"the weights in {path} cannot be read ({error}); copy the file again.") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for whole in (SAFETENSORS, PICKLE):
+        if (folder / f"{whole}.index.json").is_file():
+            shards = sorted(set(read_json(folder, f"{whole}.index.json")["weight_map"].values()))
+            if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+                raise InputError(f"the model folder {folder} lacks {', '.join(missing)}, named by its index; copy it.")
+            return [folder / shard for shard in shards]
+        if (folder / whole).is_file():
+            return [folder / whole]
+    raise InputError(f"the model folder {folder} has no weights; it needs {SAFETENSORS}, its shards, or {PICKLE}.")
+
+
+def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hex characters over names, dtypes, shapes and bytes: equal for equal weights, however they are stored."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda named: named[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def build_module(model_class: Any, config: Any, tensors: dict[str, Tensor], model: str) -> Any:
+    """An encoder of transformers around given tensors, without initialising weights first.
+
+    In transformers 5.0 a CLIPVisionModel and its like hold the encoder proper as `vision_model` or `text_model`; later
+    they are the encoder. It is the encoder that takes the tensors and is returned.
+
+    Raises:
+        InputError: tensors are missing or of other shapes than the configuration says.
+    """
+    with torch.device("meta"):
+        module = model_class(config)
+    module = getattr(module, "vision_model", getattr(module, "text_model", module))
+    try:
+        missing, _ = module.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"the weights of {model} do not fit its config.json ({error}); copy both again.") from error
+    if missing:
+        raise InputError(f"the weights of {model} lack {missing[0]} ({len(missing)} missing in all); copy them again.")
+    embeddings = module.embeddings  # its positions are a buffer that no file carries
+    embeddings.position_ids = torch.arange(
+        embeddings.position_embedding.num_embeddings, device=embeddings.position_embedding.weight.device
+    )[None]
+    return module.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,1 @@
+"""Language models that see videos: what each of them offers, and how a prompt is laid out for it."""

@@ -1,0 +1,71 @@
+"""The model families, told apart by their config alone."""
+
+from dataclasses import dataclass
+
+from longvlm.pipeline.model_folder import read_json, resolve
+from longvlm.pipeline.models.contract import LanguageModel, ModelSpec
+from longvlm.pipeline.models.llava import checkpoint as llava_checkpoint
+from longvlm.pipeline.models.llava import model as llava
+from longvlm.pipeline.models.longvlm import checkpoint
+from longvlm.pipeline.models.longvlm import model as longvlm
+from longvlm.pipeline.models.prompt import MAX_MARKER_TOKENS
+from longvlm.schemas.recipe import Precision
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a model sees a video through: what an index made for it must hold. Known from its config alone."""
+
+    tower: str  # folder or hub id
+    feature_layer: int  # as IndexRecipe.feature_layer
+    num_global_tokens: int
+    num_marker_tokens: int = 0  # beside each segment's in its prompts, at most
+
+
+def answers(model: str) -> bool:
+    """Whether a folder or hub id holds a language model of a known family, and not a vision tower, by its config alone.
+
+    Raises:
+        InputError: there is no such model, or it has no config.json.
+    """
+    kind = read_json(resolve(model), "config.json").get("model_type")
+    return kind in llava_checkpoint.FAMILIES or kind in checkpoint.FAMILIES
+
+
+def sight_of(model: str) -> Sight:
+    """What a model that answers sees a video through.
+
+    Raises:
+        InputError: its config says that tokens cannot be stored for it.
+    """
+    if is_llava(model):
+        return Sight(model, llava_checkpoint.find_llava(model).feature_layer, 0)
+    found = checkpoint.find_checkpoint(model)
+    marked = MAX_MARKER_TOKENS if found.layout == "time_markers" else 0
+    return Sight(found.tower, longvlm.FEATURE_LAYER, longvlm.NUM_GLOBAL_TOKENS, marked)
+
+
+def describe_model(model: str) -> ModelSpec:
+    """What a model is, without building it; its weights are only mapped and hashed.
+
+    Raises:
+        InputError: the model lacks something, or belongs to no known family.
+    """
+    return llava.describe_llava(model) if is_llava(model) else longvlm.describe_longvlm(model)
+
+
+def load_model(model: str, precision: Precision = "float32", device: str = "cpu") -> LanguageModel:
+    """A model on a device.
+
+    Raises:
+        InputError: as `describe_model`.
+    """
+    if is_llava(model):
+        return llava.load_llava(model, precision, device)
+    return longvlm.load_longvlm(model, precision, device)
+
+
+def is_llava(model: str) -> bool:
+    """Whether it is in transformers' layout: a LongVLM may also call itself llava, with LLaMA's fields unnested."""
+    config = read_json(resolve(model), "config.json")
+    return config.get("model_type") in llava_checkpoint.FAMILIES and "text_config" in config

@@ -1,0 +1,131 @@
+"""Prompts by a checkpoint's own chat template, tokenized as transformers' processors do."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import TemplateError
+from transformers import ProcessorMixin
+
+from longvlm.pipeline.model_folder import load_tokenizer
+from longvlm.pipeline.models.contract import Prompt
+from longvlm.pipeline.models.prompt import continuation
+from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
+
+NAME = "chat"  # of the one prompt template that such a checkpoint has
+_PROBE = "What?"
+
+
+@dataclass(frozen=True, eq=False)
+class Chat:
+    """A tokenizer with the template of one user's turn: the video, then the question. Make one with `load_chat`."""
+
+    model: str
+    tokenizer: Any  # a fast tokenizer of transformers
+    template: str  # Jinja
+    modality: Literal["image", "video"]  # what the model's template calls what it looks at
+    place: int  # the token in whose places visual tokens go
+    marks: frozenset[int]  # all tokens that mark such places: no question may hold one
+
+    def text(self, question: str) -> str:
+        """The prompt up to where the answer begins, with one placeholder for the whole video."""
+        content = [{"type": self.modality}, {"type": "text", "text": question}]
+        rendered: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return rendered
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; a begin mark is added unless the template wrote one, as `ProcessorMixin.apply_chat_template`."""
+        bos = self.tokenizer.bos_token
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=not (bos and text.startswith(bos)), verbose=False
+        ).input_ids
+        return ids
+
+    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+        """The prompt as ids. Placeholders are ids of their own, so the one is repeated after tokenizing, not before.
+
+        Raises:
+            InputError: `template` is not the one there is.
+            TerminalError: ANSWER_FAILED if the question itself holds a token that marks a video's or image's place.
+        """
+        if template != NAME:
+            raise InputError(
+                f"the model {self.model} has no prompt template {template!r}; it is asked with its own, {NAME}."
+            )
+        ids = self.encode(self.text(question))
+        found = [i for i, token in enumerate(ids) if token in self.marks]
+        if len(found) != 1:
+            marks = " or ".join(sorted(self.tokenizer.convert_ids_to_tokens(list(self.marks))))
+            raise TerminalError(
+                ErrorCode.ANSWER_FAILED, f"the question contains {marks}, which mark the video's place; take them out."
+            )
+        first = found[0]
+        return Prompt((*ids[:first], *[self.place] * num_visual_tokens, *ids[first + 1 :]), first, num_visual_tokens)
+
+    def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of each option after the prompt: at once where that ends in white space, after a space otherwise.
+
+        Raises:
+            InputError: an option is empty, or its tokens run into those of the prompt.
+        """
+        cue = self.text(_PROBE)
+        space = "" if cue[-1:].isspace() else " "
+        return [continuation(cue, f"{cue}{space}{option}", self.encode) for option in options]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The answer that some ids spell, without marks and surrounding white space."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id that the tokenizer knows."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+
+def load_chat(model: str, folder: Path, modality: Literal["image", "video"], place: int, marks: frozenset[int]) -> Chat:
+    """The tokenizer and chat template of a checkpoint.
+
+    Raises:
+        InputError: either is missing or damaged, or the template has no single place for a video.
+    """
+    tokenizer = load_tokenizer(folder)
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(f"the tokenizer of {model} has no fast form; save it as tokenizer.json with transformers.")
+    chat = Chat(model, tokenizer, _template(model, folder, tokenizer), modality, place, marks)
+    try:
+        ids = chat.encode(chat.text(_PROBE))
+    except (TemplateError, TypeError) as error:
+        raise InputError(
+            f"the chat template of {model} cannot be filled with one {modality} and a question ({error}); take the one "
+            "that comes with the checkpoint."
+        ) from error
+    if [token for token in ids if token in marks] != [place]:
+        raise InputError(
+            f"the chat template of {model} has no single place for the {modality} that its tokenizer and config.json "
+            "agree on; take the files that come with the checkpoint."
+        )
+    return chat
+
+
+def _template(model: str, folder: Path, tokenizer: Any) -> str:
+    """The processor's template (chat_template.jinja, .json or in its config), or else the tokenizer's."""
+    try:
+        found = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template") or tokenizer.chat_template
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"the chat template of {model} cannot be read ({reason}); copy its file again.") from error
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not isinstance(found, str):
+        raise InputError(
+            f"the model {model} has no chat template, so nothing says how to ask it; copy chat_template.jinja (or "
+            ".json) there from where the model comes."
+        )
+    return found

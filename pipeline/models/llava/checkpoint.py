@@ -1,0 +1,195 @@
+"""A checkpoint of transformers' LLaVA family on disk: what its config says, and the tensors that answering needs."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import (
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaNextVideoConfig,
+    LlavaOnevisionConfig,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoMultiModalProjector
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
+
+from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
+from longvlm.pipeline.models.llava.chat import Chat, load_chat
+from longvlm.pipeline.models.longvlm.checkpoint import check_tensors
+from longvlm.schemas.errors import InputError
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NEWLINE, PROJECTOR = "image_newline", "multi_modal_projector."
+_LANGUAGE_MODELS = {"llama": LlamaForCausalLM, "mistral": MistralForCausalLM, "qwen2": Qwen2ForCausalLM}
+_HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # towers that videos can be indexed with
+_INNER = re.compile(r"^(?:model\.)?(language_model|vision_tower|multi_modal_projector|image_newline)(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tells one family from another."""
+
+    config: Any
+    projector: Any
+    modality: Literal["image", "video"]
+
+
+FAMILIES = {
+    "llava": Family(LlavaConfig, LlavaMultiModalProjector, "image"),
+    "llava_next_video": Family(LlavaNextVideoConfig, LlavaNextVideoMultiModalProjector, "video"),
+    "llava_onevision": Family(LlavaOnevisionConfig, LlavaOnevisionMultiModalProjector, "video"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LlavaCheckpoint:
+    """A checkpoint whose config was found to be one that can be answered with."""
+
+    name: str  # as the user named it
+    folder: Path
+    config: Any  # transformers' own, text_config and vision_config inside
+
+    @property
+    def family(self) -> Family:
+        """By the config's model type."""
+        return FAMILIES[self.config.model_type]
+
+    @property
+    def feature_layer(self) -> int:
+        """The tower's hidden state that the projector reads."""
+        return int(self.config.vision_feature_layer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Projector and language model by name, mapped rather than read, of either layout of keys.
+
+        Language model tensors have their names in transformers' *ForCausalLM; a tied head is given its embeddings.
+        """
+        tensors = dict(read_tensors(self.folder, _rename))
+        if self.config.tie_word_embeddings and EMBED in tensors:
+            tensors.setdefault(HEAD, tensors[EMBED])
+        if self.config.model_type == "llava_next_video":
+            tensors.pop(NEWLINE, None)  # ends the rows of still images only
+        return tensors
+
+    def modules(self) -> tuple[Any, nn.Module]:
+        """Language model and projector, without weights."""
+        with torch.device("meta"):
+            text = self.config.text_config
+            return _LANGUAGE_MODELS[text.model_type](text), self.family.projector(self.config)
+
+    def chat(self) -> Chat:
+        """How it is asked."""
+        image = self.config.image_token_id
+        video = getattr(self.config, "video_token_id", image)
+        place = image if self.family.modality == "image" else video
+        return load_chat(self.name, self.folder, self.family.modality, place, frozenset({image, video}))
+
+    def check(self, tensors: dict[str, Tensor], chat: Chat) -> None:
+        """InputError unless the files hold exactly the tensors that the config asks for, placeholders among them."""
+        llm, projector = self.modules()
+        expected = {name: list(tensor.shape) for name, tensor in llm.state_dict().items()}
+        expected |= {f"{PROJECTOR}{name}": list(tensor.shape) for name, tensor in projector.state_dict().items()}
+        text = self.config.text_config
+        if self.config.model_type == "llava_onevision":
+            expected[NEWLINE] = [text.hidden_size]
+        check_tensors(self.name, expected, tensors)
+        if max(chat.marks) >= text.vocab_size:
+            raise InputError(
+                f"config.json of {self.name} gives the video's place the token {max(chat.marks)}, but its language "
+                f"model has {text.vocab_size} tokens; correct image_token_index and video_token_index there."
+            )
+
+    def eos_ids(self, chat: Chat) -> list[int]:
+        """Tokens that end an answer: as the checkpoint generates, or else by its language model or tokenizer.
+
+        Raises:
+            InputError: none of them names any.
+        """
+        generation: dict[str, Any] = {}
+        if (self.folder / "generation_config.json").is_file():
+            generation = read_json(self.folder, "generation_config.json")
+        said = (generation.get("eos_token_id"), self.config.text_config.eos_token_id, chat.tokenizer.eos_token_id)
+        eos: int | list[int] | None = next((one for one in said if one is not None), None)
+        if eos is None:
+            raise InputError(
+                f"nothing in {self.name} says which token ends an answer; put eos_token_id in generation_config.json."
+            )
+        return sorted(eos) if isinstance(eos, list) else [eos]
+
+
+def find_llava(model: str) -> LlavaCheckpoint:
+    """A checkpoint by its config.json alone.
+
+    Raises:
+        InputError: it is none of the family, or of a kind whose tokens cannot be stored or read here.
+    """
+    folder = resolve(model)
+    raw = read_json(folder, "config.json")
+    try:
+        config = FAMILIES[raw["model_type"]].config.from_dict(raw)
+    except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).replace("\n", " ").strip().rstrip(".")
+        raise InputError(f"config.json of {model} describes no LLaVA ({reason}); correct it.") from error
+    _check_vision(model, config)
+    _check_text(model, config.text_config)
+    return LlavaCheckpoint(model, folder, config)
+
+
+def _rename(name: str) -> str | None:
+    """A tensor's name among those of language model and projector; None for the tower's and for counted buffers.
+
+    Files of transformers before 4.52 call the language model `language_model.model`, later ones
+    `model.language_model`.
+    """
+    if name.endswith("rotary_emb.inv_freq"):
+        return None
+    inner = _INNER.match(name)
+    if inner is None or inner[1] in ("multi_modal_projector", "image_newline"):
+        return name[inner.start(1) :] if inner else name
+    if inner[1] == "vision_tower":
+        return None
+    rest = name[inner.end() :]
+    return rest if rest.startswith(("model.", "lm_head.")) else f"model.{rest}"
+
+
+def _check_vision(model: str, config: Any) -> None:
+    kind, layer = config.vision_config.model_type, config.vision_feature_layer
+    if kind not in _HAS_CLS:
+        raise InputError(f"the tower of {model} is of type {kind}, and videos are indexed with CLIP or SigLIP towers.")
+    if not isinstance(layer, int):
+        raise InputError(
+            f"the projector of {model} reads {len(layer)} layers of its tower side by side ({layer}), but tokens of "
+            "one layer are stored; choose a model with a single vision_feature_layer."
+        )
+    strategy, fitting = config.vision_feature_select_strategy, "default" if _HAS_CLS[kind] else "full"
+    if strategy != fitting:
+        fault = "its projector reads CLS as one more patch" if _HAS_CLS[kind] else "it drops a patch where CLS would be"
+        raise InputError(
+            f"the model {model} selects features by the strategy {strategy!r}: with a tower of type {kind} {fault}, "
+            f"and only patches are stored, all of them; choose a model with the strategy {fitting!r}."
+        )
+    if getattr(config, "spatial_pool_mode", "average") not in ("average", "max"):
+        raise InputError(
+            f"the model {model} pools frames by {config.spatial_pool_mode!r}; choose one that pools by average or max."
+        )
+
+
+def _check_text(model: str, text: Any) -> None:
+    if text.model_type not in _LANGUAGE_MODELS:
+        raise InputError(
+            f"the language model of {model} is of type {text.model_type}, which cannot be answered with; choose a "
+            f"model over {', '.join(_LANGUAGE_MODELS)}."
+        )
+    window = getattr(text, "sliding_window", None)
+    if window is not None and window < text.max_position_embeddings:
+        raise InputError(
+            f"the language model of {model} attends to the last {window} tokens of its {text.max_position_embeddings}, "
+            "and answering over a shared prefix needs all of them; choose a model without a sliding window."
+        )

@@ -1,0 +1,189 @@
+"""Transformers' LLaVA family: its projector and language model when answering, over tokens of its own tower.
+
+What is stored is always the tower's plain patch tokens before the projector. Frames that nothing was merged of are
+pooled exactly as transformers pools a video's; merged tokens lie on no grid, so they are projected as they are.
+
+Shape letters: N prefix rows, M rows after projection, F frames, P patches of a frame, C tower channels, D model width.
+"""
+
+# ruff: noqa: N803, N806 - tensors are named by their shape
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
+
+from longvlm.pipeline.model_folder import weights_fingerprint
+from longvlm.pipeline.models.contract import ModelSpec, Prompt, Timeline
+from longvlm.pipeline.models.llava.chat import NAME, Chat
+from longvlm.pipeline.models.llava.checkpoint import NEWLINE, PROJECTOR, find_llava
+from longvlm.pipeline.models.longvlm.checkpoint import LLAMA_FIELDS
+from longvlm.pipeline.transfer import to_device
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.recipe import Precision, fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Llava:
+    """A loaded model, ready to project prefixes and to be decoded from."""
+
+    name: str
+    llm: Any
+    projector: Any
+    pooler: Any  # or None; LLaVA-NeXT-Video: halves each frame's grid before projection
+    halves_after: bool  # LLaVA-OneVision: halves it after projection
+    newline: Tensor | None  # [D], LLaVA-OneVision: ends the video
+    chat: Chat
+    eos_ids: tuple[int, ...]
+    banned_ids: tuple[int, ...]  # placeholders, and rows of the head that no token belongs to
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return int(self.llm.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        device: torch.device = self.projector.linear_1.weight.device
+        return device
+
+    @property
+    def mm_hidden_size(self) -> int:
+        """Width of a visual token before projection."""
+        return int(self.projector.linear_1.in_features)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Its own."""
+        return (NAME,)
+
+    def project(
+        self,
+        prefix_NC: Tensor,
+        num_whole_frames: int | None,
+        timeline: Timeline | None = None,  # noqa: ARG002 - its prompts have no time markers
+    ) -> Tensor:
+        """The visual tokens as the language model reads them, [M, D].
+
+        Args:
+            prefix_NC: patch tokens in time order; no global ones.
+            num_whole_frames: of how many frames they are all the patches; those are pooled as the family does.
+            timeline: not used.
+        """
+        weight = self.projector.linear_1.weight
+        rows = to_device(prefix_NC, weight.device).to(weight.dtype)
+        if num_whole_frames is not None:
+            frames_FPC = rows.reshape(num_whole_frames, -1, rows.shape[1])
+            if self.pooler is not None:
+                frames_FPC = self.pooler(frames_FPC)
+            frames_FPD = self.projector(frames_FPC)
+            rows = (_halved(frames_FPD) if self.halves_after else frames_FPD).flatten(0, 1)
+        else:
+            rows = self.projector(rows)
+        return rows if self.newline is None else torch.cat([rows, self.newline[None]])
+
+    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+        """M: fewer than there are where frames are pooled; a line break more where one ends the video."""
+        if num_whole_frames is not None and (self.pooler is not None or self.halves_after):
+            side = math.isqrt(num_rows // num_whole_frames)
+            pooled = math.ceil(side / 2) if self.pooler is None else side // self.pooler.pool.stride
+            num_rows = num_whole_frames * pooled**2
+        return num_rows + (self.newline is not None)
+
+    def marker_ids(self, start_s: float) -> tuple[int, ...]:  # noqa: ARG002 - as above
+        """None."""
+        return ()
+
+    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+        """See `Chat.lay_out`."""
+        return self.chat.lay_out(question, num_visual_tokens, template)
+
+    def turn_ids(self, question: str, template: str) -> tuple[int, ...]:  # noqa: ARG002 - there are none
+        """Its template lays out one question; InputError."""
+        raise InputError(f"{self.name} is asked by its chat template, one question at a time; split the conversation.")
+
+    def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """See `Chat.option_ids`."""
+        return self.chat.option_ids(options)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """See `Chat.decode`."""
+        return self.chat.decode(ids)
+
+
+def describe_llava(model: str) -> ModelSpec:
+    """What a checkpoint is, without building the model; its weights are only mapped and hashed.
+
+    Raises:
+        InputError: the checkpoint lacks something, or its parts do not fit together.
+    """
+    checkpoint = find_llava(model)
+    config, tensors, chat = checkpoint.config, checkpoint.tensors(), checkpoint.chat()
+    checkpoint.check(tensors, chat)
+    text, vision = config.text_config, config.vision_config
+    decisive = {
+        "tensors": weights_fingerprint(tensors.items()),
+        "tokenizer": chat.tokenizer.backend_tokenizer.to_str(),
+        "template": chat.template,
+        "text": {"model_type": text.model_type, **{name: getattr(text, name, None) for name in LLAMA_FIELDS}},
+        "family": config.model_type,
+        "activation": config.projector_hidden_act,
+        "places": [chat.place, sorted(chat.marks)],
+        "pooling": [getattr(config, f"spatial_pool_{name}", None) for name in ("mode", "stride")],
+        "eos": checkpoint.eos_ids(chat),
+    }
+    return ModelSpec(
+        name=model,
+        tower=model,
+        weights=fingerprint(decisive),
+        mm_hidden_size=vision.hidden_size,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        context=text.max_position_embeddings,
+        num_global_tokens=0,
+        feature_layer=checkpoint.feature_layer,
+        templates=(NAME,),
+        family=config.model_type,
+    )
+
+
+def load_llava(model: str, precision: Precision = "float32", device: str = "cpu") -> Llava:
+    """Projector and language model of a checkpoint on a device; its tower is not loaded.
+
+    Raises:
+        InputError: as `describe_llava`.
+    """
+    checkpoint = find_llava(model)
+    config, tensors, chat = checkpoint.config, checkpoint.tensors(), checkpoint.chat()
+    checkpoint.check(tensors, chat)
+    weights = {name: tensor.to(device, getattr(torch, precision)) for name, tensor in tensors.items()}
+    llm, projector = checkpoint.modules()
+    newline_D = weights.pop(NEWLINE, None)
+    projector.load_state_dict({name: weights.pop(f"{PROJECTOR}{name}") for name in projector.state_dict()}, assign=True)
+    llm.load_state_dict(weights, assign=True)
+    with torch.device(device):
+        llm.model.rotary_emb = type(llm.model.rotary_emb)(config.text_config)  # its buffers stand in no file
+    return Llava(
+        name=model,
+        llm=llm.eval().requires_grad_(requires_grad=False),
+        projector=projector.eval().requires_grad_(requires_grad=False),
+        pooler=LlavaNextVideoPooler(config) if config.model_type == "llava_next_video" else None,
+        halves_after=config.model_type == "llava_onevision",
+        newline=newline_D,
+        chat=chat,
+        eos_ids=tuple(checkpoint.eos_ids(chat)),
+        banned_ids=(*sorted(chat.marks), *range(chat.num_ids, config.text_config.vocab_size)),
+    )
+
+
+def _halved(frames_FPD: Tensor) -> Tensor:
+    """Each frame's patches on a grid of half the side, rounded up, bilinear, as LlavaOnevisionModel.apply_pooling."""
+    side = math.isqrt(frames_FPD.shape[1])
+    grid = frames_FPD.reshape(len(frames_FPD), side, side, -1).permute(0, 3, 1, 2)
+    half = math.ceil(side / 2)
+    return nn.functional.interpolate(grid, size=(half, half), mode="bilinear").flatten(2).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""The family LongVLM: a LLaMA with a projector for visual tokens."""

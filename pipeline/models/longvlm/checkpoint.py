@@ -1,0 +1,198 @@
+"""A LongVLM checkpoint on disk: which files make up the model, what its config says, and the tensors they hold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
+from longvlm.pipeline.models.prompt import TEMPLATES, PromptLayout, template
+from longvlm.schemas.errors import InputError
+
+FAMILIES = ("LongVLM", "llama", "llava")  # model types whose config carries LLaMA's fields at its top level
+NEEDED_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+LLAMA_FIELDS = (  # the fields of a config that decide what the language model computes
+    *NEEDED_FIELDS,
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+PROJECTORS = ("mm_projector.safetensors", "mm_projector.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What makes up a LongVLM: a folder with config, weights and tokenizer, and maybe a projector file apart."""
+
+    name: str  # as the user named it
+    folder: Path
+    config: dict[str, Any]
+    projector: Path | None  # overrides what the folder's weights hold of the projector and the embeddings
+    tokenizer: Path
+
+    @property
+    def llama(self) -> dict[str, Any]:
+        """The config's fields that belong to the language model."""
+        return {name: self.config[name] for name in LLAMA_FIELDS if self.config.get(name) is not None}
+
+    @property
+    def use_start_end(self) -> bool:
+        """Whether the video stands between `<vid_start>` and `<vid_end>` in the prompt."""
+        return bool(self.config.get("mm_use_vid_start_end", True))
+
+    @property
+    def layout(self) -> PromptLayout:
+        """What else stands among a video's rows in the prompt; nothing where the config does not say.
+
+        Raises:
+            InputError: it says something else than there is.
+        """
+        named: PromptLayout = self.config.get("mm_prompt_layout", "plain")
+        if named not in get_args(PromptLayout):
+            raise InputError(
+                f"config.json of {self.name} asks for the prompt layout {named!r}; set mm_prompt_layout there to one "
+                f"of {', '.join(get_args(PromptLayout))}."
+            )
+        return named
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompt templates, the one that it was trained with first: the reference's where the config does not say.
+
+        Raises:
+            InputError: it names one that there is not.
+        """
+        first = self.config.get("mm_prompt_template", next(iter(TEMPLATES)))
+        template(first)
+        return (first, *(name for name in TEMPLATES if name != first))
+
+    @property
+    def tower(self) -> str:
+        """The vision tower that the config names: a folder, absolute or from the checkpoint's own, or a hub id.
+
+        Raises:
+            InputError: it names none, or a folder that does not exist.
+        """
+        named = self.config.get("mm_vision_tower")
+        if not isinstance(named, str) or not named:
+            raise InputError(
+                f"config.json of {self.name} does not name its vision tower; add for example "
+                '"mm_vision_tower": "openai/clip-vit-large-patch14".'
+            )
+        if (self.folder / named).is_dir():  # an absolute path stays itself
+            return str(self.folder / named)
+        if Path(named).is_absolute() or named.startswith("."):
+            raise InputError(
+                f"the vision tower {named}, which config.json of {self.name} names, does not exist; "
+                "correct mm_vision_tower there."
+            )
+        return named
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the folder's weights by name, mapped rather than read; LLaMA's old `inv_freq` left out."""
+        return dict(read_tensors(self.folder, lambda name: None if name.endswith("rotary_emb.inv_freq") else name))
+
+    def projector_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the projector file by name; none where there is no such file.
+
+        Raises:
+            InputError: the file is damaged, or holds anything but tensors (pickles are never trusted).
+        """
+        if self.projector is None:
+            return {}
+        try:
+            if self.projector.suffix == ".safetensors":
+                return load_file(self.projector)
+            return dict(torch.load(self.projector, map_location="cpu", weights_only=True))
+        except Exception as error:  # the readers share no class of error
+            raise InputError(
+                f"the projector {self.projector} cannot be read ({str(error).splitlines()[0]}); copy the file again."
+            ) from error
+
+
+def find_checkpoint(model: str, projector: str | None = None) -> Checkpoint:
+    """The parts of a model in the reference's layout (LONGVLM.md section 5).
+
+    Args:
+        model: a folder or hub id: a consolidated checkpoint, or base LLaMA weights with `mm_projector.*` beside them
+            or named by `projector`.
+        projector: a projector file as training saves it, in place of the folder's own.
+
+    Raises:
+        InputError: something is missing, or this is no language model.
+    """
+    folder = resolve(model)
+    config = read_json(folder, "config.json")
+    _check_config(model, config)
+    if projector is not None and not Path(projector).is_file():
+        raise InputError(f"the projector {projector} does not exist; name an mm_projector.bin or .safetensors file.")
+    tokenizer = _first(folder, TOKENIZERS)
+    if tokenizer is None:
+        raise InputError(
+            f"the model folder {model} lacks tokenizer.json (or sentencepiece's tokenizer.model); copy it there from "
+            "where the model comes."
+        )
+    apart = Path(projector) if projector is not None else _first(folder, PROJECTORS)
+    return Checkpoint(model, folder, config, apart, tokenizer)
+
+
+def check_tensors(model: str, expected: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> None:
+    """InputError, naming up to five of each kind, unless `tensors` are exactly those expected, shape by name."""
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    problems = {
+        "lack": [name for name in expected if name not in found],
+        "also hold": [name for name in found if name not in expected],
+        "hold": [
+            f"{name} as {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    if said := [f"{verb} {_few(names)}" for verb, names in problems.items() if names]:
+        raise InputError(
+            f"the weights of {model} do not fit its config.json: they {' and '.join(said)}; "
+            "copy the checkpoint again, or correct config.json."
+        )
+
+
+def _few(names: list[str]) -> str:
+    """Up to five names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(sorted(names)[:5]) + more
+
+
+def _check_config(model: str, config: dict[str, Any]) -> None:
+    kind = config.get("model_type")
+    if str(kind).startswith(("clip", "siglip")):  # clip, clip_vision_model, siglip2_vision_model, ...
+        raise InputError(
+            f"the model {model} is a vision tower ({kind}): it can index videos, but answering needs a LongVLM or "
+            "LLaVA checkpoint; name one with --model."
+        )
+    if kind not in FAMILIES:
+        raise InputError(
+            f"the model {model} is of type {kind}, not a LongVLM or LLaVA checkpoint; name one with --model."
+        )
+    if lacking := [name for name in NEEDED_FIELDS if not isinstance(config.get(name), int)]:
+        raise InputError(
+            f"config.json of {model} lacks {', '.join(lacking)}; a LongVLM's config carries LLaMA's fields itself."
+        )
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of some files that a folder holds."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)

@@ -1,0 +1,247 @@
+"""LongVLM: a LLaMA and a linear projector in the reference's checkpoint layout (LONGVLM.md section 5).
+
+Shape letters: N prefix rows, M rows with time markers, C tower channels, D model width.
+"""
+
+# ruff: noqa: N803, N806 - tensors are named by their shape
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from longvlm.pipeline.model_folder import weights_fingerprint
+from longvlm.pipeline.models.contract import ModelSpec, Prompt, Timeline
+from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, check_tensors, find_checkpoint
+from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer, special_ids
+from longvlm.pipeline.models.markers import interleave
+from longvlm.pipeline.models.prompt import (
+    START,
+    VIDEO_TOKENS,
+    PromptLayout,
+    lay_out,
+    marker_ids,
+    option_ids,
+    tidy,
+    token_id,
+    turn_ids,
+)
+from longvlm.pipeline.transfer import to_device
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.recipe import Precision, fingerprint
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+PROJECT, PROJECT_BIAS = "model.mm_projector.weight", "model.mm_projector.bias"
+NUM_GLOBAL_TOKENS = 5  # LONGVLM.md section 1: memory rows used
+FEATURE_LAYER = -2  # LONGVLM.md section 3: the hidden state whose patches it reads
+
+
+@dataclass(frozen=True, eq=False)
+class LongVLM:
+    """A loaded model, ready to embed prompts and to be decoded from."""
+
+    name: str
+    llm: LlamaForCausalLM
+    projector: nn.Linear
+    tokenizer: Tokenizer
+    use_start_end: bool
+    layout: PromptLayout
+    templates: tuple[str, ...]
+    eos_ids: tuple[int, ...]
+    banned_ids: tuple[int, ...]  # rows of the head that were never trained: never to be emitted
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return int(self.llm.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.projector.weight.device
+
+    @property
+    def mm_hidden_size(self) -> int:
+        """Width of a visual token before projection."""
+        return self.projector.in_features
+
+    def project(
+        self,
+        prefix_NC: Tensor,
+        num_whole_frames: int | None,  # noqa: ARG002 - no frame is pooled
+        timeline: Timeline | None = None,
+    ) -> Tensor:
+        """The visual tokens as the language model reads them, [M, D]: each projected by itself, markers in between."""
+        rows_ND: Tensor = self.projector(to_device(prefix_NC, self.device).to(self.projector.weight.dtype))
+        if self.layout == "plain":
+            return rows_ND
+        if timeline is None:
+            raise ValueError(f"the prompts of {self.name} say when segments began, and nobody did")
+        markers = [self.marker_ids(start_s) for start_s in timeline.starts_s]
+        return interleave(rows_ND, timeline, markers, self.llm.get_input_embeddings())
+
+    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+        """M: as many rows as there are, and the markers' tokens."""
+        return num_rows + sum(len(self.marker_ids(start_s)) for start_s in (timeline.starts_s if timeline else ()))
+
+    def marker_ids(self, start_s: float) -> tuple[int, ...]:
+        """The tokens that stand after the rows of a segment that began then; none in the layout `plain`."""
+        return marker_ids(self.tokenizer, start_s) if self.layout == "time_markers" else ()
+
+    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+        """The prompt of a question about `num_visual_tokens` rows.
+
+        Raises:
+            InputError: there is no such template.
+            TerminalError: ANSWER_FAILED if the question itself contains one of the video tokens.
+        """
+        return lay_out(self.tokenizer, question, num_visual_tokens, use_start_end=self.use_start_end, name=template)
+
+    def turn_ids(self, question: str, template: str) -> tuple[int, ...]:
+        """The ids of a further question about the same video, after a closed answer."""
+        return turn_ids(self.tokenizer, question, template)
+
+    def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids that each option has as an answer, after the space that follows the cue."""
+        return option_ids(self.tokenizer, options)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The answer that some token ids spell, without marks and surrounding white space."""
+        special = special_ids(self.tokenizer)  # the tokenizer's own way of skipping overlooks normalised ones
+        return tidy(self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False))
+
+
+def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
+    """What a LongVLM checkpoint is, without building the model; its weights are only mapped and hashed.
+
+    Args:
+        model: a folder or hub id (see `find_checkpoint`).
+        projector: a projector file in place of the folder's own.
+
+    Raises:
+        InputError: the checkpoint lacks something, or is not one.
+    """
+    checkpoint = find_checkpoint(model, projector)
+    tower = checkpoint.tower
+    tensors, tokenizer = assemble(checkpoint)
+    config = _llama_config(checkpoint, tensors)
+    _check_tensors(checkpoint, tensors, config)
+    layout = {} if checkpoint.layout == "plain" else {"layout": checkpoint.layout}  # older fingerprints stay
+    settings = {"vocab_size": config.vocab_size, "use_start_end": checkpoint.use_start_end, **layout}
+    decisive = {
+        "tensors": weights_fingerprint(tensors.items()),
+        "tokenizer": tokenizer.to_str(),
+        "config": {**checkpoint.llama, **settings},
+    }
+    return ModelSpec(
+        name=model,
+        tower=tower,
+        weights=fingerprint(decisive),
+        mm_hidden_size=tensors[PROJECT].shape[1],
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        context=config.max_position_embeddings,
+        num_global_tokens=NUM_GLOBAL_TOKENS,
+        feature_layer=FEATURE_LAYER,
+        templates=checkpoint.templates,
+        family="longvlm",
+    )
+
+
+def load_longvlm(
+    model: str, precision: Precision = "float32", device: str = "cpu", projector: str | None = None
+) -> LongVLM:
+    """A LongVLM checkpoint, consolidated or base and projector, on a device.
+
+    Raises:
+        InputError: the checkpoint lacks something, or its parts do not fit together.
+    """
+    checkpoint = find_checkpoint(model, projector)
+    tensors, tokenizer = assemble(checkpoint)
+    config = _llama_config(checkpoint, tensors)
+    _check_tensors(checkpoint, tensors, config)
+    weights = {name: tensor.to(device, getattr(torch, precision)) for name, tensor in tensors.items()}
+    with torch.device("meta"):  # shapes only: the weights are put in place below, without a second copy
+        llm = LlamaForCausalLM(config)
+        linear = nn.Linear(tensors[PROJECT].shape[1], config.hidden_size)
+    linear.load_state_dict({"weight": weights.pop(PROJECT), "bias": weights.pop(PROJECT_BIAS)}, assign=True)
+    if config.tie_word_embeddings:
+        weights[HEAD] = weights[EMBED]
+    llm.load_state_dict(weights, assign=True)
+    with torch.device(device):
+        llm.model.rotary_emb = LlamaRotaryEmbedding(config)  # its buffers stand in no file
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    video_ids = sorted(token_id(tokenizer, token) for token in VIDEO_TOKENS)
+    return LongVLM(
+        name=model,
+        llm=llm.eval().requires_grad_(requires_grad=False),
+        projector=linear.eval().requires_grad_(requires_grad=False),
+        tokenizer=tokenizer,
+        use_start_end=checkpoint.use_start_end,
+        layout=checkpoint.layout,
+        templates=checkpoint.templates,
+        eos_ids=tuple(eos),
+        banned_ids=(*video_ids, *range(tokenizer.get_vocab_size(), config.vocab_size)),
+    )
+
+
+def assemble(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Tokenizer]:
+    """The model's tensors, and its tokenizer with the video tokens: base, three rows more, then the projector's file.
+
+    The order is the reference's at inference (LONGVLM.md section 5). New rows of the head, which nobody trained, are
+    zero; those ids are never emitted.
+    """
+    tensors, apart = checkpoint.tensors(), checkpoint.projector_tensors()
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    if lacking := [name for name in (PROJECT, PROJECT_BIAS) if name not in {**tensors, **apart}]:
+        raise InputError(
+            f"the model {checkpoint.name} has no projector ({', '.join(lacking)}); put training's mm_projector.bin "
+            "beside its weights, or name a consolidated checkpoint."
+        )
+    if EMBED not in tensors:
+        raise InputError(f"the weights of {checkpoint.name} lack {EMBED}; copy the checkpoint again.")
+    num_tokens, num_rows = tokenizer.get_vocab_size(), len(tensors[EMBED])
+    if num_tokens == num_rows + len(VIDEO_TOKENS):
+        if EMBED not in apart and checkpoint.use_start_end:
+            raise InputError(
+                f"the model {checkpoint.name} is a base model without trained embeddings of {START} and its like, and "
+                f"its projector file lacks {EMBED} too; take the mm_projector file that LongVLM's training saved."
+            )
+        for name in {EMBED, HEAD} & set(tensors):
+            tensors[name] = nn.functional.pad(tensors[name], (0, 0, 0, len(VIDEO_TOKENS)))
+    elif num_tokens > num_rows:
+        raise InputError(
+            f"the model {checkpoint.name} has {num_rows} embedding rows, but its tokenizer has {num_tokens} tokens "
+            f"with {', '.join(VIDEO_TOKENS)}; take the tokenizer that belongs to the weights."
+        )
+    if EMBED in apart and apart[EMBED].shape != tensors[EMBED].shape:
+        raise InputError(
+            f"the projector {checkpoint.projector} was trained with embeddings {list(apart[EMBED].shape)}, but the "
+            f"model {checkpoint.name} needs {list(tensors[EMBED].shape)}; take the two that belong together."
+        )
+    return {**tensors, **{name: apart[name] for name in (PROJECT, PROJECT_BIAS, EMBED) if name in apart}}, tokenizer
+
+
+def _llama_config(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> LlamaConfig:
+    try:
+        return LlamaConfig(**{**checkpoint.llama, "vocab_size": len(tensors[EMBED])})
+    except (StrictDataclassError, ValueError, KeyError) as error:
+        reason = str(error).replace("\n", " ").strip().rstrip(".")
+        raise InputError(f"config.json of {checkpoint.name} describes no LLaMA ({reason}); correct it.") from error
+
+
+def _check_tensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: LlamaConfig) -> None:
+    """InputError unless the files hold exactly the tensors that the config asks for."""
+    with torch.device("meta"):
+        llm = LlamaForCausalLM(config)
+    expected = {name: list(tensor.shape) for name, tensor in llm.state_dict().items()}
+    if config.tie_word_embeddings:
+        del expected[HEAD]
+    expected[PROJECT] = [config.hidden_size, tensors[PROJECT].shape[-1]]
+    expected[PROJECT_BIAS] = [config.hidden_size]
+    check_tensors(checkpoint.name, expected, tensors)

@@ -1,0 +1,1 @@
+"""What videos there are: listings of folders, buckets and manifests, and local copies of remote objects."""

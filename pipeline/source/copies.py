@@ -1,0 +1,184 @@
+"""Files wherever fsspec reaches: what they are called, and a local copy of one while it is decoded."""
+
+import errno
+import os
+import random
+import re
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from longvlm.pipeline.source.scratch import WAIT_S, await_room, no_space, scratch_file
+from longvlm.schemas.errors import ErrorCode, InputError, PipelineError, TerminalError, TransientError
+
+MAX_OBJECT_BYTES = 64 << 30  # a download that is larger is not a video to watch, or not on this machine
+DOWNLOAD_TRIES = 3
+_BACKOFF_S = 1.0  # doubled after each try
+_PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
+_SECRET = re.compile(
+    r"[^/]+://[^/@]*:[^/]*@"  # user:password@host; without a colon it is a container@account of Azure
+    r"|https?://.*[?&](X-Amz-\w+|X-Goog-\w+|Signature|AWSAccessKeyId|GoogleAccessId|sig|token|access_token)=",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def locate(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI, and the path in it. Local files need no scheme.
+
+    Raises:
+        InputError: nothing here speaks the URI's protocol, or the address holds a secret.
+    """
+    from fsspec import filesystem, get_filesystem_class
+    from fsspec.generic import GenericFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+
+    if is_local(uri):
+        return LocalFileSystem(), local_path(uri)
+    refuse_secrets(uri)
+    protocol = uri.partition("://")[0]  # one, and no chain of them: "::" may stand in the name of an object
+    try:
+        kind = get_filesystem_class(protocol)
+        if issubclass(kind, LocalFileSystem | GenericFileSystem):  # by another name
+            raise InputError(f"cannot open {uri}: write files of this machine as plain paths.")
+        return filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)  # noqa: SLF001
+    except (ImportError, ValueError, TypeError, AttributeError, OSError) as error:  # each kind says it in its own way
+        raise InputError(
+            f"cannot open {uri}: {error}; install what its protocol needs, or check the address."
+        ) from error
+
+
+def refuse_secrets(uri: str) -> None:
+    """Raise InputError for an address with a password or a signature in it: it would stand in tables and in logs."""
+    if _SECRET.match(uri):
+        protocol = uri.partition("://")[0]
+        raise InputError(
+            f"an address of {protocol}:// holds a password, a key or a signature; leave it out, and give credentials "
+            "through the environment or fsspec's configuration."
+        )
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is a plain path or file://."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> str:
+    """The absolute path that a local URI means."""
+    path = Path(uri.removeprefix("file://")).expanduser()
+    return os.path.abspath(path)  # noqa: PTH100 - resolve() follows links, and a link is a name of its own
+
+
+def canonical_uri(fs: Any, path: str) -> str:
+    """The one spelling of a file's address: an absolute path for local files, else with the scheme."""
+    uri = str(fs.unstrip_protocol(path))
+    return uri.removeprefix("file://")
+
+
+def facts(info: dict[str, Any]) -> dict[str, Any]:
+    """Etag, size and time of change out of a filesystem's answer, whatever it calls them."""
+    etag = info.get("ETag") or info.get("etag")
+    if info.get("islink") and Path(info["name"]).exists():  # a change of the file, not of the link, counts
+        info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
+    changed = next(
+        (info[key] for key in ("LastModified", "last_modified", "updated", "mtime", "created") if info.get(key)), None
+    )
+    if isinstance(changed, str):
+        changed = datetime.fromisoformat(changed)
+    if isinstance(changed, int | float):
+        changed = datetime.fromtimestamp(changed, UTC)
+    if changed is not None and changed.tzinfo is not None:
+        changed = changed.astimezone(UTC).replace(tzinfo=None)
+    return {"etag": etag.strip('"') if etag else None, "size_bytes": info.get("size"), "modified_at": changed}
+
+
+@contextmanager
+def local_copy(uri: str, scratch_dir: str) -> Iterator[str]:
+    """The path of a file to read: local files in place, others downloaded for as long as the context lasts.
+
+    A copy lies right in the scratch folder under a name of our own, whatever the file's name is.
+
+    Raises:
+        TerminalError: NOT_FOUND, FORBIDDEN, NOT_A_VIDEO, or TOO_LARGE for `MAX_OBJECT_BYTES` or the scratch disk.
+        TransientError: NETWORK, after `DOWNLOAD_TRIES`; NO_SPACE, see `scratch.await_room`.
+    """
+    if is_local(uri):
+        path = local_path(uri)
+        _check_readable(path)
+        yield path
+        return
+    suffix = Path(uri).suffix
+    with scratch_file(scratch_dir, suffix if _PLAIN_SUFFIX.fullmatch(suffix) else "") as path:
+        _download(uri, path)
+        yield path
+
+
+def _check_readable(path: str) -> None:
+    try:
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe waits for whoever writes to it
+            raise TerminalError(ErrorCode.NOT_A_VIDEO, f"{path} is a pipe, socket or device, not a video.")
+        with Path(path).open("rb"):
+            pass
+    except ValueError as error:  # a NUL in the name
+        raise TerminalError(ErrorCode.NOT_FOUND, f"There can be no file named {path!r}.") from error
+    except OSError as error:
+        raise _refusal(path, error) or TransientError(ErrorCode.NETWORK, f"{path} cannot be read: {error}.") from error
+
+
+def _download(uri: str, path: str) -> None:
+    failures = 0
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return _fetch(uri, path)
+        except PipelineError:
+            raise
+        except Exception as error:  # every cloud library has exceptions of its own
+            if refusal := _refusal(uri, error):
+                raise refusal from error
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # another decoder was quicker
+                num_bytes = Path(path).stat().st_size
+                os.truncate(path, 0)
+                if time.monotonic() > deadline:
+                    raise no_space(num_bytes) from error
+            else:
+                failures += 1
+                if failures == DOWNLOAD_TRIES:
+                    raise TransientError(
+                        ErrorCode.NETWORK,
+                        f"The file could not be fetched in {DOWNLOAD_TRIES} tries: {type(error).__name__}: {error}.",
+                    ) from error
+            time.sleep(_BACKOFF_S * 2**failures * random.uniform(0.5, 1))  # noqa: S311 - so that two do not collide again
+
+
+def _fetch(uri: str, path: str) -> None:
+    from fsspec.callbacks import Callback
+
+    fs, remote = locate(uri)
+    size_bytes = fs.info(remote)["size"] or 0
+    _check_size(size_bytes)
+    await_room(size_bytes, str(Path(path).parent))
+    # a server need not tell the size, nor keep to it
+    fs.get_file(remote, path, callback=Callback(hooks={"size": lambda _, received: _check_size(received)}))
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_OBJECT_BYTES:
+        raise TerminalError(
+            ErrorCode.TOO_LARGE, f"The file has {num_bytes / 1e9:.1f} GB, more than {MAX_OBJECT_BYTES / 1e9:.1f}."
+        )
+
+
+def _refusal(uri: str, error: Exception) -> TerminalError | None:
+    """The failure that no retry will cure, if it is one."""
+    if isinstance(error, FileNotFoundError):
+        return TerminalError(ErrorCode.NOT_FOUND, f"There is no file at {uri} any more; list the source again.")
+    if isinstance(error, PermissionError):
+        return TerminalError(ErrorCode.FORBIDDEN, f"Reading {uri} is forbidden; check its permissions.")
+    if isinstance(error, IsADirectoryError):
+        return TerminalError(ErrorCode.NOT_A_VIDEO, f"{uri} is a folder, not a video.")
+    return None

@@ -1,0 +1,167 @@
+"""A source of videos -> its listing, page by page."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from longvlm.pipeline.source.copies import canonical_uri, facts, locate
+from longvlm.pipeline.source.formats import HEAD_BYTES, VIDEO_EXTENSIONS, container_of
+from longvlm.pipeline.source.manifest import MANIFEST_SUFFIXES, list_manifest
+from longvlm.pipeline.source.pages import pages_below
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.identity import video_id
+from longvlm.schemas.tables import LISTING
+
+_SNIFFS_AT_ONCE = 256
+_ROW_GROUP = 10_000  # rows of a listing that are held in memory
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the videos are: an fsspec prefix, one video, or a manifest (.parquet or .csv with a column `uri`).
+
+    `include` and `exclude` are fnmatch patterns on the path relative to the source (to the manifest's folder).
+    """
+
+    uri: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def takes(self, relative_path: str) -> bool:
+        """Whether the patterns let a path through."""
+        included = not self.include or any(fnmatchcase(relative_path, pattern) for pattern in self.include)
+        return included and not any(fnmatchcase(relative_path, pattern) for pattern in self.exclude)
+
+    @property
+    def home(self) -> str:
+        """The one spelling of the source's address, as it stands in the column `source`."""
+        return canonical_uri(*locate(self.uri))
+
+    def coverage(self) -> Callable[[str], bool] | None:
+        """What says whether a video at a canonical URI would be listed; None without patterns, for then each would."""
+        if not self.include and not self.exclude:
+            return None
+        home = self.home
+        if PurePosixPath(home).suffix.lower() in MANIFEST_SUFFIXES:
+            home = home.rpartition("/")[0]
+        prefix = home.rstrip("/") + "/"
+        return lambda uri: self.takes(uri.removeprefix(prefix))
+
+
+def list_source(source: Source) -> pa.Table:
+    """Every video of a source in memory, as tables.LISTING, sorted by uri, each once.
+
+    A folder is listed recursively: videos by extension, and files without any extension by their first bytes.
+
+    Raises:
+        InputError: the source does not exist, is forbidden, holds no video, or is a manifest without `uri`.
+    """
+    listing = pa.concat_tables([LISTING.empty_table(), *list_pages(source)])
+    if not len(listing):
+        raise nothing_in(source)
+    return listing.sort_by("uri")
+
+
+def spool_source(source: Source, path: str) -> int:
+    """List a source into a parquet file of tables.LISTING, in no order, and return how many videos there are.
+
+    A bucket may hold millions: no more than a page of a listing and `_ROW_GROUP` of its rows are in memory at a time.
+
+    Raises:
+        InputError: as `list_source`, but that nothing is there is for the caller to judge.
+    """
+    num_rows = 0
+    held: list[pa.Table] = []
+    with parquet.ParquetWriter(path, LISTING, compression="zstd") as writer:
+        for page in list_pages(source):
+            num_rows += len(page)
+            held.append(page)
+            if sum(map(len, held)) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(held))
+                held.clear()
+        if held:
+            writer.write_table(pa.concat_tables(held))
+    return num_rows
+
+
+def list_pages(source: Source) -> Iterator[pa.Table]:
+    """The videos of a source as tables.LISTING, a page of the listing at a time, in no order; InputError as above."""
+    fs, path = locate(source.uri)
+    home = canonical_uri(fs, path)
+    with _refusals_as_sentences(source.uri):
+        for found in _list(fs, path, source):
+            rows = [{"video_id": video_id(uri), "source": home, "uri": uri, **known} for uri, known in found.items()]
+            if rows:
+                yield pa.Table.from_pylist(rows, schema=LISTING)
+
+
+def nothing_in(source: Source) -> InputError:
+    """The error of a source without any video."""
+    patterns = " that the include and exclude patterns let through" if source.include or source.exclude else ""
+    return InputError(
+        f"nothing to index: no video in {source.uri}{patterns}; looked for files ending in "
+        f"{', '.join(sorted(VIDEO_EXTENSIONS))}, and into files without an extension."
+    )
+
+
+@contextmanager
+def _refusals_as_sentences(uri: str) -> Iterator[None]:
+    """Turn what a filesystem refuses into sentences."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{uri} does not exist; check the address.") from error
+    except PermissionError as error:
+        raise InputError(
+            f"access to {uri} is forbidden ({error}); check its permissions or your credentials."
+        ) from error
+    except Exception as error:  # every cloud library has exceptions of its own
+        raise InputError(
+            f"{uri} cannot be listed: {type(error).__name__}: {error}; check the address, the network and your "
+            "credentials."
+        ) from error
+
+
+def _list(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[str, Any]]]:
+    """What is known of each video, by canonical URI, a page at a time."""
+    info = fs.info(path)
+    is_file = fs.isfile(path) if info.get("islink") else info["type"] == "file"
+    if not is_file:
+        yield from _list_folder(fs, path, source)
+    elif PurePosixPath(path).suffix.lower() in MANIFEST_SUFFIXES:
+        yield from list_manifest(fs, path, source.takes)
+    else:
+        is_video = _has_video_extension(path) or container_of(fs.cat_file(path, start=0, end=HEAD_BYTES)) is not None
+        if is_video and source.takes(PurePosixPath(path).name):
+            yield {canonical_uri(fs, path): facts(info)}
+
+
+def _list_folder(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[str, Any]]]:
+    prefix = path.rstrip("/") + "/"
+    for page in pages_below(fs, path):
+        files = {info["name"]: info for info in page if source.takes(info["name"].removeprefix(prefix))}
+        unnamed = [name for name, info in files.items() if not PurePosixPath(name).suffix and info.get("size")]
+        videos = {name for name in files if _has_video_extension(name)} | set(_sniff(fs, unnamed))
+        yield {canonical_uri(fs, name): facts(files[name]) for name in videos}
+
+
+def _has_video_extension(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower().removeprefix(".") in VIDEO_EXTENSIONS
+
+
+def _sniff(fs: Any, paths: list[str]) -> Iterable[str]:
+    """Those that begin like a video; one that may not be read is taken along, to fail with its reason."""
+    for start in range(0, len(paths), _SNIFFS_AT_ONCE):
+        some = paths[start : start + _SNIFFS_AT_ONCE]
+        heads = fs.cat_ranges(some, [0] * len(some), [HEAD_BYTES] * len(some), on_error="return")
+        for path, head in zip(some, heads, strict=True):
+            if isinstance(head, Exception) or container_of(bytes(head)) is not None:
+                yield path

@@ -1,0 +1,103 @@
+"""A manifest: a Parquet or CSV file that names videos, with what the user knows of them."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from longvlm.pipeline.source.copies import canonical_uri, facts, is_local, local_path, locate
+from longvlm.schemas.errors import InputError
+
+MANIFEST_SUFFIXES = (".parquet", ".csv")
+_ROWS_AT_ONCE = 1000
+_LOOKUPS_AT_ONCE = 32  # requests in flight for the details of entries
+_COLUMNS = {"uri": pa.string(), "external_id": pa.string(), "etag": pa.string(), "size": pa.int64()}
+
+
+def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[dict[str, dict[str, Any]]]:
+    """What is known of each video that a manifest names, by canonical URI, some hundreds of its rows at a time.
+
+    Relative URIs count from the manifest's folder, and so do the paths that `takes` judges. Where neither etag nor
+    size is given they are asked for; a file that is not there is listed all the same, to fail with its reason.
+
+    Raises:
+        InputError: no column `uri`, a row without one, one video under two external ids, or a local file in a manifest
+            that is not local: who may write to a bucket may not have this machine's files read.
+    """
+    name, folder = canonical_uri(fs, path), path.rpartition("/")[0]
+    home = canonical_uri(fs, folder).rstrip("/") + "/"
+    external_ids: dict[str, str | None] = {}
+    row = 0
+    for batch in _read(fs, path, name).to_batches(max_chunksize=_ROWS_AT_ONCE):
+        found: dict[str, dict[str, Any]] = {}
+        for entry in batch.to_pylist():
+            row += 1
+            if not entry["uri"]:
+                raise InputError(f"row {row} of {name} has no uri; fill it in or remove the row.")
+            uri = _resolve(fs, folder, entry["uri"])
+            if is_local(uri) and not is_local(name):
+                raise InputError(
+                    f"row {row} of {name} names a file of the machine that reads it ({uri}); a manifest in a bucket "
+                    "may name files in buckets only: remove the row, or copy the manifest here."
+                )
+            if not takes(uri.removeprefix(home)):
+                continue
+            external_id = entry["external_id"]
+            if external_ids.get(uri, external_id) != external_id:
+                raise InputError(f"{name} names {uri} twice, as {external_ids[uri]} and as {external_id}; keep one.")
+            if uri not in external_ids:
+                external_ids[uri] = external_id
+                found[uri] = {"external_id": external_id, "etag": entry["etag"], "size_bytes": entry["size"]}
+        _complete(found)
+        yield found
+
+
+def _complete(found: dict[str, dict[str, Any]]) -> None:
+    """Ask for the details of videos of which a manifest gives none."""
+    unknown = [uri for uri, known in found.items() if known["etag"] is None and known["size_bytes"] is None]
+    with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
+        for uri, looked_up in zip(unknown, pool.map(_look_up, unknown), strict=True):
+            found[uri] |= looked_up
+
+
+def _read(fs: Any, path: str, name: str) -> pa.Table:
+    """The columns a manifest may have; null where it has not."""
+    try:
+        with fs.open(path, "rb") as file:
+            if path.lower().endswith(".csv"):
+                options = csv.ConvertOptions(column_types=_COLUMNS, strings_can_be_null=True)
+                table = csv.read_csv(file, convert_options=options)
+            else:
+                table = parquet.read_table(file)
+        if "uri" not in table.column_names:
+            raise InputError(f"the manifest {name} has no column uri, only {', '.join(table.column_names)}; add it.")
+        columns = {
+            column: table[column].cast(kind) if column in table.column_names else pa.nulls(len(table), kind)
+            for column, kind in _COLUMNS.items()
+        }
+    except pa.ArrowException as error:
+        raise InputError(
+            f"the manifest {name} cannot be read: {error}; it must be Parquet or CSV with a header."
+        ) from error
+    return pa.table(columns)
+
+
+def _resolve(fs: Any, folder: str, uri: str) -> str:
+    """The canonical form of an entry."""
+    if not is_local(uri):
+        return canonical_uri(*locate(uri))
+    if uri.startswith(("file://", "/")):
+        return local_path(uri)
+    path = f"{folder}/{uri}"
+    return local_path(path) if is_local(canonical_uri(fs, folder)) else canonical_uri(fs, path)
+
+
+def _look_up(uri: str) -> dict[str, Any]:
+    """Etag, size and time of a file; nothing where they cannot be had, which will show when it is watched."""
+    fs, path = locate(uri)
+    try:
+        return facts(fs.info(path))
+    except (FileNotFoundError, PermissionError):
+        return {}

@@ -1,0 +1,126 @@
+"""Whether what a store says is live is really there: every file readable, every token of every video in its place."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.files import filesystem
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.schemas import tables
+
+_COUNTED = ("tokens", "segments")
+# Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.
+_WRONG_SEGMENTS = """
+SELECT v.uri, v.write_id, '{table}' AS "table",
+    'has ' || coalesce(r.num_rows, 0) || ' segments of ' || v.num_segments ||
+    CASE WHEN r.num_rows > r.num_different THEN ', some repeated' ELSE '' END AS problem
+FROM live_videos v LEFT JOIN (
+    SELECT write_id, count(*) AS num_rows, count(DISTINCT segment) AS num_different,
+        min(segment) AS first, max(segment) AS last
+    FROM ledger_{table} GROUP BY write_id
+) r USING (write_id)
+WHERE r.num_rows IS DISTINCT FROM v.num_segments OR r.num_different <> v.num_segments OR r.first <> 0
+    OR r.last <> v.num_segments - 1
+"""
+_TWICE = """
+SELECT any_value(uri) AS uri, write_id, 'videos' AS "table", 'is live ' || count(*) || ' times' AS problem
+FROM live_videos GROUP BY write_id HAVING count(*) > 1
+"""
+_OF_LIVE = """
+SELECT v.uri, p.write_id, p."table", p.problem
+FROM found p JOIN (SELECT DISTINCT write_id, uri FROM live_videos) v USING (write_id)
+"""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a check found."""
+
+    num_videos: int  # live, under all recipes
+    num_files: int
+    num_bytes: int
+    damaged_files: dict[str, str]  # uri -> what is wrong
+    problems: list[dict[str, Any]]  # uri, write_id, table, problem: a row a live video and thing that is wrong
+
+
+def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None) -> Verified:
+    """Read every byte of a store's tables, and hold tokens and segments against what is live.
+
+    Checked are the checksums of the pages (of files written with them), the lengths of the blobs against num_tokens,
+    dim and dtype, and that each live video has each of its segments once in both tables. No more than a row group is in
+    memory at a time. What a damaged file of `videos` says is live is not known: it is told by the file alone.
+
+    Args:
+        snapshot: from `Store.pin`.
+        progress: called with the bytes of each file that was read.
+    """
+    damaged: dict[str, str] = {}
+    found: list[dict[str, Any]] = []
+    for table, pinned in snapshot.tables.items():
+        for file in pinned.files:
+            try:
+                found += _check_file(table, file)
+            except (OSError, pa.ArrowException) as error:
+                damaged[file.uri] = str(error).partition("\n")[0]
+            progress(file.size_bytes)
+    with catalog.connect(readable(snapshot, damaged)) as con:
+        con.register("found", pa.Table.from_pylist(found, _FOUND))
+        queries = [_OF_LIVE, _TWICE, *(_WRONG_SEGMENTS.format(table=table) for table in _COUNTED)]
+        problems = [row for sql in queries for row in con.sql(sql).to_arrow_table().to_pylist()]
+        ((num_videos,),) = con.execute("SELECT count(*) FROM live_videos").fetchall()
+    files = [file for pinned in snapshot.tables.values() for file in pinned.files]
+    return Verified(num_videos, len(files), sum(file.size_bytes for file in files), damaged, problems)
+
+
+def readable(snapshot: Snapshot, damaged: dict[str, str]) -> Snapshot:
+    """The snapshot without its damaged files: what these held counts as missing."""
+    return Snapshot(
+        {
+            table: PinnedTable(pinned.version, tuple(file for file in pinned.files if file.uri not in damaged))
+            for table, pinned in snapshot.tables.items()
+        }
+    )
+
+
+_FOUND = pa.schema([("write_id", pa.string()), ("table", pa.string()), ("problem", pa.string())])
+
+
+def _check_file(table: str, file: DataFile) -> Iterator[dict[str, Any]]:
+    """What is wrong with rows of a file; raises where the file itself cannot be read."""
+    problems: list[dict[str, Any]] = []
+    fs, path = filesystem(file.uri)
+    with fs.open(path, "rb") as source:
+        parquet = pq.ParquetFile(source, page_checksum_verification=True)
+        if parquet.metadata.num_rows != file.num_rows:
+            raise pa.ArrowInvalid(f"it has {parquet.metadata.num_rows} rows, and the log says {file.num_rows}")
+        for group in range(parquet.num_row_groups):
+            rows = parquet.read_row_group(group, use_threads=False).select(tables.TABLES[table].names)
+            if table == "tokens":
+                problems += _wrong_blobs(rows)
+    yield from problems
+
+
+def _wrong_blobs(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows of tables.TOKENS whose blobs are not as long as their shapes say."""
+    num_tokens, width = rows["num_tokens"], pc.multiply(rows["dim"], 2)
+    is_right = pc.and_(
+        pc.equal(rows["dtype"], "float16"),
+        pc.and_(
+            pc.equal(pc.binary_length(rows["local"]), pc.multiply(num_tokens, width)),
+            pc.and_(
+                pc.equal(pc.binary_length(rows["sizes"]), pc.multiply(num_tokens, 2)),
+                pc.equal(pc.binary_length(rows["spans"]), pc.multiply(num_tokens, 8)),
+            ),
+        ),
+    )
+    layers = pc.divide(pc.fill_null(pc.binary_length(rows["cls"]), 0), width)
+    whole = pc.equal(pc.multiply(layers, width), pc.fill_null(pc.binary_length(rows["cls"]), 0))
+    wrong = rows.filter(pc.invert(pc.fill_null(pc.and_(is_right, whole), False)))  # noqa: FBT003 - a value, not a flag
+    for write_id, segment in zip(wrong["write_id"].to_pylist(), wrong["segment"].to_pylist(), strict=True):
+        problem = f"the blobs of segment {segment} are not as long as its shape says"
+        yield {"write_id": write_id, "table": "tokens", "problem": problem}

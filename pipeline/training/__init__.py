@@ -1,0 +1,1 @@
+"""Conversations and tokens to new weights."""

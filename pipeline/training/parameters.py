@@ -1,0 +1,235 @@
+"""What learns in each stage of training, and what its weights are when it is done.
+
+projector  the projector, and of the language model only the embeddings of <vid_start> and <vid_end> (LONGVLM.md, 7)
+full       projector and language model
+lora       the projector, and adapters of the language model that are merged into it at the end
+
+Shape letters: N prefix rows, M rows after projection, R packs, T positions, D model width, L supervised tokens.
+"""
+
+# ruff: noqa: N806 - tensors are named by their shape
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from longvlm.pipeline.models.contract import LanguageModel
+from longvlm.pipeline.models.longvlm.model import EMBED, LongVLM
+from longvlm.pipeline.models.prompt import END, START, token_id
+from longvlm.pipeline.training.packing import Lesson, Sheet
+from longvlm.pipeline.training.whitening import Whitening, redraw
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.training import TrainRecipe
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """Tensors that training has changed, float32 on the CPU, by their names in the two modules."""
+
+    llm: dict[str, Tensor]
+    projector: dict[str, Tensor]
+
+
+class Trainee(nn.Module):
+    """A model in training. What learns is kept in float32, what does not in the recipe's precision.
+
+    Raises:
+        InputError: the recipe cannot be carried out with this model.
+    """
+
+    def __init__(self, model: LanguageModel, recipe: TrainRecipe, whitening: Whitening | None = None) -> None:
+        super().__init__()
+        self.model, self.recipe, self.whitening = model, recipe, whitening
+        self.llm: Any = model.llm
+        self.projector: Any = model.projector
+        is_full = recipe.stage == "full"
+        self.llm.requires_grad_(requires_grad=is_full).to(
+            torch.float32 if is_full else getattr(torch, recipe.precision)
+        )
+        self.projector.requires_grad_(requires_grad=True).float()
+        self.mark_ids, self.marks = self._marks()
+        if recipe.stage == "lora":
+            self._adapt()
+        if whitening is not None:
+            first = first_linear(model)
+            redraw(first, self.llm.get_input_embeddings().weight, recipe.seed)
+        if recipe.gradient_checkpointing:
+            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.train()
+
+    def _marks(self) -> tuple[list[int], nn.Parameter | None]:
+        """The rows of the embedding that learn by themselves, in the stage `projector`."""
+        model = self.model
+        if self.recipe.stage != "projector" or not isinstance(model, LongVLM) or not model.use_start_end:
+            return [], None
+        ids = [token_id(model.tokenizer, token) for token in (START, END)]
+        return ids, nn.Parameter(self.llm.get_input_embeddings().weight.detach()[ids].float().clone())
+
+    def _adapt(self) -> None:
+        """Put adapters beside the linear layers that the recipe names."""
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise InputError("the stage lora needs peft; pip install 'longvlm-index[train]'.") from error
+
+        recipe = self.recipe
+        config = LoraConfig(
+            r=recipe.lora_rank,
+            lora_alpha=recipe.lora_alpha,  # type: ignore[arg-type] # a float does as well
+            lora_dropout=recipe.lora_dropout,
+            target_modules=list(recipe.lora_targets),
+        )
+        torch.manual_seed(recipe.seed)  # of the adapters' first weights
+        try:
+            inject_adapter_in_model(config, self.llm)
+        except ValueError as error:
+            raise InputError(
+                f"the model {self.model.name} has no linear layers called {', '.join(recipe.lora_targets)}; correct "
+                "lora_targets in the training recipe."
+            ) from error
+        for parameter in self.llm.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """What learns, for an optimizer: with its rate (`base_lr`); norms and biases do not decay."""
+        recipe = self.recipe
+        rates = {True: recipe.projector_learning_rate or recipe.learning_rate, False: recipe.learning_rate}
+        found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                key = (name.startswith(("projector.", "marks")), parameter.ndim > 1)
+                found.setdefault(key, []).append(parameter)
+        return [
+            {"params": members, "base_lr": rates[is_visual], "weight_decay": recipe.weight_decay * decays}
+            for (is_visual, decays), members in found.items()
+        ]
+
+    def forward(self, lessons: Sequence[Lesson], sheet: Sheet) -> Tensor:
+        """Cross entropy of the sheet's labels, summed by their weights; a scalar in float32."""
+        hidden = self.hidden(lessons, sheet)
+        with self._autocast(hidden.device):
+            logits_LV = self.llm.lm_head(hidden.flatten(0, 1)[sheet.predicts])
+        losses_L = nn.functional.cross_entropy(logits_LV.float(), sheet.labels, reduction="none")
+        return (losses_L * sheet.weights).sum()
+
+    def hidden(self, lessons: Sequence[Lesson], sheet: Sheet) -> Tensor:
+        """The language model's last hidden states over some packs, [R, T, D]."""
+        with self._autocast(sheet.ids.device):
+            embeds_RTD = self._embed(sheet.ids)
+            rows_of = {number: self._project(lessons[number]) for number, _, _ in sheet.rows_at}
+            for place, (number, start, end) in enumerate(sheet.rows_at):
+                embeds_RTD[place, start:end] = rows_of[number].to(embeds_RTD.dtype)
+            found: Tensor = self.llm.model(
+                inputs_embeds=embeds_RTD,
+                attention_mask=sheet.mask(),
+                position_ids=sheet.positions,
+                use_cache=False,
+            ).last_hidden_state
+        return found
+
+    def _embed(self, ids_RT: Tensor) -> Tensor:  # noqa: N803
+        embeds: Tensor = self.llm.get_input_embeddings()(ids_RT)
+        embeds = embeds.clone()  # what a leaf gave cannot be written into
+        if self.marks is not None:
+            for token, row in zip(self.mark_ids, self.marks, strict=True):
+                embeds = torch.where((ids_RT == token)[..., None], row.to(embeds.dtype), embeds)
+        return embeds
+
+    def _project(self, lesson: Lesson) -> Tensor:
+        prefix_NC = lesson.prefix.to(self.model.device)
+        if self.whitening is not None:
+            prefix_NC = self.whitening(prefix_NC)
+        return self.model.project(prefix_NC, lesson.num_whole_frames, lesson.timeline)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    # --- what became of it ---
+
+    def learnt(self) -> Learnt:
+        """All that training changed, whole: every worker has to ask, where the weights are spread over several."""
+        projector = {name: whole(tensor) for name, tensor in self.projector.state_dict().items()}
+        if self.whitening is not None:
+            first, name = first_linear(self.model), _first_name(self.model)
+            weight, bias = self.whitening.folded(whole(first.weight), whole(first.bias))
+            projector |= {f"{name}weight": weight, f"{name}bias": bias}
+        llm: dict[str, Tensor] = {}
+        if self.recipe.stage == "full":
+            llm = {name: whole(tensor) for name, tensor in self.llm.state_dict().items()}
+        elif self.recipe.stage == "lora":
+            llm = {f"{name}.weight": _merged(module) for name, module in _adapters(self.llm).items()}
+        elif self.marks is not None:
+            llm[EMBED] = whole(self.llm.get_input_embeddings().weight)
+            llm[EMBED][self.mark_ids] = whole(self.marks)
+        return Learnt(llm, projector)
+
+    def finish(self) -> LanguageModel:
+        """The model with all that it has learnt in place: adapters and whitening merged, ready to answer.
+
+        For weights that lie in one process. Training cannot go on afterwards.
+        """
+        learnt = self.learnt()
+        for name, module in _adapters(self.llm).items():
+            self.llm.set_submodule(name, module.base_layer)
+        self.llm.load_state_dict(learnt.llm, strict=False)
+        self.projector.load_state_dict(learnt.projector)
+        self.whitening = self.marks = None
+        if self.recipe.gradient_checkpointing:
+            self.llm.gradient_checkpointing_disable()
+        dtype = self.llm.get_input_embeddings().weight.dtype
+        self.eval().to(dtype).requires_grad_(requires_grad=False)
+        return self.model
+
+
+def first_linear(model: LanguageModel) -> nn.Linear:
+    """The layer of a projector that tokens come into."""
+    name = _first_name(model).removesuffix(".")
+    layer: nn.Linear = model.projector.get_submodule(name) if name else model.projector
+    if layer.bias is None:
+        raise InputError(f"the projector of {model.name} has no bias for a whitening to go into; set whiten = false.")
+    return layer
+
+
+def _first_name(model: LanguageModel) -> str:
+    return "" if isinstance(model.projector, nn.Linear) else "linear_1."
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, or one that is spread over workers, float32 on this worker's CPU; never a view of the given one."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.to("cpu", torch.float32, copy=True)
+
+
+def _adapters(llm: nn.Module) -> dict[str, Any]:
+    """Linear layers with an adapter beside them, by name."""
+    return {name: module for name, module in llm.named_modules() if hasattr(module, "lora_A")}
+
+
+def _merged(module: Any) -> Tensor:
+    """W + scaling B A (arXiv 2106.09685, section 4.1)."""
+    ((adapter, scaling),) = module.scaling.items()
+    down, up = (whole(part[adapter].weight) for part in (module.lora_A, module.lora_B))
+    return whole(module.base_layer.weight) + scaling * (up @ down)
+
+
+def spread(trainee: Trainee) -> None:
+    """Spread what a trainee holds over all workers of the process group (FSDP), a unit a layer of the model.
+
+    Each holds a part, and gathers a layer whole only while it computes it. Every worker has to come with the same
+    weights, and to take every step from then on.
+    """
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(trainee.model.device.type, (dist.get_world_size(),))
+    for layer in trainee.llm.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(trainee, mesh=mesh)

@@ -1,0 +1,52 @@
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+from stores import LONG, index
+
+from longvlm.jobs.answer.estimate import estimate
+from longvlm.jobs.answer.plan import plan
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas import tables
+from longvlm.schemas.recipe import AnswerRecipe
+
+RECIPE = AnswerRecipe(model="m", weights="w", index_recipe=LONG.fingerprint, budget=10_000, max_new_tokens=100)
+ASKED = [("x" * 40, "text"), ("y" * 41, "bool")]
+
+
+def estimated(store, recipe=RECIPE, num_global=5):
+    rows = [{"question": question, "type": kind} for question, kind in ASKED]
+    snapshot = store.pin()
+    asking = plan(snapshot, pa.Table.from_pylist(rows, schema=tables.QUESTIONS), recipe)
+    return estimate(asking, recipe, LONG, num_global, snapshot)
+
+
+def record(store, run_id, seq, **counts):
+    row = {"run_id": run_id, "job": "answer", "counts": json.dumps({"run_id": run_id, **counts}), "seq": seq}
+    store.append("runs", pa.Table.from_pylist([row], schema=tables.RUNS))
+
+
+def test_tokens_follow_from_segments_and_seconds_from_the_last_run(tmp_path):
+    store = Store.create(str(tmp_path / "store"))
+    index(store, ["a", "b", "c"])  # four segments each
+    store.register_recipe(LONG, "m")
+    visual = 4 * 80 + 5
+    found = estimated(store)
+    assert found == {
+        "prefill_tokens": 3 * (visual + 10 + 11),
+        "decode_tokens": 3 * 100,
+        "seconds": None,
+        "rates_of_run": None,
+    }
+    assert estimated(store, replace(RECIPE, budget=100))["prefill_tokens"] == 3 * (100 + 21)
+    assert estimated(store, replace(RECIPE, tokens_per_segment=8), 0)["prefill_tokens"] == 3 * (32 + 21)
+
+    rates = {"prefill_tokens": 1000, "prefill_s": 2.0, "decode_tokens": 50, "decode_s": 5.0, "questions": 5}
+    record(store, "older", 1, **rates, workers=1)
+    record(store, "newer", 2, **{**rates, "prefill_s": 4.0}, workers=2)
+    record(store, "stopped-early", 3, asked=7)
+    found = estimated(store)
+    prefill, decode = 3 * (visual + 21), 3 * 10
+    assert found["decode_tokens"] == decode
+    assert found["rates_of_run"] == "newer"
+    assert found["seconds"] == round((prefill * 4.0 / 1000 + decode * 5.0 / 50) / 2, 1)

@@ -1,0 +1,224 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+import ray
+import torch
+
+from longvlm.jobs.answer.stage import Answerer, Terms
+from longvlm.jobs.choose import choose_answer_model
+from longvlm.jobs.cluster.resources import for_answer
+from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, Stage, start_tally
+from longvlm.pipeline.engine.engine import Engine
+from longvlm.pipeline.engine.requests import Group, Request
+from longvlm.pipeline.models.families import describe_model, load_model
+from longvlm.pipeline.models.markers import timeline_of
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.shards import read_segments, read_tokens
+from longvlm.pipeline.vision.tokens import from_arrow
+from longvlm.schemas import tables
+from longvlm.schemas.recipe import AnswerRecipe
+
+
+def question(question_id, text, kind="text", choices=None, schema=None):
+    hashed = f"hash-{question_id}"
+    return {
+        "question_id": question_id, "question": text, "question_hash": hashed,
+        "type": kind, "choices": choices, "schema": schema,
+    }  # fmt: skip
+
+
+RED = question("red", "What is red?")
+
+
+@pytest.fixture
+def answering(indexed, model, request):
+    """Makes an answerer over the indexed clips, and groups for it."""
+    from longvlm.jobs.answer.plan import GROUPS
+
+    snapshot = Store.open(indexed).pin()
+    spec, stored = choose_answer_model(Store.open(indexed), model)
+    recipe = AnswerRecipe(spec.name, spec.weights, stored.recipe.fingerprint, precision="float32", max_new_tokens=6)
+    live = catalog.query(catalog.connect(snapshot), "SELECT video_id, uri, write_id FROM live_videos ORDER BY uri")
+    videos = live.to_pylist()
+
+    def make(**settings):
+        tally = start_tally(f"{request.node.name}-{len(settings)}")
+        terms = Terms(replace(recipe, **settings), snapshot, "run", stored.recipe.tower.name)
+        return Answerer(terms, tally, for_answer({"CPU": 1}, 1)), tally
+
+    def groups(*questions, count=2):
+        return pa.Table.from_pylist([{**video, "questions": list(questions)} for video in videos[:count]], GROUPS)
+
+    return make, groups
+
+
+def rows_of(answerer, groups):
+    made = pa.concat_tables([tables.ANSWERS.empty_table(), *answerer(groups)])
+    assert made.schema == tables.ANSWERS
+    return sorted(made.to_pylist(), key=lambda row: (row["uri"], row["question_id"]))
+
+
+def test_answers_are_what_the_model_says_about_the_stored_tokens(answering, model, indexed):
+    make, groups = answering
+    answerer, tally = make()
+    rows = rows_of(answerer, groups(RED, count=3))
+    assert [row["status"] for row in rows] == ["answered"] * 3
+    for row in rows:
+        prefix = from_arrow(read_tokens(Store.open(indexed).pin(), [row["write_id"]])).prefix()
+        engine = Engine(load_model(model), answerer.recipe)
+        (alone,) = engine.answer([Group(prefix, [Request("it", "What is red?")])])
+        assert row["answer"] == alone.text
+        assert (row["num_visual_tokens"], row["num_new_tokens"]) == (len(prefix), alone.num_new_tokens)
+        assert (row["value"], row["confidence"]) == (None, None)
+        assert row["answer_recipe"] == answerer.recipe.fingerprint
+    report = ray.get(tally.report.remote())
+    assert report["answer"]["done"] == 3
+    assert report["prefill"]["done"] > sum(row["num_visual_tokens"] for row in rows)
+    assert report["decode"]["done"] == sum(row["num_new_tokens"] - 1 for row in rows)
+
+
+def test_typed_answers_have_values_and_confidence_or_say_that_they_could_not_be_read(answering):
+    make, groups = answering
+    typed = [
+        question("1", "Is it red?", "bool"),
+        question("2", "Which color?", "choice", choices=["red", "blue", "green"]),
+        question("3", "How many squares?", "number"),
+        question("4", "What is there?", "json"),
+    ]
+    yes, color, number, anything = rows_of(make()[0], groups(*typed, count=1))
+    assert yes["answer"] in ("Yes", "No")
+    assert yes["value"] == {"Yes": "true", "No": "false"}[yes["answer"]]
+    assert 0.5 <= yes["confidence"] <= 1
+    assert color["answer"] == color["value"] in ("red", "blue", "green")
+    assert 1 / 3 <= color["confidence"] <= 1
+    assert yes["num_new_tokens"] == color["num_new_tokens"] == 0
+    for row in (number, anything):  # random words are neither, unless by chance
+        assert row["status"] == ("unparsed" if row["value"] is None else "answered")
+        assert row["answer"]
+    assert anything["status"] == "unparsed"
+
+
+def test_evidence_joins_to_the_segments_and_sums_to_one(answering, indexed):
+    make, groups = answering
+    con = catalog.connect(Store.open(indexed).pin())
+    for row in rows_of(make()[0], groups(RED, question("bool", "Is it red?", "bool"))):
+        found = {(span["start_s"], span["end_s"]) for span in row["evidence"]}
+        sql = f"SELECT start_s, end_s FROM segments WHERE write_id = '{row['write_id']}'"
+        assert found
+        assert found <= set(con.execute(sql).fetchall())
+        assert sum(span["weight"] for span in row["evidence"]) == pytest.approx(1)
+
+
+def test_a_budget_is_kept_and_told(answering):
+    make, groups = answering
+    rows = rows_of(make(budget=9)[0], groups(RED, count=4))
+    assert {row["num_visual_tokens"] for row in rows} == {9}
+    rows = rows_of(make(tokens_per_segment=2, budget=100)[0], groups(RED, count=4))
+    assert {row["num_visual_tokens"] for row in rows} == {5 + 2, 5 + 4}  # clips of up to two segments
+
+
+def test_a_budget_that_is_too_small_fails_its_questions_and_says_what_to_do(answering):
+    make, groups = answering
+    rows = rows_of(make(budget=6)[0], groups(RED, RED | {"question_id": "again"}, count=4))
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert failed
+    assert {row["error_code"] for row in failed} == {"budget_too_small"}
+    assert "--focus even" in failed[0]["error"]
+    assert {row["status"] for row in rows_of(make(budget=6, focus="even")[0], groups(RED, count=4))} == {"answered"}
+
+
+def test_a_focus_gives_each_question_the_segments_nearest_to_it(answering):
+    make, groups = answering
+    answerer, _ = make(budget=6, focus="question", tokens_per_segment=1)
+    seen = []
+    answer = answerer.engine.answer
+
+    def watched(source):
+        def noted():
+            for group in source:
+                seen.append(group)
+                yield group
+
+        return answer(noted())
+
+    answerer.engine.answer = watched
+    asked = [question(str(i), text) for i, text in enumerate(("A red square.", "zzz qqq", "Is it dark? 7 7 7"))]
+    rows = rows_of(answerer, groups(*asked, count=4))
+    assert [row["status"] for row in rows] == ["answered"] * 12
+    long = [group for group in seen if len(group.requests) == 1]
+    assert len(long) == 6  # two of the four clips have two segments, of which the budget holds one
+    assert {len(group.prefix) for group in long} == {6}
+    assert all(torch.equal(group.prefix[:5], long[0].prefix[:5]) for group in long[:3])
+
+
+def test_questions_that_kill_their_workers_fail_and_those_beside_them_are_asked_alone(answering):
+    make, groups = answering
+    answerer, tally = make()
+    table = groups(RED, question("bad", "What?"), count=2)
+    write_id = table["write_id"][0].as_py()
+    for attempt in range(MAX_ATTEMPTS):
+        Stage("answer", tally).begin([f"{write_id}/bad"] + [f"{write_id}/red"] * (attempt == 0))
+    rows = rows_of(answerer, table)
+    assert len(rows) == 4
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert [(row["write_id"], row["question_id"], row["error_code"]) for row in failed] == [(write_id, "bad", "lost")]
+
+
+def test_tokens_that_cannot_be_used_fail_their_own_questions(answering, monkeypatch):
+    make, groups = answering
+    answerer, _ = make()
+    table = groups(RED, count=3)
+    broken = table["write_id"][1].as_py()
+
+    def read(snapshot, write_ids):
+        rows = read_tokens(snapshot, write_ids).to_pylist()
+        for row in rows:
+            if row["write_id"] == broken:
+                row["local"] = b"\x00\x7e" + row["local"][2:]  # NaN in float16
+        return pa.Table.from_pylist(rows, tables.TOKENS)
+
+    monkeypatch.setattr("longvlm.jobs.answer.stage.read_tokens", read)
+    rows = rows_of(answerer, table)
+    assert {row["write_id"]: row["error_code"] for row in rows if row["status"] == "failed"} == {broken: "bad_tokens"}
+    assert sum(row["status"] == "answered" for row in rows) == 2
+
+
+def test_a_network_that_fails_is_a_row_that_the_next_run_asks_again(answering, monkeypatch):
+    make, groups = answering
+
+    def read(*_):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("longvlm.jobs.answer.stage.read_tokens", read)
+    rows = rows_of(make()[0], groups(RED))
+    assert [(row["status"], row["error_code"]) for row in rows] == [("failed", "network")] * 2
+    assert "no route" in rows[0]["error"]
+
+
+def test_a_model_with_time_markers_is_told_when_segments_began(answering, model, indexed, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "marked")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "mm_prompt_layout": "time_markers"}))
+    make, groups = answering
+    marked = {"model": str(folder), "weights": describe_model(str(folder)).weights}
+    rows = rows_of(make(**marked)[0], groups(RED, count=4))
+    (fitted,) = rows_of(make(**marked, budget=40, focus="even")[0], groups(RED, count=4).slice(3))
+    for row in rows:
+        snapshot = Store.open(indexed).pin()
+        segments = read_segments(snapshot, [row["write_id"]]).to_pylist()
+        stored = from_arrow(read_tokens(snapshot, [row["write_id"]]))
+        loaded = load_model(str(folder))
+        timeline = timeline_of(stored, segments, 5)
+        (alone,) = Engine(loaded, make(**marked)[0].recipe).answer(
+            [Group(stored.prefix(), [Request("it", "What is red?")], timeline=timeline)]
+        )
+        assert row["answer"] == alone.text
+        beside = sum(len(loaded.marker_ids(segment["start_s"])) for segment in segments)
+        assert row["num_visual_tokens"] == stored.num_visual_tokens + beside
+        assert row["evidence"]
+    assert fitted["status"] == "answered"
+    assert fitted["num_visual_tokens"] <= 40

@@ -1,0 +1,48 @@
+import ray
+
+from longvlm.jobs.cluster.tally import Stage, Tally, start_tally
+
+
+def test_only_work_that_was_not_finished_counts_as_an_attempt():
+    tally = Tally()
+    tally.begin("encode", ["a", "b"])
+    tally.begin("encode", ["a"])
+    assert tally.attempts("encode", ["a", "b", "c"]) == [2, 1, 0]
+    assert tally.attempts("decode", ["a"]) == [0]
+    tally.finish("encode", ["a", "b"], worker="w1", busy_s=2.0, cpu_s=1.0)
+    assert tally.attempts("encode", ["a", "b"]) == [0, 0]
+    assert tally.report() == {
+        "encode": {"done": 2, "workers": 1, "busy_s": 2.0, "cpu_s": 1.0},
+        "decode": {"done": 0, "workers": 0, "busy_s": 0.0, "cpu_s": 0.0},
+    }
+
+
+def test_a_stage_times_its_calls_and_reports_them():
+    tally = start_tally("test")
+    stage = Stage("decode", tally)
+    with stage.work(["video"]) as clock:
+        assert stage.attempts(["video"]) == [1]
+        assert clock.time(sum, range(10_000)) == 49_995_000
+    report = ray.get(tally.report.remote())["decode"]
+    assert report["done"] == 1
+    assert report["busy_s"] > 0
+    assert stage.attempts(["video"]) == [0]
+    assert ray.get(tally.begun_s.remote()) is not None
+
+
+def test_tokens_are_counted_without_keys():
+    tally = start_tally("tokens")
+    for tokens, seconds in ((300, 0.5), (200, 0.25)):
+        Stage("prefill", tally).add_tokens(tokens, seconds)
+    assert ray.get(tally.report.remote()) == {"prefill": {"done": 500, "workers": 1, "busy_s": 0.75, "cpu_s": 0.0}}
+
+
+def test_the_tally_knows_its_run():
+    assert ray.get(start_tally("mine").run_id.remote()) == "mine"
+
+
+def test_work_that_comes_back_in_parts_is_finished_part_by_part():
+    stage = Stage("answer", start_tally("parts"))
+    stage.begin(["a", "b"])
+    stage.finish(["b"], 1.0, 0.5)
+    assert stage.attempts(["a", "b"]) == [1, 0]

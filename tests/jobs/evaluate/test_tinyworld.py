@@ -1,0 +1,68 @@
+"""The world is real; in place of the model that is trained on it stands a small one with random weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from longvlm import tinyworld
+from longvlm.jobs.cli import main
+from longvlm.jobs.evaluate.run import EvaluateOrder
+from longvlm.jobs.evaluate.tinyworld import World, run_miniature
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch, model):
+    monkeypatch.setattr(tinyworld, "MODEL", model)
+    monkeypatch.setattr(tinyworld, "RECIPE", "tiny")
+
+
+def test_the_command_makes_a_world_and_ends_with_one_object():
+    command = [
+        "evaluate",
+        "--benchmark",
+        "tinyworld",
+        "--seed",
+        "3",
+        "--videos",
+        "2",
+        "--max-new-tokens",
+        "2",
+        "--json",
+    ]
+    shown = CliRunner().invoke(main, command)
+    assert shown.exit_code == 0, shown.output
+    (line,) = shown.stdout.splitlines()
+    told = json.loads(line)
+    assert told["num_judged"] == told["num_questions"] == sum(told["num_by_kind"].values()) > 10
+    assert (told["num_missing"], told["judge"], set(told["by_kind"])) == (0, "exact#1", set(told["num_by_kind"]))
+    assert 0 <= told["accuracy"] <= 1
+
+
+def test_beside_a_store_the_world_stays_and_nothing_is_done_twice(tmp_path):
+    order = EvaluateOrder(str(tmp_path / "store"), model="tinyworld", max_new_tokens=2)
+    (tmp_path / ".store-tinyworld-0-2").mkdir()  # of a run that was killed
+    (tmp_path / ".store-tinyworld-0-2" / "half").touch()
+    first = run_miniature(order, World(num_videos=2)).as_json()
+    again = run_miniature(order, World(num_videos=2)).as_json()
+    assert (again["verdicts_new"], again["verdicts_reused"]) == (0, first["verdicts_new"])
+    other = run_miniature(order, World(num_videos=1)).as_json()  # the same names in another folder
+    assert (other["num_missing"], other["verdicts_new"]) == (0, 0)
+    assert other["verdicts_reused"] == other["num_questions"]
+    with catalog.connect(Store.open(order.store).pin()) as con:
+        assert con.execute("SELECT count(*) FROM videos").fetchall() == [(3,)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "store", "store-tinyworld-0-1", "store-tinyworld-0-2"
+    ]  # fmt: skip
+
+
+def test_a_model_of_another_world_is_refused(tmp_path, model):
+    config = json.loads((Path(model) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {tinyworld.VERSION_FIELD: 99}))
+    with pytest.raises(InputError, match="version 99 of the tiny world"):
+        run_miniature(EvaluateOrder(str(tmp_path / "store"), model=str(tmp_path)), World(num_videos=2))
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,69 @@
+import pyarrow as pa
+import pytest
+
+from longvlm.jobs.index.accounting import Account, Counts
+from longvlm.schemas import tables
+
+FACTS = {"duration_s": 30.0, "fps": 25.0, "width": 64, "height": 48, "num_frames": 750, "codec": "h264"}
+
+
+def account_of(num_videos):
+    account = Account("recipe", "run")
+    work = [{"video_id": f"v{i}", "uri": f"/v{i}.mp4", "attempts": None} for i in range(num_videos)]
+    return account, account.plan(work).to_pylist()
+
+
+def outcome(video, unit, num_units, error_code=None):
+    row = {"video_id": video["video_id"], "write_id": video["write_id"], "unit": unit, "num_units": num_units}
+    row |= {"num_segments": 3, "error_code": error_code, "error": error_code and "why.", "decode_ms": 5.0, **FACTS}
+    return row | {"encode_ms": 2.0}
+
+
+def table(*rows):
+    return pa.Table.from_pylist(list(rows), schema=tables.OUTCOMES)
+
+
+def test_a_video_settles_when_all_its_units_have_landed_in_any_order():
+    account, (video,) = account_of(1)
+    assert account.add(table(outcome(video, 2, 3), outcome(video, 0, 3))) == []
+    (row,) = account.add(table(outcome(video, 1, 3)))
+    assert (row["status"], row["decode_ms"], row["encode_ms"], row["attempts"]) == ("indexed", 15.0, 6.0, 1)
+    assert account.unaccounted() == []
+
+
+def test_a_repeated_unit_counts_once():
+    account, (video,) = account_of(1)
+    assert account.add(table(outcome(video, 0, 2), outcome(video, 0, 2))) == []
+    assert len(account.add(table(outcome(video, 1, 2)))) == 1
+
+
+def test_the_first_failed_unit_fails_the_video_once():
+    account, (bad, good) = account_of(2)
+    (row,) = account.add(table(outcome(bad, 0, 3), outcome(bad, 1, 3, "truncated")))
+    assert (row["status"], row["error_code"]) == ("failed", "truncated")
+    assert account.add(table(outcome(bad, 2, 3), outcome(bad, 1, 3, "truncated"))) == []
+    assert [row["status"] for row in account.add(table(outcome(good, 0, 1)))] == ["indexed"]
+
+
+def test_what_vanishes_is_planned_again_and_then_lost():
+    account, (video, other) = account_of(2)
+    account.add(table(outcome(video, 0, 1), outcome(other, 0, 2)))
+    work = account.unaccounted()
+    assert [row["video_id"] for row in work] == ["v1"]
+    (again,) = account.plan(work).to_pylist()
+    assert again["write_id"] != other["write_id"]
+    assert again["attempts"] == 2
+    assert account.add(table(outcome(other, 1, 2))) == []  # a unit of the first pass is no part of the second
+    (row,) = account.lost(account.unaccounted(), 3)
+    assert (row["status"], row["error_code"], row["video_id"]) == ("failed", "lost", "v1")
+
+
+def test_counts_add_up_or_say_so():
+    counts = Counts(listed=5, unchanged=1, known_failed=1, not_attempted=3)
+    counts.check()
+    counts.add([{"status": "indexed", "duration_s": 30.0}, {"status": "failed", "error_code": "deadline"}])
+    counts.check()
+    assert (counts.indexed, counts.failed, counts.not_attempted, dict(counts.failures)) == (1, 1, 1, {"deadline": 1})
+    counts.listed += 1
+    with pytest.raises(RuntimeError, match="do not add up"):
+        counts.check()

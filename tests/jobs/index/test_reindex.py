@@ -1,0 +1,157 @@
+"""A source changes between two runs: what is moved, gone, forgotten, broken or too much for one night."""
+
+import shutil
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+import longvlm.jobs.index.limits
+import longvlm.jobs.index.run
+from clips import write_clip
+from longvlm.jobs.index.order import IndexOrder
+from longvlm.jobs.index.run import run_index
+from longvlm.pipeline.source.corpus import Source
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.identity import video_id
+from longvlm.schemas.tables import VIDEOS
+
+
+def order_for(source, store, **settings):
+    return IndexOrder(Source(str(source)), str(store), **{"recipe": "tiny", **settings})
+
+
+def rows(store, sql):
+    with catalog.connect(Store.open(str(store)).pin()) as con:
+        return catalog.query(con, sql).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def yesterday(tmp_path_factory, clips, model):
+    """A source of four clips and a broken one, a copy of it, and the store that holds them."""
+    folder = tmp_path_factory.mktemp("yesterday")
+    source = folder / "source"
+    source.mkdir()
+    for i in range(4):
+        shutil.copy(clips / f"clip-{i:02}.mp4", source)
+    (source / "broken.mp4").write_bytes(b"no video" * 100)
+    shutil.copytree(source, folder / "kept")
+    first = run_index(order_for(source, folder / "store", model=model))
+    assert (first.counts.indexed, first.counts.failed) == (4, 1)
+    return folder
+
+
+@pytest.fixture
+def night(tmp_path, yesterday):
+    """The source as it was, at the place where the store knows it, and a store of one's own."""
+    shutil.rmtree(yesterday / "source", ignore_errors=True)
+    source = shutil.copytree(yesterday / "kept", yesterday / "source")
+    return source, shutil.copytree(yesterday / "store", tmp_path / "store")
+
+
+def test_a_run_does_what_changed_as_far_as_it_may_and_the_next_the_rest(night):
+    source, store = night
+    shutil.copyfile(source / "clip-03.mp4", source / "clip-00.mp4")
+    for name in ("new-1", "new-2"):
+        write_clip(source / f"{name}.mp4", 25)
+    (source / "new-3.mp4").touch()
+    first = run_index(order_for(source, store, limit=2))
+    assert (first.counts.unchanged, first.counts.indexed, first.counts.not_attempted) == (3, 2, 2)
+    (changed,) = rows(store, "SELECT duration_s FROM videos WHERE uri LIKE '%clip-00.mp4'")
+    assert changed["duration_s"] == 4.0
+    second = run_index(order_for(source, store))
+    assert (second.counts.unchanged, second.counts.indexed, second.counts.failures) == (5, 1, {"empty_file": 1})
+    again = run_index(order_for(source, store))
+    assert (again.counts.unchanged, again.counts.known_failed, again.stages) == (6, 2, {})
+
+
+def test_what_is_gone_answers_until_it_is_pruned(night):
+    source, store = night
+    (source / "clip-00.mp4").unlink()
+    seen = run_index(order_for(source, store))
+    assert (seen.counts.unchanged, seen.counts.gone, seen.counts.deleted, seen.stages) == (3, 1, 0, {})
+    assert len(rows(store, "FROM live_videos")) == 4
+    pruned = run_index(order_for(source, store, prune=True))
+    assert (pruned.counts.unchanged, pruned.counts.gone, pruned.counts.deleted) == (3, 0, 1)
+    assert len(rows(store, "FROM live_videos")) == 3
+    again = run_index(order_for(source, store, prune=True))
+    assert (again.counts.deleted, again.counts.gone) == (0, 0)
+    write_clip(source / "clip-00.mp4", 25)
+    back = run_index(order_for(source, store, prune=True))
+    assert (back.counts.indexed, back.counts.unchanged) == (1, 3)
+
+
+def test_a_large_loss_is_taken_for_a_mistake(night):
+    source, store = night
+    for i in range(2):
+        (source / f"clip-0{i}.mp4").unlink()
+    with pytest.raises(InputError, match=r"2 of the 5 videos known of .* --allow-mass-delete"):
+        run_index(order_for(source, store, prune=True))
+    assert len(rows(store, "FROM live_videos")) == 4
+    shutil.rmtree(source)
+    source.mkdir()
+    with pytest.raises(InputError, match="nothing to index"):
+        run_index(order_for(source, store, prune=True))
+    emptied = run_index(order_for(source, store, prune=True, allow_mass_delete=True))
+    assert (emptied.counts.listed, emptied.counts.deleted) == (0, 5)
+    assert rows(store, "FROM live_videos") == []
+
+
+def test_only_what_the_patterns_show_is_pruned(night):
+    source, store = night
+    for name in ("clip-00.mp4", "clip-01.mp4"):
+        (source / name).unlink()
+    patterns = Source(str(source), include=("clip-00*", "clip-02*", "clip-03*", "broken*"))
+    some = run_index(
+        IndexOrder(patterns, str(store), recipe="tiny", prune=True, allow_mass_delete=True),
+    )
+    assert (some.counts.listed, some.counts.deleted) == (3, 1)
+    assert {row["uri"].rpartition("/")[2] for row in rows(store, "FROM live_videos")} == {
+        "clip-01.mp4",
+        "clip-02.mp4",
+        "clip-03.mp4",
+    }
+
+
+def test_a_forgotten_video_is_not_indexed_again(night):
+    source, store = night
+    uri = str(source / "clip-01.mp4")
+    row = {"video_id": video_id(uri), "source": str(source), "status": "deleted", "error_code": "forgotten"}
+    Store.open(str(store)).append("videos", pa.Table.from_pylist([row], VIDEOS))
+    kept_out = run_index(order_for(source, store, prune=True))
+    assert (kept_out.counts.forgotten, kept_out.counts.unchanged, kept_out.counts.deleted) == (1, 3, 0)
+    (source / "clip-01.mp4").unlink()
+    run_index(order_for(source, store, prune=True))
+    write_clip(source / "clip-01.mp4", 25)
+    assert run_index(order_for(source, store)).counts.indexed == 1
+
+
+def test_failures_are_tried_again_by_code(night):
+    source, store = night
+    assert run_index(order_for(source, store, retry_failed=("network",))).counts.known_failed == 1
+    assert run_index(order_for(source, store, retry_failed=("not_a_video",))).counts.failed == 1
+    (row,) = rows(store, "FROM failures")
+    assert row["attempts"] == 2
+
+
+def test_a_run_ends_well_when_its_time_is_over_and_the_next_goes_on(tmp_path, clips, model, monkeypatch):
+    plain = longvlm.jobs.index.run.for_index
+    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", lambda *facts: replace(plain(*facts), units_per_shard=2))
+    first = run_index(order_for(clips, tmp_path / "store", model=model, max_hours=1e-9))
+    assert first.out_of_time
+    assert first.stopped is None
+    assert first.counts.not_attempted == 12 - first.counts.indexed > 0
+    second = run_index(order_for(clips, tmp_path / "store"))
+    assert (second.counts.unchanged, second.counts.indexed) == (first.counts.indexed, first.counts.not_attempted)
+
+
+def test_a_run_in_which_too_much_fails_stops(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(longvlm.jobs.index.limits, "MIN_OUTCOMES", 3)
+    for i in range(12):
+        (tmp_path / f"{i}.mp4").write_bytes(b"no video" * 100)
+    report = run_index(order_for(tmp_path, tmp_path / "store", model=model, max_failed=0.5))
+    assert "videos failed, more than --max-failed allows" in report.stopped
+    assert report.counts.failed + report.counts.not_attempted == 12
+    assert len(rows(tmp_path / "store", "FROM failures")) == report.counts.failed > 2

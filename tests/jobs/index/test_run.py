@@ -1,0 +1,237 @@
+import os
+import shutil
+import signal
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import longvlm.jobs.index.run
+from longvlm.jobs.index import stages
+from longvlm.jobs.index.order import IndexOrder
+from longvlm.jobs.index.run import run_index
+from longvlm.pipeline.source.corpus import Source
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.shards import read_tokens
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.identity import video_id
+
+
+def order_for(source, store, model=None, **settings):
+    return IndexOrder(Source(str(source)), str(store), model=model, **{"recipe": "tiny", **settings})
+
+
+def rows(store, sql):
+    return catalog.query(catalog.connect(Store.open(str(store)).pin()), sql).to_pylist()
+
+
+def assert_whole(store, num_videos):
+    """Every video once, every token of a live video readable, every segment there."""
+    videos = rows(store, "SELECT write_id, num_segments FROM videos WHERE status = 'indexed'")
+    assert len(videos) == len({video["write_id"] for video in videos}) == num_videos
+    tokens = read_tokens(Store.open(str(store)).pin(), [video["write_id"] for video in videos])
+    found = Counter(tokens["write_id"].to_pylist())
+    segments = {r["write_id"]: r["n"] for r in rows(store, "SELECT write_id, count(*) AS n FROM segments GROUP BY ALL")}
+    for video in videos:
+        assert found[video["write_id"]] == segments[video["write_id"]] == video["num_segments"]
+
+
+def test_a_folder_becomes_a_store(indexed, clips):
+    assert_whole(indexed, 12)
+    (video,) = rows(indexed, "FROM videos WHERE uri LIKE '%clip-03.mp4'")
+    assert video["uri"] == str(clips / "clip-03.mp4")
+    assert (video["num_frames"], video["duration_s"], video["width"], video["height"]) == (100, 4.0, 96, 64)
+    assert (video["codec"], video["decoder"], video["attempts"], video["num_segments"]) == ("h264", "decord", 1, 2)
+    assert video["decode_ms"] > 0
+    assert video["encode_ms"] > 0
+    (run,) = rows(indexed, "FROM runs")
+    assert run["job"] == "index"
+
+
+def test_another_recipe_waits_to_be_asked_for_and_to_be_promoted(tmp_path, indexed, clips):
+    store = tmp_path / "store"
+    shutil.copytree(indexed, store)
+    asked = order_for(clips, store, recipe="long")
+    assert run_index(asked).counts.stale == 12
+    restaled = run_index(order_for(clips, store, recipe="long", restale=True))
+    assert restaled.counts.indexed == 12
+    assert rows(store, "SELECT DISTINCT num_segments FROM videos ORDER BY 1") == [
+        {"num_segments": 1},
+        {"num_segments": 2},
+    ]
+    Store.open(str(store)).promote("long")
+    assert rows(store, "SELECT DISTINCT num_segments FROM videos") == [{"num_segments": 1}]
+    assert_whole(store, 12)
+
+
+def test_a_writer_killed_between_two_outputs_loses_nothing(tmp_path, clips, model, monkeypatch):
+    marker = tmp_path / "killed"
+
+    class DiesAfterItsSecondShard(stages.Write):
+        calls = 0
+
+        def __call__(self, encoded):
+            outcomes = super().__call__(encoded)
+            self.calls += 1
+            if self.calls == 2 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return outcomes
+
+    monkeypatch.setattr(longvlm.jobs.index.run, "Write", DiesAfterItsSecondShard)
+    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", with_resources(units_per_shard=2, units_per_forward=12))
+    report = run_index(order_for(clips, tmp_path / "store", model))
+    assert marker.exists()
+    assert report.counts.indexed == 12
+    assert_whole(tmp_path / "store", 12)
+
+
+def test_an_encoder_killed_in_mid_batch_loses_nothing(tmp_path, clips, model, monkeypatch):
+    marker = tmp_path / "killed"
+
+    class DiesOnce(stages.Encode):
+        def _encode(self, frames, keys):
+            encoded = super()._encode(frames, keys)
+            if not marker.exists():
+                marker.touch()
+                self.stage.tally.begin.remote("encode", keys)  # as if it had not come to the end
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encoded
+
+    monkeypatch.setattr(longvlm.jobs.index.run, "Encode", DiesOnce)
+    report = run_index(order_for(clips, tmp_path / "store", model))
+    assert marker.exists()
+    assert report.counts.indexed == 12
+    assert_whole(tmp_path / "store", 12)
+
+
+def test_a_video_that_kills_every_encoder_fails_alone(tmp_path, clips, model, monkeypatch):
+    poison = video_id(str(clips / "clip-05.mp4"))
+
+    class DiesOfOne(stages.Encode):
+        def _encode(self, frames, keys):
+            with self.stage.work(keys):
+                if poison in frames["video_id"].to_pylist():
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super()._encode(frames, keys)
+
+    monkeypatch.setattr(longvlm.jobs.index.run, "Encode", DiesOfOne)
+    report = run_index(order_for(clips, tmp_path / "store", model))
+    assert report.counts.indexed == 11
+    assert report.counts.failures == {"lost": 1}
+    assert_whole(tmp_path / "store", 11)
+
+
+def with_resources(**changes):
+    """The job's own choice of resources with some numbers changed."""
+    from dataclasses import replace
+
+    from longvlm.jobs.cluster.resources import for_index
+
+    return lambda cluster, num_videos: replace(for_index(cluster, num_videos), **changes)
+
+
+def test_an_operator_that_breaks_stops_the_run_and_keeps_what_was_done(tmp_path, clips, model, monkeypatch):
+    class Breaks(stages.Encode):
+        def _encode(self, frames, keys):
+            if 100 in frames["num_frames"].to_pylist():
+                raise OSError(28, "No space left on device")
+            return super()._encode(frames, keys)
+
+    monkeypatch.setattr(longvlm.jobs.index.run, "Encode", Breaks)
+    report = run_index(order_for(clips, tmp_path / "store", model))
+    assert "No space left on device" in report.stopped
+    assert report.counts.not_attempted == 12 - report.counts.indexed > 0
+    monkeypatch.undo()
+    again = run_index(order_for(clips, tmp_path / "store"))
+    assert again.counts.indexed + again.counts.unchanged == 12
+    assert_whole(tmp_path / "store", 12)
+
+
+def test_a_broken_writer_call_is_never_seen(tmp_path, indexed):
+    """Shards that nobody committed are in the folder and in no view."""
+    store = tmp_path / "store"
+    shutil.copytree(indexed, store)
+    before = rows(store, "SELECT count(*) AS n FROM tokens")
+    for shard in (store / "tokens").glob("*.parquet"):
+        shutil.copyfile(shard, store / "tokens" / f"orphan-{shard.name}")
+    assert rows(store, "SELECT count(*) AS n FROM tokens") == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"source": "nowhere"}, "nowhere"),
+        ({"source": "empty"}, "video"),
+        ({"model": None}, "--model"),
+        ({"model": "broken"}, "config.json"),
+        ({"recipe": "paperr"}, "paper, long, tiny"),
+        ({"recipe": "thirtyone.toml"}, "ends at 30"),
+    ],
+)
+def test_wrong_input_is_a_sentence_and_writes_nothing(tmp_path, clips, model, monkeypatch, settings, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    schedule = "merge_schedule = [80, 40, 10]\ntokens_per_segment = 31\n"
+    (tmp_path / "thirtyone.toml").write_text('base = "paper"\n' + schedule)
+    order = order_for(**{"source": clips, "store": tmp_path / "store", "model": model, **settings})
+    with pytest.raises(InputError, match=says):
+        run_index(order)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parity
+def test_a_video_of_the_reference_goes_through_the_store_unharmed(tmp_path, goldens):
+    """From the file, through decoder, tower, merge and fp16 storage: cosine above 0.999 with the reference's output."""
+    import json
+
+    found = sorted(goldens.glob("clip_*/video.mp4"))
+    if not found:
+        pytest.skip(f"no video in {goldens}")
+    for video in found:
+        meta = json.loads((video.parent / "meta.json").read_text())
+        local, memory = (np.load(video.parent / "golden.npz")[name] for name in ("local", "memory"))
+        num_segments = meta["num_frames"] // meta["frames_per_group"]
+        recipe = {
+            "base": "paper",
+            "num_segments": num_segments,
+            "frames_per_segment": meta["frames_per_group"],
+            "tokens_per_segment": len(local) // num_segments,
+            "merge_schedule": meta["r_list"],
+            "num_global_layers": min(5, len(memory)),
+            "resize": "nearest",
+            "precision": "float32",
+        }
+        recipe_file = tmp_path / f"{video.parent.name}.json"
+        recipe_file.write_text(json.dumps(recipe))
+        store = tmp_path / video.parent.name
+        order = IndexOrder(Source(str(video)), str(store), model=str(video.parent / "model"), recipe=str(recipe_file))
+        assert run_index(order).counts.indexed == 1
+        (row,) = rows(store, "SELECT write_id FROM videos")
+        tokens = read_tokens(Store.open(str(store)).pin(), [row["write_id"]])
+        from longvlm.pipeline.vision.tokens import from_arrow
+
+        prefix = from_arrow(tokens).prefix().numpy()
+        expected = np.concatenate([memory[-recipe["num_global_layers"] :], local])
+        cosine = (prefix * expected).sum(1) / np.linalg.norm(prefix, axis=1) / np.linalg.norm(expected, axis=1)
+        assert cosine.min() > 0.999
+
+
+@pytest.mark.corpus
+def test_real_clips_good_and_bad_in_one_run(tmp_path, videos, model):
+    source = tmp_path / "videos"
+    source.mkdir()
+    good, bad = (sorted((videos / kind).iterdir()) for kind in ("good", "bad"))
+    for clip in [*good, *bad]:
+        (source / clip.name).symlink_to(clip)
+    report = run_index(order_for(source, tmp_path / "store", model, recipe="paper"))
+    assert report.counts.listed == len(good) + len(bad)
+    status = {r["uri"].rpartition("/")[2]: r for r in rows(tmp_path / "store", "SELECT uri, status, error FROM videos")}
+    assert {status[clip.name]["status"] for clip in good} == {"indexed"}
+    for clip in bad:
+        assert status[clip.name]["status"] == "indexed" or status[clip.name]["error"].endswith(".")
+    hopeless = ("zero_bytes", "random_bytes", "text_", "truncated_no_moov", "encrypted", "header_only")
+    assert {status[clip.name]["status"] for clip in bad if clip.name.startswith(hopeless)} <= {"failed"}
+    assert_whole(tmp_path / "store", report.counts.indexed)

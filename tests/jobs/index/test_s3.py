@@ -1,0 +1,44 @@
+"""A bucket of videos becomes a store in a bucket, by the commands that a user types."""
+
+import json
+
+from click.testing import CliRunner
+
+from longvlm.jobs.cli import main
+
+
+def longvlm(*args):
+    done = CliRunner().invoke(main, [*map(str, args), "--json"])
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_journey_from_bucket_to_bucket(s3, clips, model):
+    """Watched, answered, found unchanged; a moved object takes its tokens and answers along."""
+    for i in range(4):
+        s3.upload_file(str(clips / f"clip-{i:02}.mp4"), "bucket", f"videos/{i % 2}/clip-{i}.mp4")
+    s3.put_object(Bucket="bucket", Key="videos/bad.mp4", Body=b"not a video" * 100)
+    store = ("--store", "s3://bucket/deep/index")
+    (last,) = longvlm("index", "s3://bucket/videos", *store, "--model", model, "--recipe", "tiny")
+    assert (last["listed"], last["indexed"], last["failures"]) == (5, 4, {"not_a_video": 1})
+    *answers, counts = longvlm("answer", *store, "--ask", "What is red?", "--max-new-tokens", 3)
+    assert counts["answered"] == len(answers) == 4
+    rows = longvlm("sql", *store, "SELECT uri, etag FROM videos WHERE status = 'indexed' ORDER BY uri")
+    assert rows[0]["uri"] == "s3://bucket/videos/0/clip-0.mp4"
+    assert rows[0]["etag"]
+    (again,) = longvlm("index", "s3://bucket/videos", *store)
+    assert (again["unchanged"], again["known_failed"], again["not_attempted"]) == (4, 1, 0)
+    sql = "SELECT uri, video_id, write_id, answer FROM answers ORDER BY write_id"
+    before = longvlm("sql", *store, sql)
+    s3.copy_object(Bucket="bucket", Key="videos/archive/0.mp4", CopySource="bucket/videos/0/clip-0.mp4")
+    s3.delete_object(Bucket="bucket", Key="videos/0/clip-0.mp4")
+    (moved,) = longvlm("index", "s3://bucket/videos", *store)
+    assert (moved["moved"], moved["unchanged"], moved["indexed"], moved["gone"]) == (1, 3, 0, 0)
+    after = longvlm("sql", *store, sql)
+    assert [row["write_id"] for row in after] == [row["write_id"] for row in before]
+    names = ("archive/0", "0/clip-2", "1/clip-1", "1/clip-3")
+    assert {row["uri"] for row in after} == {f"s3://bucket/videos/{name}.mp4" for name in names}
+    (segments,) = longvlm("sql", *store, "SELECT count(*) AS n FROM segments WHERE uri LIKE '%archive%'")
+    assert segments["n"] > 0
+    *_, counts = longvlm("answer", *store, "--ask", "What is red?", "--max-new-tokens", 3)
+    assert (counts["asked"], counts["reused"]) == (4, 4)

@@ -1,0 +1,62 @@
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from pyarrow import parquet
+
+from longvlm.jobs.cli import main
+from longvlm.jobs.index.order import IndexOrder
+from longvlm.jobs.index.run import run_index
+from longvlm.jobs.operate.forget import read_uris, run_forget
+from longvlm.pipeline.source.corpus import Source
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.errors import InputError
+
+
+@pytest.fixture
+def store(tmp_path, indexed):
+    shutil.copytree(indexed, tmp_path / "store")
+    return str(tmp_path / "store")
+
+
+def live(store):
+    with catalog.connect(Store.open(store).pin()) as con:
+        return {row["uri"] for row in catalog.query(con, "SELECT uri FROM live_videos").to_pylist()}
+
+
+def test_a_video_is_forgotten_by_its_path_and_not_indexed_again(store, clips):
+    done = CliRunner().invoke(main, ["forget", "--store", store, "--uri", str(clips / "clip-03.mp4"), "--json"])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert (said["videos"], said["rows"]["videos"], said["rows"]["tokens"]) == (1, 1, 2)
+    assert said["files_deleted"] >= 3
+    files = list(Path(store, "videos").glob("*.parquet"))
+    uris = [uri for file in files for uri in parquet.read_table(file)["uri"].to_pylist() if uri]
+    assert {Path(uri).name for uri in uris} == {f"clip-{i:02}.mp4" for i in range(12) if i != 3}
+    again = run_index(IndexOrder(Source(str(clips)), store))
+    assert (again.counts.forgotten, again.counts.unchanged) == (1, 11)
+    assert len(live(store)) == 11
+
+
+def test_unknown_videos_are_named_and_nothing_is_erased(store, clips):
+    with pytest.raises(InputError, match=r"never saw /nowhere/x.mp4; nothing was erased"):
+        run_forget(store, [str(clips / "clip-00.mp4"), "/nowhere/x.mp4"])
+    assert len(live(store)) == 12
+    with pytest.raises(InputError, match="no video to forget"):
+        run_forget(store, [])
+
+
+def test_videos_come_from_lists(tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4\n\n b.mp4 \n")
+    (tmp_path / "list.csv").write_text("n,uri\n1,a.mp4\n2,b.mp4\n")
+    parquet.write_table(pa.table({"uri": ["a.mp4", "b.mp4"]}), tmp_path / "list.parquet")
+    for name in ("list.txt", "list.csv", "list.parquet"):
+        assert read_uris(str(tmp_path / name)) == ["a.mp4", "b.mp4"]
+    (tmp_path / "other.csv").write_text("n\n1\n")
+    for name in ("other.csv", "gone.txt"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_uris(str(tmp_path / name))

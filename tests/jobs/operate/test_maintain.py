@@ -1,0 +1,86 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from longvlm.jobs.cli import main
+from longvlm.jobs.index.order import IndexOrder
+from longvlm.jobs.index.run import run_index
+from longvlm.jobs.operate.forget import run_forget
+from longvlm.jobs.operate.maintain import MaintainOrder, maintain_store, run_maintain
+from longvlm.pipeline.source.corpus import Source
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.errors import InputError
+
+
+@pytest.fixture
+def store(tmp_path, indexed):
+    shutil.copytree(indexed, tmp_path / "store")
+    return str(tmp_path / "store")
+
+
+def longvlm(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def test_a_store_is_verified_and_the_run_noted(store):
+    done = longvlm("maintain", "--store", store, "--verify", "--json")
+    assert done.exit_code == 0, done.output
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert (counts["verified_videos"], counts["damaged_files"], counts["problems"]) == (12, 0, 0)
+    with catalog.connect(Store.open(store).pin()) as con:
+        (noted,) = catalog.query(con, "FROM runs WHERE job = 'maintain'").to_pylist()
+    assert json.loads(noted["counts"]) == counts
+
+
+def test_damage_is_told_by_video_and_repaired_by_the_next_run(store, clips):
+    shard = next(Path(store, "tokens").glob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = longvlm("maintain", "--store", store, "--verify", "--json")
+    assert done.exit_code == 1
+    *found, counts = map(json.loads, done.stdout.splitlines())
+    assert counts["damaged_files"] == 1
+    assert len(found) == 1 + counts["problems"] > 1
+    assert "1 files are damaged" in done.stderr
+    spoken = longvlm("maintain", "--store", store, "--verify")
+    assert f"damaged: {shard}" in spoken.stdout
+    repaired = longvlm("maintain", "--store", store, "--repair", "--json")
+    assert repaired.exit_code == 0, repaired.output
+    assert json.loads(repaired.stdout.splitlines()[-1])["repaired"] == counts["problems"]
+    again = run_index(IndexOrder(Source(str(clips)), store))
+    assert again.counts.indexed == counts["problems"]
+    assert longvlm("maintain", "--store", store, "--verify").exit_code == 0
+
+
+def test_where_nothing_is_to_be_done_nothing_is_written(store):
+    opened = Store.open(store)
+    before = {name: table.version for name, table in opened.pin().tables.items()}
+    report = maintain_store(opened)
+    assert (report.dead_writes, sum(report.files_fewer.values()), report.swept["files"]) == (0, 0, 0)
+    assert {name: table.version for name, table in opened.pin().tables.items()} == before
+
+
+def test_a_short_retention_and_a_store_that_is_not_there_are_sentences(store, tmp_path):
+    with pytest.raises(InputError, match=r"retention of 2 hours is not possible: under 48 "):
+        run_maintain(MaintainOrder(store, 2))
+    with pytest.raises(InputError, match="there is no store"):
+        run_maintain(MaintainOrder(str(tmp_path / "nowhere")))
+
+
+def test_what_was_committed_of_a_forgotten_video_since_is_erased(store):
+    opened = Store.open(store)
+    with catalog.connect(opened.pin()) as con:
+        rows = catalog.query(con, "SELECT * EXCLUDE (outdated) FROM live_videos ORDER BY uri LIMIT 1")
+    (video,) = rows.to_pylist()
+    run_forget(store, [video["uri"]])
+    opened.append("videos", rows)  # by a run that was under way
+    report = maintain_store(opened)
+    assert report.as_json()["erased_videos"] == 1
+    assert maintain_store(opened).erased is None
+    with catalog.connect(opened.pin()) as con:
+        assert not catalog.query(con, f"FROM ledger_videos WHERE uri = '{video['uri']}'").num_rows

@@ -1,0 +1,212 @@
+"""Jobs sent to a Ray head of their own, which wants a token."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import strays
+
+from clips import write_clip
+from longvlm.jobs.operate.submit import Submission, Submitted, read_env
+from longvlm.schemas.errors import InputError
+from support import ROOT
+
+START_S = 120
+
+
+def free_ports(number):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head with token authentication beside the session's local Ray: all its ports and its folder are its own."""
+    token = secrets.token_hex(32)
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    env.pop("RAY_ADDRESS", None)
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+    names += ("metrics-export-port", "ray-client-server-port", "runtime-env-agent-port", "node-manager-port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path may have 107 characters
+    options = [f"--{name}={port}" for name, port in ports.items()]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=3"]
+    command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", f"--temp-dir={folder}", *options]
+    log = Path(folder) / "head.log"
+    with log.open("wb") as sink:
+        head = subprocess.Popen(command, env=env, stdout=sink, stderr=sink, start_new_session=True)
+    address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    try:
+        wait_for(address, token, head, log)
+        yield SimpleNamespace(address=address, env=env)
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(address, token, head, log):
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and head.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    pytest.fail(f"no head came up: {log.read_text()}")
+
+
+def submit(cluster, job, *args, **env):
+    command = [sys.executable, "-m", "longvlm", "submit", job, *map(str, args), "--address", cluster.address]
+    return subprocess.run(
+        command, env=cluster.env | env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400
+    )
+
+
+def test_a_job_runs_over_there_and_its_log_and_exit_code_come_back(cluster, tmp_path, model):
+    (tmp_path / "my clips").mkdir()
+    for i in range(3):
+        write_clip(tmp_path / "my clips" / f"{i} $(touch hacked); '.mp4", 25)
+    store = ("--store", tmp_path / "store")
+    args = (tmp_path / "my clips", *store, "--model", model, "--recipe", "tiny", "--json")
+    done = submit(cluster, "index", *args, "--env", "SECRET=do-not-print", "--include", "* $(touch hacked); *")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert json.loads(line)["indexed"] == 3
+    assert "ray job stop" in done.stderr
+    assert "do-not-print" not in done.stdout + done.stderr
+    wrong = submit(cluster, "index", tmp_path / "nowhere", *store)
+    assert wrong.returncode == 2
+    assert "nowhere does not exist" in wrong.stdout
+
+
+def test_a_job_need_not_be_waited_for(cluster, tmp_path):
+    done = submit(cluster, "maintain", "--store", tmp_path / "none", "--no-wait")
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert "is on its way" in done.stderr
+
+
+def test_a_folder_that_is_sent_along_is_data_and_no_code(cluster, tmp_path, clips, model):
+    """Paths count from there; modules with the names of our folders, of Python's or of PyTorch are not run."""
+    folder = strays.fill(tmp_path / "own")
+    shutil.copy(clips / "clip-00.mp4", folder)
+    args = (".", "--store", tmp_path / "store", "--model", model, "--recipe", "tiny", "--json")
+    done = submit(cluster, "index", *args, "--working-dir", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert json.loads(line)["indexed"] == 1
+    assert "stray" not in done.stdout + done.stderr
+
+
+def test_ctrl_c_leaves_the_job_alone(cluster, tmp_path):
+    command = [sys.executable, "-m", "longvlm", "submit", "maintain", "--store", str(tmp_path / "none")]
+    command += ["--address", cluster.address]
+    waiting = subprocess.Popen(command, env=cluster.env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    said = waiting.stderr.readline()
+    assert "is on its way" in said
+    waiting.send_signal(signal.SIGINT)
+    _, rest = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert "the job goes on" in rest
+
+
+@pytest.mark.parametrize(
+    "env", [{"RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}], ids=["another token", "no token"]
+)
+def test_a_wrong_token_is_a_sentence(cluster, tmp_path, env):
+    done = submit(cluster, "maintain", "--store", tmp_path / "store", **env)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "refuses this token" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["maintain", "--store", "s", "--verfy"], "No such option"),
+        (["maintain"], "Missing option '--store'"),
+        (["doctor", "x", "--store", "s"], "is not one of"),
+        (["maintain", "--store", "s", "--env", "A B=secret"], "--env takes NAME=VALUE"),
+        (["maintain", "--store", "s", "--env", "NOT_SET_HERE"], "NOT_SET_HERE has no value"),
+        (["maintain", "--store", "s", "--working-dir", "nowhere"], "--working-dir nowhere"),
+        (["maintain", "--store", "s"], "no Ray dashboard answers"),
+    ],
+)
+def test_wrong_input_is_told_before_anything_is_sent(args, says):
+    (port,) = free_ports(1)
+    nobody = SimpleNamespace(address=f"http://127.0.0.1:{port}", env=dict(os.environ))
+    done = submit(nobody, *args)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_every_word_of_a_command_stays_one_word():
+    order = Submission(("answer", "--ask", "Who's there; $HOME?"), "http://head:8265", env={"A": "secret"})
+    assert order.entrypoint == "python -I -m longvlm answer --ask 'Who'\"'\"'s there; $HOME?'"
+    assert order.runtime_env() == {"env_vars": {"A": "secret"}}
+    assert "secret" not in repr(order)
+
+
+def test_settings_are_given_or_taken_from_here(monkeypatch):
+    monkeypatch.setenv("HERE", "a=b")
+    assert read_env(("HERE", "THERE=c=d", "EMPTY=")) == {"HERE": "a=b", "THERE": "c=d", "EMPTY": ""}
+
+
+def test_an_address_is_a_dashboard():
+    from longvlm.jobs.operate.submit import submit as send
+
+    with pytest.raises(InputError, match="http://HEAD:8265"):
+        send(Submission(("maintain",), "ray://head:10001"))
+
+
+class CutOff:
+    """A cluster whose connections are cut off while a job says four words."""
+
+    def __init__(self):
+        self.tails = 0
+
+    async def tail_job_logs(self, _):
+        self.tails += 1
+        for word in ["one ", "two ", "three ", "four"][: 2 * self.tails]:
+            yield word
+        if self.tails == 1:
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, _):
+        status = SimpleNamespace(is_terminal=lambda: self.tails > 1, value="SUCCEEDED")
+        return SimpleNamespace(status=status, driver_exit_code=0, message="fine")
+
+
+def test_a_log_that_is_cut_off_goes_on_where_it_was(monkeypatch):
+    monkeypatch.setattr("longvlm.jobs.operate.submit._AGAIN_S", 0)
+    said = []
+    assert Submitted(CutOff(), "job", "http://head").follow(said.append) == (0, "SUCCEEDED: fine")
+    assert "".join(said) == "one two three four"

@@ -1,0 +1,122 @@
+from longvlm.jobs import terminal
+from longvlm.jobs.terminal import (
+    bottleneck,
+    print_answers,
+    print_estimate,
+    print_report,
+    print_rows,
+    print_runs,
+    print_status,
+)
+
+
+def answered(**columns):
+    row = {"uri": "/a.mp4", "question": "[What]?", "type": "text", "status": "answered", "answer": "[/x]"}
+    return {**row, "confidence": None, "evidence": None, "error_code": None, "error": None, **columns}
+
+
+STAGES = {
+    "decode": {"done": 8, "workers": 4, "busy_s": 20.0, "cpu_s": 18.0},
+    "encode": {"done": 8, "workers": 1, "busy_s": 9.0, "cpu_s": 7.5},
+}
+
+
+def test_the_bottleneck_is_the_stage_whose_workers_are_busiest():
+    assert bottleneck(STAGES, wall_s=10.0) == "encode"
+    assert bottleneck({}, wall_s=10.0) is None
+
+
+def test_the_last_lines_name_counts_and_the_bottleneck(capsys):
+    print_report("run 1", {"listed": 8, "indexed": 8, "failed": 0}, STAGES, 10.0)
+    shown = capsys.readouterr().out
+    assert "listed" in shown
+    assert "failed" not in shown
+    assert next(line for line in shown.splitlines() if "sets the pace" in line).split()[:4] == [
+        "encode",
+        "1",
+        "8",
+        "90",
+    ]
+
+
+def test_values_are_shown_as_they_are(capsys):
+    print_rows([{"answer": "[red]no markup[/red]", "blob": b"1234", "nothing": None, "score": 0.123456789}])
+    print_answers([answered()])
+    print_status({"recipes": [{"name": "long", "active": True}], "segments": 3})
+    shown = capsys.readouterr().out
+    for text in (
+        "[red]no markup[/red]",
+        "<4 bytes>",
+        "0.123457",
+        "1 rows",
+        "[What]?",
+        "[/x]",
+        "name long, active True",
+    ):
+        assert text in shown
+
+
+def test_an_answer_says_how_sure_it_is_what_it_leans_on_and_why_it_is_none(capsys):
+    evidence = [{"start_s": 12.0, "end_s": 18.0, "weight": 0.41}]
+    rows = [
+        answered(type="bool", answer="Yes", confidence=0.87, evidence=evidence),
+        answered(type="number", answer="a few", status="unparsed"),
+        answered(status="failed", error_code="bad_tokens", error="the tokens are NaN."),
+    ]
+    print_answers(rows)
+    assert "0:12-0:18" not in capsys.readouterr().out
+    print_answers(iter(rows), evidence=True)
+    shown = capsys.readouterr().out
+    for text in (
+        "  Yes (87 %)\n",
+        "  0:12-0:18 (41 %)\n",
+        "  no number to be read from: a few\n",
+        "  failed (bad_tokens): the tokens are NaN.\n",
+    ):
+        assert text in shown
+
+
+def test_a_dry_run_says_how_long_or_that_nobody_knows(capsys):
+    counts = {"videos": 3, "prefill_tokens": 900, "seconds": 3725.0, "rates_of_run": "run-1"}
+    print_estimate(dict(counts))
+    shown = capsys.readouterr().out
+    assert "about 1:02:05 at the rates of run run-1" in shown
+    assert "900" in shown
+    print_estimate({**counts, "seconds": None, "rates_of_run": None})
+    assert "no run yet" in capsys.readouterr().out
+
+
+def test_runs_take_a_line_each(capsys):
+    run = {"finished_at": "2026-11-25 03:00:00", "run_id": "r1", "wall_s": 130.4, "stopped": None}
+    index = {"listed": 5, "indexed": 3, "failed": 2, "gone": 0, "failures": {"truncated": 2}, "wall_s": 130.4}
+    nightly = {
+        "index": {**index, "run_id": "r1"},
+        "answer": {"asked": 6, "answered": 6, "prefill_tokens": 900},
+        "maintain": {},
+        "alerts": {"[many] failures": 2},
+        "run_id": "r1",
+    }
+    print_runs(
+        [
+            {**run, "job": "nightly", "counts": nightly, "stopped": "disk full"},
+            {**run, "job": "index", "counts": index | {"out_of_time": True}},
+            {**run, "job": "answer", "counts": {}, "wall_s": None},
+        ]
+    )
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith(
+        "2026-11-25 03:00:00  nightly   r1   0:02:10  stopped: disk full; "
+        "index: listed 5, indexed 3, failed 2 (truncated 2); answer: asked 6, answered 6; maintain: nothing; "
+        "alerts: [many] failures 2"
+    )
+    assert shown[1].endswith("0:02:10  listed 5, indexed 3, failed 2 (truncated 2)")
+    assert len(shown) == 3
+    print_runs([])
+    assert "no runs yet" in capsys.readouterr().out
+
+
+def test_names_of_files_do_not_command_the_terminal(capsys):
+    terminal.print_rows([{"uri": "/videos/\x1b]0;title\x07\x1b[31m.mp4", "text": "two\nlines"}])
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07"} & set(shown)
+    assert "two" in shown

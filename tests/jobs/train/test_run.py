@@ -1,0 +1,202 @@
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import groupby
+
+import pyarrow as pa
+import pytest
+
+from longvlm.jobs.answer.run import AnswerOrder, run_answer
+from longvlm.jobs.cli import main
+from longvlm.jobs.train.plan import draw_up
+from longvlm.jobs.train.read import Reader, Reading, as_lesson
+from longvlm.jobs.train.run import LOSSES, TrainOrder, newest_checkpoint, run_train
+from longvlm.jobs.train.worker_config import progress_of
+from longvlm.pipeline.answering.questions import ask
+from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.training.conversations import read_conversations
+from longvlm.pipeline.training.finetune import fit
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.training import full, projector
+from support import ROOT
+
+RECIPE = replace(
+    full(), precision="float32", gradient_checkpointing=False, learning_rate=3e-3, epochs=2, batch_videos=4, seed=3
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two questions about each of the twelve clips."""
+    rows = [
+        {"video_id": f"clip-{i:02}", "q": question, "a": answer}
+        for i in range(12)
+        for question, answer in (("What is red?", "the square"), ("Is it night?", ("yes", "no")[i % 2]))
+    ]
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, indexed):
+    return str(shutil.copytree(indexed, tmp_path / "store"))
+
+
+def order_for(store, model, data, to, recipe=RECIPE, **options):
+    return TrainOrder(store, model, str(to), recipe, data=str(data), **options)
+
+
+def straight(store, model, data, recipe):
+    """The loss curve and the model of a run without Ray, from the same plan and tokens."""
+    opened = Store.open(store)
+    snapshot, stored = opened.pin(), opened.active_recipe().recipe
+    curriculum = draw_up(snapshot, read_conversations(str(data)), stored.fingerprint)
+    plan = pa.concat_tables(curriculum.blocks(recipe, 0, 1, 0))
+    rows = Reader(Reading(snapshot, 5, recipe.max_length, None, num_beside=0))(plan).to_pylist()
+    batches = [list(map(as_lesson, members)) for _, members in groupby(rows, key=lambda row: row["step"])]
+    curve = []
+    tuner = fit(load_longvlm(model), batches, recipe, len(batches), on_step=lambda step: curve.append(step.loss))
+    return curve, tuner.trainee.finish()
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / LOSSES).read_text().splitlines()]
+
+
+def test_a_model_learns_from_stored_tokens_and_answers(store, model, data, tmp_path, monkeypatch):
+    to = tmp_path / "trained"
+    report = run_train(order_for(store, model, data, to, replace(RECIPE, epochs=8)))
+    assert (report.stopped, report.refused, report.curriculum.missing) == (None, [], 0)
+    told = report.as_json()
+    assert (told["steps"], told["videos"], told["conversations"]) == (24, 12, 24)
+    assert 0 < told["step_s"] < told["wall_s"]
+    curve = losses(to)
+    assert curve[-1] == told["final_loss"] < 0.5 * curve[0]
+    assert (to / "loss.png").stat().st_size > 5000
+    card = (to / "README.md").read_text()
+    assert all(word in card for word in ("24 steps", "learning_rate = 0.003", "videos: 12", store, RECIPE.stage))
+    answered = run_answer(AnswerOrder(store, ask("What is red?"), model=str(to), precision="float32", max_new_tokens=6))
+    assert {row["answer"] for row in answered.rows()} == {"the square"}
+    (run,) = catalog.query(catalog.connect(Store.open(store).pin()), "FROM runs WHERE job = 'train'").to_pylist()
+    assert json.loads(run["counts"])["steps"] == 24
+    monkeypatch.setattr("longvlm.jobs.train.run.connect", None)  # nothing is left to do that needs Ray
+    again = run_train(order_for(store, model, data, to, replace(RECIPE, epochs=8)))
+    assert again.as_json()["final_loss"] == told["final_loss"]
+    assert losses(to) == curve
+    with pytest.raises(InputError, match="holds a run with another recipe; name a new folder"):
+        run_train(order_for(store, model, data, to))
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(store, model, data, tmp_path):
+    recipe = replace(RECIPE, epochs=14, save_every_steps=10)
+    cut = tmp_path / "cut"
+    settings = tmp_path / "recipe.toml"
+    settings.write_text(
+        'base = "full"\nprecision = "float32"\ngradient_checkpointing = false\nlearning_rate = 3e-3\nepochs = 14\n'
+        "batch_videos = 4\nseed = 3\nsave_every_steps = 10\n"
+    )
+    command = [sys.executable, "-m", "longvlm", "train", "--store", store, "--model", model, "--data", str(data)]
+    command += ["--to", str(cut), "--recipe", str(settings), "--json"]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 300
+    try:
+        while newest_checkpoint(cut) is None:
+            assert driver.poll() is None, driver.communicate()
+            assert time.monotonic() < until, "no checkpoint within five minutes"
+            time.sleep(0.02)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    time.sleep(3)  # its workers notice that they are alone
+    begun = len(losses(cut))
+    reached = progress_of(newest_checkpoint(cut))
+    assert reached is not None
+    assert 10 <= reached < 42, "it was killed too late"
+    assert not (cut / "model.safetensors").exists()
+    went_on = run_train(order_for(store, model, data, cut, recipe))
+    assert went_on.stopped is None
+    curve, whole = straight(store, model, data, recipe)
+    assert len(losses(cut)) == 42 >= begun
+    assert losses(cut) == pytest.approx(curve, abs=1e-6)
+    for mine, other in zip(load_longvlm(str(cut)).llm.parameters(), whole.llm.parameters(), strict=True):
+        assert mine.allclose(other, atol=1e-5)
+
+
+def test_two_workers_learn_what_one_does(store, model, data, tmp_path):
+    recipe = replace(RECIPE, batch_videos=5, average="answer")
+    report = run_train(order_for(store, model, data, tmp_path / "to", recipe, workers=2))
+    assert report.stopped is None
+    curve, alone = straight(store, model, data, recipe)
+    assert losses(tmp_path / "to") == pytest.approx(curve, abs=1e-4)
+    shared = load_longvlm(str(tmp_path / "to"))
+    assert shared.projector.weight.allclose(alone.projector.weight, atol=1e-4)
+
+
+def test_what_cannot_be_learnt_from_is_counted_and_listed(store, model, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows += [
+        {"video_id": "gone.mp4", "q": "Why?", "a": "because"},
+        {"video_id": "clip-03", "q": "Who?", "a": "a " * 3000},
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    report = run_train(order_for(store, model, path, tmp_path / "to", replace(projector(), batch_videos=12, epochs=1)))
+    assert (report.stopped, report.curriculum.missing, report.curriculum.first_missing) == (None, 1, "gone.mp4")
+    (refused,) = report.refused
+    assert refused["id"] == "26"
+    assert "more than the 2048 that a sequence may have" in refused["error"]
+    assert math.isfinite(report.as_json()["final_loss"])
+
+
+def test_a_diverging_run_stops_with_a_sentence(store, model, data, tmp_path):
+    recipe = replace(RECIPE, learning_rate=1e30, clip_norm=1e30, warmup_ratio=0.0)
+    report = run_train(order_for(store, model, data, tmp_path / "to", recipe))
+    assert "lower the learning rate" in report.stopped
+    assert report.as_json()["checkpoint"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": "TOWER"}, "is a vision tower"),
+        ({"data": "ELSEWHERE"}, "none of the 1 conversations is about a video that is indexed for this model"),
+        ({"data": None}, "name conversations to train on with --data FILE or with --sql QUERY"),
+        ({"data": None, "sql": "DROP TABLE videos"}, "must be one SELECT"),
+        (
+            {"data": None, "sql": "SELECT video_id, 'Why?' AS q FROM videos"},
+            "row 1 of the conversations has no text in a",
+        ),
+        ({"to": "STORE"}, "holds something else already"),
+        ({"recipe": replace(RECIPE, template="other")}, "has no template other"),
+    ],
+)
+def test_wrong_input_is_told_in_a_sentence(store, model, data, tmp_path, options, said):
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text(json.dumps([{"video_id": "elsewhere.mp4", "q": "Why?", "a": "because"}]))
+    named = {"TOWER": f"{model}/tower", "ELSEWHERE": str(elsewhere), "STORE": store}
+    given = {"model": model, "data": str(data), "to": str(tmp_path / "to"), "recipe": RECIPE, **options}
+    given = {name: named.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
+    with pytest.raises(InputError, match=said):
+        run_train(TrainOrder(store, **given))
+    assert not (tmp_path / "to" / LOSSES).exists()
+
+
+def test_the_command_trains_from_a_query(store, model, tmp_path, capsys):
+    query = "SELECT video_id, 'How long is it?' AS q, 'long' AS a FROM videos WHERE duration_s > 2"
+    recipe = tmp_path / "short.toml"
+    recipe.write_text('base = "lora"\nlora_rank = 2\nmax_steps = 2\nbatch_videos = 2\nprecision = "float32"\n')
+    arguments = ["--store", store, "--model", model, "--to", str(tmp_path / "to"), "--sql", query, "--json"]
+    main(["train", *arguments, "--recipe", str(recipe)], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["steps"] == 2
+    assert told["checkpoint"] == str(tmp_path / "to")
+    assert {"run_id", "final_loss", "wall_s", "read_s", "step_s"} <= told.keys()
+    assert load_longvlm(str(tmp_path / "to")).llm.config.hidden_size == 128

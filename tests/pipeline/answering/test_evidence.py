@@ -1,0 +1,109 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longvlm.pipeline.answering.evidence import describe, fold
+from longvlm.pipeline.vision.tokens import VideoTokens
+
+
+def video(spans, num_global=0, dim=16) -> VideoTokens:
+    num_tokens = len(spans)
+    ones = torch.ones(num_tokens, dtype=torch.int64)
+    return VideoTokens(
+        torch.zeros(num_tokens, dim), ones, torch.tensor(spans), (num_tokens,), (1,), torch.zeros(num_global, dim)
+    )
+
+
+def segments(*bounds):
+    """Rows of `segments` of 10 s each, with the frames given."""
+    return [
+        {"segment": i, "start_s": 10.0 * i, "end_s": 10.0 * i + 10, "first_frame": first, "last_frame": last}
+        for i, (first, last) in enumerate(bounds)
+    ]
+
+
+FOUR = segments((0, 9), (10, 19), (20, 29), (30, 39))
+
+
+def starts(evidence):
+    return [(span["start_s"], round(span["weight"], 6)) for span in evidence]
+
+
+def test_tokens_give_their_attention_to_the_segment_they_come_from():
+    tokens = video([(0, 5), (12, 12), (13, 19), (35, 39)])
+    found = fold(torch.tensor([0.1, 0.2, 0.3, 0.4]), tokens, 0, FOUR)
+    assert starts(found) == [(10.0, 0.5), (30.0, 0.4), (0.0, 0.1)]
+    assert found[0] == {"start_s": 10.0, "end_s": 20.0, "weight": pytest.approx(0.5)}
+
+
+def test_a_token_merged_over_segments_is_shared_out_by_its_frames():
+    found = fold(torch.tensor([1.0]), video([(5, 22)]), 0, FOUR)  # 5 frames, 10 frames, 3 frames
+    assert starts(found) == [(10.0, round(10 / 18, 6)), (0.0, round(5 / 18, 6)), (20.0, round(3 / 18, 6))]
+
+
+def test_global_rows_are_left_out_and_the_top_three_sum_to_one():
+    attention = torch.tensor([9.0, 9.0, 0.1, 0.2, 0.3, 0.4])
+    tokens = video([(0, 0), (10, 10), (20, 20), (30, 30)], num_global=2)
+    found = fold(attention, tokens, 2, FOUR)
+    assert starts(found) == [(30.0, round(4 / 9, 6)), (20.0, round(3 / 9, 6)), (10.0, round(2 / 9, 6))]
+
+
+def test_equals_come_in_time_order_and_segments_without_attention_not_at_all():
+    tokens = video([(30, 30), (0, 0)])
+    assert starts(fold(torch.tensor([0.5, 0.5]), tokens, 0, FOUR)) == [(0.0, 0.5), (30.0, 0.5)]
+
+
+def test_frames_between_segments_belong_to_none():
+    sparse = segments((0, 4), (10, 14))
+    assert starts(fold(torch.tensor([0.5, 0.5]), video([(6, 8), (3, 10)]), 0, sparse)) == [
+        (0.0, round(2 / 3, 6)),
+        (10.0, round(1 / 3, 6)),
+    ]
+
+
+@pytest.mark.parametrize("attention", [None, torch.zeros(1), torch.tensor([torch.nan]), torch.tensor([torch.inf])])
+def test_where_there_is_no_attention_there_is_no_evidence(attention):
+    assert fold(attention, video([(0, 0)]), 0, FOUR) == []
+
+
+def test_attention_of_another_prefix_is_a_mistake_of_the_caller():
+    with pytest.raises(ValueError, match="3 attentions for 1 global and 1 local"):
+        fold(torch.ones(3), video([(0, 0)], num_global=1), 1, FOUR)
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)).map(sorted), min_size=1, max_size=30),
+    cuts=st.sets(st.integers(1, 99), max_size=12),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60)
+def test_shares_are_those_of_counting_frame_by_frame(spans, cuts, seed):
+    edges = [0, *sorted(cuts), 100]
+    rows = segments(*[(first, last - 1) for first, last in pairwise(edges)])
+    attention = torch.rand(len(spans), generator=torch.Generator().manual_seed(seed)) + 0.01
+    want = [0.0] * len(rows)
+    for (first, last), weight in zip(spans, attention.tolist(), strict=True):
+        for i, row in enumerate(rows):
+            frames = [f for f in range(first, last + 1) if row["first_frame"] <= f <= row["last_frame"]]
+            want[i] += weight * len(frames) / (last - first + 1)
+    found = fold(attention, video(spans), 0, rows)
+    assert math.isclose(sum(span["weight"] for span in found), 1)
+    top = sorted(want, reverse=True)[:3]
+    for span, value in zip(found, top, strict=False):
+        assert math.isclose(span["weight"] * sum(top), value, rel_tol=1e-5)
+        assert {"start_s": span["start_s"], "end_s": span["end_s"]} in [
+            {name: row[name] for name in ("start_s", "end_s")} for row in rows
+        ]
+
+
+def test_evidence_reads_as_times_and_percent():
+    evidence = [
+        {"start_s": 12.0, "end_s": 18.9, "weight": 0.41},
+        {"start_s": 3723.0, "end_s": 3733.0, "weight": 0.22},
+    ]
+    assert describe(evidence) == "0:12-0:18 (41 %), 1:02:03-1:02:13 (22 %)"
+    assert describe([]) == ""

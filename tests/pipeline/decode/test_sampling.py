@@ -1,0 +1,123 @@
+import itertools
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longvlm.pipeline.decode.sampling import plan_segments, uniform_indices, upsample_positions
+from longvlm.schemas.recipe import IndexRecipe, TowerSpec
+from longvlm.schemas.timeline import VideoInfo, cut_into_units
+
+TOWER = TowerSpec("tower", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=None)
+
+
+def uniform(num_segments=10, frames_per_segment=10):
+    return IndexRecipe("u", TOWER, "uniform", frames_per_segment, 2, num_segments=num_segments)
+
+
+def interval(segment_s=10.0, frames_per_segment=10):
+    return IndexRecipe("i", TOWER, "interval", frames_per_segment, 2, segment_s=segment_s)
+
+
+def video(num_frames, duration_s):
+    return VideoInfo(num_frames, num_frames / duration_s, duration_s, 64, 48, "h264", "pyav")
+
+
+@pytest.mark.parity
+def test_indices_are_the_references(goldens):
+    golden = json.loads((goldens / "sampling.json").read_text())
+    assert golden["pairs"]
+    for pair in golden["pairs"]:
+        indices = uniform_indices(pair["total"], pair["wanted"])
+        assert indices == pair["indices"], pair["total"]
+        assert len(indices) == pair["n_sampled"]
+
+
+@pytest.mark.parity
+def test_short_videos_are_upsampled_in_the_intended_order(goldens):
+    cases = json.loads((goldens / "sampling.json").read_text())["short_video_upsample_to_100"]
+    assert cases
+    for case in cases:
+        sampled = uniform_indices(case["total"], 100)
+        assert sampled == case["sampled_indices"]
+        positions = upsample_positions(len(sampled), 100)
+        assert positions == case["upsample_source_position"]
+        assert [sampled[position] for position in positions] == case["resampled_frame_indices"]
+
+
+def test_rounding_is_half_to_even():
+    assert uniform_indices(2, 1) == [0]  # edges 0 and 1
+    assert uniform_indices(6, 2) == [1, 3]  # the edge at 2.5 goes to 2
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(0, 100), (100, 0)])
+def test_nothing_to_sample_is_an_error(total, wanted):
+    with pytest.raises(ValueError, match="cannot sample"):
+        uniform_indices(total, wanted)
+
+
+@given(st.integers(1, 5000), st.integers(1, 200))
+def test_indices_ascend_within_the_video(total, wanted):
+    indices = uniform_indices(total, wanted)
+    assert len(indices) == min(total, wanted)
+    assert indices == sorted(indices)
+    assert indices[0] >= 0
+    assert indices[-1] < total
+
+
+def test_uniform_segments_share_out_the_frames_and_the_time():
+    segments = plan_segments(uniform(), video(250, 10.0))
+    assert [frame for segment in segments for frame in segment.frames] == uniform_indices(250, 100)
+    assert [segment.start_s for segment in segments] == [float(i) for i in range(10)]
+    assert segments[-1].end_s == 10.0
+    assert all(segment.num_frames == 10 for segment in segments)
+
+
+def test_uniform_segments_of_a_short_video_are_full():
+    segments = plan_segments(uniform(), video(1, 0.04))
+    assert [segment.frames for segment in segments] == [(0,) * 10] * 10
+    assert segments[3].start_s == pytest.approx(0.012)
+
+
+def test_interval_frames_are_at_the_centres_of_equal_slots():
+    segments = plan_segments(interval(), video(500, 20.0))  # 25 fps, a slot a second
+    assert len(segments) == 2
+    assert segments[0].frames == tuple(12 + 25 * i for i in range(10))
+    assert segments[1].frames == tuple(262 + 25 * i for i in range(10))
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [(0.0, 10.0), (10.0, 20.0)]
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "frames_per_segment", "last_end_s"),
+    [
+        (0.04, [1], 0.04),  # always one segment
+        (0.6, [1], 0.6),
+        (3.2, [4], 3.2),  # the frame rate is kept
+        (10.0, [10], 10.0),
+        (10.3, [10], 10.3),  # a tail below half a slot lengthens the segment before it
+        (10.5, [10, 1], 10.5),
+        (12.0, [10, 2], 12.0),
+        (29.999999999, [10, 10, 10], 29.999999999),
+    ],
+)
+def test_interval_tails(duration_s, frames_per_segment, last_end_s):
+    segments = plan_segments(interval(), video(max(1, round(duration_s * 25)), duration_s))
+    assert [segment.num_frames for segment in segments] == frames_per_segment
+    assert segments[-1].end_s == last_end_s
+
+
+@given(st.floats(0.001, 2_000), st.integers(1, 100_000), st.sampled_from([0.5, 2.0, 10.0]), st.integers(1, 16))
+def test_interval_segments_tile_any_video(duration_s, num_frames, segment_s, frames_per_segment):
+    info = video(num_frames, duration_s)
+    segments = plan_segments(interval(segment_s, frames_per_segment), info)
+    assert segments[0].start_s == 0.0
+    assert segments[-1].end_s == duration_s
+    assert [segment.index for segment in segments] == list(range(len(segments)))
+    assert all(left.end_s == right.start_s for left, right in itertools.pairwise(segments))
+    assert all(0 <= frame < num_frames for segment in segments for frame in segment.frames)
+    assert all(segment.num_frames <= frames_per_segment for segment in segments)
+    assert len(segments) <= math.ceil(duration_s / segment_s)
+    units = cut_into_units(segments)
+    assert [segment for unit in units for segment in unit] == segments

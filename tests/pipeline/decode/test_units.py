@@ -1,0 +1,152 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clips import damage, read_number, write_clip
+from longvlm.pipeline.decode.isolate import Decoder
+from longvlm.pipeline.decode.sampling import plan_segments
+from longvlm.pipeline.decode.units import failed_unit, watch
+from longvlm.pipeline.source.corpus import Source, list_source
+from longvlm.schemas.errors import ErrorCode, TerminalError
+from longvlm.schemas.recipe import IndexRecipe, TowerSpec, paper, tiny
+from longvlm.schemas.tables import FRAMES
+from longvlm.schemas.timeline import VideoInfo
+from support import VIDEOS, cases
+
+TOWER = TowerSpec("tower", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=None)
+MANY_UNITS = IndexRecipe("many", TOWER, "interval", 40, 20, segment_s=2.0)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with Decoder(deadline_s=60, memory_limit_bytes=1500 << 20) as decoder:
+        yield decoder
+
+
+def planned(uri):
+    return {"video_id": "v", "uri": str(uri), "write_id": "w", "attempts": 0, "etag": None}
+
+
+def rows_of(uri, recipe, decoder, scratch):
+    tables = list(watch(planned(uri), recipe, decoder, str(scratch)))
+    assert all(table.schema == FRAMES and table.num_rows == 1 for table in tables)
+    return [table.to_pylist()[0] for table in tables]
+
+
+def frames_of(row):
+    px = row["frame_px"]
+    return np.frombuffer(row["frames"], dtype=np.uint8).reshape(-1, px, px, 3)
+
+
+def test_the_papers_recipe_is_one_unit(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 250)
+    (row,) = rows_of(path, paper(TOWER), decoder, tmp_path)
+    assert (row["unit"], row["num_units"], row["num_segments"]) == (0, 1, 10)
+    assert (row["video_id"], row["write_id"], row["error_code"]) == ("v", "w", None)
+    assert (row["num_frames"], row["width"], row["height"], row["codec"]) == (250, 96, 64, "h264")
+    assert row["decoder"] == "decord"
+    assert row["duration_s"] == pytest.approx(10.0)
+    assert row["decode_ms"] > 0
+    frames = frames_of(row)
+    assert frames.shape == (100, 56, 56, 3)
+    numbers = [frame for segment in row["segments"] for frame in segment["frames"]]
+    assert [read_number(frame) for frame in frames] == numbers
+    info = VideoInfo(250, 25.0, 10.0, 96, 64, "h264", "decord")
+    assert numbers == [frame for segment in plan_segments(paper(TOWER), info) for frame in segment.frames]
+
+
+def test_a_long_video_is_many_units(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 250)
+    rows = rows_of(path, MANY_UNITS, decoder, tmp_path)
+    assert [row["unit"] for row in rows] == [0, 1, 2]
+    assert {row["num_units"] for row in rows} == {3}
+    segments = [segment for row in rows for segment in row["segments"]]
+    assert [segment["segment"] for segment in segments] == list(range(5))
+    assert [(segment["start_s"], segment["end_s"]) for segment in segments] == [
+        (2.0 * i, 2.0 * i + 2) for i in range(5)
+    ]
+    for row in rows:
+        numbers = [frame for segment in row["segments"] for frame in segment["frames"]]
+        assert [read_number(frame) for frame in frames_of(row)] == numbers
+
+
+def test_nearest_frames_are_224_whatever_the_tower_takes(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 20)
+    (row,) = rows_of(path, replace(tiny(TOWER), resize="nearest"), decoder, tmp_path)
+    assert row["frame_px"] == 224
+    assert row["decoder"] == "pyav"
+    assert len(row["frames"]) == len(row["segments"][0]["frames"]) * 224 * 224 * 3
+
+
+def test_keyframes_widen_the_segments_that_they_stand_for(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 100, gop=100)
+    (row,) = rows_of(path, replace(tiny(TOWER), decode="keyframe"), decoder, tmp_path)
+    assert [segment["frames"] for segment in row["segments"]] == [[0] * 4, [0] * 4]
+    assert [segment["start_s"] for segment in row["segments"]] == [0.0, 0.0]
+    assert [segment["end_s"] for segment in row["segments"]] == [2.0, 4.0]
+    assert {read_number(frame) for frame in frames_of(row)} == {0}
+
+
+def test_a_failure_at_once_is_one_row(tmp_path, decoder):
+    (tmp_path / "a.mp4").touch()
+    (row,) = rows_of(tmp_path / "a.mp4", paper(TOWER), decoder, tmp_path)
+    assert (row["unit"], row["num_units"], row["error_code"]) == (0, 1, "empty_file")
+    assert row["error"] == "The file is empty (0 bytes); upload it again."
+    assert (row["segments"], row["frames"], row["num_frames"]) == ([], None, None)
+    (row,) = rows_of(tmp_path / "gone.mp4", paper(TOWER), decoder, tmp_path)
+    assert row["error_code"] == "not_found"
+
+
+def test_a_failure_later_on_ends_with_the_failed_unit(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 250)
+    damage(path, 130, 249)
+    rows = rows_of(path, MANY_UNITS, decoder, tmp_path)
+    assert [row["error_code"] for row in rows] == [None, "decode_failed"]
+    assert [row["unit"] for row in rows] == [0, 1]
+    assert {row["num_units"] for row in rows} == {3}
+    assert "damaged" in rows[1]["error"]
+
+
+def test_a_deadline_fails_the_video_and_no_other(tmp_path):
+    slow = write_clip(tmp_path / "slow.mp4", 300, size=(1280, 720))
+    quick = write_clip(tmp_path / "quick.mp4", 10)
+    with Decoder(deadline_s=0.05, memory_limit_bytes=1500 << 20) as decoder:
+        (row,) = rows_of(slow, paper(TOWER), decoder, tmp_path)
+        assert row["error_code"] == "deadline"
+        assert row["decode_ms"] > 0
+        decoder.deadline_s = 60
+        (row,) = rows_of(quick, paper(TOWER), decoder, tmp_path)
+        assert row["error_code"] is None
+
+
+def test_remote_videos_are_fetched_and_removed(tmp_path, decoder, s3):
+    clip = write_clip(tmp_path / "a.mp4", 50)
+    s3.upload_file(str(clip), "bucket", "v/a.mp4")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (listed,) = list_source(Source("s3://bucket/v")).to_pylist()
+    units = watch({**listed, "write_id": "w"}, paper(TOWER), decoder, str(scratch))
+    row = next(units).to_pylist()[0]
+    assert row["num_frames"] == 50
+    assert len(list(scratch.iterdir())) == 1
+    assert next(units, None) is None
+    assert list(scratch.iterdir()) == []
+    (row,) = rows_of("s3://bucket/gone.mp4", paper(TOWER), decoder, scratch)
+    assert row["error_code"] == "not_found"
+
+
+def test_a_planned_video_can_be_failed_without_watching():
+    row = failed_unit(planned("/a.mp4"), TerminalError(ErrorCode.LOST, "Three workers died.")).to_pylist()[0]
+    assert (row["video_id"], row["error_code"], row["error"]) == ("v", "lost", "Three workers died.")
+    assert (row["unit"], row["num_units"], row["decode_ms"]) == (0, 1, 0.0)
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("path", cases(VIDEOS, "bad/*"))
+def test_bad_files_cost_nobody_else(path, tmp_path, decoder):
+    rows = rows_of(path, tiny(TOWER), decoder, tmp_path)
+    assert all(row["error_code"] is None for row in rows[:-1])
+    good = write_clip(tmp_path / "a.mp4", 10)
+    (row,) = rows_of(good, tiny(TOWER), decoder, tmp_path)
+    assert row["error_code"] is None

@@ -1,0 +1,99 @@
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from longvlm.pipeline.source.corpus import Source, list_source
+from longvlm.schemas.errors import InputError
+from longvlm.schemas.tables import LISTING
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.mp4", "sub/b.mkv", "noise"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def listing_of(path, **patterns):
+    listing = list_source(Source(str(path), **patterns))
+    assert listing.schema == LISTING
+    return listing.to_pylist()
+
+
+def test_csv_with_relative_paths_and_ids(folder):
+    manifest = folder / "list.csv"
+    manifest.write_text(f"external_id,uri\n007,a.mp4\n008,{folder}/sub/b.mkv\n009,gone.mp4\n")
+    a, gone, b = listing_of(manifest)
+    assert (a["uri"], a["external_id"], a["size_bytes"]) == (str(folder / "a.mp4"), "007", 5)
+    assert a["modified_at"] is not None
+    assert a["source"] == str(manifest)
+    assert (gone["uri"], gone["size_bytes"], gone["modified_at"]) == (str(folder / "gone.mp4"), None, None)
+    assert b["external_id"] == "008"
+
+
+def test_parquet_with_etags_is_taken_at_its_word(folder):
+    table = pa.table({"uri": ["s3://elsewhere/x.mp4", "a.mp4"], "etag": ["e1", None], "size": [10, 5]})
+    parquet.write_table(table, folder / "list.parquet")
+    a, x = listing_of(folder / "list.parquet")
+    assert (x["uri"], x["etag"], x["size_bytes"], x["external_id"]) == ("s3://elsewhere/x.mp4", "e1", 10, None)
+    assert (a["uri"], a["etag"], a["size_bytes"]) == (str(folder / "a.mp4"), None, 5)
+
+
+def test_any_file_may_be_named_but_patterns_hold(folder):
+    (folder / "list.csv").write_text("uri\nnoise\na.mp4\nsub/b.mkv\n")
+    assert len(listing_of(folder / "list.csv")) == 3
+    assert [row["uri"] for row in listing_of(folder / "list.csv", include=("sub/*",))] == [str(folder / "sub/b.mkv")]
+    assert len(listing_of(folder / "list.csv", exclude=("*.mp4",))) == 2
+
+
+def test_twice_the_same_is_listed_once(folder):
+    (folder / "list.csv").write_text("uri\na.mp4\n./a.mp4\n")
+    assert len(listing_of(folder / "list.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("path,id\na.mp4,1\n", "no column uri, only path, id"),
+        ("uri,external_id\na.mp4,1\n,2\n", "row 2 .* has no uri"),
+        ("uri,external_id\na.mp4,1\na.mp4,2\n", "twice, as 1 and as 2"),
+        ("uri,size\na.mp4,large\n", "cannot be read"),
+        ("uri\n", "nothing to index"),
+        ("", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_a_sentence(folder, content, words):
+    (folder / "list.csv").write_text(content)
+    with pytest.raises(InputError, match=words):
+        listing_of(folder / "list.csv")
+
+
+def test_parquet_that_is_none(folder):
+    (folder / "list.parquet").write_text("uri")
+    with pytest.raises(InputError, match="cannot be read"):
+        listing_of(folder / "list.parquet")
+
+
+@pytest.mark.parametrize("entry", ["/etc/passwd", "file:///etc/passwd", "file://../x.mp4"])
+def test_a_manifest_in_a_bucket_names_no_local_files(s3, entry):
+    s3.put_object(Bucket="bucket", Key="list.csv", Body=f"uri,size\na.mp4,1\n{entry},1\n".encode())
+    with pytest.raises(InputError, match=r"row 2 of s3://bucket/list.csv names a file of the machine"):
+        listing_of("s3://bucket/list.csv")
+
+
+@pytest.mark.parametrize(
+    "entry", ["s3://KEY:SECRET@bucket/a.mp4", "local:///etc/passwd", "filecache::file:///etc/passwd"]
+)
+def test_addresses_that_no_source_may_have_stand_in_no_manifest_either(folder, entry):
+    (folder / "list.csv").write_text(f"uri,size\n{entry},1\n")
+    with pytest.raises(InputError) as caught:
+        listing_of(folder / "list.csv")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_manifest_in_a_bucket(s3):
+    s3.put_object(Bucket="bucket", Key="lists/all.csv", Body=b"uri\n../videos/a.mp4\nb.mp4\n")
+    s3.put_object(Bucket="bucket", Key="lists/b.mp4", Body=b"12345")
+    uris = {row["uri"]: row["size_bytes"] for row in listing_of("s3://bucket/lists/all.csv")}
+    assert uris["s3://bucket/lists/b.mp4"] == 5

@@ -1,0 +1,232 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import stores
+
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.catalog import write_index_duckdb
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.shards import read_tokens
+from longvlm.pipeline.store.upkeep import erase
+from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files
+from longvlm.pipeline.store.upkeep.dead import dead_writes
+from longvlm.schemas import tables
+from longvlm.schemas.identity import video_id
+
+
+def rows(store, sql):
+    with catalog.connect(store.pin()) as con:
+        return catalog.query(con, sql).to_pylist()
+
+
+def answer(store, name, text):
+    (video,) = rows(store, f"FROM live_videos WHERE uri = '{stores.uri_of(name)}'")
+    given = {"write_id": video["write_id"], "video_id": video["video_id"], "uri": video["uri"], "answer": text}
+    store.append("answers", pa.Table.from_pylist([{**given, "question": f"about {name}?"}], tables.ANSWERS))
+    said = {name: given[name] for name in ("write_id", "video_id", "uri")} | {"prediction": text, "judge": "exact#1"}
+    store.append("verdicts", pa.Table.from_pylist([said], tables.VERDICTS))
+
+
+def bytes_below(folder):
+    return b"".join(path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file())
+
+
+@pytest.fixture
+def full(store):
+    """Twelve videos in several files, merged once, with answers; returns the store and what was encoded of secret."""
+    for number in range(10):
+        stores.index(store, [f"v{number}"], seed=number)
+    secret = stores.index(store, ["secret", "other"], seed=99)
+    answer(store, "secret", "the-secret-answer")
+    answer(store, "other", "the-other-answer")
+    merge_small_files(store)
+    stores.index(store, ["secret"], seed=100)
+    answer(store, "secret", "the-later-answer")
+    write_index_duckdb(store.uri, store.pin())
+    return store, secret
+
+
+def test_no_byte_of_a_forgotten_video_is_left(full):
+    store, secret = full
+    tokens = [segment["local"] for segment in secret.to_pylist()[0]["segments"]]
+    others = [segment["local"] for segment in secret.to_pylist()[1]["segments"]]
+    before = bytes_below(store.uri)
+    words = [b"/videos/secret.mp4", b"the-secret-answer", b"the-later-answer", b"about secret?"]
+    assert all(word in before for word in (*words, *tokens, *others))
+    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    write_index_duckdb(store.uri, store.pin())
+    after = bytes_below(store.uri)
+    assert not [word for word in (*words, *tokens) if word in after]
+    assert all(word in after for word in (b"/videos/other.mp4", b"the-other-answer", *others))
+    assert erased.videos == 1
+    assert erased.rows == {"tokens": 8, "segments": 8, "verdicts": 2, "answers": 2, "videos": 2}
+    assert erased.files_deleted > 0
+    assert erased.files_under_way == 0
+    live = rows(store, "FROM live_videos")
+    assert len(live) == 11
+    assert read_tokens(store.pin(), [video["write_id"] for video in live]).num_rows == 44
+    again = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    assert (again.rows, again.files_deleted) == (dict.fromkeys(again.rows, 0), 0)
+    assert rows(store, "SELECT count(*) AS n FROM ledger_videos WHERE status = 'deleted'") == [{"n": 1}]
+
+
+def test_it_stays_out_whatever_is_committed_later_and_upkeep_drops_that(full):
+    store, _ = full
+    erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    stores.index(store, ["secret"], seed=101)  # by a run that was under way
+    assert len(rows(store, "FROM live_videos")) == 11
+    assert len(dead_writes(store, 48).write_ids) == 1
+    for number in range(8):
+        stores.index(store, [f"w{number}"], seed=number)
+    compact(store, dead_writes(store, 48))
+    assert rows(store, "SELECT count(*) AS n FROM ledger_tokens") == [{"n": 4 * 19}]
+
+
+def test_a_moved_video_is_forgotten_with_what_it_was(full):
+    store, _ = full
+    (old,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
+    new = {key: value for key, value in old.items() if key in tables.VIDEOS.names}
+    new |= {"video_id": video_id("/videos/renamed.mp4"), "uri": "/videos/renamed.mp4"}
+    gone = {"video_id": old["video_id"], "uri": old["uri"], "status": "deleted"}
+    store.append("videos", pa.Table.from_pylist([new, gone], tables.VIDEOS))
+    erased = erase.erase(store, [new["video_id"]], "run")
+    assert erased.videos == 2
+    left = bytes_below(store.uri)
+    assert b"secret" not in left
+    assert b"renamed" not in left
+
+
+def test_shards_of_a_dead_run_are_erased_and_those_of_one_under_way_told(full, monkeypatch):
+    store, _ = full
+    abandoned = stores.write_shards(store.uri, stores.encoded(["secret"], seed=5), "r")
+    path = Path(store.uri, "tokens", abandoned["tokens_shard"][0].as_py()["path"])
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 2
+    assert path.exists()
+    monkeypatch.setattr(erase, "_UNDER_WAY_HOURS", 0)
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 0
+    assert not path.exists()
+
+
+def test_an_erasure_that_is_killed_is_finished_by_the_next(full):
+    store, _ = full
+    script = (
+        "import os, signal, sys\n"
+        "from longvlm.pipeline.store.upkeep import erase\n"
+        "from longvlm.pipeline.store.ledger import Store\n"
+        "plain, done = erase.rewrite, []\n"
+        "def rewrite(store, table, *rest, **options):\n"
+        "    if table == 'segments': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return plain(store, table, *rest, **options)\n"
+        "erase.rewrite = rewrite\n"
+        "erase.erase(Store.open(sys.argv[1]), [sys.argv[2]], 'run')\n"
+    )
+    video = video_id(stores.uri_of("secret"))
+    killed = subprocess.run([sys.executable, "-c", script, store.uri, video], check=False)
+    assert killed.returncode == -9
+    assert len(rows(store, "FROM live_videos")) == 11
+    assert b"the-secret-answer" in bytes_below(store.uri)
+    erase.erase(Store.open(store.uri), [video], "run")
+    write_index_duckdb(store.uri, store.pin())
+    assert b"secret" not in bytes_below(store.uri)
+
+
+def test_videos_that_the_store_never_saw_are_named(store):
+    stores.index(store, ["a"])
+    assert erase.unknown_videos(store, [video_id(stores.uri_of("a")), "nobody"]) == {"nobody"}
+
+
+def test_files_cut_off_by_a_killed_writer_go_with_what_they_may_hold(full):
+    store, _ = full
+    whole = next(Path(store.uri, "tokens").glob("*.parquet"))
+    for name, hours in (("old", 2), ("young", 0)):
+        path = Path(store.uri, "tokens", f"{name}.parquet")
+        path.write_bytes(whole.read_bytes()[:5000])
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 1
+    assert not Path(store.uri, "tokens", "old.parquet").exists()
+    assert Path(store.uri, "tokens", "young.parquet").exists()
+
+
+def move(store, old, new):
+    """Let a video be live under another name."""
+    (row,) = rows(store, f"FROM live_videos WHERE uri = '{stores.uri_of(old)}'")
+    moved = {key: value for key, value in row.items() if key in tables.VIDEOS.names}
+    moved |= {"video_id": video_id(stores.uri_of(new)), "uri": stores.uri_of(new)}
+    gone = {"video_id": row["video_id"], "uri": row["uri"], "status": "deleted"}
+    store.append("videos", pa.Table.from_pylist([moved, gone], tables.VIDEOS))
+
+
+def live(store):
+    return {Path(row["uri"]).stem for row in rows(store, "FROM live_videos")}
+
+
+def readable(store):
+    """Of how many live videos every token can be read."""
+    found = [row["write_id"] for row in rows(store, "FROM live_videos")]
+    return read_tokens(store.pin(), found).num_rows // 4
+
+
+def test_another_video_under_a_name_that_was_used_before_stays(store):
+    stores.index(store, ["cam"])
+    move(store, "cam", "monday")
+    stores.index(store, ["cam"], seed=1, etag="2")
+    assert erase.erase(store, [video_id(stores.uri_of("monday"))], "run").videos == 1
+    assert live(store) == {"cam"}
+    assert readable(store) == 1
+    assert b"monday" not in bytes_below(store.uri)
+
+
+def test_what_moved_on_from_an_older_name_of_a_video_stays(store):
+    stores.index(store, ["cam"])
+    move(store, "cam", "monday")
+    stores.index(store, ["cam"], seed=1, etag="2")
+    move(store, "cam", "tuesday")
+    erase.erase(store, [video_id(stores.uri_of("tuesday"))], "run")
+    assert live(store) == {"monday"}
+    assert readable(store) == 1
+    assert b"tuesday" not in bytes_below(store.uri)
+
+
+def test_what_a_run_under_way_commits_later_is_found_and_erased(full):
+    store, _ = full
+    secret = video_id(stores.uri_of("secret"))
+    (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
+    erase.erase(store, [secret], "run")
+    assert erase.left_over(store, 48) == []
+    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"]}
+    store.append("verdicts", pa.Table.from_pylist([late | {"prediction": "the-late-answer"}], tables.VERDICTS))
+    assert erase.left_over(store, 48) == [secret]
+    store.append("answers", pa.Table.from_pylist([late | {"answer": "the-late-answer"}], tables.ANSWERS))
+    stores.index(store, ["secret", "also"], seed=3)
+    assert "secret" not in live(store)
+    assert erase.left_over(store, 48) == [secret]
+    erased = erase.erase(store, [secret], "run")
+    assert erased.rows == {"tokens": 4, "segments": 4, "verdicts": 1, "answers": 1, "videos": 1}
+    assert erase.left_over(store, 48) == []
+    left = bytes_below(store.uri)
+    assert b"the-late-answer" not in left
+    assert b"/videos/secret.mp4" not in left
+    assert "also" in live(store)
+
+
+def test_in_a_bucket_no_object_keeps_a_byte(s3):
+    store = Store.create("s3://bucket/index")
+    store.register_recipe(stores.LONG, "some/model")
+    secret = stores.index(store, ["secret", "other"], seed=99)
+    for number in range(8):
+        stores.index(store, [f"v{number}"], seed=number)
+    answer(store, "secret", "the-secret-answer")
+    merge_small_files(store)
+    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    assert erased.rows == {"tokens": 4, "segments": 4, "verdicts": 1, "answers": 1, "videos": 1}
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket="bucket")["Contents"]]
+    left = b"".join(s3.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys)
+    blob = secret.to_pylist()[0]["segments"][0]["local"]
+    assert not [word for word in (b"/videos/secret.mp4", b"the-secret-answer", blob) if word in left]
+    assert b"/videos/other.mp4" in left
+    assert readable(store) == 9

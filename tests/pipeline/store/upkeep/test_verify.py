@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import stores
+
+from longvlm.pipeline.store.files import write_parquet
+from longvlm.pipeline.store.shards import write_shards
+from longvlm.pipeline.store.upkeep.verify import verify
+from longvlm.schemas import tables
+
+
+def token_file(store, outcomes):
+    return Path(store.uri, "tokens", outcomes["tokens_shard"][0].as_py()["path"])
+
+
+def commit(store, name, made):
+    outcomes = write_shards(store.uri, made, stores.LONG.fingerprint)
+    store.commit(outcomes, stores.videos(outcomes, [name], stores.LONG.fingerprint))
+    return outcomes
+
+
+def problems(store):
+    return {(Path(row["uri"]).stem, row["table"], row["problem"]) for row in verify(store.pin()).problems}
+
+
+def test_a_whole_store_has_nothing_to_tell(store):
+    stores.index(store, ["a", "b"])
+    stores.index(store, ["a"])
+    seen = []
+    checked = verify(store.pin(), seen.append)
+    assert (checked.num_videos, checked.damaged_files, checked.problems) == (2, {}, [])
+    assert checked.num_files == sum(len(table.files) for table in store.pin().tables.values())
+    assert sum(seen) == checked.num_bytes > 0
+
+
+def test_a_flipped_bit_is_found_and_costs_only_its_videos(store):
+    stores.index(store, ["well"])
+    outcomes = commit(store, "ill", stores.encoded(["ill"], seed=1))
+    path = token_file(store, outcomes)
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1  # somewhere in a blob
+    path.write_bytes(content)
+    checked = verify(store.pin())
+    assert list(checked.damaged_files) == [str(path)]
+    assert {(Path(row["uri"]).stem, row["table"]) for row in checked.problems} == {("ill", "tokens")}
+
+
+def test_a_file_that_is_gone_is_found(store):
+    outcomes = commit(store, "ill", stores.encoded(["ill"]))
+    token_file(store, outcomes).unlink()
+    assert problems(store) == {("ill", "tokens", "has 0 segments of 4")}
+
+
+def test_blobs_of_the_wrong_length_and_segments_that_are_missing_or_doubled(store):
+    made = stores.encoded(["short", "less", "twice"]).to_pylist()
+    made[0]["segments"][2]["sizes"] += b"\0\0"
+    outcomes = write_shards(store.uri, pa.Table.from_pylist(made, tables.ENCODED), stores.LONG.fingerprint)
+    rows = pq.read_table(token_file(store, outcomes))
+    less, twice = made[1]["write_id"], made[2]["write_id"]
+    kept = [i for i, row in enumerate(rows.to_pylist()) if (row["write_id"], row["segment"]) != (less, 3)]
+    doubled = [i for i, row in enumerate(rows.to_pylist()) if (row["write_id"], row["segment"]) == (twice, 1)]
+    changed = write_parquet(store.uri, "tokens", rows.take(sorted(kept + doubled)).cast(tables.TOKENS))
+    shards = pa.array([changed] * 3, tables.SHARD)
+    outcomes = outcomes.set_column(outcomes.column_names.index("tokens_shard"), "tokens_shard", shards)
+    store.commit(outcomes, stores.videos(outcomes, ["short", "less", "twice"], stores.LONG.fingerprint))
+    assert problems(store) == {
+        ("short", "tokens", "the blobs of segment 2 are not as long as its shape says"),
+        ("less", "tokens", "has 3 segments of 4"),
+        ("twice", "tokens", "has 5 segments of 4, some repeated"),
+    }
+
+
+def test_a_damaged_file_of_the_ledger_is_told_too(store):
+    stores.index(store, ["well"])
+    stores.index(store, ["ill"], seed=1)
+    path = Path(store.pin().table("videos").files[0].uri)
+    content = bytearray(path.read_bytes())
+    content[60] ^= 1
+    path.write_bytes(content)
+    checked = verify(store.pin())
+    assert list(checked.damaged_files) == [str(path)]
+    assert (checked.num_videos, checked.problems) == (1, [])

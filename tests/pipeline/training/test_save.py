@@ -1,0 +1,66 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from longvlm.pipeline.models.families import describe_model, load_model
+from longvlm.pipeline.training.card import Card
+from longvlm.pipeline.training.finetune import fit
+from longvlm.pipeline.training.packing import Lesson
+from longvlm.pipeline.training.save import save
+from longvlm.schemas.training import RECIPES
+from models import LLAVAS
+
+QUICK = {"precision": "float32", "gradient_checkpointing": False, "learning_rate": 1e-3, "warmup_ratio": 0.0}
+PREFIX = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+
+
+def trained(model, base="full", **changes):
+    recipe = replace(RECIPES[base](), **QUICK, lora_rank=2, **changes)
+    tuner = fit(load_model(str(model)), [[Lesson(PREFIX, [(("What?", "red"),)])]] * 2, recipe, 2)
+    learnt = tuner.trainee.learnt()
+    return learnt, recipe, tuner.trainee.finish()
+
+
+def logits(model):
+    prompt = model.lay_out("What is it?", len(model.project(PREFIX, None)), model.templates[0])
+    embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids)).clone()
+    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.project(PREFIX, None)
+    with torch.no_grad():
+        return model.llm(inputs_embeds=embeds[None]).logits[0]
+
+
+@pytest.mark.parametrize("base", ["projector", "full", "lora"])
+def test_a_longvlm_comes_back_with_tower_and_tokenizer(untrained_folder, tmp_path, base):
+    learnt, recipe, model = trained(untrained_folder, base, whiten=base == "full")
+    save(learnt, Card(str(untrained_folder), recipe, 2, 1.5), tmp_path / "to")
+    moved = shutil.move(tmp_path / "to", tmp_path / "elsewhere")
+    found = load_model(str(moved))
+    torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=1e-5)
+    spec = describe_model(str(moved))
+    assert spec.tower == str(tmp_path / "elsewhere" / "tower")
+    assert spec.weights != describe_model(str(untrained_folder)).weights
+    assert found.tokenizer.to_str() == load_model(str(untrained_folder)).tokenizer.to_str()
+
+
+@pytest.mark.parametrize("family", list(LLAVAS))
+def test_a_llava_comes_back_whole(folders, tmp_path, family):
+    learnt, recipe, model = trained(folders[family], "lora")
+    save(learnt, Card(str(folders[family]), recipe, 2, 1.5), tmp_path / "to")
+    found = load_model(str(tmp_path / "to"))
+    torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=1e-5)
+    assert found.chat.template == model.chat.template
+    assert found.eos_ids == model.eos_ids
+    assert describe_model(str(tmp_path / "to")).family == family
+
+
+@pytest.mark.parity
+def test_a_base_with_its_projector_apart_becomes_one_checkpoint(golden, tmp_path):
+    base = shutil.copytree(golden.folder / "base", tmp_path / "base")
+    shutil.copy(golden.folder / "mm_projector.safetensors", base)
+    learnt, recipe, model = trained(base, "projector")
+    save(learnt, Card(str(base), recipe, 2, 1.5), tmp_path / "to")
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "to"))), logits(model), atol=1e-5, rtol=1e-5)
+    assert json.loads((tmp_path / "to" / "config.json").read_text())["vocab_size"] == 643

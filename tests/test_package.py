@@ -1,0 +1,119 @@
+"""What is installed: one package, whole, under one name, whatever lies in the folder that it is used in."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import strays
+
+from support import ROOT
+
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = SETTINGS["tool"]["setuptools"]["package-dir"]
+TRIED = """
+import importlib, pkgutil, sys
+import longvlm
+names = [found.name for found in pkgutil.walk_packages(longvlm.__path__, "longvlm.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names), longvlm.__file__)
+"""
+
+
+def installed_names():
+    """Every file that an installation holds, by its path in there."""
+    for package, folder in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+                yield str(Path(*package.split(".")) / path.relative_to(ROOT / folder))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, so that nothing is left behind here."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in FOLDERS.values():
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(folder), str(source)], check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def target(wheel, tmp_path_factory):
+    """A folder that holds the package and nothing else; its dependencies are this environment's."""
+    folder = tmp_path_factory.mktemp("target")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder)]
+    subprocess.run([*install, str(wheel)], check=True)
+    return folder
+
+
+def test_every_folder_is_listed():
+    found = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for folder in FOLDERS.values()
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    listed = SETTINGS["tool"]["setuptools"]["packages"]
+    assert {name.removeprefix("longvlm.") for name in listed} == found
+    assert all(name.split(".")[0] == "longvlm" for name in listed)
+
+
+def test_links_lead_where_the_package_is():
+    links = ROOT / ".links" / "longvlm"
+    for package, folder in FOLDERS.items():
+        for path in [ROOT / folder] if package != "longvlm" else sorted((ROOT / folder).glob("*[.]*")):
+            assert (links / path.name).resolve() == path.resolve()
+
+
+def test_a_wheel_has_one_name_and_everything(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {re.sub(r"-.*", "", name.split("/")[0]) for name in names} == {"longvlm", "longvlm_index"}
+    held = {name for name in names if name.startswith("longvlm/")}
+    assert held == set(installed_names())
+    for name in ("py.typed", "schemas/views.sql", "pipeline/judging/judging.toml", "tinyworld/model/model.safetensors"):
+        assert f"longvlm/{name}" in held
+
+
+def test_an_installation_is_whole(target, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(target)}
+    command = [sys.executable, "-P", "-c", TRIED]
+    tried = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert tried.returncode == 0, tried.stderr
+    number, path = tried.stdout.split()
+    assert int(number) > 100
+    assert Path(path).is_relative_to(target)
+    shown = subprocess.run(
+        [sys.executable, str(target / "bin" / "longvlm"), "--help"],
+        env=env, cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "Watch every video" in shown.stdout
+
+
+def test_a_checkout_that_is_not_installed_works_by_its_links():
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([".links", *libraries])}
+    code = "import benchmarks.linear, longvlm.jobs.cli, longvlm.pipeline.store.files as room; print(room.__file__)"
+    command = [sys.executable, "-S", "-c", code]  # -S: what is installed here is not found
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).parent == ROOT / ".links" / "longvlm" / "pipeline" / "store"
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "longvlm"], [sys.executable, "-I", "-m", "longvlm"]], ids=" ".join
+)
+def test_the_module_is_the_command_line_wherever_it_is_started(command, tmp_path):
+    done = subprocess.run(
+        [*command, "status", "--store", str(tmp_path / "none")],
+        cwd=strays.fill(tmp_path / "own"), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.split(":")[0]) == (2, "longvlm"), done.stderr
+    assert "stray" not in done.stdout + done.stderr

@@ -1,7 +1,7 @@
 """The decoder blocks of LLaMA and its like (Mistral, Qwen2), run one by one in as few kernels as is simple.
 
-A decoding step of a 7B model takes a GPU some 4 ms, and starting a kernel takes the host some 5 us: what a step does is
-then bound by how many it starts. So queries, keys and values are one product here, and gate and up another, which also
+By their data sheets GPUs could do a decoding step of a 7B model in some 4 ms, while starting a kernel takes a host some
+microseconds: how many a step starts may well set its pace. So queries, keys and values are one product here, and gate and up another, which also
 reads a CPU's memory faster than small matrices do; and attention is a step's own (`branches.py`).
 
 Shape letters: T tokens of a pass, D model width, H query heads, K key heads, d channels of a head.

@@ -1,8 +1,9 @@
 """The decoder blocks of LLaMA and its like (Mistral, Qwen2), run one by one in as few kernels as is simple.
 
 By their data sheets GPUs could do a decoding step of a 7B model in some 4 ms, while starting a kernel takes a host some
-microseconds: how many a step starts may well set its pace. So queries, keys and values are one product here, and gate and up another, which also
-reads a CPU's memory faster than small matrices do; and attention is a step's own (`branches.py`).
+microseconds: how many a step starts may well set its pace. So queries, keys and values are one product here, and gate
+and up another, which also reads a CPU's memory faster than small matrices do; and attention is a step's own
+(`attention.py`).
 
 Shape letters: T tokens of a pass, D model width, H query heads, K key heads, d channels of a head.
 """

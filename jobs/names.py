@@ -1,4 +1,7 @@
-"""The videos that questions name: by uri, external_id, path, file name or stem, all of them at once in DuckDB."""
+"""The videos that names mean: by uri, external_id, path, file name or stem, all names at once in DuckDB.
+
+Videos and questions are given as relations: the name of a table or view of the connection, or a query in brackets.
+"""
 
 from collections.abc import Iterable
 
@@ -23,76 +26,104 @@ _WAYS = (
     ON regexp_replace(string_split(uri, '/')[-1], '^(.+)\.[^.]*$', '\1') = name
     """,
 )
+_NAMES = "SELECT DISTINCT video AS name FROM {questions} WHERE video IS NOT NULL"
 _UNCLEAR = """
-SELECT name, count(*), min(uri), max(uri) FROM named JOIN live USING (n)
+SELECT name, count(*), min(uri), max(uri) FROM found_names JOIN {videos} USING (n)
 GROUP BY name HAVING count(*) > 1 ORDER BY name LIMIT 1
 """
-_FIRST_OF = "SELECT count(*), arg_min(question, q), arg_min(video, q) FROM given SEMI JOIN {names} ON video = name"
+_ABOUT = """
+SELECT count(*), arg_min(question, q), arg_min(video, q) FROM {questions} SEMI JOIN some_names ON video = name
+"""
 
 
-def resolve(con: duckdb.DuckDBPyConnection) -> int:
-    """Find the videos that the questions in `given` name; makes the table `named` (name, n) over the table `live`.
+def match_names(con: duckdb.DuckDBPyConnection, names: pa.Table, videos: str) -> pa.Table:
+    """Every name with each of the videos that answer to it, as a table of name and n.
 
-    Returns:
-        How many questions are about a video that the ledger knows but that is not live under the recipe: it failed, was
-        deleted, or is indexed under another recipe. These are in `named` no more than others that are not asked.
-
-    Raises:
-        InputError: a name could mean several videos, or none that the ledger has ever known.
+    Args:
+        con: a connection that knows the videos.
+        names: distinct ones, in the column name.
+        videos: a relation of n, uri and external_id.
     """
-    find_live(con)
-    if not _num_open(con, "named"):
-        return 0
-    con.execute("CREATE TEMP TABLE not_live AS SELECT name FROM names ANTI JOIN named USING (name)")
-    con.execute("CREATE TEMP TABLE known AS SELECT DISTINCT uri, external_id, 0 AS n FROM ledger_videos")
-    con.execute("CREATE OR REPLACE TEMP TABLE names AS FROM not_live")
-    _match(con, "known", "known_names")
-    con.execute("DELETE FROM names WHERE name IN (SELECT name FROM known_names)")
-    num_unknown, question, name = con.execute(_FIRST_OF.format(names="names")).fetchall()[0]
-    if num_unknown:
-        raise InputError(
-            f"{num_unknown} of the questions name no indexed video: the first, {question!r}, is about {name!r}, which "
-            "the store does not know (`longvlm sql` shows its uris in the view videos)."
-        )
-    (num_not_indexed, _, _) = con.execute(_FIRST_OF.format(names="not_live")).fetchall()[0]
-    return int(num_not_indexed)
+    found = []
+    for way in _WAYS:
+        if not len(names):
+            break
+        con.register("open_names", names)
+        found.append(con.sql(way.format(videos=videos)).to_arrow_table().cast(_FOUND))
+        con.register("found_names", found[-1])
+        names = con.sql("SELECT name FROM open_names ANTI JOIN found_names USING (name)").to_arrow_table()
+    return pa.concat_tables([_FOUND.empty_table(), *found])
 
 
-def find_live(con: duckdb.DuckDBPyConnection) -> None:
-    """Make the table `named` (name, n): which videos of the table `live` the rows of `given` name, where any is.
+_FOUND = pa.schema([("name", pa.string()), ("n", pa.int32())])
+
+
+def match_questions(con: duckdb.DuckDBPyConnection, questions: str, videos: str) -> pa.Table:
+    """The videos that questions name, where there are any, as a table of name and n.
+
+    Args:
+        con: a connection that knows both.
+        questions: a relation of q, question and video (null: about all).
+        videos: a relation of n, uri and external_id.
 
     Raises:
         InputError: a name could mean several videos.
     """
-    con.execute("CREATE TEMP TABLE names AS SELECT DISTINCT video AS name FROM given WHERE video IS NOT NULL")
-    _match(con, "live", "named")
-    if unclear := con.execute(_UNCLEAR).fetchone():
+    found = match_names(con, con.sql(_NAMES.format(questions=questions)).to_arrow_table(), videos)
+    con.register("found_names", found)
+    if unclear := con.execute(_UNCLEAR.format(videos=videos)).fetchone():
         name, count, first, last = unclear
         raise InputError(
             f"a question is about {name!r}, which could mean {count} videos, such as {first} and {last}; name the "
             "video by its full uri."
         )
+    return found
 
 
-def known_names(con: duckdb.DuckDBPyConnection, names: Iterable[str]) -> set[str]:
+def match_live(con: duckdb.DuckDBPyConnection, questions: str, live: str, ledger: str) -> tuple[pa.Table, int]:
+    """The live videos that questions name, as a table of name and n; every name must be one that the ledger knows.
+
+    Also returns how many questions are about a video that the ledger knows but that is not live under the recipe: it
+    failed, was deleted, or is indexed under another recipe.
+
+    Args:
+        con: a connection that knows all three.
+        questions: a relation of q, question and video (null: about all).
+        live: a relation of n, uri and external_id: the videos that may be asked about.
+        ledger: a relation of uri and external_id: all videos there ever were.
+
+    Raises:
+        InputError: a name could mean several videos, or none that the ledger has ever known.
+    """
+    named = match_questions(con, questions, live)
+    con.register("found_names", named)
+    not_live = con.sql(
+        f"SELECT name FROM ({_NAMES.format(questions=questions)}) ANTI JOIN found_names USING (name)"
+    ).to_arrow_table()
+    if not len(not_live):
+        return named, 0
+    known = match_names(con, not_live, _known(ledger))
+    con.register("found_names", known)
+    con.register("not_live", not_live)
+    unknown = con.sql("SELECT name FROM not_live ANTI JOIN found_names USING (name)").to_arrow_table()
+    con.register("some_names", unknown)
+    num_unknown, question, name = con.execute(_ABOUT.format(questions=questions)).fetchall()[0]
+    if num_unknown:
+        raise InputError(
+            f"{num_unknown} of the questions name no indexed video: the first, {question!r}, is about {name!r}, which "
+            "the store does not know (`longvlm sql` shows its uris in the view videos)."
+        )
+    con.register("some_names", not_live)
+    (num_not_live, _, _) = con.execute(_ABOUT.format(questions=questions)).fetchall()[0]
+    return named, int(num_not_live)
+
+
+def known_names(con: duckdb.DuckDBPyConnection, names: Iterable[str], ledger: str) -> set[str]:
     """Those of some names that any video answers to which the ledger has ever known, live or not."""
-    con.register("asked_names", pa.table({"name": pa.array(sorted(set(names)), pa.string())}))
-    con.execute("CREATE OR REPLACE TEMP TABLE names AS FROM asked_names")
-    con.execute("CREATE TEMP TABLE ever_known AS SELECT DISTINCT uri, external_id, 0 AS n FROM ledger_videos")
-    _match(con, "ever_known", "answering")
-    return {name for (name,) in con.execute("SELECT DISTINCT name FROM answering").fetchall()}
+    asked = pa.table({"name": pa.array(sorted(set(names)), pa.string())})
+    return set(match_names(con, asked, _known(ledger))["name"].to_pylist())
 
 
-def _match(con: duckdb.DuckDBPyConnection, videos: str, into: str) -> None:
-    """Make the table `into` (name, n): every name with each of the videos that answer to it in the first way."""
-    con.execute(f"CREATE TEMP TABLE {into} (name VARCHAR, n INTEGER)")
-    con.execute(f"CREATE OR REPLACE TEMP VIEW open_names AS SELECT name FROM names ANTI JOIN {into} USING (name)")
-    for way in _WAYS:
-        if not _num_open(con, into):
-            break
-        con.execute(f"INSERT INTO {into} {way.format(videos=videos)}")
-
-
-def _num_open(con: duckdb.DuckDBPyConnection, into: str) -> int:
-    (count,) = con.execute(f"SELECT count(*) FROM names ANTI JOIN {into} USING (name)").fetchall()[0]
-    return int(count)
+def _known(ledger: str) -> str:
+    """The distinct videos of a ledger; which of several a name means does not matter where it is only known."""
+    return f"(SELECT DISTINCT uri, external_id, 0 AS n FROM {ledger})"

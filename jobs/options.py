@@ -43,6 +43,12 @@ def stop_if(reason: str | None) -> None:
         raise StoppedError(f"stopped ({reason}); what was finished is kept, the same command goes on from there.")
 
 
+def tell_notes(notes: list[str]) -> None:
+    """What a person should know of a run, on stderr."""
+    for note in notes:
+        click.echo(f"longvlm: {note}", err=True)
+
+
 def hint(count: int, what: str) -> None:
     """A line about what a person may want to do next, where there is anything to do it about."""
     if count:

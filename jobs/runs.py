@@ -1,37 +1,84 @@
-"""The end of every job: its row in the table `runs`, and the views of `index.duckdb` brought up to date."""
+"""The end of every run: its row in the table `runs`, small files merged, and `index.duckdb` brought up to date."""
 
 import json
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
+import duckdb
 import pyarrow as pa
+from deltalake.exceptions import DeltaError
 
-from longvlm.pipeline.store import catalog
+from longvlm.jobs.cluster.retry import persist
+from longvlm.pipeline.store.catalog import first_line, write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.upkeep.compact import merge_small_files
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 
+# what may keep a store from being tidied: a damaged file, a full or read-only disk, a network
+_TROUBLE = (InputError, DeltaError, duckdb.Error, OSError)
 VERSIONS = ("longvlm-index", "ray", "torch", "transformers", "pyarrow", "deltalake", "duckdb")
 
 
-def record_run(store: Store, job: str, counts: dict[str, Any], stages: dict[str, dict[str, float]]) -> None:
-    """Append the finished job to the table `runs`; `counts` carries its run_id and wall_s."""
+class Report(Protocol):
+    """What the reports of all jobs have."""
+
+    run_id: str
+    wall_s: float
+    notes: list[str]  # what a person should know, and no result depends on
+
+    @property
+    def stages(self) -> Mapping[str, Mapping[str, float]]:
+        """Per stage what its workers did; `busy_s`, wall seconds, at least."""
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the run did not get to its end; None if it did."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts of the run with run_id, wall_s and stopped: what `--json` ends with."""
+
+
+def close_run(store: Store, job: str, report: Report, counts: dict[str, Any] | None = None) -> None:
+    """End a run: note it in the table `runs`, merge small files, and bring index.duckdb up to date.
+
+    What a run has finished stays finished: what cannot be tidied afterwards becomes one of its notes. Arguments are
+    those of `record_run`.
+    """
+    record_run(store, job, report, counts)
+    try:
+        merge_small_files(store)
+    except _TROUBLE as error:  # they do no harm until the next job
+        report.notes.append(f"small files were not merged: {first_line(error)}")
+    refresh_index(store, report.notes)
+
+
+def record_run(store: Store, job: str, report: Report, counts: dict[str, Any] | None = None) -> None:
+    """Append a run that ended to the table `runs`.
+
+    Args:
+        store: of the run.
+        job: its name.
+        report: of the run.
+        counts: what the table keeps of it; by default all that it reports.
+    """
     row = {
-        "run_id": counts["run_id"],
+        "run_id": report.run_id,
         "job": job,
-        "counts": json.dumps(counts),
-        "wall_s": counts["wall_s"],
-        "stage_s": json.dumps({name: round(stage["busy_s"], 3) for name, stage in stages.items()}),
+        "counts": json.dumps(report.as_json() if counts is None else counts),
+        "wall_s": round(report.wall_s, 3),
+        "stage_s": json.dumps({name: round(stage["busy_s"], 3) for name, stage in report.stages.items()}),
         "versions": json.dumps({name: version(name) for name in VERSIONS}),
         "seq": time.time_ns() // 1000,
     }
-    store.append("runs", pa.Table.from_pylist([row], schema=tables.RUNS))
+    persist(store.uri, store.append, "runs", pa.Table.from_pylist([row], schema=tables.RUNS))
 
 
 def refresh_index(store: Store, notes: list[str]) -> None:
     """Bring index.duckdb up to date; why it could not be goes into the notes of a run."""
     try:
-        catalog.write_index_duckdb(store.uri, store.pin())
-    except InputError as error:  # a file that the log names is gone; what was answered stays answered
-        notes.append(f"index.duckdb was left as it was: {error}")
+        write_index_duckdb(store.uri, store.pin())
+    except _TROUBLE as error:  # the file is a convenience, the store itself is whole
+        notes.append(f"index.duckdb was left as it was: {first_line(error)}")

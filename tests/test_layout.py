@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "pipeline.training": {"pipeline", "pipeline.vision"} | MODELS,
     "pipeline.judging": {"pipeline", "pipeline.vision", "pipeline.engine", "pipeline.answering"} | MODELS,
     "tinyworld": PIPELINE,
-    "jobs": BELOW_JOBS,
+    "jobs": BELOW_JOBS | {"jobs.cluster"},
     "jobs.cluster": PIPELINE,
     "jobs.index": BELOW_JOBS | {"jobs.cluster"},
     "jobs.answer": BELOW_JOBS | {"jobs.cluster", "jobs.index"},

@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-import longvlm.jobs.index.accounting
+import longvlm.jobs.cluster.commits
 import longvlm.jobs.index.run
 from longvlm.jobs.cluster.resources import DECODE_DEADLINE_S, for_index
 from longvlm.jobs.index import stages
@@ -136,7 +136,7 @@ def main() -> None:
     """Install the faults and run the command."""
     from longvlm.jobs.cli import main as command_line
 
-    _put(longvlm.jobs.index.accounting, COMMIT_EVERY_S=COMMIT_EVERY_S)
+    _put(longvlm.jobs.cluster.commits, COMMIT_EVERY_S=COMMIT_EVERY_S)
     _put(longvlm.jobs.index.run, for_index=lambda *facts: replace(for_index(*facts), units_per_shard=UNITS_PER_SHARD))
     for name, told in json.loads(sys.argv[1]).items():
         FAULTS[name](told)

@@ -27,10 +27,10 @@ from benchmarks.scale import log as scale_log
 from benchmarks.scale.world import SOURCE, MadeUpBucket, Stopwatch, files_below, peak_mb, serve, watch
 from benchmarks.untrained_tower import build_untrained_tower
 from longvlm.jobs.cluster.resources import WAVE_VIDEOS
-from longvlm.jobs.index.accounting import Account, Commits, Counts
-from longvlm.jobs.index.limits import Limits
+from longvlm.jobs.index.accounting import Account, Counts
 from longvlm.jobs.index.order import IndexOrder, IndexReport
-from longvlm.jobs.index.run import _index_wave, _keep_books, run_index, take_stock
+from longvlm.jobs.index.run import IndexRun, _keep_books, run_index, take_stock
+from longvlm.jobs.limits import Limits
 from longvlm.jobs.runs import record_run
 from longvlm.pipeline.source.corpus import spool_source
 from longvlm.pipeline.store import catalog
@@ -86,14 +86,14 @@ def index(folder: Path, num_videos: int) -> dict[str, Any]:
         store, report = Store.create(order.store), IndexReport(Counts(), 0.0)
         store.register_recipe(recipe, model)
         _keep_books(changes, store, report, prune=False)
-        account, commits = Account(recipe.fingerprint, report.run_id), Commits(store, report.counts)
-        stages, limits = partial(watch, store.uri, recipe.fingerprint), Limits(None, 0.2, 0.0)
+        stages = partial(watch, store.uri, recipe.fingerprint)
+        run = IndexRun(stages, recipe.fingerprint, store, report, Limits(None, 0.2, 0.0))
         for wave in changes.waves(WAVE_VIDEOS):
-            _index_wave(wave, stages, account, commits, limits)
-    commits.flush()
+            run.index_wave(wave)
+    run.flush()
     report.counts.check()
     clock.lap("watch_and_commit")
-    record_run(store, "index", report.as_json(), {})
+    record_run(store, "index", report)
     return {**clock.seconds, "indexed": report.counts.indexed, **files_below(folder / "store")}
 
 

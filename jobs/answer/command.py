@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, WHERE, hint, stop_if
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, WHERE, hint, stop_if, tell_notes
 from longvlm.schemas.errors import InputError
 
 SHOWN_ANSWERS = 50  # to a person; a machine gets all
@@ -88,8 +88,7 @@ def answer(*, evidence: bool, as_json: bool, **options: Any) -> None:
             max(counts["asked"] - SHOWN_ANSWERS, 0), "answers are not shown; `longvlm sql` has them in the view answers"
         )
         print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
-    for note in report.notes:
-        click.echo(f"longvlm: {note}", err=True)
+    tell_notes(report.notes)
     if not as_json:
         hint(report.asking.num_not_indexed, "questions are about videos that are not indexed; see `longvlm status`")
         hint(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from longvlm.jobs.cluster.resources import PLAN_MEMORY_GB, WAVE_QUESTIONS, WAVE_VIDEOS
-from longvlm.jobs.names import resolve
+from longvlm.jobs.names import match_live
 from longvlm.pipeline.store import access, catalog
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
@@ -199,7 +199,8 @@ def plan(
     """
     con = _connect(snapshot, questions)
     num_selected, num_live = _select(con, where or "true", recipe.index_recipe)
-    num_not_indexed = resolve(con)
+    named, num_not_indexed = match_live(con, "given", "live", "ledger_videos")
+    con.register("named", named)
     con.execute(_CHOSEN.format(limit="NULL" if limit is None else limit))
     con.execute(_PAIRS)
     if conflict := con.execute(_TWO_QUESTIONS).fetchone():
@@ -209,7 +210,8 @@ def plan(
         )
     con.execute(_PLAN, [recipe.fingerprint])
     con.execute(_PENDING, [WAVE_QUESTIONS, WAVE_VIDEOS])
-    con.execute("DROP TABLE pairs; DROP TABLE selected; DROP TABLE named")
+    con.execute("DROP TABLE pairs; DROP TABLE selected")
+    con.unregister("named")
     counts = dict(con.execute("SELECT status, count(*) FROM plan GROUP BY status").fetchall())
     return Asking(
         con,

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-from ray.data import ActorPoolStrategy
 
 from longvlm.jobs.answer.estimate import estimate
 from longvlm.jobs.answer.options import fit_budget, fit_focus, fit_template
@@ -25,15 +23,14 @@ from longvlm.jobs.answer.plan import GROUPS, Asking, plan
 from longvlm.jobs.answer.stage import Answerer, Terms, failed_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs, metrics
+from longvlm.jobs.cluster.commits import Commits
+from longvlm.jobs.cluster.executor import Executor, Stage, StageError
+from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.progress import progress
-from longvlm.jobs.cluster.resources import COMMIT_ANSWERS, COMMIT_EVERY_S, MAX_PASSES, AnswerResources, for_answer
-from longvlm.jobs.cluster.retry import persist
-from longvlm.jobs.cluster.session import INTERRUPTED, connect, failure_of, release_failed_execution
-from longvlm.jobs.cluster.tally import start_tally
-from longvlm.jobs.index.limits import OutOfTimeError
-from longvlm.jobs.runs import record_run, refresh_index
+from longvlm.jobs.cluster.resources import COMMIT_ANSWERS, MAX_PASSES, AnswerResources, for_answer
+from longvlm.jobs.limits import INTERRUPTED, OutOfTimeError
+from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.upkeep.compact import merge_small_files
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.identity import new_run_id
@@ -119,9 +116,7 @@ def run_answer(order: AnswerOrder) -> AnswerReport:
     """Answer questions, note the run in the store, and leave few files behind. Raises as `answer_questions`."""
     report = answer_questions(order)
     if report.asking.num_pending and not order.dry_run:
-        record_run(report.store, "answer", report.as_json(), report.stages)
-        merge_small_files(report.store)
-        refresh_index(report.store, report.notes)
+        close_run(report.store, "answer", report)
     return report
 
 
@@ -153,90 +148,110 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     if order.dry_run:
         report.estimate = estimate(report.asking, recipe, stored.recipe, spec.num_global_tokens, snapshot)
     elif report.asking.num_pending:
-        connect(order.ray_address)
+        executor = open_executor(order.ray_address)
         terms = Terms(recipe, snapshot, report.run_id, search_model=stored.recipe.tower.name)
-        resources = for_answer(ray.cluster_resources(), report.asking.num_pending, order.kv_gb)
+        resources = for_answer(executor.resources(), report.asking.num_pending, order.kv_gb)
         logs.begun("answer", report.run_id, store=store.uri, model=recipe.model)
         end_s = None if order.max_hours is None else started_s + order.max_hours * 3600
-        _answer_waves(terms, resources, Commits(store, report, end_s), show=order.show_progress)
+        _answer_waves(_AnswerRun(terms, resources, executor, report, end_s), show=order.show_progress)
         logs.ended("answer", report.run_id, report.as_json(), report.stopped)
     report.wall_s = time.time() - started_s
     return report
 
 
-class Commits:
-    """Gathers answers and appends them to the store now and then, and at the end."""
+class _AnswerRun:
+    """What the waves of a run share.
 
-    def __init__(self, store: Store, report: AnswerReport, end_s: float | None = None) -> None:
-        self.store = store
-        self.report = report
-        self.end_s = end_s  # when the time of the run is over, in seconds since the epoch
-        self.unsaved: list[pa.Table] = []
-        self.last = time.monotonic()
+    Args:
+        terms: what is asked, of which tokens.
+        resources: of the stage.
+        executor: where it runs.
+        report: counts what is committed.
+        end_s: when the time of the run is over, in seconds since the epoch; None: never.
+    """
 
-    def add(self, answers: pa.Table) -> None:
-        """Take in rows of tables.ANSWERS. Raises OutOfTimeError when that was all there is time for."""
-        self.unsaved.append(answers)
-        num_unsaved = sum(map(len, self.unsaved))
-        metrics.QUEUE.record(self.report.asking.num_pending - self.report.given.total() - num_unsaved, job="answer")
-        if time.monotonic() - self.last > COMMIT_EVERY_S or num_unsaved >= COMMIT_ANSWERS:
-            self.flush()
+    def __init__(
+        self, terms: Terms, resources: AnswerResources, executor: Executor, report: AnswerReport, end_s: float | None
+    ) -> None:
+        self.terms, self.resources, self.executor, self.report, self.end_s = terms, resources, executor, report, end_s
+        self.tally = executor.start_tally(report.run_id)
+        store = report.store
+        self.commits: Commits[pa.Table] = Commits(
+            store.uri,
+            "answer",
+            report.run_id,
+            lambda parts: store.append("answers", pa.concat_tables(parts)),
+            most_rows=COMMIT_ANSWERS,
+        )
+
+    def answer_wave(self, groups: pa.Table) -> None:
+        """One wave; questions whose answers are lost with a worker are asked again, each alone, then fail as lost.
+
+        Raises:
+            OutOfTimeError: there is no time for more.
+            StageError: the stage broke off.
+        """
+        waiting = set(_keys(groups))
+        for _ in range(MAX_PASSES):
+            for answers in self.stage(groups):
+                is_new = []
+                for key in zip(answers["write_id"].to_pylist(), answers["question_id"].to_pylist(), strict=True):
+                    is_new.append(key in waiting)
+                    waiting.discard(key)
+                self._add(answers.filter(pa.array(is_new, pa.bool_())))
+            if not waiting:
+                return
+            groups = pa.Table.from_pylist(list(_alone(groups, waiting)), schema=GROUPS)
+        lost = TerminalError(ErrorCode.LOST, f"lost {MAX_PASSES} times with the workers that held it; ask again.")
+        recipe, run_id = self.terms.recipe, self.terms.run_id
+        rows = [failed_answer(group, group["questions"][0], recipe, run_id, lost) for group in groups.to_pylist()]
+        self._add(pa.Table.from_pylist(rows, schema=tables.ANSWERS))
+
+    def stage(self, groups: pa.Table) -> Iterator[pa.Table]:
+        """Stage 2: rows of GROUPS in, batches of tables.ANSWERS out as they land."""
+        resources = self.resources
+        blocks = _blocks(groups, resources.questions_per_block)
+        workers = min(resources.answerers, len(blocks))
+        args = (self.terms, self.tally, resources)
+        return self.executor.run(blocks, [Stage(Answerer, args, None, workers, resources.cpus, resources.gpus)])
+
+    def flush(self) -> None:
+        """Commit what is answered."""
+        self._count(self.commits.flush())
+
+    def _add(self, answers: pa.Table) -> None:
+        if len(answers):
+            self._count(self.commits.add(answers, len(answers)))
+        num_left = self.report.asking.num_pending - self.report.given.total() - self.commits.num_rows
+        metrics.QUEUE.record(num_left, job="answer")
         if self.end_s is not None and time.time() > self.end_s:
             raise OutOfTimeError
 
-    def flush(self) -> None:
-        """Append what there is; only then does the report count it."""
-        answers = pa.concat_tables([tables.ANSWERS.empty_table(), *self.unsaved])
-        if len(answers):
-            with metrics.timed_commit("answer"):
-                persist(self.store.uri, self.store.append, "answers", answers)
-            logs.committed("answer", self.report.run_id, len(answers))
+    def _count(self, committed: list[pa.Table]) -> None:
+        for answers in committed:
             self.report.given.update(answers["status"].to_pylist())
-        self.unsaved.clear()
-        self.last = time.monotonic()
 
 
-def _answer_waves(terms: Terms, resources: AnswerResources, commits: Commits, *, show: bool) -> None:
+def _answer_waves(run: _AnswerRun, *, show: bool) -> None:
     """Stages 2 to 4, wave by wave; what is answered when a run is stopped is kept."""
-    report = commits.report
-    tally = start_tally(report.run_id)
+    report = run.report
     expected = {"answer": report.asking.num_pending, "prefill": None, "decode": None}
     try:
-        with progress(tally, expected, show=show, units=_UNITS):
-            for wave in report.asking.waves(resources.questions_per_block):
-                _answer_wave(wave, terms, resources, commits, tally)
+        with progress(run.tally, expected, show=show, units=_UNITS):
+            for wave in report.asking.waves(run.resources.questions_per_block):
+                run.answer_wave(wave)
     except KeyboardInterrupt:
         report.stopped = INTERRUPTED
     except OutOfTimeError:
         report.out_of_time = True
-    except ray.exceptions.RayError as error:
-        report.stopped = failure_of(error)
+    except StageError as error:
+        report.stopped = str(error)
     finally:
-        commits.flush()
+        run.flush()
         metrics.QUEUE.record(0, job="answer")  # nothing waits any more, whatever is left
     if report.stopped or report.out_of_time:
-        release_failed_execution()  # not in the except clause, where the exception is still held
-    report.stages = ray.get(tally.report.remote())
-
-
-def _answer_wave(groups: pa.Table, terms: Terms, resources: AnswerResources, commits: Commits, tally: Any) -> None:
-    """One wave; questions whose answers are lost with a worker are asked again, each alone, then fail as lost."""
-    waiting = set(_keys(groups))
-    for _ in range(MAX_PASSES):
-        for answers in _stage(groups, terms, resources, tally):
-            is_new = []
-            for key in zip(answers["write_id"].to_pylist(), answers["question_id"].to_pylist(), strict=True):
-                is_new.append(key in waiting)
-                waiting.discard(key)
-            commits.add(answers.filter(pa.array(is_new, pa.bool_())))
-        if not waiting:
-            return
-        groups = pa.Table.from_pylist(list(_alone(groups, waiting)), schema=GROUPS)
-    lost = TerminalError(ErrorCode.LOST, f"lost {MAX_PASSES} times with the workers that held it; ask again.")
-    rows = [
-        failed_answer(group, group["questions"][0], terms.recipe, terms.run_id, lost) for group in groups.to_pylist()
-    ]
-    commits.add(pa.Table.from_pylist(rows, schema=tables.ANSWERS))
+        run.executor.release()  # not in an except clause, where the exception is still held
+    report.stages = run.tally.report()
 
 
 def _keys(groups: pa.Table) -> Iterator[tuple[str, str]]:
@@ -253,21 +268,6 @@ def _alone(groups: pa.Table, waiting: set[tuple[str, str]]) -> Iterator[dict[str
             for question in group["questions"]:
                 if (group["write_id"], question["question_id"]) in waiting:
                     yield {**group, "questions": [question]}
-
-
-def _stage(groups: pa.Table, terms: Terms, resources: AnswerResources, tally: Any) -> Iterator[pa.Table]:
-    """The stage on Ray Data: rows of GROUPS in, batches of tables.ANSWERS out as they land."""
-    blocks = _blocks(groups, resources.questions_per_block)
-    answers = ray.data.from_blocks(blocks).map_batches(
-        Answerer,
-        fn_constructor_args=(terms, tally, resources),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(resources.answerers, len(blocks))),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-    )
-    return answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def _blocks(groups: pa.Table, questions_per_block: int) -> list[pa.Table]:

@@ -1,4 +1,4 @@
-"""The answer stage as Ray Data runs it: videos and their questions in, rows of answers out."""
+"""The answer stage as an executor runs it: videos and their questions in, rows of answers out."""
 
 import time
 from collections import deque
@@ -14,7 +14,7 @@ import torch
 
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.resources import AnswerResources
-from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, Stage
+from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, StageReporter
 from longvlm.pipeline.answering.evidence import fold
 from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
@@ -62,7 +62,7 @@ class Answerer:
     def __init__(self, terms: Terms, tally: Any, resources: AnswerResources) -> None:
         torch.set_num_threads(resources.threads)
         self.terms, self.recipe = terms, terms.recipe
-        self.stage, self.prefill, self.decode = (Stage(name, tally) for name in ("answer", "prefill", "decode"))
+        self.stage, self.prefill, self.decode = (StageReporter(name, tally) for name in ("answer", "prefill", "decode"))
         self.stage.start_logs()
         self.num_global = sight_of(self.recipe.model).num_global_tokens
         self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")

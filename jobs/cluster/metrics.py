@@ -5,6 +5,7 @@ they changed. They need no dashboard, and outside a Ray session they count nothi
 again, so these are figures of speed and health; the ones that add up are in the table `runs`.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,6 @@ from functools import cache
 from typing import Any, Literal
 
 import pyarrow as pa
-import ray
-from ray.util import metrics as ray_metrics
 
 _BUCKETS_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 
@@ -36,13 +35,16 @@ class Metric:
 
     def record(self, value: float, **tags: str) -> None:
         """Add to a counter (nothing, where the value is 0), set a gauge, or observe in a histogram."""
-        if ray.is_initialized() and (value or self.kind != "counter"):
+        ray = sys.modules.get("ray")  # where nobody has loaded it there is no session
+        if ray is not None and ray.is_initialized() and (value or self.kind != "counter"):
             _recorder(self)(value, tags)
 
 
 @cache
 def _recorder(metric: Metric) -> Any:
     """What takes a metric's values in this process."""
+    from ray.util import metrics as ray_metrics
+
     if metric.kind == "histogram":
         made = ray_metrics.Histogram(metric.name, metric.meaning, boundaries=_BUCKETS_S, tag_keys=metric.tags)
         return made.observe
@@ -98,13 +100,16 @@ def count_settled(rows: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def timed_commit(job: str, outcomes: pa.Table | None = None) -> Iterator[None]:
-    """Count what the body commits, if it does: a commit, its seconds, and the shards that `tables.OUTCOMES` name."""
+def timed_commit(job: str) -> Iterator[None]:
+    """Count what the body commits, if it does: a commit, and its seconds."""
     begun_s = time.perf_counter()
     yield
     COMMIT_SECONDS.record(time.perf_counter() - begun_s, job=job)
     COMMITS.record(1, job=job)
-    if outcomes is not None:
-        for table in ("tokens", "segments"):
-            shards = {shard["path"]: shard["size_bytes"] for shard in outcomes[f"{table}_shard"].to_pylist() if shard}
-            WRITTEN_BYTES.record(sum(shards.values()), table=table)
+
+
+def count_written(outcomes: pa.Table) -> None:
+    """The shards that tables.OUTCOMES name are part of the store."""
+    for table in ("tokens", "segments"):
+        shards = {shard["path"]: shard["size_bytes"] for shard in outcomes[f"{table}_shard"].to_pylist() if shard}
+        WRITTEN_BYTES.record(sum(shards.values()), table=table)

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -37,7 +36,7 @@ def progress(
     """A bar for each stage on stderr, with its rate and the time left, fed by the tally while the body runs.
 
     Args:
-        tally: the run's Tally actor.
+        tally: the run's tally.
         expected: per stage, how many units are to come, or None where nobody knows yet.
         show: False draws nothing.
         units: per stage, what it counts; videos where it is left out.
@@ -56,7 +55,7 @@ def progress(
 
         def poll() -> None:
             while not done.wait(POLL_S):
-                report = ray.get(tally.report.remote())
+                report = tally.report()
                 for stage, task in tasks.items():
                     bars.update(task, completed=report.get(stage, {}).get("done", 0))
 

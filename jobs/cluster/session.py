@@ -12,13 +12,13 @@ from contextlib import chdir, contextmanager
 
 import ray
 
+from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.cluster.resources import TARGET_BLOCK_BYTES
 from longvlm.schemas.errors import InputError
 
 # Ray puts the folder that it is started in first on its workers' path: somebody's torch.py there would be taken for
 # PyTorch. So it is started where daemons are; what workers are told of are whole paths.
 _NEUTRAL = "/"
-INTERRUPTED = "interrupted"  # why a job stopped that Ctrl-C or SIGTERM ended
 
 
 def connect(ray_address: str | None) -> None:
@@ -27,8 +27,12 @@ def connect(ray_address: str | None) -> None:
     A session that is already open is used as it is.
 
     Raises:
-        InputError: no cluster answers at the address.
+        InputError: no cluster answers at the address, or there is to be none.
     """
+    if IN_PROCESS in (ray_address, not ray_address and os.environ.get("RAY_ADDRESS")):
+        raise InputError(
+            f"this job needs Ray; leave out --ray-address {IN_PROCESS} (or RAY_ADDRESS) to start a local one."
+        )
     if not ray.is_initialized():
         address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
         try:

@@ -1,4 +1,4 @@
-"""What the stages are doing, counted in an actor outside Ray's own retries."""
+"""The tally of a run: what its stages have begun, finished and burnt, counted outside Ray's own retries."""
 
 import os
 import time
@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import ray
 
 from longvlm.jobs.cluster import logs, metrics
 
@@ -72,6 +70,10 @@ class Tally:
         """Which run this is the tally of."""
         return self.of_run
 
+    def worker_run_id(self) -> str | None:
+        """The run that stages are at work for as worker processes; None: they share this one."""
+        return None
+
     def begun_s(self) -> float | None:
         """When the first work of all began, in seconds since the epoch; None before."""
         return self.first_begin_s
@@ -80,17 +82,11 @@ class Tally:
         """Per stage: units done, workers seen, seconds busy, CPU seconds."""
         return {
             name: {"done": t.done, "workers": len(t.workers), "busy_s": t.busy_s, "cpu_s": t.cpu_s}
-            for name, t in self.stages.items()
+            for name, t in list(self.stages.items())  # a progress bar asks from a thread of its own
         }
 
 
-def start_tally(run_id: str) -> "ray.actor.ActorHandle[Tally]":
-    """A tally for one run, named `tally-RUN_ID`. It needs no CPU and comes back, counting anew, if its node dies."""
-    options = {"name": f"tally-{run_id}", "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(Tally).options(**options).remote(run_id)
-
-
-class Stage:
+class StageReporter:
     """A stage's line to the tally: how often work was begun before, and how long it took."""
 
     def __init__(self, name: str, tally: Any) -> None:
@@ -98,12 +94,15 @@ class Stage:
         self.tally = tally
 
     def start_logs(self) -> None:
-        """Let this worker process log what it does for the run and the stage."""
-        logs.start_worker(ray.get(self.tally.run_id.remote()), self.name)
+        """Let a worker process log what it does for the run and the stage; the driver's own logs as it is told."""
+        run_id = self.tally.worker_run_id()
+        if run_id is not None:
+            logs.start_worker(run_id, self.name)
 
     def attempts(self, keys: list[str]) -> list[int]:
         """How often each key was begun by a worker that did not live to finish it."""
-        return ray.get(self.tally.attempts.remote(self.name, keys))
+        found: list[int] = self.tally.attempts(self.name, keys)
+        return found
 
     @contextmanager
     def work(self, keys: list[str]) -> Iterator["Clock"]:
@@ -115,15 +114,15 @@ class Stage:
 
     def begin(self, keys: list[str]) -> None:
         """Count the keys as begun; returns when that is known, for the work may kill us."""
-        ray.get(self.tally.begin.remote(self.name, keys))
+        self.tally.begin(self.name, keys)
 
     def finish(self, keys: list[str], busy_s: float, cpu_s: float) -> None:
         """Count the keys as finished, and what they took."""
-        self.tally.finish.remote(self.name, keys, worker=WORKER, busy_s=busy_s, cpu_s=cpu_s)
+        self.tally.finish(self.name, keys, worker=WORKER, busy_s=busy_s, cpu_s=cpu_s)
 
     def add_tokens(self, number: int, busy_s: float) -> None:
         """Count tokens, and the wall seconds spent on them."""
-        self.tally.add_tokens.remote(self.name, number, worker=WORKER, busy_s=busy_s)
+        self.tally.add_tokens(self.name, number, worker=WORKER, busy_s=busy_s)
 
 
 class Clock:

@@ -21,7 +21,7 @@ from torch import Tensor
 from longvlm.jobs.answer.options import fit_budget
 from longvlm.jobs.choose import absolute, choose_index_recipe
 from longvlm.jobs.compare.report import Comparison, Key, PathReport
-from longvlm.jobs.index.sample import Drawn, Watched, Watcher, draw
+from longvlm.jobs.compare.sample import Drawn, Watched, draw, watch_sample
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.answering.typed import as_request
 from longvlm.pipeline.engine.engine import Engine
@@ -36,7 +36,7 @@ from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.pipeline.vision.budget import fit
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.pipeline.vision.tower import load_tower
-from longvlm.schemas.errors import InputError, PipelineError
+from longvlm.schemas.errors import InputError, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, Precision
 
 BUDGETS = (1024, 512, 128)  # where none are named: those of them that the model's context holds
@@ -197,21 +197,19 @@ class _Run:
         """Watch every video once and ask about it at once: no frame is kept any longer. Broken videos are skipped."""
         given: dict[Key, Answer] = {}
         tower = load_tower(self.index_recipe.tower.name, self.order.precision, self.device)
-        with Watcher(self.index_recipe, tower, most_frames) as watcher:
-            for video, places in self._shown(drawn, "watching", len(drawn)):
-                try:
-                    watched = watcher.watch(video)
-                except PipelineError as error:
-                    skipped = {"video": video["uri"], "error_code": error.code.value, "error": error.message}
-                    self.comparison.skipped.append(skipped)
-                    continue
-                number = len(self.seen)
-                self.seen.append(_Seen(watched.tokens, watched.segments, watched.whole, places))
-                self.comparison.videos.append(video["uri"])
-                view = show(watched, self.seen[-1])
-                for place in places:
-                    request = as_request((number, place), self.comparison.questions[place])
-                    given[number, place] = plain.answer(view, request)
+        seen = watch_sample((video for video, _ in drawn), self.index_recipe, tower, most_frames)
+        for (video, places), watched in zip(self._shown(drawn, "watching", len(drawn)), seen, strict=True):
+            if isinstance(watched, TerminalError):
+                skipped = {"video": video["uri"], "error_code": watched.code.value, "error": watched.message}
+                self.comparison.skipped.append(skipped)
+                continue
+            number = len(self.seen)
+            self.seen.append(_Seen(watched.tokens, watched.segments, watched.whole, places))
+            self.comparison.videos.append(video["uri"])
+            view = show(watched, self.seen[-1])
+            for place in places:
+                request = as_request((number, place), self.comparison.questions[place])
+                given[number, place] = plain.answer(view, request)
         if not self.seen:
             first = self.comparison.skipped[0]
             raise InputError(

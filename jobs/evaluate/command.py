@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, stop_if, without_secrets
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, stop_if, tell_notes, without_secrets
 from longvlm.schemas.errors import InputError
 
 TINYWORLD = "tinyworld"
@@ -73,6 +73,5 @@ def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_js
         click.echo(json.dumps(found.as_json()))
     else:
         print_evaluation(found, saved)
-    for note in found.notes:
-        click.echo(f"longvlm: {note}", err=True)
+    tell_notes(found.notes)
     stop_if(found.stopped)

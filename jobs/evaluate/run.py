@@ -19,13 +19,13 @@ from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs
 from longvlm.jobs.evaluate.verdicts import Answered, Verdicts, is_out_of_reach, name_videos, questions_of, read_answered
-from longvlm.jobs.runs import record_run, refresh_index
+from longvlm.jobs.limits import INTERRUPTED
+from longvlm.jobs.runs import close_run
 from longvlm.pipeline.judging import score
 from longvlm.pipeline.judging.benchmarks import BENCHMARKS, Benchmark, labels_in, read_items
 from longvlm.pipeline.judging.judges import ChatJudge, ExactJudge, Judge
 from longvlm.pipeline.judging.score import Outcome
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.upkeep.compact import merge_small_files
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id
 from longvlm.schemas.recipe import Precision
@@ -74,6 +74,7 @@ class EvaluateReport:
     num_new: int = 0  # verdicts that the judge was asked for
     wall_s: float = 0.0
     stopped: str | None = None
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)  # those of the answer run stand in its own row
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -160,9 +161,7 @@ def run_evaluate(order: EvaluateOrder) -> EvaluateReport:
         report.notes.append(f"{num_unknown} questions are about videos that the store does not know; they are missing.")
     report.wall_s = time.time() - started_s
     logs.ended("evaluate", report.run_id, report.summary(), report.stopped)
-    record_run(store, "evaluate", report.summary(), {})
-    merge_small_files(store)
-    refresh_index(store, report.notes)
+    close_run(store, "evaluate", report, report.summary())
     return report
 
 
@@ -183,7 +182,7 @@ def _judge(verdicts: Verdicts, answered: list[Answered], report: EvaluateReport,
                 report.stopped = f"the judge cannot be reached: {row['error']}"
                 break
     except KeyboardInterrupt:
-        report.stopped = "interrupted"
+        report.stopped = INTERRUPTED
     finally:
         rows.close()
     report.outcomes = outcomes

@@ -1,7 +1,6 @@
 """What was answered to a benchmark's items, and what judges said of it: read from the store, and added to it."""
 
 import hashlib
-import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,10 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from longvlm.jobs.answer.plan import HASH
-from longvlm.jobs.cluster import logs
+from longvlm.jobs.cluster.commits import Commits
 from longvlm.jobs.cluster.resources import COMMIT_VERDICTS, COMMIT_VERDICTS_EVERY_S
-from longvlm.jobs.cluster.retry import persist
-from longvlm.jobs.names import known_names, resolve
+from longvlm.jobs.names import known_names, match_live
 from longvlm.pipeline.judging.benchmarks import Benchmark
 from longvlm.pipeline.judging.judges import Case, Judge, Verdict, judge_all
 from longvlm.pipeline.store import catalog
@@ -72,7 +70,7 @@ def name_videos(store: Store, benchmark: Benchmark, items: list[dict[str, Any]])
     names = {item["video"] for item in items}
     prefixed = {benchmark.video_prefix + name: name for name in names}
     with catalog.connect(store.pin(("videos",))) as con:
-        known = known_names(con, [*names, *prefixed])
+        known = known_names(con, [*names, *prefixed], "ledger_videos")
     by_name = {name: longer for longer, name in prefixed.items() if longer in known} | {n: n for n in names & known}
     named = [item | {"video": by_name.get(item["video"])} for item in items]
     return named, sum(item["video"] is None for item in named)
@@ -102,7 +100,7 @@ def read_answered(
         con.execute(HASH)
         con.execute(_LIVE, [index_recipe])
         con.register("given", questions.append_column("q", pa.array(range(len(questions)), pa.int32())))
-        resolve(con)
+        con.register("named", match_live(con, "given", "live", "ledger_videos")[0])
         found = con.sql(_PREDICTIONS, params=[answer_recipe]).to_arrow_table().to_pylist()
     num_asked = len(found) // (2 if benchmark.is_paired else 1)
     pairs = iter(
@@ -130,8 +128,14 @@ class Verdicts:
         self.run_id, self.answer_recipe = run_id, answer_recipe
         self.num_reused = 0  # verdicts by what the judge had said before
         self.num_new = 0  # verdicts that it was asked for now
-        self._unsaved: list[dict[str, Any]] = []
-        self._last = time.monotonic()
+        self._commits: Commits[dict[str, Any]] = Commits(
+            store.uri,
+            "evaluate",
+            run_id,
+            lambda rows: store.append("verdicts", pa.Table.from_pylist(rows, schema=tables.VERDICTS)),
+            every_s=COMMIT_VERDICTS_EVERY_S,
+            most_rows=COMMIT_VERDICTS,
+        )
 
     def judge_answers(self, answered: list[Answered], *, may_ask: bool = True) -> Generator[tuple[int, dict[str, Any]]]:
         """Rows of tables.VERDICTS with the place of what they are about; equal prompts are judged once.
@@ -165,16 +169,7 @@ class Verdicts:
                     self.num_new += 1
                     yield place, self._keep(answered[place], prompt_hash, _as_row(verdict), there)
         finally:
-            self.flush()
-
-    def flush(self) -> None:
-        """Append what there is."""
-        if self._unsaved:
-            rows = pa.Table.from_pylist(self._unsaved, schema=tables.VERDICTS)
-            persist(self.store.uri, self.store.append, "verdicts", rows)
-            logs.committed("evaluate", self.run_id, len(rows))
-        self._unsaved = []
-        self._last = time.monotonic()
+            self._commits.flush()
 
     def _known(
         self, prompt_hashes: list[str]
@@ -208,10 +203,7 @@ class Verdicts:
         key = tuple(row[name] for name in _KEY)
         if key not in there:
             there[key] = row
-            self._unsaved.append(row)
-            is_late = time.monotonic() - self._last > COMMIT_VERDICTS_EVERY_S
-            if is_late or len(self._unsaved) >= COMMIT_VERDICTS:
-                self.flush()
+            self._commits.add(row, 1)
         return there[key]
 
 

@@ -1,16 +1,13 @@
-"""The driver's book: every planned video ends as exactly one row, whatever Ray reports."""
+"""The accounting of an index run: every planned video ends as exactly one row, whatever Ray reports."""
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from longvlm.jobs.cluster import logs, metrics
-from longvlm.jobs.cluster.resources import COMMIT_EVERY_S
-from longvlm.jobs.cluster.retry import persist
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode
@@ -124,37 +121,29 @@ class Counts:
             raise RuntimeError(f"the counts do not add up: {self}")
 
 
-class Commits:
-    """Gathers closed shards and settled rows, and commits them every two minutes and at the end."""
+class Finished(NamedTuple):
+    """Some outcomes, and the VIDEOS rows that they settled."""
 
-    def __init__(self, store: Store, counts: Counts) -> None:
-        self.store = store
-        self.counts = counts
-        self.last_s = time.time()
-        self._clear()
+    outcomes: pa.Table | None  # tables.OUTCOMES; None where rows are settled without
+    rows: list[dict[str, Any]]
 
-    def _clear(self) -> None:
-        self.outcomes: list[pa.Table] = []
-        self.rows: list[dict[str, Any]] = []
 
-    def add(self, outcomes: pa.Table | None, rows: list[dict[str, Any]]) -> None:
-        """Take in outcomes and the VIDEOS rows that they settled."""
-        self.outcomes += [] if outcomes is None else [outcomes]
-        self.rows += rows
-        metrics.QUEUE.record(self.counts.not_attempted - len(self.rows), job="index")
-        if time.time() - self.last_s > COMMIT_EVERY_S:
-            self.flush()
+def commit_to(store: Store, parts: list[Finished]) -> None:
+    """Commit closed shards of tokens and segments, then the rows that make them exist."""
+    rows = pa.Table.from_pylist([row for part in parts for row in part.rows], schema=tables.VIDEOS)
+    store.commit(_outcomes(parts), rows)
 
-    def flush(self) -> None:
-        """Commit what there is: tokens and segments, then the rows that make them exist."""
-        if self.outcomes or self.rows:
-            outcomes = pa.concat_tables([tables.OUTCOMES.empty_table(), *self.outcomes])
-            rows = pa.Table.from_pylist(self.rows, schema=tables.VIDEOS)
-            with metrics.timed_commit("index", outcomes):
-                persist(self.store.uri, self.store.commit, outcomes, rows)
-            self.counts.add(self.rows)
-            metrics.count_settled(self.rows)
-            logs.failures(self.rows)
-            logs.committed("index", self.rows[0]["run_id"] if self.rows else None, len(self.rows))
-            self.last_s = time.time()
-        self._clear()
+
+def count_committed(parts: list[Finished], counts: Counts) -> None:
+    """Count what is part of the store from now on."""
+    metrics.count_written(_outcomes(parts))
+    for part in parts:
+        counts.add(part.rows)
+        metrics.count_settled(part.rows)
+        logs.failures(part.rows)
+
+
+def _outcomes(parts: list[Finished]) -> pa.Table:
+    return pa.concat_tables(
+        [tables.OUTCOMES.empty_table(), *(part.outcomes for part in parts if part.outcomes is not None)]
+    )

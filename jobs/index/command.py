@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if, tell_notes
 from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
 
 
@@ -103,4 +103,5 @@ def _index(order: Any, *, as_json: bool) -> None:
         hint(report.counts.gone, "videos are gone from the source and still answer; --prune deletes them")
         hint(report.counts.forgotten, "videos were forgotten and are left out as long as their files remain")
         hint(report.out_of_time * report.counts.not_attempted, "videos were not reached in --max-hours; run it again")
+    tell_notes(report.notes)
     stop_if(report.stopped)

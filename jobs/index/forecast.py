@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 from fsspec.core import url_to_fs
 from pyarrow import parquet
 
+from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.resources import IndexResources, for_index
 from longvlm.jobs.index.order import IndexOrder, IndexReport
 from longvlm.jobs.index.projection import COVERAGE, Terms, failure_shares, project
@@ -214,7 +214,7 @@ def _from_sample(found: Forecast, order: ForecastOrder, work: dict[str, float], 
     found.stopped = watched.report.stopped
     if not watched.rows:
         return
-    resources = for_index(ray.cluster_resources(), int(work["videos"]))
+    resources = for_index(open_executor(order.run.ray_address).resources(), int(work["videos"]))
     values, intervals = project(watched.rows, work, _terms(order, watched, resources), order.seed or 0)
     found.measured_on = "sample"
     for name in ("video_hours", "store_bytes", "decode_cpu_hours", "encode_hours"):

@@ -43,6 +43,7 @@ class IndexReport:
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     stopped: str | None = None  # why, if it did not get to the end; what was finished by then is committed
     out_of_time: bool = False  # it ended at max_hours
+    notes: list[str] = field(default_factory=list)  # what a person should know, and no result depends on
 
     def as_json(self) -> dict[str, Any]:
         """The object that `longvlm index --json` ends with."""

@@ -18,26 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy
 
 from longvlm.jobs.choose import choose_index_recipe
 from longvlm.jobs.cluster import logs, metrics
+from longvlm.jobs.cluster.commits import Commits
+from longvlm.jobs.cluster.executor import Executor, Stage, StageError
+from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
-from longvlm.jobs.cluster.session import INTERRUPTED, connect, failure_of, release_failed_execution
-from longvlm.jobs.cluster.tally import start_tally
-from longvlm.jobs.index.accounting import Account, Commits, Counts
-from longvlm.jobs.index.limits import Limits, OutOfTimeError, TooManyFailuresError
+from longvlm.jobs.index.accounting import Account, Counts, Finished, commit_to, count_committed
 from longvlm.jobs.index.order import IndexOrder, IndexReport, check_order
 from longvlm.jobs.index.stages import Encode, Watch, Write
-from longvlm.jobs.runs import record_run
+from longvlm.jobs.limits import INTERRUPTED, Limits, OutOfTimeError, TooManyFailuresError
+from longvlm.jobs.runs import close_run
 from longvlm.pipeline.source.corpus import nothing_in, spool_source
-from longvlm.pipeline.store.catalog import write_index_duckdb
 from longvlm.pipeline.store.changes import Changes, Terms, compare
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.store.upkeep.compact import merge_small_files
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import IndexRecipe
 
@@ -45,9 +42,7 @@ from longvlm.schemas.recipe import IndexRecipe
 def run_index(order: IndexOrder) -> IndexReport:
     """Index a source, note the run in the store, and leave few files behind. Raises as `index_source`."""
     report, store = index_source(order)
-    record_run(store, "index", report.as_json(), report.stages)
-    merge_small_files(store)
-    write_index_duckdb(store.uri, store.pin())
+    close_run(store, "index", report)
     return report
 
 
@@ -63,13 +58,12 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
         logs.begun("index", report.run_id, source=order.source.uri, store=order.store)
         with changes:
             num_work = min(changes.num_work, order.limit or changes.num_work)
-            if num_work:
-                connect(order.ray_address)
+            executor = open_executor(order.ray_address) if num_work else None
             store = store or Store.create(order.store)  # the input is good: from here on, something is written
             _keep_books(changes, store, report, prune=order.prune)
-            if num_work:
+            if executor is not None:
                 store.register_recipe(recipe, model)
-                _index_work(order, changes, recipe, store, report)
+                _index_work(order, changes, recipe, executor, store, report)
     report.counts.check()
     report.wall_s = time.time() - report.started_s
     logs.ended("index", report.run_id, report.as_json(), report.stopped)
@@ -110,90 +104,110 @@ def _keep_books(changes: Changes, store: Store, report: IndexReport, *, prune: b
     counts.deleted, counts.gone = (changes.num_gone, 0) if prune else (0, changes.num_gone)
 
 
-def _index_work(order: IndexOrder, changes: Changes, recipe: IndexRecipe, store: Store, report: IndexReport) -> None:
+def _index_work(
+    order: IndexOrder, changes: Changes, recipe: IndexRecipe, executor: Executor, store: Store, report: IndexReport
+) -> None:
     """Stages 3 to 8; however they end, what was finished is committed."""
-    tally = start_tally(report.run_id)
+    tally = executor.start_tally(report.run_id)
     num_work = min(changes.num_work, order.limit or changes.num_work)
-    commits = Commits(store, report.counts)
-    account = Account(recipe.fingerprint, report.run_id)
-    limits = Limits(order.max_hours, order.max_failed, report.started_s)
-    stages = partial(_stages, recipe, store, for_index(ray.cluster_resources(), num_work), tally)
+    resources = for_index(executor.resources(), num_work)
+    run = IndexRun(
+        lambda plan: executor.run(*_stages(recipe, store, resources, tally, plan)),
+        recipe.fingerprint,
+        store,
+        report,
+        Limits(order.max_hours, order.max_failed, report.started_s),
+    )
     try:
         with progress(tally, {"decode": num_work, "encode": None, "write": None}, show=order.show_progress):
             for wave in changes.waves(WAVE_VIDEOS, order.limit):
-                _index_wave(wave, stages, account, commits, limits)
+                run.index_wave(wave)
     except KeyboardInterrupt:
         report.stopped = INTERRUPTED
     except OutOfTimeError:
         report.out_of_time = True
-    except TooManyFailuresError as error:
+    except (TooManyFailuresError, StageError) as error:
         report.stopped = str(error)
-    except ray.exceptions.RayError as error:
-        report.stopped = failure_of(error)
     finally:
-        commits.flush()
+        run.flush()
         metrics.QUEUE.record(0, job="index")  # nothing waits any more, whatever is left
     if report.stopped or report.out_of_time:
-        release_failed_execution()  # not in the except clause, where the exception is still held
-    report.stages = ray.get(tally.report.remote())
-    begun_s = ray.get(tally.begun_s.remote())
+        executor.release()  # not in an except clause, where the exception is still held
+    report.stages = tally.report()
+    begun_s = tally.begun_s()
     if begun_s is not None:
-        report.work_s = commits.last_s - begun_s
+        report.work_s = run.commits.last_s - begun_s
         report.startup_s = begun_s - report.started_s
 
 
-def _index_wave(
-    wave: list[dict[str, Any]],
-    stages: Callable[[pa.Table], Iterator[pa.Table]],
-    account: Account,
-    commits: Commits,
-    limits: Limits,
-) -> None:
-    """One wave; what is lost in a pass is planned again, then fails as lost."""
-    for _ in range(MAX_PASSES):
-        for outcomes in stages(account.plan(wave)):
-            commits.add(outcomes, account.add(outcomes))
-            if not account.planned:  # nothing more to wait for, while Ray still takes the stages down
-                commits.flush()
-            limits.check(account.settled)
-        wave = account.unaccounted()
-        if not wave:
-            return
-    commits.add(None, account.lost(wave, MAX_PASSES))
+class IndexRun:
+    """What the waves of an index run share: the accounting of its videos, and what is to be committed.
+
+    Args:
+        stages: tables.PLAN in, tables.OUTCOMES out as they land.
+        recipe: fingerprint of the tokens.
+        store: where they go.
+        report: counts what is committed.
+        limits: when the run ends before its work does.
+    """
+
+    def __init__(
+        self,
+        stages: Callable[[pa.Table], Iterator[pa.Table]],
+        recipe: str,
+        store: Store,
+        report: IndexReport,
+        limits: Limits,
+    ) -> None:
+        self.stages, self.counts, self.limits = stages, report.counts, limits
+        self.account = Account(recipe, report.run_id)
+        self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, partial(commit_to, store))
+
+    def index_wave(self, wave: list[dict[str, Any]]) -> None:
+        """One wave; what is lost in a pass is planned again, then fails as lost."""
+        for _ in range(MAX_PASSES):
+            for outcomes in self.stages(self.account.plan(wave)):
+                self._finish(Finished(outcomes, self.account.add(outcomes)))
+                if not self.account.planned:  # nothing more to wait for, while Ray still takes the stages down
+                    self.flush()
+                self.limits.check(self.account.settled)
+            wave = self.account.unaccounted()
+            if not wave:
+                return
+        self._finish(Finished(None, self.account.lost(wave, MAX_PASSES)))
+
+    def flush(self) -> None:
+        """Commit what is finished."""
+        count_committed(self.commits.flush(), self.counts)
+
+    def _finish(self, finished: Finished) -> None:
+        count_committed(self.commits.add(finished, len(finished.rows)), self.counts)
+        metrics.QUEUE.record(self.counts.not_attempted - self.commits.num_rows, job="index")
 
 
 def _stages(
     recipe: IndexRecipe, store: Store, resources: IndexResources, tally: Any, plan: pa.Table
-) -> Iterator[pa.Table]:
-    """The stages on Ray Data: tables.PLAN in, batches of tables.OUTCOMES out as they land."""
+) -> tuple[list[pa.Table], list[Stage]]:
+    """Stages 4 to 6 over a plan: tables.PLAN in blocks, tables.OUTCOMES out."""
     blocks = [plan.slice(i, resources.videos_per_block) for i in range(0, len(plan), resources.videos_per_block)]
-    spec = recipe.spec()
-    outcomes = (
-        ray.data.from_blocks(blocks)  # not from_arrow, which runs a task a block to look at it
-        .map_batches(  # 4: one actor a core, since decoding is what there is most of
-            Watch,
-            fn_constructor_args=(spec, tally),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(resources.decoders, len(blocks))),
-            num_cpus=resources.decoder_cpus,
-        )
-        .map_batches(  # 5: one actor a GPU; a few units a forward pass fill it
+    spec, device = recipe.spec(), "cuda" if resources.encoder_gpus else "cpu"
+    return blocks, [
+        Stage(  # 4: one worker a core, since decoding is what there is most of
+            Watch, (spec, tally), None, workers=min(resources.decoders, len(blocks)), cpus=resources.decoder_cpus
+        ),
+        Stage(  # 5: one worker a GPU; a few units a forward pass fill it
             Encode,
-            fn_constructor_args=(spec, tally, "cuda" if resources.encoder_gpus else "cpu", resources.encoder_threads),
-            batch_size=resources.units_per_forward,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=resources.encoders),
-            num_cpus=resources.encoder_cpus,
-            num_gpus=resources.encoder_gpus,
-        )
-        .map_batches(  # 6: one actor, since writing is a thousandth of the work; stateless, so it may be run again
+            (spec, tally, device, resources.encoder_threads),
+            resources.units_per_forward,
+            workers=resources.encoders,
+            cpus=resources.encoder_cpus,
+            gpus=resources.encoder_gpus,
+        ),
+        Stage(  # 6: one worker, since writing is a thousandth of the work; stateless, so it may be run again
             Write,
-            fn_constructor_args=(store.uri, recipe.fingerprint, tally),
-            batch_size=resources.units_per_shard,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=resources.writers),
-            num_cpus=WRITER_CPUS,
-        )
-    )
-    return outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            (store.uri, recipe.fingerprint, tally),
+            resources.units_per_shard,
+            workers=resources.writers,
+            cpus=WRITER_CPUS,
+        ),
+    ]

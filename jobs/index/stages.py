@@ -1,4 +1,4 @@
-"""The index job's stages 4 to 6 as Ray Data runs them: each wraps one operator and reports to the tally."""
+"""The index job's stages 4 to 6 as an executor runs them: each wraps one operator and reports to the tally."""
 
 import os
 import time
@@ -10,7 +10,7 @@ import pyarrow as pa
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.resources import DECODE_DEADLINE_S, DECODE_MEMORY_BYTES
 from longvlm.jobs.cluster.retry import persist
-from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, WORKER, Stage
+from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, WORKER, StageReporter
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.units import failed_unit, watch
 from longvlm.pipeline.source.scratch import ScratchFolder
@@ -25,10 +25,15 @@ class Watch:
 
     def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
         self.recipe = from_spec(recipe)
-        self.stage = Stage("decode", tally)
+        self.stage = StageReporter("decode", tally)
         self.stage.start_logs()
         self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
         self.scratch = ScratchFolder()
+
+    def close(self) -> None:
+        """End the child and remove the copies of videos; a worker that ends does both by itself."""
+        self.decoder.close()
+        self.scratch.close()
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         """PLAN rows in, FRAMES rows out, each as soon as it is decoded."""
@@ -57,7 +62,7 @@ class Encode:
 
         torch.set_num_threads(num_threads)
         self.recipe = from_spec(recipe)
-        self.stage = Stage("encode", tally)
+        self.stage = StageReporter("encode", tally)
         self.stage.start_logs()
         self.tower = load_tower(self.recipe.tower.name, self.recipe.precision, device)
 
@@ -119,7 +124,7 @@ class Write:
     def __init__(self, store_uri: str, recipe: str, tally: Any) -> None:
         self.store_uri = store_uri
         self.recipe = recipe
-        self.stage = Stage("write", tally)
+        self.stage = StageReporter("write", tally)
 
     def __call__(self, encoded: pa.Table) -> pa.Table:
         """ENCODED rows in, OUTCOMES rows out."""

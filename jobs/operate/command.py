@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if, tell_notes
 
 
 @click.command()
@@ -50,7 +50,8 @@ def nightly(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], 
         click.echo(json.dumps(report.as_json()))
     else:
         _print_night(report)
-    stop_if(report.reasons())
+    tell_notes(report.notes)
+    stop_if(report.stopped)
 
 
 def _print_night(report: Any) -> None:

@@ -2,16 +2,15 @@
 
 import csv
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from pyarrow import parquet
 
-from longvlm.jobs.runs import record_run
+from longvlm.jobs.runs import close_run
 from longvlm.pipeline.source.copies import canonical_uri, locate
-from longvlm.pipeline.store.catalog import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.erase import Erased, erase, unknown_videos
 from longvlm.schemas.errors import InputError
@@ -25,6 +24,8 @@ class ForgetReport:
     run_id: str
     erased: Erased
     wall_s: float
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)  # it has none
+    notes: list[str] = field(default_factory=list)  # what a person should know, and no result depends on
 
     @property
     def stopped(self) -> str | None:
@@ -58,10 +59,9 @@ def run_forget(store_uri: str, uris: list[str]) -> ForgetReport:
             f"the store never saw {min(unknown)}{more}; nothing was erased. Name videos as the column uri does."
         )
     run_id = new_run_id()
-    report = ForgetReport(run_id, erase(store, list(by_id), run_id), 0.0)
-    write_index_duckdb(store.uri, store.pin())
-    report.wall_s = time.time() - started
-    record_run(store, "forget", report.as_json(), {})
+    erased = erase(store, list(by_id), run_id)
+    report = ForgetReport(run_id, erased, time.time() - started)
+    close_run(store, "forget", report)
     return report
 
 

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from longvlm.jobs.cluster.resources import MAX_RETENTION_HOURS, MIN_RETENTION_HOURS
-from longvlm.jobs.runs import record_run
-from longvlm.pipeline.store.catalog import write_index_duckdb
+from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.store.upkeep.compact import compact
@@ -47,6 +46,8 @@ class MaintainReport:
     verified: Verified | None = None
     repaired: int | None = None  # videos to be indexed again
     wall_s: float = 0.0
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)  # it has none
+    notes: list[str] = field(default_factory=list)  # what a person should know, and no result depends on
 
     @property
     def stopped(self) -> str | None:
@@ -101,9 +102,8 @@ def run_maintain(order: MaintainOrder) -> MaintainReport:
         kept = report.verified, report.repaired, report.run_id
         report = maintain_store(store, order.retention_hours)
         report.verified, report.repaired, report.run_id = kept
-        write_index_duckdb(store.uri, store.pin())
     report.wall_s = time.time() - started
-    record_run(store, "maintain", report.as_json(), {})
+    close_run(store, "maintain", report)
     return report
 
 

@@ -24,18 +24,18 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import ray
 from deltalake.exceptions import DeltaError
 
 from longvlm.jobs.answer.run import AnswerOrder, answer_questions
 from longvlm.jobs.cluster import logs
+from longvlm.jobs.cluster.executor import StageError
 from longvlm.jobs.cluster.resources import MIN_RETENTION_HOURS
-from longvlm.jobs.cluster.session import INTERRUPTED
 from longvlm.jobs.index.order import IndexOrder, check_order
 from longvlm.jobs.index.run import index_source, take_stock
+from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.operate.alerts import Query, check_webhook, read_alerts, run_alerts
 from longvlm.jobs.operate.maintain import maintain_store
-from longvlm.jobs.runs import record_run
+from longvlm.jobs.runs import close_run
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.lease import Lease
@@ -45,7 +45,7 @@ from longvlm.schemas.identity import new_run_id
 
 # What fails for these may pass by itself (they are the TransientErrors); all else fails again until the file changes.
 RETRIED = (ErrorCode.NETWORK, ErrorCode.NO_SPACE, ErrorCode.LOST)
-_STOPS = (InputError, OSError, DeltaError, duckdb.Error, ray.exceptions.RayError)  # what the world does to a part
+_STOPS = (InputError, OSError, DeltaError, duckdb.Error, StageError)  # what the world does to a part
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,20 @@ class NightlyReport:
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # counts by part; `stopped` says why one stopped
     stages: dict[str, dict[str, float]] = field(default_factory=dict)  # by part.stage
     questions_sha256: str | None = None  # which version of the question file was asked
-    stopped: str | None = None  # why all of it ended early
+    interrupted: str | None = None  # why all of it ended early
     wall_s: float = 0.0
+    notes: list[str] = field(default_factory=list)  # what a person should know, and no result depends on
 
     def as_json(self) -> dict[str, Any]:
         """The object that `longvlm nightly --json` ends with, and the counts of its row in `runs`."""
-        said = {"questions_sha256": self.questions_sha256, "wall_s": round(self.wall_s, 3), "stopped": self.stopped}
+        said = {"questions_sha256": self.questions_sha256, "wall_s": round(self.wall_s, 3), "stopped": self.interrupted}
         return {**self.parts, **said, "run_id": self.run_id}
 
-    def reasons(self) -> str | None:
+    @property
+    def stopped(self) -> str | None:
         """Why all of it stopped, or else what of it."""
         told = [f"{name}: {part['stopped'].rstrip('.')}" for name, part in self.parts.items() if part.get("stopped")]
-        return self.stopped or "; ".join(told) or None
+        return self.interrupted or "; ".join(told) or None
 
 
 def run_nightly(order: NightlyOrder) -> NightlyReport:
@@ -106,9 +108,9 @@ def run_nightly(order: NightlyOrder) -> NightlyReport:
         try:
             _all_parts(order, questions, queries, report)
         except KeyboardInterrupt:
-            report.stopped = lease.lost or INTERRUPTED
+            report.interrupted = lease.lost or INTERRUPTED
         except Exception as error:
-            report.stopped = f"{type(error).__name__}: {error}"
+            report.interrupted = f"{type(error).__name__}: {error}"
             raise
         finally:
             _record(order.index.store, report)
@@ -188,8 +190,7 @@ def _answer(order: IndexOrder, questions: pa.Table, counts: dict[str, Any], repo
 def _record(store_uri: str, report: NightlyReport) -> None:
     """Part 5; where not even the tables could be made, there is nowhere to."""
     report.wall_s = time.time() - report.started_s
-    logs.ended("nightly", report.run_id, report.as_json(), report.reasons())
+    logs.ended("nightly", report.run_id, report.as_json(), report.stopped)
     store = Store.find(store_uri)
     if store is not None:
-        record_run(store, "nightly", report.as_json(), report.stages)
-        catalog.write_index_duckdb(store.uri, store.pin())
+        close_run(store, "nightly", report)

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, StoppedError
+from longvlm.jobs.options import AS_JSON, STORE, StoppedError, tell_notes
 
 
 @click.command()
@@ -40,6 +40,7 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
         counts |= {f"{table}_files_fewer": number for table, number in counts.pop("files_fewer").items()}
         counts.pop("stopped")
         print_report(f"run {counts.pop('run_id')}", counts, {}, report.wall_s)
+    tell_notes(report.notes)
     if report.stopped:
         raise StoppedError(f"{report.stopped}.")
 
@@ -62,5 +63,6 @@ def forget(*, store: str, uris: tuple[str, ...], file: str | None, as_json: bool
         counts |= {f"{table}_rows": number for table, number in counts.pop("rows").items()}
         counts.pop("stopped")
         print_report(f"run {counts.pop('run_id')}", counts, {}, report.wall_s)
+    tell_notes(report.notes)
     if report.stopped:
         raise StoppedError(f"{report.stopped}.")

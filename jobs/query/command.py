@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, WHERE
+from longvlm.jobs.options import AS_JSON, STORE, WHERE, tell_notes
 
 
 @click.command()
@@ -117,10 +117,11 @@ def recipe_list(*, store: str, as_json: bool) -> None:
 @click.argument("name")
 def recipe_promote(*, store: str, name: str) -> None:
     """Make the recipe NAME (or its fingerprint) the one that all views show; promote another to switch back."""
-    from longvlm.pipeline.store.catalog import write_index_duckdb
+    from longvlm.jobs.runs import refresh_index
     from longvlm.pipeline.store.ledger import Store
 
-    opened = Store.open(store)
+    opened, notes = Store.open(store), list[str]()
     opened.promote(name)
-    write_index_duckdb(opened.uri, opened.pin())
+    refresh_index(opened, notes)
     click.echo(f"the views of {store} now show the recipe {name}")
+    tell_notes(notes)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, RAY, STORE, hint, stop_if
+from longvlm.jobs.options import AS_JSON, RAY, STORE, hint, stop_if, tell_notes
 
 SHOWN_REFUSED = 5  # to a person; all are in refused.jsonl
 
@@ -51,4 +51,5 @@ def train(*, recipe: str, as_json: bool, **options: Any) -> None:
         click.echo("longvlm: left out {id} ({video}): {error}".format(**refused), err=True)
     if not as_json:
         hint(max(len(report.refused) - SHOWN_REFUSED, 0), "more were left out; refused.jsonl in the folder lists them")
+    tell_notes(report.notes)
     stop_if(report.stopped)

@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from longvlm.jobs.names import find_live
+from longvlm.jobs.names import match_questions
 from longvlm.pipeline.store import access, catalog
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
@@ -131,7 +131,7 @@ def _joined(
     con.register("conversations", conversations.append_column("q", numbers))
     con.execute(_LIVE, [index_recipe])
     con.execute(_GIVEN)
-    find_live(con)
+    con.register("named", match_questions(con, "given", "live"))
     ((missing, first),) = con.execute(_MISSING).fetchall()
     return con.sql(_VIDEOS).to_arrow_table(), (missing, first)
 

@@ -26,8 +26,9 @@ from longvlm.jobs.answer.options import fit_template
 from longvlm.jobs.choose import absolute, choose_answer_model
 from longvlm.jobs.cluster import logs
 from longvlm.jobs.cluster.resources import TrainResources, for_train
-from longvlm.jobs.cluster.session import INTERRUPTED, connect, failure_of, release_failed_execution
-from longvlm.jobs.runs import record_run
+from longvlm.jobs.cluster.session import connect, failure_of, release_failed_execution
+from longvlm.jobs.limits import INTERRUPTED
+from longvlm.jobs.runs import close_run
 from longvlm.jobs.train.entry import train_worker
 from longvlm.jobs.train.plan import Curriculum, draw_up, select_conversations
 from longvlm.jobs.train.read import Reader, Reading, as_lesson
@@ -75,6 +76,7 @@ class TrainReport:
     read_s: float = 0.0  # that steps waited for tokens
     step_s: float = 0.0
     stopped: str | None = None
+    notes: list[str] = field(default_factory=list)  # what a person should know, and no result depends on
 
     def as_json(self) -> dict[str, Any]:
         """The object that `longvlm train --json` ends with."""
@@ -139,7 +141,7 @@ def run_train(order: TrainOrder) -> TrainReport:
     if not report.stopped:
         plot_losses(report.losses, folder / PLOT)
     report.wall_s = time.time() - started_s
-    record_run(store, "train", report.as_json(), report.stages)
+    close_run(store, "train", report)
     logs.ended("train", report.run_id, report.as_json(), report.stopped)
     return report
 

@@ -1,4 +1,4 @@
-"""One Ray session for all tests of a process, and small things to index."""
+"""Where the jobs of the tests run, and small things to index."""
 
 import shutil
 
@@ -10,6 +10,22 @@ from models import save_clip_tower
 
 
 @pytest.fixture(scope="session", autouse=True)
+def in_process():
+    """Jobs run in the process that asks for them, here or in a child, unless a test says otherwise."""
+    from longvlm.jobs.cluster.executor import IN_PROCESS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", IN_PROCESS)
+        yield
+
+
+@pytest.fixture
+def on_ray(ray_session, monkeypatch):  # noqa: ARG001 - it is open
+    """Jobs run on a local Ray: of this process the one of all tests, of a child its own."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+
+
+@pytest.fixture(scope="session")
 def ray_session(s3_environment):
     """One for all tests. Its workers have the environment that it is started in, so they reach the S3 server too."""
     import ray

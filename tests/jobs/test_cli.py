@@ -101,6 +101,7 @@ def test_sql_search_status_and_recipes_speak_json(store, clips):
         assert run(*command).exit_code == 0
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_a_person_sees_a_table_that_names_the_bottleneck(tmp_path, clips, model):
     shown = run("index", clips, "--store", tmp_path / "s", "--model", model, "--recipe", "tiny", "--include", "*-00*")
     assert "indexed" in shown.output
@@ -147,6 +148,7 @@ def test_what_other_threads_print_stays_out_of_what_machines_read(capsys):
     assert (out, err) == ("{}\n", "a worker died\n")
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, model):
     source, store = tmp_path / "clips", tmp_path / "store"
     source.mkdir()

@@ -13,9 +13,10 @@ ASKED = NUM_VIDEOS * QUESTIONS_PER_VIDEO
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory, ray_session):  # noqa: ARG001 - it is open
     folder = tmp_path_factory.mktemp("demo")
-    with contextlib.redirect_stdout(io.StringIO()) as shown:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as shown:
+        patch.setenv("RAY_ADDRESS", "local")
         share = run_demo(folder, seed=4711)
     return folder, shown.getvalue(), share
 

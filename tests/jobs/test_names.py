@@ -2,7 +2,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from longvlm.jobs.names import known_names, resolve
+from longvlm.jobs.names import known_names, match_live
 from longvlm.schemas.errors import InputError
 
 LIVE = [
@@ -22,7 +22,8 @@ def resolved(*names):
     """Which uri each name leads to, and how many questions are about videos that are not live."""
     con = database()
     con.register("given", pa.table({"q": range(len(names)), "question": ["What?"] * len(names), "video": names}))
-    num_not_indexed = resolve(con)
+    named, num_not_indexed = match_live(con, "given", "live", "ledger_videos")
+    con.register("named", named)
     return dict(con.execute("SELECT name, uri FROM named JOIN live USING (n)").fetchall()), num_not_indexed
 
 
@@ -90,7 +91,7 @@ def test_questions_about_videos_that_are_not_live_are_counted():
 
 def test_known_names_are_those_of_every_video_there_ever_was():
     con = database()
-    assert known_names(con, ["dog", "a/cat.mp4", "h", "horse", "nobody", "x", "dog"]) == {
+    assert known_names(con, ["dog", "a/cat.mp4", "h", "horse", "nobody", "x", "dog"], "ledger_videos") == {
         "dog",
         "a/cat.mp4",
         "h",

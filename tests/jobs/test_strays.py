@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import strays
 
 from longvlm.pipeline.decode.isolate import Decoder
@@ -24,6 +25,7 @@ def index(folder, clips, model, *command, **env):
     assert "stray" not in done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_a_local_run_takes_none_of_them(tmp_path, clips, model):
     folder = strays.fill(tmp_path / "own")
     index(folder, clips, model, sys.executable, "-m", "longvlm")

@@ -46,9 +46,10 @@ def counts(report, *names):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Answers without a model and without Ray Data: for what is asked, counted and committed around them."""
+    """Answers without a model: for what is asked, counted and committed around them."""
 
-    def stage(groups, terms, *_):
+    def stage(run, groups):
+        terms = run.terms
         quick.asked.append(sum(map(len, groups["questions"].to_pylist())))
         for group in groups.to_pylist():
             error = TerminalError(ErrorCode.ANSWER_FAILED, "made up")
@@ -57,7 +58,7 @@ def quick(monkeypatch):
             yield pa.Table.from_pylist([row | said for row in made], schema=tables.ANSWERS)
 
     quick = SimpleNamespace(stage=stage, asked=[])
-    monkeypatch.setattr(answer, "_stage", stage)
+    monkeypatch.setattr(answer._AnswerRun, "stage", stage)
     return quick
 
 
@@ -67,6 +68,7 @@ def store(tmp_path, indexed):
     return tmp_path / "store"
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_every_selected_video_is_answered_what_cannot_be_is_a_row_and_the_run_tells_its_rates(store):
     asked = questions(("good", "What is red?"), ("bad", "Is <vid_patch> red?", "clip-03"))
     report = run_answer(order_for(store, asked, where="duration_s > 3.5"))
@@ -181,14 +183,14 @@ def test_many_small_waves_lose_and_repeat_nothing(store, quick, monkeypatch):
 
 
 def test_questions_lost_with_a_worker_are_asked_again_alone_and_then_fail_as_lost(store, quick, monkeypatch):
-    def lossy(groups, *args):
+    def lossy(run, groups):
         is_first = not quick.asked
-        for answers in quick.stage(groups, *args):
+        for answers in quick.stage(run, groups):
             if "clip-00" not in answers["uri"][0].as_py() and not (is_first and "clip-01" in answers["uri"][0].as_py()):
                 yield answers
                 yield answers  # a worker that is run again says all of it again
 
-    monkeypatch.setattr(answer, "_stage", lossy)
+    monkeypatch.setattr(answer._AnswerRun, "stage", lossy)
     report = run_answer(order_for(store, questions(("a", "What?"), ("b", "Who?"))))
     assert counts(report, "asked", "answered", "failed", "not_attempted") == (24, 22, 2, 0)
     assert quick.asked == [24, 4, 2]
@@ -197,18 +199,19 @@ def test_questions_lost_with_a_worker_are_asked_again_alone_and_then_fail_as_los
 
 
 def test_an_interrupted_run_keeps_what_it_has_and_the_next_goes_on(store, quick, monkeypatch):
-    def interrupted(groups, *args):
-        yield from islice(quick.stage(groups, *args), 5)
+    def interrupted(run, groups):
+        yield from islice(quick.stage(run, groups), 5)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(answer, "_stage", interrupted)
+        patch.setattr(answer._AnswerRun, "stage", interrupted)
         report = run_answer(order_for(store, ask("What?")))
     assert (report.stopped, *counts(report, "answered", "not_attempted")) == ("interrupted", 5, 7)
     assert len(list(report.rows())) == 5
     assert counts(run_answer(order_for(store, ask("What?"))), "answered", "reused") == (12, 5)
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_a_driver_that_is_killed_loses_and_repeats_no_answer(store):
     """It is killed once some answers are committed; the next run asks the rest."""
     code = """

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
 from longvlm.jobs.answer.stage import Answerer, Terms
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster.resources import for_answer
-from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, Stage, start_tally
+from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, StageReporter, Tally
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.families import describe_model, load_model
@@ -35,7 +34,7 @@ RED = question("red", "What is red?")
 
 
 @pytest.fixture
-def answering(indexed, model, request):
+def answering(indexed, model):
     """Makes an answerer over the indexed clips, and groups for it."""
     from longvlm.jobs.answer.plan import GROUPS
 
@@ -46,7 +45,7 @@ def answering(indexed, model, request):
     videos = live.to_pylist()
 
     def make(**settings):
-        tally = start_tally(f"{request.node.name}-{len(settings)}")
+        tally = Tally()
         terms = Terms(replace(recipe, **settings), snapshot, "run", stored.recipe.tower.name)
         return Answerer(terms, tally, for_answer({"CPU": 1}, 1)), tally
 
@@ -75,7 +74,7 @@ def test_answers_are_what_the_model_says_about_the_stored_tokens(answering, mode
         assert (row["num_visual_tokens"], row["num_new_tokens"]) == (len(prefix), alone.num_new_tokens)
         assert (row["value"], row["confidence"]) == (None, None)
         assert row["answer_recipe"] == answerer.recipe.fingerprint
-    report = ray.get(tally.report.remote())
+    report = tally.report()
     assert report["answer"]["done"] == 3
     assert report["prefill"]["done"] > sum(row["num_visual_tokens"] for row in rows)
     assert report["decode"]["done"] == sum(row["num_new_tokens"] - 1 for row in rows)
@@ -161,7 +160,7 @@ def test_questions_that_kill_their_workers_fail_and_those_beside_them_are_asked_
     table = groups(RED, question("bad", "What?"), count=2)
     write_id = table["write_id"][0].as_py()
     for attempt in range(MAX_ATTEMPTS):
-        Stage("answer", tally).begin([f"{write_id}/bad"] + [f"{write_id}/red"] * (attempt == 0))
+        StageReporter("answer", tally).begin([f"{write_id}/bad"] + [f"{write_id}/red"] * (attempt == 0))
     rows = rows_of(answerer, table)
     assert len(rows) == 4
     failed = [row for row in rows if row["status"] == "failed"]

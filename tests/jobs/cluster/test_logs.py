@@ -98,6 +98,7 @@ def test_a_wrong_level_is_refused_and_none_is_silence(driver, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_a_run_and_its_workers_log_what_failed(tmp_path, model, driver, capsys):
     import ray
 
@@ -112,7 +113,7 @@ def test_a_run_and_its_workers_log_what_failed(tmp_path, model, driver, capsys):
     logs.start_driver()
     report = run_index(order)
     assert report.counts.failed == 1
-    begun, failed, committed, ended = said(capsys)
+    begun, committed, failed, ended = said(capsys)
     assert begun["message"].startswith("index begins: source")
     assert failed["uri"].endswith("broken.mp4")
     assert failed["error_code"] in report.counts.failures

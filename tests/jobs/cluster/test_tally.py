@@ -1,6 +1,17 @@
-import ray
+import pytest
 
-from longvlm.jobs.cluster.tally import Stage, Tally, start_tally
+from longvlm.jobs.cluster.executor import InProcess
+from longvlm.jobs.cluster.open_executor import open_executor
+from longvlm.jobs.cluster.tally import StageReporter, Tally
+
+
+@pytest.fixture(params=["ray", "in process"])
+def start_tally(request):
+    """Makes tallies: of actors of Ray, or of this process."""
+    if request.param == "in process":
+        return InProcess().start_tally
+    request.getfixturevalue("on_ray")
+    return open_executor("local").start_tally
 
 
 def test_only_work_that_was_not_finished_counts_as_an_attempt():
@@ -17,32 +28,34 @@ def test_only_work_that_was_not_finished_counts_as_an_attempt():
     }
 
 
-def test_a_stage_times_its_calls_and_reports_them():
+def test_a_stage_times_its_calls_and_reports_them(start_tally):
     tally = start_tally("test")
-    stage = Stage("decode", tally)
+    stage = StageReporter("decode", tally)
     with stage.work(["video"]) as clock:
         assert stage.attempts(["video"]) == [1]
         assert clock.time(sum, range(10_000)) == 49_995_000
-    report = ray.get(tally.report.remote())["decode"]
+    report = tally.report()["decode"]
     assert report["done"] == 1
     assert report["busy_s"] > 0
     assert stage.attempts(["video"]) == [0]
-    assert ray.get(tally.begun_s.remote()) is not None
+    assert tally.begun_s() is not None
 
 
-def test_tokens_are_counted_without_keys():
+def test_tokens_are_counted_without_keys(start_tally):
     tally = start_tally("tokens")
     for tokens, seconds in ((300, 0.5), (200, 0.25)):
-        Stage("prefill", tally).add_tokens(tokens, seconds)
-    assert ray.get(tally.report.remote()) == {"prefill": {"done": 500, "workers": 1, "busy_s": 0.75, "cpu_s": 0.0}}
+        StageReporter("prefill", tally).add_tokens(tokens, seconds)
+    assert tally.report() == {"prefill": {"done": 500, "workers": 1, "busy_s": 0.75, "cpu_s": 0.0}}
 
 
-def test_the_tally_knows_its_run():
-    assert ray.get(start_tally("mine").run_id.remote()) == "mine"
+@pytest.mark.usefixtures("on_ray")
+def test_only_worker_processes_log_for_the_run_of_a_tally():
+    assert open_executor("local").start_tally("mine").worker_run_id() == "mine"
+    assert InProcess().start_tally("mine").worker_run_id() is None
 
 
-def test_work_that_comes_back_in_parts_is_finished_part_by_part():
-    stage = Stage("answer", start_tally("parts"))
+def test_work_that_comes_back_in_parts_is_finished_part_by_part(start_tally):
+    stage = StageReporter("answer", start_tally("parts"))
     stage.begin(["a", "b"])
     stage.finish(["b"], 1.0, 0.5)
     assert stage.attempts(["a", "b"]) == [1, 0]

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-import longvlm.jobs.index.limits
 import longvlm.jobs.index.run
+import longvlm.jobs.limits
 from clips import write_clip
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
@@ -148,7 +148,7 @@ def test_a_run_ends_well_when_its_time_is_over_and_the_next_goes_on(tmp_path, cl
 
 
 def test_a_run_in_which_too_much_fails_stops(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(longvlm.jobs.index.limits, "MIN_OUTCOMES", 3)
+    monkeypatch.setattr(longvlm.jobs.limits, "MIN_OUTCOMES", 3)
     for i in range(12):
         (tmp_path / f"{i}.mp4").write_bytes(b"no video" * 100)
     report = run_index(order_for(tmp_path, tmp_path / "store", model=model, max_failed=0.5))

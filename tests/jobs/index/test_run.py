@@ -65,6 +65,7 @@ def test_another_recipe_waits_to_be_asked_for_and_to_be_promoted(tmp_path, index
     assert_whole(store, 12)
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_a_writer_killed_between_two_outputs_loses_nothing(tmp_path, clips, model, monkeypatch):
     marker = tmp_path / "killed"
 
@@ -87,6 +88,7 @@ def test_a_writer_killed_between_two_outputs_loses_nothing(tmp_path, clips, mode
     assert_whole(tmp_path / "store", 12)
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_an_encoder_killed_in_mid_batch_loses_nothing(tmp_path, clips, model, monkeypatch):
     marker = tmp_path / "killed"
 
@@ -95,7 +97,7 @@ def test_an_encoder_killed_in_mid_batch_loses_nothing(tmp_path, clips, model, mo
             encoded = super()._encode(frames, keys)
             if not marker.exists():
                 marker.touch()
-                self.stage.tally.begin.remote("encode", keys)  # as if it had not come to the end
+                self.stage.tally.begin("encode", keys)  # as if it had not come to the end
                 os.kill(os.getpid(), signal.SIGKILL)
             return encoded
 
@@ -106,6 +108,7 @@ def test_an_encoder_killed_in_mid_batch_loses_nothing(tmp_path, clips, model, mo
     assert_whole(tmp_path / "store", 12)
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_a_video_that_kills_every_encoder_fails_alone(tmp_path, clips, model, monkeypatch):
     poison = video_id(str(clips / "clip-05.mp4"))
 
@@ -132,6 +135,7 @@ def with_resources(**changes):
     return lambda cluster, num_videos: replace(for_index(cluster, num_videos), **changes)
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_an_operator_that_breaks_stops_the_run_and_keeps_what_was_done(tmp_path, clips, model, monkeypatch):
     class Breaks(stages.Encode):
         def _encode(self, frames, keys):

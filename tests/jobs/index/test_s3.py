@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from longvlm.jobs.cli import main
@@ -13,6 +14,7 @@ def longvlm(*args):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_the_journey_from_bucket_to_bucket(s3, clips, model):
     """Watched, answered, found unchanged; a moved object takes its tokens and answers along."""
     for i in range(4):

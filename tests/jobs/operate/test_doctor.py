@@ -12,6 +12,8 @@ from longvlm.jobs.operate.doctor import DoctorOrder, examine
 from longvlm.jobs.runs import VERSIONS
 from longvlm.schemas.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("on_ray")
+
 CHECKS = ["libraries", "decoders", "scratch", "source", "store", "tables", "gpu", "model"]
 
 

@@ -57,6 +57,7 @@ def versions(store):
     return {table: pinned.table(table).version for table in TABLES}
 
 
+@pytest.mark.usefixtures("on_ray")
 def test_a_night_does_what_is_new_and_the_next_one_nothing(source, store, questions, monkeypatch):
     (source / "clip-00.mp4").unlink()
     shutil.copyfile(source / "clip-01.mp4", source / "new.mp4")

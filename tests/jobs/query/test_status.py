@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import stores
@@ -14,10 +15,14 @@ from longvlm.schemas.errors import InputError
 @pytest.fixture
 def store(tmp_path):
     made = Store.create(str(tmp_path / "store"))
-    record_run(made, "index", {"run_id": "r1", "wall_s": 2.0, "indexed": 3, "stopped": None}, {})
-    record_run(made, "answer", {"run_id": "r2", "wall_s": 1.0, "answered": 3, "stopped": "interrupted"}, {})
     parts = {"index": {"indexed": 1, "stopped": "disk full"}, "answer": {"answered": 2, "stopped": None}}
-    record_run(made, "nightly", {"run_id": "r3", "wall_s": 9.0, **parts}, {})
+    for job, run_id, wall_s, counts in (
+        ("index", "r1", 2.0, {"indexed": 3, "stopped": None}),
+        ("answer", "r2", 1.0, {"answered": 3, "stopped": "interrupted"}),
+        ("nightly", "r3", 9.0, parts),
+    ):
+        report = SimpleNamespace(run_id=run_id, wall_s=wall_s, stages={}, as_json=lambda counts=counts: counts)
+        record_run(made, job, report)
     return made
 
 

@@ -27,6 +27,8 @@ from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import full, projector
 from support import ROOT
 
+pytestmark = pytest.mark.usefixtures("on_ray")
+
 RECIPE = replace(
     full(), precision="float32", gradient_checkpointing=False, learning_rate=3e-3, epochs=2, batch_videos=4, seed=3
 )

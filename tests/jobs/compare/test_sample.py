@@ -4,7 +4,7 @@ import torch
 
 from clips import read_number, write_clip
 from longvlm.jobs.choose import choose_index_recipe
-from longvlm.jobs.index.sample import Watcher, draw
+from longvlm.jobs.compare.sample import draw, watch_sample
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas import tables
@@ -67,8 +67,7 @@ def one_video(folder):
 def test_frames_are_the_recipes_evenly_chosen_with_all_their_patches(tmp_path, eyes, most_frames):
     recipe, tower = eyes
     write_clip(tmp_path / "long.mp4", 75 * 25)  # 150 frames of the recipe, in two units
-    with Watcher(recipe, tower, most_frames) as watcher:
-        watched = watcher.watch(one_video(tmp_path))
+    (watched,) = watch_sample([one_video(tmp_path)], recipe, tower, most_frames)
     number = min(most_frames, 150)
     assert watched.frames.shape == (number, 56, 56, 3)
     shown = [read_number(frame.numpy()) for frame in watched.frames]
@@ -84,12 +83,13 @@ def test_frames_are_the_recipes_evenly_chosen_with_all_their_patches(tmp_path, e
 
 
 def test_without_frames_there_are_tokens_alone_and_a_broken_video_has_its_code(tmp_path, eyes):
-    write_clip(tmp_path / "clip.mp4", 50)
-    with Watcher(*eyes, 0) as watcher:
-        watched = watcher.watch(one_video(tmp_path))
+    write_clip(tmp_path / "a.mp4", 50)
+    (tmp_path / "b.mp4").write_bytes(b"")
+    write_clip(tmp_path / "c.mp4", 25)
+    videos = list_source(Source(str(tmp_path))).to_pylist()
+    first, broken, last = watch_sample(videos, *eyes, 0)
+    for watched, number in ((first, 4), (last, 2)):
         assert (len(watched.frames), watched.whole) == (0, None)
-        assert watched.tokens.num_frames == (4,)
-        (tmp_path / "clip.mp4").write_bytes(b"")
-        with pytest.raises(TerminalError) as failure:
-            watcher.watch(one_video(tmp_path))
-    assert failure.value.code == ErrorCode.EMPTY_FILE
+        assert watched.tokens.num_frames == (number,)
+    assert isinstance(broken, TerminalError)
+    assert broken.code == ErrorCode.EMPTY_FILE

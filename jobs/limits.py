@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from longvlm.jobs.cluster.resources import MIN_OUTCOMES
 
+INTERRUPTED = "interrupted"  # why a job stopped that Ctrl-C or SIGTERM ended
+
 
 class OutOfTimeError(Exception):
     """The time that a run was given is over: it ends well, with some videos not attempted."""

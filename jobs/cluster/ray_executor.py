@@ -1,0 +1,97 @@
+"""Ray as the executor of stages: Ray Data with an actor pool a stage, and a tally in an actor of its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from longvlm.jobs.cluster.executor import Stage, StageError
+from longvlm.jobs.cluster.session import connect, failure_of, release_failed_execution
+from longvlm.jobs.cluster.tally import Tally
+
+
+class RayExecutor:
+    """A Ray cluster as executor; the session is opened when this is made.
+
+    Raises:
+        InputError: no cluster answers at the address.
+    """
+
+    def __init__(self, ray_address: str | None) -> None:
+        connect(ray_address)
+
+    def resources(self) -> Mapping[str, float]:
+        """What the cluster has."""
+        found: Mapping[str, float] = ray.cluster_resources()
+        return found
+
+    def start_tally(self, run_id: str) -> "RemoteTally":
+        """A tally in an actor named `tally-RUN_ID`. It needs no CPU; if its node dies it comes back, counting anew."""
+        options = {"name": f"tally-{run_id}", "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        return RemoteTally(ray.remote(Tally).options(**options).remote(run_id))
+
+    def run(self, blocks: Sequence[pa.Table], stages: Sequence[Stage]) -> Iterator[pa.Table]:
+        """The stages as actor pools of Ray Data."""
+        data = ray.data.from_blocks(list(blocks))  # not from_arrow, which runs a task a block to look at it
+        for stage in stages:
+            data = data.map_batches(
+                stage.operator,
+                fn_constructor_args=stage.args,
+                batch_size=stage.batch_size,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=stage.workers),
+                num_cpus=stage.cpus,
+                num_gpus=stage.gpus,
+            )
+        try:
+            yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        except ray.exceptions.RayError as error:
+            raise StageError(failure_of(error)) from error
+
+    def release(self) -> None:
+        """Give back the workers of a run that broke off; to be called when no exception is held any more."""
+        release_failed_execution()
+
+
+class RemoteTally:
+    """A tally in an actor, for the driver and for the workers of every stage."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def attempts(self, stage: str, keys: list[str]) -> list[int]:
+        """As `Tally.attempts`."""
+        return self._ask("attempts", stage, keys)
+
+    def begin(self, stage: str, keys: list[str]) -> None:
+        """As `Tally.begin`; returns when the actor knows, for the work may kill who asks."""
+        self._ask("begin", stage, keys)
+
+    def finish(self, stage: str, keys: list[str], *, worker: str, busy_s: float, cpu_s: float) -> None:
+        """As `Tally.finish`; nobody waits for it."""
+        self._actor.finish.remote(stage, keys, worker=worker, busy_s=busy_s, cpu_s=cpu_s)
+
+    def add_tokens(self, phase: str, number: int, *, worker: str, busy_s: float) -> None:
+        """As `Tally.add_tokens`; nobody waits for it."""
+        self._actor.add_tokens.remote(phase, number, worker=worker, busy_s=busy_s)
+
+    def worker_run_id(self) -> str | None:
+        """As `Tally.worker_run_id`: the stages of this tally run in workers."""
+        return self._ask("run_id")
+
+    def begun_s(self) -> float | None:
+        """As `Tally.begun_s`."""
+        return self._ask("begun_s")
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """As `Tally.report`."""
+        return self._ask("report")
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        """What the actor's method returns. Raises StageError where the actor, or the cluster, is gone."""
+        try:
+            return ray.get(getattr(self._actor, method).remote(*args))
+        except ray.exceptions.RayError as error:
+            raise StageError(failure_of(error)) from error

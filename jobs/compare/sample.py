@@ -1,0 +1,152 @@
+"""A sample of a source's videos, watched in this process: tokens as an index would store them, and some frames."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from longvlm.jobs.cluster.executor import Stage, run_inprocess
+from longvlm.jobs.cluster.tally import Tally
+from longvlm.jobs.index.stages import Watch
+from longvlm.jobs.names import match_questions
+from longvlm.pipeline.decode.sampling import plan_segments
+from longvlm.pipeline.vision.blobs import as_tensor, buffers
+from longvlm.pipeline.vision.encode import encode_units
+from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow
+from longvlm.pipeline.vision.tower import Tower
+from longvlm.schemas import tables
+from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
+from longvlm.schemas.identity import new_write_id
+from longvlm.schemas.recipe import IndexRecipe
+from longvlm.schemas.timeline import VideoInfo
+
+Drawn = tuple[dict[str, Any], list[int]]  # a row of tables.LISTING, and the rows of its questions
+_ABOUT = "FROM given LEFT JOIN named ON video = name WHERE video IS NULL OR n = {n} ORDER BY q"
+_ELSEWHERE = "SELECT count(*) FROM given WHERE video IS NOT NULL AND video NOT IN (SELECT name FROM named)"
+
+
+def draw(listing: pa.Table, questions: pa.Table, number: int, seed: int) -> tuple[list[Drawn], int]:
+    """Some videos at random, out of those that the questions are about, each with the rows of its questions.
+
+    Also returns how many questions name videos that the listing lacks: nobody asks those.
+
+    Args:
+        listing: tables.LISTING.
+        questions: tables.QUESTIONS.
+        number: how many videos, if there are as many.
+        seed: equal seeds draw equal videos.
+
+    Raises:
+        InputError: no question is about any of the videos, or a name could mean several.
+    """
+    with duckdb.connect() as con:
+        con.register("live", listing.append_column("n", pa.array(np.arange(len(listing)))))
+        con.register("given", questions.append_column("q", pa.array(np.arange(len(questions)))))
+        con.register("named", match_questions(con, "given", "live"))
+        ((num_elsewhere,),) = con.execute(_ELSEWHERE).fetchall()
+        every = "SELECT n FROM live WHERE EXISTS (FROM given WHERE video IS NULL) OR n IN (SELECT n FROM named)"
+        asked = [n for (n,) in con.execute(f"{every} ORDER BY n").fetchall()]
+        if not asked:
+            raise InputError(
+                "none of the questions is about a video of the source; name its videos in the column video by uri, "
+                "path or file name, or leave the column out to ask about all."
+            )
+        drawn = np.random.default_rng(seed).choice(asked, min(number, len(asked)), replace=False)
+        rows = {n: [q for (q,) in con.execute(f"SELECT q {_ABOUT.format(n=n)}").fetchall()] for n in sorted(drawn)}
+    videos = listing.take(pa.array(list(rows), pa.int64())).to_pylist()
+    return list(zip(videos, rows.values(), strict=True)), num_elsewhere
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A video's tokens as stored, and some of its frames, evenly chosen, with all of their patches as stored."""
+
+    tokens: VideoTokens
+    segments: list[dict[str, Any]]  # start_s and first_frame of each
+    frames: Tensor  # uint8 [F, px, px, 3]; F is 0 where none were asked for
+    whole: VideoTokens | None  # nothing merged, no global tokens; None without frames
+
+
+def watch_sample(
+    videos: Iterable[dict[str, Any]], recipe: IndexRecipe, tower: Tower, most_frames: int
+) -> Iterator[Watched | TerminalError]:
+    """Decode, encode and merge some videos, each decoded once, by the index job's own operators.
+
+    Args:
+        videos: rows of tables.LISTING.
+        recipe: what is kept of a video.
+        tower: the recipe's.
+        most_frames: how many frames of a video are handed on with its tokens.
+
+    Yields:
+        Each video in turn; of one that failed, the error that its row in the store would have.
+    """
+    planned = (video | {"write_id": new_write_id(), "attempts": 1} for video in videos)
+    plans = (pa.Table.from_pylist([row], schema=tables.PLAN) for row in planned)
+    units = run_inprocess(plans, [Stage(Watch, (recipe.spec(), Tally()), None, workers=1, cpus=1.0)])
+    for _, of_one in groupby(units, key=lambda unit: unit["write_id"][0].as_py()):
+        yield _watched(of_one, recipe, tower, most_frames)
+
+
+def _watched(units: Iterator[pa.Table], recipe: IndexRecipe, tower: Tower, most_frames: int) -> Watched | TerminalError:
+    """One video of its units, rows of tables.FRAMES."""
+    patches = recipe.tower.num_patches
+    unmerged = replace(
+        recipe, frames_per_segment=1, tokens_per_segment=patches, merge_schedule=None, num_global_layers=0
+    )
+    stored: list[dict[str, Any]] = []
+    whole: list[dict[str, Any]] = []
+    frames: list[Tensor] = []
+    chosen: Sequence[int] = ()
+    num_before = 0
+    for unit in units:
+        (about,) = unit.drop_columns(["frames"]).to_pylist()
+        (encoded,) = encode_units(unit, tower, recipe).to_pylist()
+        if encoded["error_code"] is not None:
+            return TerminalError(ErrorCode(encoded["error_code"]), encoded["error"])
+        stored += encoded["segments"]
+        chosen = chosen or _choose(about, recipe, most_frames)
+        pixels = _pixels(unit, about["frame_px"])
+        here = [place - num_before for place in chosen if num_before <= place < num_before + len(pixels)]
+        frames.append(pixels[here])
+        if here:
+            alone = _frames_alone(about, here, frames[-1], first=len(whole))
+            whole += encode_units(alone, tower, unmerged).to_pylist()[0]["segments"]
+        num_before += len(pixels)
+    segments = [{name: segment[name] for name in ("start_s", "first_frame")} for segment in stored]
+    return Watched(_read_back(stored), segments, torch.cat(frames), _read_back(whole) if whole else None)
+
+
+def _choose(about: dict[str, Any], recipe: IndexRecipe, most_frames: int) -> Sequence[int]:
+    """Which of the recipe's frames to hand on: the middles of equal parts."""
+    info = VideoInfo(**{field.name: about[field.name] for field in fields(VideoInfo)})
+    total = sum(segment.num_frames for segment in plan_segments(recipe, info))
+    number = min(total, most_frames)
+    return [(2 * i + 1) * total // (2 * number) for i in range(number)]
+
+
+def _pixels(unit: pa.Table, side: int) -> Tensor:
+    """A unit's frames, uint8 [F, px, px, 3], where they lie in the Arrow table."""
+    (blob,) = buffers(unit["frames"])
+    assert blob is not None
+    return as_tensor(blob, pa.uint8(), (-1, side, side, 3))
+
+
+def _frames_alone(about: dict[str, Any], places: list[int], frames: Tensor, *, first: int) -> pa.Table:
+    """Some frames of a unit as tables.FRAMES, each as a segment of its own, the first with the number `first`."""
+    timed = [(number, segment) for segment in about["segments"] for number in segment["frames"]]
+    segments = [
+        {**timed[place][1], "segment": first + i, "frames": [timed[place][0]]} for i, place in enumerate(places)
+    ]
+    row = about | {"segments": segments, "frames": frames.numpy().tobytes()}
+    return pa.Table.from_pylist([row], schema=tables.FRAMES)
+
+
+def _read_back(segments: list[dict[str, Any]]) -> VideoTokens:
+    return from_arrow(pa.Table.from_pylist(segments, schema=tables.TOKENS))

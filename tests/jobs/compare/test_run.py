@@ -242,4 +242,4 @@ def test_videos_are_decoded_once_and_scratch_is_gone(source, llavas, questions, 
     monkeypatch.setattr("tempfile.tempdir", None)
     run_compare(CompareOrder(Source(str(source)), llavas["llava"], questions, recipe="tiny", max_new_tokens=2))
     assert len(probed) == len(set(probed)) == 4
-    assert not list(tmp_path.glob("longvlm-*"))
+    assert not list(tmp_path.glob("longvlm-*/*"))

@@ -76,11 +76,11 @@ def test_a_night_does_what_is_new_and_the_next_one_nothing(source, store, questi
     def never(*_):
         raise AssertionError("there is nothing to do that needs Ray")
 
-    monkeypatch.setattr(longvlm.jobs.index.run, "connect", never)
-    monkeypatch.setattr(longvlm.jobs.answer.run, "connect", never)
+    monkeypatch.setattr(longvlm.jobs.index.run, "open_executor", never)
+    monkeypatch.setattr(longvlm.jobs.answer.run, "open_executor", never)
     before = versions(store)
     second = night(source, store, questions=questions)
-    assert second.reasons() is None
+    assert second.stopped is None
     assert (second.parts["index"]["unchanged"], second.parts["index"]["known_failed"]) == (11, 1)
     assert (second.parts["answer"]["asked"], second.parts["answer"]["reused"]) == (12, 12)
     assert versions(store) == {**before, "runs": before["runs"] + 1}
@@ -164,7 +164,7 @@ def test_a_night_whose_lease_is_taken_over_ends(source, store, monkeypatch):
 
     monkeypatch.setattr(longvlm.jobs.operate.nightly, "index_source", takes_long)
     report = night(source, store)
-    assert "another run took over" in report.reasons()
+    assert "another run took over" in report.stopped
     assert list(report.parts) == ["index"]
     assert "another run took over" in json.loads(nights(store)[0]["counts"])["stopped"]
     assert newest(f"{store}/leases/nightly")[1].holder == "another"
@@ -179,12 +179,12 @@ def test_a_part_that_breaks_is_in_the_row_all_the_same(source, store, monkeypatc
         night(source, store)
     assert "do not add up" in json.loads(nights(store)[0]["counts"])["stopped"]
     monkeypatch.undo()
-    assert night(source, store).reasons() is None  # the lease was given back
+    assert night(source, store).stopped is None  # the lease was given back
 
 
 def test_hours_are_for_watching_and_answering_together(source, tmp_path, model, questions):
     report = night(source, tmp_path / "store", model=model, questions=questions, max_hours=1e-6)
-    assert report.reasons() is None
+    assert report.stopped is None
     assert report.parts["index"]["indexed"] > 0  # what came in with the outcome that ended it
     assert report.parts["answer"] == {"out_of_time": True}
     assert "files_fewer" in report.parts["maintain"]
@@ -223,7 +223,7 @@ def test_an_emptied_source_leaves_nothing_to_ask_and_no_alarm(source, store, que
     for clip in source.iterdir():
         clip.unlink()
     report = night(source, store, questions=questions, allow_mass_delete=True)
-    assert report.reasons() is None
+    assert report.stopped is None
     assert report.parts["index"]["deleted"] == 12
     assert report.parts["answer"] == {"asked": 0}
     assert report.parts["alerts"]["raised"] == {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from support import GOLDENS, VIDEOS, largest_error
+from support import GOLDENS, VIDEOS, largest_error, missing
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two processes that spin for each other's cores are slow
@@ -34,6 +34,11 @@ def pytest_itemcollected(item):
     """What takes the device, itself or through another fixture, is marked so."""
     if "device" in getattr(item, "fixturenames", ()):
         item.add_marker("device")
+
+
+def pytest_runtest_setup(item):
+    if marker := item.get_closest_marker("missing"):
+        missing(*marker.args)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -78,14 +83,14 @@ def agree(request, record_property):
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     if not GOLDENS.is_dir():
-        pytest.skip(f"no reference outputs in {GOLDENS}; set LONGVLM_GOLDENS")
+        missing(GOLDENS, "reference outputs")
     return GOLDENS
 
 
 @pytest.fixture(scope="session")
 def videos() -> Path:
     if not VIDEOS.is_dir():
-        pytest.skip(f"no clips in {VIDEOS}; set LONGVLM_VIDEOS")
+        missing(VIDEOS, "clips")
     return VIDEOS
 
 

@@ -23,14 +23,11 @@ def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> No
 
     The query can read the store and what is attached, and nothing else; it changes nothing.
     """
+    from longvlm.jobs.query.sql import run_sql
     from longvlm.jobs.terminal import print_rows
-    from longvlm.pipeline.store import access, catalog
-    from longvlm.pipeline.store.ledger import Store
+    from longvlm.pipeline.store import catalog
 
-    snapshot = Store.open(store).pin()
-    with catalog.connect(snapshot) as con:
-        access.seal(con, snapshot, access.attach(con, attach))
-        rows = catalog.query(con, query)
+    rows = run_sql(store, query, attach)
     if as_json:
         for row in rows.to_pylist():
             click.echo(json.dumps(row, default=catalog.plain))

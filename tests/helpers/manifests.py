@@ -1,15 +1,12 @@
 """What the tests of infra/ share: its YAML files, and KubeRay's schemas as jsonschema understands them."""
 
-import os
 import re
-from pathlib import Path
 
 import yaml
 
-from support import ROOT
+from support import CRDS, ROOT
 
 INFRA = ROOT / "infra"
-CRDS = Path(os.environ.get("LONGVLM_CRDS", ROOT.parent / "shared" / "crds"))
 RAYJOBS = ("rayjob-index.yaml", "rayjob-answer.yaml", "nightly/rayjob.yaml")
 
 

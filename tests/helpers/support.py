@@ -12,12 +12,24 @@ GOLDENS = Path(os.environ.get("LONGVLM_GOLDENS", ROOT.parent / "shared" / "golde
 VIDEOS = Path(os.environ.get("LONGVLM_VIDEOS", ROOT.parent / "shared" / "videos"))
 
 
+CRDS = Path(os.environ.get("LONGVLM_CRDS", ROOT.parent / "shared" / "crds"))
+LENT = {"goldens": GOLDENS, "videos": VIDEOS, "crds": CRDS}  # what may be missing, by its name in LONGVLM_FAIL_WITHOUT
+
+
+def missing(folder: Path, what: str) -> None:
+    """Skip a test for what one of the lent folders lacks, or fail it where LONGVLM_FAIL_WITHOUT names the folder."""
+    name = next(name for name, lent in LENT.items() if folder.is_relative_to(lent))
+    reason = f"no {what} in {folder}; set LONGVLM_{name.upper()}"
+    if name in os.environ.get("LONGVLM_FAIL_WITHOUT", "").split(","):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def cases(folder: Path, pattern: str) -> list[object]:
-    """Pytest parameters for what a folder holds; one skipped case with a reason where it holds nothing."""
+    """Pytest parameters for what a lent folder holds; one case that is missing where it holds nothing."""
     found = sorted(folder.glob(pattern)) if folder.is_dir() else []
     if not found:
-        reason = f"no {pattern} in {folder}"
-        return [pytest.param(None, id=pattern, marks=pytest.mark.skip(reason=reason))]
+        return [pytest.param(None, id=pattern, marks=pytest.mark.missing(folder, pattern))]
     return [pytest.param(path, id=path.name) for path in found]
 
 

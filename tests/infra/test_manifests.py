@@ -4,10 +4,10 @@ import click
 import jsonschema
 import pytest
 import yaml
-from manifests import CRDS, INFRA, RAYJOBS, crd_schema, documents, job_specs, only, pod_templates
+from manifests import INFRA, RAYJOBS, crd_schema, documents, job_specs, only, pod_templates
 
 from longvlm.jobs.cli import main
-from support import ROOT
+from support import CRDS, ROOT, missing
 
 FILES = sorted(str(path.relative_to(INFRA)) for path in INFRA.rglob("*.yaml"))
 KUSTOMIZATIONS = [name for name in FILES if name.endswith("kustomization.yaml")]
@@ -18,7 +18,7 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().
 @pytest.fixture(scope="session")
 def schemas():
     if not CRDS.is_dir():
-        pytest.skip(f"no KubeRay schemas in {CRDS}; set LONGVLM_CRDS")
+        missing(CRDS, "KubeRay schemas")
     return {"RayJob": crd_schema("rayjobs"), "RayCronJob": crd_schema("raycronjobs")}
 
 

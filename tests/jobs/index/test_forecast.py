@@ -36,7 +36,7 @@ def everything_below(folder):
 
 
 def test_a_new_store_is_counted_for_and_not_made(tmp_path, clips, model, monkeypatch):
-    monkeypatch.delattr(longvlm.jobs.index.run, "connect")  # no Ray is asked for
+    monkeypatch.delattr(longvlm.jobs.index.run, "open_executor")  # no Ray is asked for
     found = forecast(clips, "--store", tmp_path / "s", "--model", model, "--recipe", "tiny", "--limit", 9)
     assert (found["listed"], found["work"], found["not_attempted"]) == (12, 9, 3)
     assert (found["measured_on"], found["video_hours"], found["store_bytes"]) == (None, None, None)

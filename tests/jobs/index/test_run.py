@@ -16,6 +16,7 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import video_id
+from support import missing
 
 
 def order_for(source, store, model=None, **settings):
@@ -193,7 +194,7 @@ def test_a_video_of_the_reference_goes_through_the_store_unharmed(tmp_path, gold
 
     found = sorted(goldens.glob("clip_*/video.mp4"))
     if not found:
-        pytest.skip(f"no video in {goldens}")
+        missing(goldens, "video")
     for video in found:
         meta = json.loads((video.parent / "meta.json").read_text())
         local, memory = (np.load(video.parent / "golden.npz")[name] for name in ("local", "memory"))

@@ -1,0 +1,1 @@
+../../longvlm/handle.py

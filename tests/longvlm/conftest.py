@@ -1,0 +1,1 @@
+from journey import clips, in_process, indexed, model  # noqa: F401 - fixtures

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format tinyworld clean
+.PHONY: demo test check format docs tinyworld clean
 
 demo: $(READY)
 	$(BIN)/longvlm demo
@@ -20,6 +20,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
 
 tinyworld: $(READY)
 	$(BIN)/python -m longvlm.tinyworld.make

@@ -30,7 +30,11 @@ WHERE = click.option(
     "--where", metavar="SQL", help="Only videos for which this predicate over the view `videos` holds."
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print for machines: JSON, one object a line.")
-RAY = click.option("--ray-address", metavar="A", help="A Ray cluster to run on; default: a local Ray for this run.")
+RAY = click.option(
+    "--ray-address",
+    metavar="A",
+    help="A Ray cluster to run on; none: this process alone, without Ray; default: a local Ray for this run.",
+)
 
 
 class StoppedError(Exception):

@@ -1,15 +1,46 @@
-"""What the documents say is true: commands exist, queries run, every folder of the tree is in the tree."""
+"""What the documents say is true: commands parse, queries run, generated parts are as they are generated."""
 
 import re
+import runpy
+import shlex
+import tomllib
 
+import click
+import pyarrow as pa
 import pytest
+import stores
 from click.testing import CliRunner
+from documents import blocks, prose, shell_commands, statements
 
 from longvlm.jobs.cli import main
+from longvlm.jobs.operate.alerts import read_alerts
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.shards import write_shards
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.training.conversations import read_conversations
+from longvlm.schemas import recipe, tables, training
+from longvlm.schemas.errors import ErrorCode, InputError
+from longvlm.schemas.identity import new_write_id, video_id
 from support import ROOT
 
 README = (ROOT / "README.md").read_text()
-QUERIES = [query.strip() for query in README.split("```sql\n")[1].split("```")[0].split(";") if query.strip()]
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+GUIDES = {"README.md": README, **{f"docs/{name}": text for name, text in DOCS.items()}}
+QUERIES = statements(*blocks(README, "sql"))
+GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+DICTIONARY = GENERATE["DICTIONARY"]
+COMMAND_LINES = [
+    pytest.param(line, id=f"{name}: {line}")
+    for name, text in GUIDES.items()
+    for line in shell_commands(text)
+    if line.startswith("longvlm ")
+]
+MENTIONS = [
+    pytest.param(said, id=f"{name}: {said}")
+    for name, text in GUIDES.items()
+    for said in re.findall(r"`(longvlm [^`]+)`", prose(text))
+]
 
 
 def commands(group=main, prefix=()):
@@ -20,17 +51,35 @@ def commands(group=main, prefix=()):
             yield (*prefix, name)
 
 
+def called(words, group=main):
+    """The command that a line calls, and the words that are left to it."""
+    name, command, rest = group.resolve_command(click.Context(group), words)
+    return called(rest, command) if isinstance(command, click.Group) else (name, command, rest)
+
+
+def parse(words):
+    """The context of a command line that is not run; of a submitted job, its own line is parsed too."""
+    name, command, rest = called(words)
+    context = command.make_context(name, rest)
+    if name == "submit":
+        parse([context.params["job"], *context.params["args"]])
+    return context
+
+
+# --- the README ---
+
+
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_explains_itself_and_stands_in_the_readme(command):
+def test_every_command_explains_itself_and_stands_in_the_reference(command):
     shown = CliRunner().invoke(main, [*command, "--help"])
     assert shown.exit_code == 0
     assert len(shown.output.splitlines()) > 4
-    assert f"longvlm {' '.join(command)}" in README
+    assert f"\n## longvlm {' '.join(command)}\n" in DOCS["commands.md"]
 
 
 def test_the_tree_is_the_tree():
     listed, above = set(), []
-    for line in README.split("## The tree")[1].split("## Vocabulary")[0].splitlines():
+    for line in README.split("## The tree")[1].split("\n## ")[0].splitlines():
         if found := re.match(r"( *)(\w+)/ ", line):
             above = [*above[: len(found[1]) // 2], found[2]]
             listed.add("/".join(above))
@@ -39,9 +88,183 @@ def test_the_tree_is_the_tree():
     assert listed == {*map(str, folders), "infra", "docs", "benchmarks", "tests"}
 
 
-def test_the_first_screen_is_a_screen():
+def test_the_readme_is_short_and_its_first_screen_a_screen():
+    assert len(README.splitlines()) <= 150
     assert README.split("\n## ")[0].count("\n") <= 60
 
 
 def test_there_are_five_queries():
     assert len(QUERIES) == 5
+
+
+# --- what is generated ---
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_generated_parts_are_as_they_are_generated(path):
+    wanted = GENERATE["documents"]().get(path, path.read_text())
+    assert path.read_text() == wanted, f"docs/{path.name} is behind the program; `make docs` writes it anew."
+
+
+def test_every_column_has_a_sentence_and_every_sentence_a_column():
+    shown = {name: [column for column, _ in columns] for name, columns in GENERATE["views"]().items()}
+    columns = {"tables": {name: schema.names for name, schema in tables.TABLES.items()}, "views": shown}
+    assert DICTIONARY.keys() == columns.keys()
+    for kind, relations in columns.items():
+        assert DICTIONARY[kind].keys() == relations.keys()
+        for name, own in relations.items():
+            told = DICTIONARY[kind][name]
+            assert told["about"]
+            assert set(told.get("columns", {})) <= set(own), f"{name} has no such column"
+            for column in own:
+                said = GENERATE["meaning"](told, column)
+                assert said["is"].endswith(".")
+                assert said.keys() <= {"is", "unit", "null"}
+
+
+def test_every_command_that_speaks_json_says_what_it_prints():
+    speaking = {
+        " ".join(command)
+        for command in commands()
+        if "--json" in {word for option in called(list(command))[1].params for word in option.opts}
+    }
+    told = DOCS["commands.md"].split("## JSON")[1].split("<!-- generated")[0]
+    assert set(re.findall(r"^\| `longvlm ([\w ]+)` \|", told, re.MULTILINE)) == speaking
+
+
+# --- what is written by hand ---
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_a_command_line_parses(line):
+    try:
+        context = parse(shlex.split(line, comments=True)[1:])
+    except click.UsageError as error:
+        pytest.fail(f"{line}: {error.format_message()}")
+    query = context.params.get("query") or context.params.get("sql")
+    if query and not context.params.get("attach"):
+        catalog.query(catalog.connect(Snapshot()), query)
+
+
+@pytest.mark.parametrize("said", MENTIONS)
+def test_a_command_that_is_mentioned_has_these_options(said):
+    words = [word for word in said.split()[1:] if word not in ("COMMAND", "--help")]
+    if words:
+        _, command, rest = called(words)
+        known = {name for option in command.params for name in option.opts}
+        assert {word for word in rest if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_queries_run_over_an_empty_store(name):
+    with catalog.connect(Snapshot()) as con:
+        for query in (query for block in blocks(GUIDES[name], "sql") for query in statements(block)):
+            catalog.query(con, query)
+
+
+@pytest.mark.parametrize("name", [*GUIDES, "infra/README.md", "SECURITY.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+        file, _, anchor = target.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        assert path.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target
+
+
+def test_what_make_is_asked_for_can_be_made():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = {word for text in GUIDES.values() for word in re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE)}
+    assert {"demo", "test", "docs"} <= asked <= targets
+
+
+def test_every_failure_has_a_meaning_and_a_remedy():
+    rows = re.findall(
+        r"^\|(?: `(\w+)`)? \| a (?:video|question|verdict) \| (.+) \| (.+) \|$", DOCS["operations.md"], re.MULTILINE
+    )
+    assert {code for code, _, _ in rows if code} == {code.value for code in ErrorCode}
+    assert len(rows) > len(ErrorCode)  # some mean different things of videos and of questions
+
+
+def test_the_example_of_alerts_can_be_read(tmp_path):
+    (tmp_path / "alerts.sql").write_text(blocks(DOCS["operations.md"], "sql")[0])
+    assert len(read_alerts(str(tmp_path / "alerts.sql"))) == 2
+
+
+def test_recipe_files_are_right_and_every_setting_is_told():
+    for name, read in (
+        ("concepts.md", lambda settings: recipe.from_settings(settings, stores.TOWER)),
+        ("training.md", training.from_settings),
+    ):
+        for block in blocks(DOCS[name], "toml"):
+            assert read(tomllib.loads(block)).name == "custom"
+        with pytest.raises(InputError, match="it may set") as refused:
+            read({"nothing": 1})
+        known = re.search(r"it may set (.*)\.$", str(refused.value))[1].split(", ")
+        assert [setting for setting in known if f"`{setting}`" not in DOCS[name]] == []
+
+
+def test_the_example_of_conversations_can_be_learnt_from(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(*blocks(DOCS["training.md"], "jsonl"))
+    assert read_conversations(str(tmp_path / "rows.jsonl"))["video"].to_pylist() == ["clip-03"] * 3
+
+
+# --- a store, read as the data dictionary says ---
+
+
+def fail(store, name):
+    outcomes = write_shards(
+        store.uri, pa.Table.from_pylist([stores.unit(name, new_write_id())], tables.ENCODED), stores.LONG.fingerprint
+    )
+    store.commit(outcomes, stores.videos(outcomes, [name], stores.LONG.fingerprint))
+
+
+def forget(store, name):
+    row = {"video_id": video_id(stores.uri_of(name)), "status": "deleted", "error_code": "forgotten"}
+    store.append("videos", pa.Table.from_pylist([row], tables.VIDEOS))
+
+
+def move(store, name, to):
+    (row,) = [row for row in stores.newest(store).to_pylist() if row["uri"] == stores.uri_of(name)]
+    row |= {"video_id": video_id(stores.uri_of(to)), "uri": stores.uri_of(to)}
+    store.append("videos", pa.concat_tables([pa.Table.from_pylist([row], tables.VIDEOS), stores.deleted([name])]))
+
+
+def test_a_store_is_read_without_this_program(tmp_path):
+    store = Store.create(str(tmp_path / "store"))
+    store.register_recipe(stores.LONG, "some/model")
+    made = stores.index(store, ["kept", "replaced", "failed", "deleted", "back", "forgotten", "lifted", "moved"])
+    stores.index(store, ["replaced"], seed=1)
+    stores.index(store, ["kept"], stores.TINY, seed=2)
+    fail(store, "failed")
+    fail(store, "bad")
+    store.append("videos", stores.deleted(["deleted", "back"]))
+    stores.index(store, ["back"], seed=3)
+    for name in ("forgotten", "lifted"):
+        forget(store, name)
+        stores.index(store, [name], seed=4)
+    store.append("videos", stores.deleted(["lifted"]))
+    stores.index(store, ["lifted"], seed=5)
+    move(store, "moved", "here")
+
+    found = {}
+    for snippet in blocks(DOCS["data-dictionary.md"], "python"):
+        exec(snippet.replace("path/to/store", store.uri), found)
+    names = ["write_id", "video_id", "recipe", "uri"]
+    with catalog.connect(store.pin()) as con:
+        live = con.sql(f"SELECT {', '.join(names)} FROM live_videos ORDER BY ALL").fetchall()
+    assert found["live"].select(*names).order("write_id").fetchall() == live
+    assert len(live) == 7
+
+    rows = found["of_live"].to_arrow_table().to_pylist()
+    shown = ("kept", "replaced", "failed", "back", "lifted", "here")
+    assert {row["uri"] for row in rows} == {stores.uri_of(name) for name in shown}
+    (row,) = [row for row in rows if row["write_id"] == made["write_id"][0].as_py() and row["segment"] == 2]
+    local, sizes, spans, cls = found["decode"](row)
+    assert (local.shape, sizes.shape, spans.shape, cls.shape) == ((8, 64), (8,), (8, 2), (2, 64))
+    stored = made["segments"][0].as_py()[2]
+    for name, values in (("local", local), ("sizes", sizes), ("spans", spans), ("cls", cls)):
+        assert values.tobytes() == stored[name]
+    assert found["decode"]({**row, "cls": None})[3] is None

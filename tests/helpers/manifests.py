@@ -1,7 +1,5 @@
 """What the tests of infra/ share: its YAML files, and KubeRay's schemas as jsonschema understands them."""
 
-import re
-
 import yaml
 
 from support import CRDS, ROOT
@@ -59,9 +57,3 @@ def strict(node):
     if node.get("nullable") is True:
         schema["type"] = [schema["type"], "null"]
     return schema
-
-
-def shell_commands(text):
-    """The commands in a document's code blocks, lines that end in a backslash joined."""
-    for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
-        yield from block.replace("\\\n", " ").splitlines()

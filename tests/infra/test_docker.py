@@ -3,7 +3,8 @@ import shlex
 
 import click
 import pytest
-from manifests import INFRA, shell_commands
+from documents import shell_commands
+from manifests import INFRA
 
 from longvlm.jobs.cli import main
 from support import ROOT

@@ -1,18 +1,21 @@
-"""The README's queries, run on a real store with answers in it."""
+"""The README's queries and the data dictionary, held against a real store with answers in it."""
 
+import runpy
 import shutil
 
 import duckdb
 import pytest
+from documents import blocks, statements
 
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.pipeline.answering.questions import ask
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.tables import TABLES
 from support import ROOT
 
-QUERIES = (ROOT / "README.md").read_text().split("```sql\n")[1].split("```")[0].strip().split(";\n")
+QUERIES = statements(*blocks((ROOT / "README.md").read_text(), "sql"))
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +29,8 @@ def answered(indexed, model, tmp_path_factory):
     return folder / "store"
 
 
-@pytest.mark.parametrize("query", QUERIES, ids=[query.strip().splitlines()[0][3:] for query in QUERIES])
+@pytest.mark.parametrize("query", QUERIES, ids=[query.splitlines()[0][3:] for query in QUERIES])
 def test_a_query_of_the_readme_runs(answered, query):
-    query = query.rstrip(";")
     rows = catalog.query(catalog.connect(Store.open(str(answered)).pin()), query).to_pylist()
     with duckdb.connect(str(answered / "index.duckdb"), read_only=True) as con:
         assert len(con.execute(query).fetchall()) == len(rows)
@@ -41,3 +43,21 @@ def test_a_query_of_the_readme_runs(answered, query):
     if "other_answer" in query:
         assert len(rows) == 3
         assert all(row["answer"] and row["other_answer"] for row in rows)
+
+
+def test_what_the_dictionary_calls_never_null_is_never_null(answered):
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    told = generate["DICTIONARY"]
+    columns = {f"ledger_{name}": (told["tables"][name], schema.names) for name, schema in TABLES.items()}
+    columns |= {
+        name: (told["views"][name], [column for column, _ in found]) for name, found in generate["views"]().items()
+    }
+    num_filled = 0
+    with catalog.connect(Store.open(str(answered)).pin()) as con:
+        for relation, (sentences, names) in columns.items():
+            never = [name for name in names if "null" not in generate["meaning"](sentences, name)]
+            counted = ", ".join(f"count({name})" for name in never)
+            num_rows, *filled = con.execute(f"SELECT count(*), {counted} FROM {relation}").fetchall()[0]
+            assert dict(zip(never, filled, strict=True)) == dict.fromkeys(never, num_rows), relation
+            num_filled += num_rows > 0
+    assert num_filled > len(columns) / 2

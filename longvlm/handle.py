@@ -170,7 +170,6 @@ class VideoIndex:
         precision: Precision = "bfloat16",
         max_new_tokens: int = 256,
         ray_address: str | None = None,
-        show_progress: bool = False,
     ) -> pa.Table:
         """Answers to one question or a table of them, as rows of the table `answers`; what was answered is not asked.
 
@@ -183,11 +182,10 @@ class VideoIndex:
             limit: at most so many videos.
             budget: most visual tokens of a video; None: as stored, or what the model's context holds.
             tokens_per_segment: most visual tokens of a segment.
-            focus: question or even: what gives way where the budget cannot hold all segments.
-            precision: of the model: float32, bfloat16 or float16.
+            focus: what gives way where the budget cannot hold all segments.
+            precision: of the model.
             max_new_tokens: of an answer.
             ray_address: a Ray cluster; None: RAY_ADDRESS or a local Ray; "none": this process alone.
-            show_progress: bars on stderr.
 
         Raises:
             InputError: the questions, model, predicate or budget cannot be used; nothing is written.
@@ -209,7 +207,6 @@ class VideoIndex:
             precision=precision,
             max_new_tokens=max_new_tokens,
             ray_address=ray_address,
-            show_progress=show_progress,
         )
         report = run_answer(order)
         if report.stopped:

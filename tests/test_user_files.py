@@ -106,7 +106,7 @@ def test_endings_may_have_capitals_and_files_lie_anywhere(tmp_path, kind, name):
 @pytest.mark.parametrize(
     ("bytes_of_text", "says"),
     [
-        (lambda text: text.encode("latin-1"), "is not UTF-8 text: it has the byte 0xE9, .* has for 'é'; save it as UTF-8"),
+        (lambda text: text.encode("latin-1"), "is not UTF-8 text: it has the byte 0xE9, .* has for 'é'; save it"),
         (lambda text: text.encode("utf-16-le"), "is not UTF-8 text: it has a zero byte, as UTF-16 without a mark"),
         (lambda text: text.encode("utf-32"), "is UTF-32, and not UTF-8 text; save it as UTF-8"),
         (lambda text: text.encode("utf-16")[:-1], "begins as UTF-16 and is broken after line .*save it as UTF-8"),

@@ -7,7 +7,7 @@ STOPPED = 1  # exit code: a job ended early
 
 def without_secrets(_context: click.Context, _parameter: click.Parameter, address: str) -> str:
     """An address that may stand in logs."""
-    from longvlm.pipeline.source.copies import refuse_secrets
+    from longvlm.pipeline.uris import refuse_secrets
 
     refuse_secrets(address)
     return address

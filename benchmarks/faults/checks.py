@@ -10,10 +10,10 @@ import duckdb
 from deltalake.exceptions import DeltaError
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import is_local
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import by_video, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.uris import is_local
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.schemas.errors import InputError, PipelineError
 

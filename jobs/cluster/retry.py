@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from longvlm.jobs.cluster.resources import STORE_PATIENCE_S
-from longvlm.pipeline.store.files import is_local
+from longvlm.pipeline.uris import is_local
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 # What no waiting cures: a mistake of the program, a refusal, a full or read-only disk.

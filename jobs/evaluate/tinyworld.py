@@ -16,7 +16,8 @@ from longvlm.jobs.index.run import run_index
 from longvlm.pipeline.judging.benchmarks import TINYWORLD
 from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.source.corpus import Source
-from longvlm.pipeline.store.files import canonical, is_local
+from longvlm.pipeline.store.files import canonical
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 
 _QUESTIONS = "questions.jsonl"

@@ -18,8 +18,9 @@ from longvlm.jobs.terminal import print_report, terminal
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.changes import Changes
-from longvlm.pipeline.store.files import canonical, is_local
+from longvlm.pipeline.store.files import canonical
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id
 from longvlm.schemas.recipe import IndexRecipe

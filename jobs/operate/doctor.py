@@ -22,11 +22,11 @@ from longvlm.jobs.runs import VERSIONS
 from longvlm.jobs.terminal import terminal
 from longvlm.pipeline.decode import video
 from longvlm.pipeline.decode.isolate import Decoder
-from longvlm.pipeline.source.copies import locate
 from longvlm.pipeline.source.corpus import Source, list_pages, nothing_in
 from longvlm.pipeline.store import catalog, lease
-from longvlm.pipeline.store.files import canonical, filesystem, is_local
+from longvlm.pipeline.store.files import canonical, filesystem
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.uris import is_local, locate
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError
 

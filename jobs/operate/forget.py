@@ -1,18 +1,15 @@
 """Forgetting: the videos that a person names leave the store, down to the last byte."""
 
-import csv
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import fsspec
-from pyarrow import parquet
-
 from longvlm.jobs.runs import close_run
-from longvlm.pipeline.source.copies import canonical_uri, locate
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.erase import Erased, erase, unknown_videos
+from longvlm.pipeline.table_files import Column, is_table, read_batches
+from longvlm.pipeline.text_files import UserFile, read_lines
+from longvlm.pipeline.uris import canonical_uri, locate
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id, video_id
 
@@ -66,17 +63,13 @@ def run_forget(store_uri: str, uris: list[str]) -> ForgetReport:
 
 
 def read_uris(file: str) -> list[str]:
-    """The URIs that a file names: a line each, or the column `uri` of CSV or parquet. InputError if it cannot be."""
-    suffix = Path(file).suffix.lower()
-    try:
-        with fsspec.open(file, "rb") as source:
-            if suffix == ".parquet":
-                return [uri for uri in parquet.read_table(source, columns=["uri"])["uri"].to_pylist() if uri]
-            lines = source.read().decode().splitlines()
-        if suffix == ".csv":
-            return [row["uri"].strip() for row in csv.DictReader(lines) if row["uri"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{file} cannot be read ({type(error).__name__}: {error}); it must have a uri a line, or a column uri."
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+    """The URIs that a file names: the column `uri` of a file of rows (CSV, JSON, JSONL, parquet), else a line each.
+
+    Raises:
+        InputError: the file cannot be read, or has no column `uri`.
+    """
+    listed = UserFile(file, "list of videos")
+    if not is_table(file):
+        return [uri for line in read_lines(listed) if (uri := line.strip())]
+    batches = read_batches(listed, {"uri": Column(("uri",), "text", required=True)})
+    return [uri for batch in batches for uri in batch["uri"].to_pylist() if uri]

@@ -48,7 +48,7 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
 @click.command()
 @STORE
 @click.option("--uri", "uris", multiple=True, metavar="U", help="A video, as the column uri names it; may be repeated.")
-@click.option("--file", metavar="F", help="Many: a uri a line, or a CSV or parquet file with a column uri.")
+@click.option("--file", metavar="F", help="Many: a uri a line, or a CSV, JSON or parquet file with a column uri.")
 @AS_JSON
 def forget(*, store: str, uris: tuple[str, ...], file: str | None, as_json: bool) -> None:
     """Erase videos from every table and every old version, and keep them out while their files remain."""

@@ -10,8 +10,8 @@ from typing import Any
 import duckdb
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import is_local
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 
 _TABLES = ("videos", "answers", "answers_wide", "verdicts", "scores", "failures", "runs", "recipes")

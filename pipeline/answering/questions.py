@@ -1,22 +1,36 @@
 """Questions: one asked on the spot, or those of a file.
 
-Whole columns are checked and repaired at a time: ten million questions take seconds, and little more memory than they
-need in the end. Choices and schemas, which few rows have of their own, are parsed once for each that differs.
+Whole columns are checked and repaired at a time: ten million questions of a parquet file take seconds, and little more
+memory than they need in the end. Choices and schemas, which few rows have of their own, are parsed once for each that
+differs.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from longvlm.pipeline.jsontext import compact, parse, schema_validator
-from longvlm.pipeline.table_files import CHOICES, TEXTS, read_batches
+from longvlm.pipeline.table_files import LIST, Column, Columns, read_batches, table_batches
+from longvlm.pipeline.text_files import UserFile
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import QUESTION_TYPES, QUESTIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUESTION_COLUMNS: Columns = {  # VideoChatGPT's files have two layouts
+    "question_id": Column(("question_id",)),
+    "question": Column(("question", "Q"), "text", required=True),
+    "video": Column(("video", "video_id", "video_name")),
+    "type": Column(("type",)),
+    "choices": Column(("choices",), "list"),
+    "schema": Column(("schema", "json_schema"), "json"),
+}
+TEXTS = pa.schema([(name, pa.string()) for name in QUESTION_COLUMNS])  # but choices may be a list, as parquet has them
 
 # What may be wrong with rows: which of them, and what to say of one.
 Check = tuple[pa.Array, Callable[[int], str]]
@@ -39,31 +53,39 @@ def ask(question: str, kind: str = "text", choices: Sequence[str] = ()) -> pa.Ta
 def read_questions(path: str) -> pa.Table:
     """The questions of a file in its order, as a table of tables.QUESTIONS.
 
-    Rows have `question` (in VideoChatGPT's files `Q`) and may have `question_id`, `video` (also as `video_id` or
-    `video_name`), `type` (else text), `choices` (a list, or "red|green|blue") and `schema` (also as `json_schema`; an
-    object or its text). Numbers that serve as ids become text; empty cells are null; other columns, such as the right
-    answer, are left alone. Rows may repeat each other: only with the videos known can one tell.
+    Rows (of CSV, JSON, JSONL or parquet) have `question` (in VideoChatGPT's files `Q`) and may have `question_id`,
+    `video` (also as `video_id` or `video_name`), `type` (else text), `choices` (a list, or "red|green|blue") and
+    `schema` (also as `json_schema`; an object or its text). Numbers that serve as ids become text; empty cells are
+    null; other columns, such as the right answer, are left alone. Rows may repeat each other: only with the videos
+    known can one tell.
 
     Raises:
         InputError: the file does not exist, is empty or broken, or lacks `question`; or a row has no question, a type
             that there is not, choices or a schema that do not go with its type, or a schema that cannot be used.
     """
-    batches: list[pa.Table] = []
+    file = UserFile(path, "question file")
+    return _checked(file, read_batches(file, QUESTION_COLUMNS))
+
+
+def check_questions(rows: "pa.Table | pd.DataFrame") -> pa.Table:
+    """The questions of a table in memory; its columns are those of a question file, see `read_questions`."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
+    given = UserFile("given", "table of questions")
+    return _checked(given, table_batches(given, table, QUESTION_COLUMNS))
+
+
+def _checked(file: UserFile, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    checked: list[pa.Table] = []
     num_rows = 0
-    for batch in read_batches(path):
-        batches.append(check_texts(batch, partial(row_of, path, num_rows)))
+    for batch in batches:
+        checked.append(check_texts(batch, file.row, num_rows))
         num_rows += len(batch)
     if not num_rows:
-        raise InputError(f"the question file {path} holds no questions.")
-    return pa.concat_tables(batches)
+        raise InputError(f"{file} holds no questions.")
+    return pa.concat_tables(checked)
 
 
-def row_of(path: str, rows_before: int, row: int) -> str:
-    """A row of a file as sentences name it: the first is row 1."""
-    return f"row {rows_before + row + 1} of the question file {path}"
-
-
-def check_texts(texts: pa.RecordBatch, name_row: Callable[[int], str]) -> pa.Table:
+def check_texts(texts: pa.RecordBatch, name_row: Callable[[int], str], rows_before: int = 0) -> pa.Table:
     """Rows as tables.QUESTIONS; InputError, which `name_row` begins, for the first that cannot be asked."""
     question = texts["question"]
     kind = pc.fill_null(_not_empty(texts["type"]), "text")
@@ -97,7 +119,7 @@ def check_texts(texts: pa.RecordBatch, name_row: Callable[[int], str]) -> pa.Tab
     wrong = [(row, say) for mask, say in checks if (row := pc.index(mask, value=True).as_py()) >= 0]
     if wrong:
         row, say = min(wrong, key=lambda found: found[0])
-        raise InputError(f"{name_row(row)} {say(row)}.")
+        raise InputError(f"{name_row(rows_before + row)} {say(row)}.")
     columns = [_not_empty(texts["question_id"]), question, _not_empty(texts["video"]), kind, choices, schema]
     return pa.Table.from_arrays(columns, schema=QUESTIONS)
 
@@ -111,8 +133,8 @@ def _parsed_choices(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     if pa.types.is_list(column.type):
         parsed, problems = column, pa.nulls(len(column), pa.string())
     else:
-        parsed, problems = _parsed(_not_empty(column), _choice_list, CHOICES)
-    return pc.if_else(pc.equal(pc.list_value_length(parsed), 0), pa.scalar(None, CHOICES), parsed), problems
+        parsed, problems = _parsed(_not_empty(column), _choice_list, LIST)
+    return pc.if_else(pc.equal(pc.list_value_length(parsed), 0), pa.scalar(None, LIST), parsed), problems
 
 
 def _parsed(texts: pa.Array, parse_text: Callable[[str], Any], kind: pa.DataType) -> tuple[pa.Array, pa.Array]:

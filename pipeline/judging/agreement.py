@@ -2,18 +2,16 @@
 
 import json
 import string
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from longvlm.pipeline.answering.typed import read_value
-from longvlm.pipeline.jsontext import compact
+from longvlm.pipeline.table_files import Column, read_batches
+from longvlm.pipeline.text_files import UserFile
 from longvlm.schemas.errors import InputError
 
-RIGHT_ANSWER = ("answer", "A")  # the column's names in question files; the second in one of VideoChatGPT's layouts
+RIGHT_ANSWER = Column(("answer", "A"), "json")  # the second name is in one of VideoChatGPT's layouts
 _ARTICLES = {"a", "an", "the"}
 _YES, _NO = ("yes", "true"), ("no", "false")
 
@@ -51,52 +49,19 @@ def read_right_answers(path: str, questions: dict[int, dict[str, Any]]) -> dict[
         questions: rows of what it gave, by their place, the first being 0.
 
     Raises:
-        InputError: an answer is not of its question's type.
+        InputError: an answer is not of its question's type, or the file cannot be read any more.
     """
-    cells = _column(Path(path))
-    answers = {place: _text(cells[place]) for place in questions}
+    file = UserFile(path, "question file")
+    cells = pa.chunked_array([batch["answer"] for batch in read_batches(file, {"answer": RIGHT_ANSWER})], pa.string())
+    answers = {place: cells[place].as_py() or None for place in questions}
     for place, answer in answers.items():
         kind = questions[place]["type"]
         if answer is not None and kind != "text" and right_value(questions[place], answer) is None:
             raise InputError(
-                f"row {place + 1} of the question file {path} is of type {kind}, but its right answer, {answer!r}, is "
-                "not; correct it, or leave it empty."
+                f"{file.row(place)} is of type {kind}, but its right answer, {answer!r}, is not; correct it, or leave "
+                "it empty."
             )
     return answers
-
-
-def _column(file: Path) -> list[Any]:
-    """The right answers as the file has them; `read_questions` has found the file to be sound."""
-    if file.suffix in (".csv", ".parquet"):
-        if file.suffix == ".csv":
-            multiline = pyarrow.csv.ParseOptions(newlines_in_values=True)
-            as_text = dict.fromkeys(RIGHT_ANSWER, pa.string())
-            convert = pyarrow.csv.ConvertOptions(
-                include_columns=list(RIGHT_ANSWER), include_missing_columns=True, column_types=as_text
-            )
-            table = pyarrow.csv.read_csv(file, parse_options=multiline, convert_options=convert)
-        else:
-            names = pyarrow.parquet.read_schema(file).names
-            # the question's own column says how many rows there are where no right answers are
-            wanted = [name for name in (*RIGHT_ANSWER, "question", "Q") if name in names]
-            table = pyarrow.parquet.read_table(file, columns=wanted)
-        rows = table.to_pylist()
-    elif file.suffix == ".json":
-        rows = _parse(file.read_text(encoding="utf-8-sig"))
-    else:
-        with file.open(encoding="utf-8-sig") as lines:
-            rows = [_parse(line) for line in lines if line.strip()]
-    return [next((row[name] for name in RIGHT_ANSWER if row.get(name) is not None), None) for row in rows]
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # NaN is how some tools write an empty cell
-
-
-def _text(cell: Any) -> str | None:
-    """A cell as text, None if it is empty; what is neither text nor empty, as JSON."""
-    text = cell if cell is None or isinstance(cell, str) else compact(cell)
-    return text or None
 
 
 def right_value(question: dict[str, Any], right: str) -> str | None:

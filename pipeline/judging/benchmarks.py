@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longvlm.pipeline.answering.questions import check_texts, row_of
+from longvlm.pipeline.answering.questions import QUESTION_COLUMNS, TEXTS, check_texts
 from longvlm.pipeline.judging.agreement import RIGHT_ANSWER, right_value
-from longvlm.pipeline.table_files import QUESTION_COLUMNS, TEXTS, Columns, read_batches
+from longvlm.pipeline.table_files import Column, Columns, read_batches
+from longvlm.pipeline.text_files import UserFile
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import QUESTIONS
 
@@ -32,6 +32,7 @@ class Benchmark:
     dimension: str = "qa"
     video_prefix: str = ""  # of videos' file names, where the question file names them without
     typed: bool = False  # `type` says how a question is answered, as in question files; else it is a kind of question
+    file_kind: str = "question file"  # what sentences call its file
 
     @property
     def is_paired(self) -> bool:
@@ -61,21 +62,21 @@ BENCHMARKS = {
 
 _COLUMNS: Columns = {
     **QUESTION_COLUMNS,
-    "question_id": ("question_id", "id"),
-    "question": ("question", "Q", "Q1"),
-    "question2": ("question2", "Q2"),
+    "question_id": Column(("question_id", "id")),
+    "question": Column(("question", "Q", "Q1"), "text", required=True),
+    "question2": Column(("question2", "Q2"), "text"),
     "answer": RIGHT_ANSWER,
-    "kind": ("kind",),
+    "kind": Column(("kind",)),
 }
 _PUBLISHED: Columns = {
-    **{name: names for name, names in _COLUMNS.items() if name not in ("type", "choices", "schema")},
-    "kind": ("kind", "type"),
+    **{name: column for name, column in _COLUMNS.items() if name not in ("type", "choices", "schema")},
+    "kind": Column(("kind", "type")),
 }
 
 
 def labels_in(path: str) -> Benchmark:
     """Somebody's own right answers as a benchmark, named after their file."""
-    return Benchmark(f"labels:{Path(path).stem}", typed=True)
+    return Benchmark(f"labels:{PurePosixPath(path).stem}", typed=True, file_kind="label file")
 
 
 def read_items(benchmark: Benchmark, questions: str, answers: str | None = None) -> pa.Table:
@@ -93,24 +94,25 @@ def read_items(benchmark: Benchmark, questions: str, answers: str | None = None)
     """
     columns = _COLUMNS if benchmark.typed else _PUBLISHED
     own = columns if answers is None else {name: columns[name] for name in columns if name not in ("answer", "kind")}
+    file = UserFile(questions, benchmark.file_kind)
     pieces: list[pa.Table] = []
     num_rows = 0
-    for batch in read_batches(questions, own):
-        pieces.append(_items(batch, questions, num_rows))
+    for batch in read_batches(file, own):
+        pieces.append(_items(batch, file, num_rows))
         num_rows += len(batch)
     if not num_rows:
-        raise InputError(f"the question file {questions} holds no questions.")
+        raise InputError(f"{file} holds no questions.")
     items = pa.concat_tables(pieces)
     if answers is not None:
-        items = _with_answers(items, questions, answers, columns)
+        items = _with_answers(items, file, UserFile(answers, "answer file"), columns)
     for field in ("video", "answer", *(["question2"] if benchmark.is_paired else [])):
-        _require(items, field, questions, columns)
+        _require(items, field, file, columns)
     if benchmark.typed:
-        _check_answers(items, questions)
+        _check_answers(items, file)
     return items
 
 
-def _items(batch: pa.RecordBatch, path: str, rows_before: int) -> pa.Table:
+def _items(batch: pa.RecordBatch, file: UserFile, rows_before: int) -> pa.Table:
     def column(name: str) -> pa.Array:
         found = batch.column(name) if name in batch.schema.names else pa.nulls(len(batch), pa.string())
         return (
@@ -118,59 +120,59 @@ def _items(batch: pa.RecordBatch, path: str, rows_before: int) -> pa.Table:
         )
 
     texts = pa.RecordBatch.from_pydict({name: column(name) for name in TEXTS.names})
-    table = check_texts(texts, partial(row_of, path, rows_before))
+    table = check_texts(texts, file.row, rows_before)
     for name in ("question2", "answer", "kind"):
         table = table.append_column(name, column(name))
     return table.cast(ITEMS)
 
 
-def _with_answers(items: pa.Table, questions: str, answers: str, columns: Columns) -> pa.Table:
+def _with_answers(items: pa.Table, questions: UserFile, answers: UserFile, columns: Columns) -> pa.Table:
     """The items with answers and kinds from a file of their own, found by question_id."""
     _require(items, "question_id", questions, columns)
     by_id = dict(_answers_by_id(answers, {name: columns[name] for name in ("question_id", "answer", "kind")}))
     found = [by_id.get(question_id) for question_id in items["question_id"].to_pylist()]
     if None in found:
-        row = found.index(None)
+        place = found.index(None)
         raise InputError(
-            f"{row_of(questions, 0, row)} has the question_id {items['question_id'][row].as_py()!r}, which the answer "
-            f"file {answers} has not; name the answers that belong to these questions."
+            f"{questions.row(place)} has the question_id {items['question_id'][place].as_py()!r}, which {answers} has "
+            "not; name the answers that belong to these questions."
         )
     for place, field in enumerate(("answer", "kind")):
         items = _replaced(items, field, pa.array([pair[place] for pair in found if pair], pa.string()))
     return items
 
 
-def _answers_by_id(path: str, columns: Columns) -> Iterator[tuple[str, tuple[str, str | None]]]:
+def _answers_by_id(file: UserFile, columns: Columns) -> Iterator[tuple[str, tuple[str, str | None]]]:
     seen: set[str] = set()
-    rows = (row for batch in read_batches(path, columns) for row in batch.to_pylist())
-    for number, row in enumerate(rows):
+    rows = (row for batch in read_batches(file, columns) for row in batch.to_pylist())
+    for place, row in enumerate(rows):
         for field in ("question_id", "answer"):
             if not row[field]:
-                raise _lacking(row_of(path, number, 0), field, columns)
+                raise _lacking(file.row(place), field, columns)
         if row["question_id"] in seen:
-            raise InputError(f"{row_of(path, number, 0)} answers the question {row['question_id']!r} once more.")
+            raise InputError(f"{file.row(place)} answers the question {row['question_id']!r} once more.")
         seen.add(row["question_id"])
         yield row["question_id"], (row["answer"], row["kind"])
 
 
-def _require(items: pa.Table, field: str, path: str, columns: Columns) -> None:
+def _require(items: pa.Table, field: str, file: UserFile, columns: Columns) -> None:
     """Raise InputError for the first row that lacks a field."""
-    row = pc.index(pc.is_null(items[field]), value=True).as_py()
-    if row >= 0:
-        raise _lacking(row_of(path, 0, row), field, columns)
+    place = pc.index(pc.is_null(items[field]), value=True).as_py()
+    if place >= 0:
+        raise _lacking(file.row(place), field, columns)
 
 
 def _lacking(row: str, field: str, columns: Columns) -> InputError:
-    return InputError(f"{row} has no {field} (in a column {' or '.join(columns[field])}); every row needs one.")
+    return InputError(f"{row} has no {field} (in a column {' or '.join(columns[field].names)}); every row needs one.")
 
 
-def _check_answers(items: pa.Table, path: str) -> None:
+def _check_answers(items: pa.Table, file: UserFile) -> None:
     """Raise InputError for a right answer that is not of its question's type."""
     for place in pc.indices_nonzero(pc.not_equal(items["type"], "text")).to_pylist():
         (item,) = items.slice(place, 1).to_pylist()
         if right_value(item, item["answer"]) is None:
             raise InputError(
-                f"{row_of(path, 0, place)} is of type {item['type']}, but its answer, {item['answer']!r}, is not."
+                f"{file.row(place)} is of type {item['type']}, but its answer, {item['answer']!r}, is not."
             )
 
 

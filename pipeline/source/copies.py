@@ -1,4 +1,4 @@
-"""Files wherever fsspec reaches: what they are called, and a local copy of one while it is decoded."""
+"""Files wherever fsspec reaches: what is known of them, and a local copy of one while it is decoded."""
 
 import errno
 import os
@@ -13,69 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from longvlm.pipeline.source.scratch import WAIT_S, await_room, no_space, scratch_file
-from longvlm.schemas.errors import ErrorCode, InputError, PipelineError, TerminalError, TransientError
+from longvlm.pipeline.uris import is_local, local_path, locate
+from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, TransientError
 
 MAX_OBJECT_BYTES = 64 << 30  # a download that is larger is not a video to watch, or not on this machine
 DOWNLOAD_TRIES = 3
 _BACKOFF_S = 1.0  # doubled after each try
 _PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
-_SECRET = re.compile(
-    r"[^/]+://[^/@]*:[^/]*@"  # user:password@host; without a colon it is a container@account of Azure
-    r"|https?://.*[?&](X-Amz-\w+|X-Goog-\w+|Signature|AWSAccessKeyId|GoogleAccessId|sig|token|access_token)=",
-    re.IGNORECASE | re.DOTALL,
-)
-
-
-def locate(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI, and the path in it. Local files need no scheme.
-
-    Raises:
-        InputError: nothing here speaks the URI's protocol, or the address holds a secret.
-    """
-    from fsspec import filesystem, get_filesystem_class
-    from fsspec.generic import GenericFileSystem
-    from fsspec.implementations.local import LocalFileSystem
-
-    if is_local(uri):
-        return LocalFileSystem(), local_path(uri)
-    refuse_secrets(uri)
-    protocol = uri.partition("://")[0]  # one, and no chain of them: "::" may stand in the name of an object
-    try:
-        kind = get_filesystem_class(protocol)
-        if issubclass(kind, LocalFileSystem | GenericFileSystem):  # by another name
-            raise InputError(f"cannot open {uri}: write files of this machine as plain paths.")
-        return filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)  # noqa: SLF001
-    except (ImportError, ValueError, TypeError, AttributeError, OSError) as error:  # each kind says it in its own way
-        raise InputError(
-            f"cannot open {uri}: {error}; install what its protocol needs, or check the address."
-        ) from error
-
-
-def refuse_secrets(uri: str) -> None:
-    """Raise InputError for an address with a password or a signature in it: it would stand in tables and in logs."""
-    if _SECRET.match(uri):
-        protocol = uri.partition("://")[0]
-        raise InputError(
-            f"an address of {protocol}:// holds a password, a key or a signature; leave it out, and give credentials "
-            "through the environment or fsspec's configuration."
-        )
-
-
-def is_local(uri: str) -> bool:
-    """Whether a URI is a plain path or file://."""
-    return "://" not in uri or uri.startswith("file://")
-
-
-def local_path(uri: str) -> str:
-    """The absolute path that a local URI means."""
-    path = Path(uri.removeprefix("file://")).expanduser()
-    return os.path.abspath(path)  # noqa: PTH100 - resolve() follows links, and a link is a name of its own
-
-
-def canonical_uri(fs: Any, path: str) -> str:
-    """The one spelling of a file's address: an absolute path for local files, else with the scheme."""
-    uri = str(fs.unstrip_protocol(path))
-    return uri.removeprefix("file://")
 
 
 def facts(info: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A source of videos -> its listing, page by page."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -10,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from longvlm.pipeline.source.copies import canonical_uri, facts, locate
+from longvlm.pipeline.source.copies import facts
 from longvlm.pipeline.source.formats import HEAD_BYTES, VIDEO_EXTENSIONS, container_of
-from longvlm.pipeline.source.manifest import MANIFEST_SUFFIXES, list_manifest
+from longvlm.pipeline.source.manifest import list_manifest
 from longvlm.pipeline.source.pages import pages_below
+from longvlm.pipeline.table_files import is_table
+from longvlm.pipeline.uris import canonical_uri, locate, refusals_as_sentences
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import video_id
 from longvlm.schemas.tables import LISTING
@@ -24,7 +25,7 @@ _ROW_GROUP = 10_000  # rows of a listing that are held in memory
 
 @dataclass(frozen=True)
 class Source:
-    """Where the videos are: an fsspec prefix, one video, or a manifest (.parquet or .csv with a column `uri`).
+    """Where the videos are: an fsspec prefix, one video, or a manifest (a file of rows with a column `uri`).
 
     `include` and `exclude` are fnmatch patterns on the path relative to the source (to the manifest's folder).
     """
@@ -48,7 +49,7 @@ class Source:
         if not self.include and not self.exclude:
             return None
         home = self.home
-        if PurePosixPath(home).suffix.lower() in MANIFEST_SUFFIXES:
+        if is_table(home):
             home = home.rpartition("/")[0]
         prefix = home.rstrip("/") + "/"
         return lambda uri: self.takes(uri.removeprefix(prefix))
@@ -94,7 +95,7 @@ def list_pages(source: Source) -> Iterator[pa.Table]:
     """The videos of a source as tables.LISTING, a page of the listing at a time, in no order; InputError as above."""
     fs, path = locate(source.uri)
     home = canonical_uri(fs, path)
-    with _refusals_as_sentences(source.uri):
+    with refusals_as_sentences(source.uri, "listed"):
         for found in _list(fs, path, source):
             rows = [{"video_id": video_id(uri), "source": home, "uri": uri, **known} for uri, known in found.items()]
             if rows:
@@ -110,33 +111,13 @@ def nothing_in(source: Source) -> InputError:
     )
 
 
-@contextmanager
-def _refusals_as_sentences(uri: str) -> Iterator[None]:
-    """Turn what a filesystem refuses into sentences."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{uri} does not exist; check the address.") from error
-    except PermissionError as error:
-        raise InputError(
-            f"access to {uri} is forbidden ({error}); check its permissions or your credentials."
-        ) from error
-    except Exception as error:  # every cloud library has exceptions of its own
-        raise InputError(
-            f"{uri} cannot be listed: {type(error).__name__}: {error}; check the address, the network and your "
-            "credentials."
-        ) from error
-
-
 def _list(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[str, Any]]]:
     """What is known of each video, by canonical URI, a page at a time."""
     info = fs.info(path)
     is_file = fs.isfile(path) if info.get("islink") else info["type"] == "file"
     if not is_file:
         yield from _list_folder(fs, path, source)
-    elif PurePosixPath(path).suffix.lower() in MANIFEST_SUFFIXES:
+    elif is_table(path):
         yield from list_manifest(fs, path, source.takes)
     else:
         is_video = _has_video_extension(path) or container_of(fs.cat_file(path, start=0, end=HEAD_BYTES)) is not None

@@ -1,19 +1,24 @@
-"""A manifest: a Parquet or CSV file that names videos, with what the user knows of them."""
+"""A manifest: a file of rows (CSV, JSON, JSONL or parquet) that names videos, with what the user knows of them."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import csv, parquet
-
-from longvlm.pipeline.source.copies import canonical_uri, facts, is_local, local_path, locate
+from longvlm.pipeline.source.copies import facts
+from longvlm.pipeline.table_files import Column, read_batches
+from longvlm.pipeline.text_files import UserFile
+from longvlm.pipeline.uris import canonical_uri, is_local, local_path, locate
 from longvlm.schemas.errors import InputError
 
-MANIFEST_SUFFIXES = (".parquet", ".csv")
 _ROWS_AT_ONCE = 1000
 _LOOKUPS_AT_ONCE = 32  # requests in flight for the details of entries
-_COLUMNS = {"uri": pa.string(), "external_id": pa.string(), "etag": pa.string(), "size": pa.int64()}
+_COLUMNS = {
+    "uri": Column(("uri",), "text", required=True),
+    "external_id": Column(("external_id",)),
+    "etag": Column(("etag",)),
+    "size": Column(("size",), "count"),
+}
 
 
 def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[dict[str, dict[str, Any]]]:
@@ -23,30 +28,31 @@ def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[
     size is given they are asked for; a file that is not there is listed all the same, to fail with its reason.
 
     Raises:
-        InputError: no column `uri`, a row without one, one video under two external ids, or a local file in a manifest
-            that is not local: who may write to a bucket may not have this machine's files read.
+        InputError: the manifest cannot be read; no column `uri`, a row without one, a size that is none, one video
+            under two external ids, or a local file in a manifest that is not local: who may write to a bucket may not
+            have this machine's files read.
     """
     name, folder = canonical_uri(fs, path), path.rpartition("/")[0]
+    file = UserFile(name, "manifest")
     home = canonical_uri(fs, folder).rstrip("/") + "/"
     external_ids: dict[str, str | None] = {}
-    row = 0
-    for batch in _read(fs, path, name).to_batches(max_chunksize=_ROWS_AT_ONCE):
+    entries = enumerate(entry for batch in read_batches(file, _COLUMNS) for entry in batch.to_pylist())
+    while some := list(islice(entries, _ROWS_AT_ONCE)):
         found: dict[str, dict[str, Any]] = {}
-        for entry in batch.to_pylist():
-            row += 1
+        for place, entry in some:
             if not entry["uri"]:
-                raise InputError(f"row {row} of {name} has no uri; fill it in or remove the row.")
+                raise InputError(f"{file.row(place)} has no uri; fill it in or remove the row.")
             uri = _resolve(fs, folder, entry["uri"])
             if is_local(uri) and not is_local(name):
                 raise InputError(
-                    f"row {row} of {name} names a file of the machine that reads it ({uri}); a manifest in a bucket "
+                    f"{file.row(place)} names a file of the machine that reads it ({uri}); a manifest in a bucket "
                     "may name files in buckets only: remove the row, or copy the manifest here."
                 )
             if not takes(uri.removeprefix(home)):
                 continue
             external_id = entry["external_id"]
             if external_ids.get(uri, external_id) != external_id:
-                raise InputError(f"{name} names {uri} twice, as {external_ids[uri]} and as {external_id}; keep one.")
+                raise InputError(f"{file} names {uri} twice, as {external_ids[uri]} and as {external_id}; keep one.")
             if uri not in external_ids:
                 external_ids[uri] = external_id
                 found[uri] = {"external_id": external_id, "etag": entry["etag"], "size_bytes": entry["size"]}
@@ -60,28 +66,6 @@ def _complete(found: dict[str, dict[str, Any]]) -> None:
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
         for uri, looked_up in zip(unknown, pool.map(_look_up, unknown), strict=True):
             found[uri] |= looked_up
-
-
-def _read(fs: Any, path: str, name: str) -> pa.Table:
-    """The columns a manifest may have; null where it has not."""
-    try:
-        with fs.open(path, "rb") as file:
-            if path.lower().endswith(".csv"):
-                options = csv.ConvertOptions(column_types=_COLUMNS, strings_can_be_null=True)
-                table = csv.read_csv(file, convert_options=options)
-            else:
-                table = parquet.read_table(file)
-        if "uri" not in table.column_names:
-            raise InputError(f"the manifest {name} has no column uri, only {', '.join(table.column_names)}; add it.")
-        columns = {
-            column: table[column].cast(kind) if column in table.column_names else pa.nulls(len(table), kind)
-            for column, kind in _COLUMNS.items()
-        }
-    except pa.ArrowException as error:
-        raise InputError(
-            f"the manifest {name} cannot be read: {error}; it must be Parquet or CSV with a header."
-        ) from error
-    return pa.table(columns)
 
 
 def _resolve(fs: Any, folder: str, uri: str) -> str:

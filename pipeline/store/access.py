@@ -14,8 +14,9 @@ from typing import Any
 import duckdb
 
 from longvlm.pipeline.store.catalog import first_line, identifier, quoted
-from longvlm.pipeline.store.files import filesystem, is_local
+from longvlm.pipeline.store.files import filesystem
 from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 
 _READERS = {

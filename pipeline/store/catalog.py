@@ -11,8 +11,8 @@ import duckdb
 import fsspec
 import pyarrow as pa
 
-from longvlm.pipeline.store.files import is_local
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import TABLES
 

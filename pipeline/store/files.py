@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from longvlm.pipeline.uris import is_local, local_path, locate
 from longvlm.schemas.errors import InputError
 
-_PROTOCOLS = {"file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # both fsspec and deltalake speak them
+_PROTOCOLS = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # both fsspec and deltalake speak them
 _STATISTICS = ("video_id", "recipe", "write_id", "segment", "seq")  # what planners prune by
 _MAX_GROUP_BYTES = 8 << 20  # of a row group; a row (one segment) is never split
 # Tokens are read a video at a time, and a row group is the least that can be read: a video has its own, and only very
@@ -39,16 +40,13 @@ def canonical(store_uri: str) -> str:
     if not is_local(store_uri):
         filesystem(store_uri)  # says now if the library for it is missing
         return store_uri.rstrip("/")
-    return os.path.abspath(filesystem(store_uri)[1])  # noqa: PTH100 - a string, as for every other address
-
-
-def is_local(uri: str) -> bool:
-    """Whether a path or URL is on this machine's own file system."""
-    return "://" not in uri or uri.startswith(("file://", "local://"))
+    return local_path(store_uri)
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a path or URL and the path in it. InputError where its library is missing."""
+    if is_local(uri):
+        return locate(uri)  # a path may have "::" in it, which fsspec alone takes for a chain of filesystems
     try:
         return fsspec.core.url_to_fs(uri)
     except ImportError as error:

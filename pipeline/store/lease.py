@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from longvlm.pipeline.store.files import canonical, filesystem, is_local
+from longvlm.pipeline.store.files import canonical, filesystem
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 
 EXPIRY_S = 900.0  # after this long without a renewal it may be taken over

@@ -17,8 +17,9 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import canonical, is_local, write_parquet
+from longvlm.pipeline.store.files import canonical, write_parquet
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import IndexRecipe, from_spec
 from longvlm.schemas.tables import TABLES

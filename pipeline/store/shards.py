@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from longvlm.pipeline.store.files import filesystem, is_local, write_parquet
+from longvlm.pipeline.store.files import filesystem, write_parquet
 from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, TerminalError
 

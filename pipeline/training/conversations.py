@@ -6,54 +6,45 @@ its text here: as it does when the model is asked. A row `{"video_id", "start_s"
 is seen from that second on, for models whose prompts have time markers to learn it at (`packing`).
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
+from longvlm.pipeline.table_files import read_rows, text_of
+from longvlm.pipeline.text_files import UserFile
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 
 VIDEO = "<video>"  # where a turn shows the video; it never reaches a prompt
 ROLES = ("human", "gpt")
 _INSTRUCTION = {"video": ("video_id", "video"), "question": ("q", "question"), "answer": ("a", "answer")}
+_NAMES = ("id", "conversations", "start_s", "caption", *(name for names in _INSTRUCTION.values() for name in names))
 
 
 def read_conversations(path: str) -> pa.Table:
     """A file (JSON, JSONL, CSV, parquet) of conversations or instruction rows, as tables.CONVERSATIONS.
 
     Raises:
-        InputError: the file does not exist, is of no known kind or broken, or a row lacks something; the first is told.
+        InputError: the file does not exist, is of no known kind, empty or broken, or a row lacks something; the first
+            is named.
     """
-    file = Path(path)
-    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if file.suffix not in readers:
-        raise InputError(f"the conversations {path} must be a file that ends in one of {', '.join(readers)}.")
-    if not file.is_file():
-        raise InputError(f"the file of conversations {path} does not exist.")
-    try:
-        rows = readers[file.suffix](file)
-        found = check_conversations(rows)
-    except (ValueError, OSError) as error:  # not JSON, not UTF-8, not parquet
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"the conversations {path} cannot be read as {file.suffix[1:]} ({reason}).") from error
+    file = UserFile(path, "conversation file")
+    found = check_conversations(read_rows(file, _NAMES), str(file))
     if not len(found):
-        raise InputError(f"the file {path} holds no conversations.")
+        raise InputError(f"{file} holds no conversations.")
     return found
 
 
-def check_conversations(rows: Iterable[Any]) -> pa.Table:
-    """Rows of either format as tables.CONVERSATIONS.
+def check_conversations(rows: Iterable[Any], where: str = "the conversations") -> pa.Table:
+    """Rows of either format as tables.CONVERSATIONS; `where` is what sentences call the place that they come from.
 
     Raises:
         InputError: a row lacks something, or its turns do not alternate.
     """
-    return pa.Table.from_pylist([_checked(number, row) for number, row in enumerate(rows, 1)], tables.CONVERSATIONS)
+    checked = [_checked(number, row, f"row {number} of {where}") for number, row in enumerate(rows, 1)]
+    return pa.Table.from_pylist(checked, tables.CONVERSATIONS)
 
 
 def to_reference(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
@@ -64,31 +55,32 @@ def to_reference(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     """
     converted = []
     for number, row in enumerate(rows):
-        video, question, answer = (_text(row, names, f"row {number + 1}") for names in _INSTRUCTION.values())
+        video, question, answer = _instruction(row, f"row {number + 1}")
         asked = f"{VIDEO}\n{question}" if number % 2 else f"{question}\n{VIDEO}"
         turns = [{"from": role, "value": text} for role, text in zip(ROLES, (asked, answer), strict=True)]
         converted.append({"id": video, "video": video, "conversations": turns})
     return converted
 
 
-def _checked(number: int, row: Any) -> dict[str, Any]:
+def _checked(number: int, row: Any, name: str) -> dict[str, Any]:
     """One row as tables.CONVERSATIONS has it."""
     if not isinstance(row, dict):
-        raise InputError(f"row {number} of the conversations is not an object.")
-    named = row.get("id")
-    name = f"row {number} of the conversations" + ("" if named is None else f" ({named})")
-    key = str(number if named is None else named)
+        raise InputError(f"{name} is not an object.")
+    key = str(number)
+    if row.get("id") is not None:
+        key = _stored(row["id"], name)
+        name = f"{name} ({key})"
     if row.get("caption") is not None:
         return _timed(key, name, row)
     if row.get("conversations") is None:
-        video, question, answer = (_text(row, names, name) for names in _INSTRUCTION.values())
+        video, question, answer = _instruction(row, name)
         return _row(key, video, [{"question": shown_first(question), "answer": answer}])
     turns = _alternating(row["conversations"], name)
     if any(VIDEO in text for text in turns[1:]):
         raise InputError(f"{name} has {VIDEO} after its first question, and a video is shown once; take that out.")
     turns[0] = shown_first(turns[0])
     pairs = [{"question": turns[i], "answer": turns[i + 1]} for i in range(0, len(turns), 2)]
-    return _row(key, _text(row, ("video", "id"), name), pairs)
+    return _row(key, _id(row, ("video", "id"), name), pairs)
 
 
 def _timed(key: str, name: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +94,13 @@ def _timed(key: str, name: str, row: dict[str, Any]) -> dict[str, Any]:
             f"{name} has a caption, but start_s is {row.get('start_s')!r}; write when it begins, in seconds."
         )
     caption = {"question": "", "answer": _text(row, ("caption",), name)}
-    return _row(key, _text(row, _INSTRUCTION["video"], name), [caption], at_s)
+    return _row(key, _id(row, _INSTRUCTION["video"], name), [caption], at_s)
+
+
+def _instruction(row: dict[str, Any], name: str) -> tuple[str, str, str]:
+    """Video, question and answer."""
+    video, question, answer = _INSTRUCTION.values()
+    return _id(row, video, name), _text(row, question, name), _text(row, answer, name)
 
 
 def _row(key: str, video: str, turns: list[dict[str, str]], at_s: float | None = None) -> dict[str, Any]:
@@ -131,29 +129,17 @@ def _text(row: dict[str, Any], names: Sequence[str], where: str) -> str:
     found = next((row[name] for name in names if row.get(name) is not None), None)
     if not isinstance(found, str) or not found.strip():
         raise InputError(f"{where} has no text in {' or '.join(names)}; every one needs it.")
-    return found
+    return _stored(found, where)
 
 
-def _json(file: Path) -> list[Any]:
-    rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    if not isinstance(rows, list):
-        raise InputError(f"the file {file} must hold a list of conversations.")
-    return rows
+def _id(row: dict[str, Any], names: Sequence[str], where: str) -> str:
+    """A text, or a number as text."""
+    found = next((row[name] for name in names if row.get(name) is not None), None)
+    return _stored(found, where) if isinstance(found, int | float) else _text(row, names, where)
 
 
-def _jsonl(file: Path) -> Iterator[Any]:
-    with file.open(encoding="utf-8-sig") as lines:
-        yield from (json.loads(line) for line in lines if line.strip())
-
-
-def _csv(file: Path) -> list[Any]:
-    multiline = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    names = pyarrow.csv.open_csv(file, parse_options=multiline).schema.names
-    as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
-    rows: list[Any] = pyarrow.csv.read_csv(file, parse_options=multiline, convert_options=as_text).to_pylist()
-    return rows
-
-
-def _parquet(file: Path) -> Iterator[Any]:
-    for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-        yield from batch.to_pylist()
+def _stored(value: Any, where: str) -> str:
+    try:
+        return str(text_of(value))
+    except ValueError as error:
+        raise InputError(f"{where} has a text or number that cannot be stored ({error}).") from error

@@ -104,10 +104,11 @@ def test_questions_are_answered_once_one_or_many(copied):
     assert {*answers["value"].to_pylist()} <= {"true", "false"}
     table = pd.DataFrame({"question": ["Is it red?", "What is it?"], "video": ["clip-01", "clip-02"], "right": [1, 2]})
     both = copied.ask(table.assign(type=["bool", "text"]), **asked)
-    assert [row["question"] for row in both.to_pylist()] == ["Is it red?", "What is it?"]
+    told = {row["question"]: row for row in both.to_pylist()}
+    assert {*told} == {"Is it red?", "What is it?"}
     again = copied.ask(pa.table({"question": ["What is it?"], "video": ["clip-02"]}), **asked)
-    assert again["run_id"].to_pylist() == both["run_id"].to_pylist()[1:]
-    assert len(copied.answers()) == 3 + (both["run_id"][0] == answers["run_id"][0]) - 1 or len(copied.answers()) == 4
+    assert again["run_id"].to_pylist() == [told["What is it?"]["run_id"]]
+    assert len(copied.answers()) in (3, 4)  # clip-01 may have been one of the first two
     with pytest.raises(InputError, match="question"):
         copied.ask(pa.table({"text": ["What?"]}))
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from longvlm.pipeline.store.files import filesystem, is_local
+from longvlm.pipeline.store.files import filesystem
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.tables import TABLES
 
 

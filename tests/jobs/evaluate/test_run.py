@@ -174,7 +174,7 @@ def test_ctrl_c_keeps_what_is_judged(answered, server, labels, monkeypatch):
         ({"labels": "FILE", "judge": JudgeOrder(url="http://h/v1")}, "needs the name of its model"),
         ({"labels": "FILE", "judge": JudgeOrder(model="m", key_variable="K")}, "--judge-key-env goes with --judge-url"),
         ({"labels": "FILE", "judge": JudgeOrder(model="/no/judge")}, "/no/judge does not exist"),
-        ({"labels": "/no/file.csv"}, "the question file /no/file.csv does not exist"),
+        ({"labels": "/no/file.csv"}, "the label file /no/file.csv does not exist"),
         ({"labels": "FILE", "store": "/no/store"}, "there is no store at /no/store"),
         ({"labels": "FILE", "model": "/no/model"}, "/no/model does not exist"),
         ({"labels": "STRANGERS"}, "not one of the videos that .* names is in the store"),

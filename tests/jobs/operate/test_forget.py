@@ -57,6 +57,11 @@ def test_videos_come_from_lists(tmp_path):
     for name in ("list.txt", "list.csv", "list.parquet"):
         assert read_uris(str(tmp_path / name)) == ["a.mp4", "b.mp4"]
     (tmp_path / "other.csv").write_text("n\n1\n")
-    for name in ("other.csv", "gone.txt"):
-        with pytest.raises(InputError, match="cannot be read"):
+    (tmp_path / "number.json").write_text('[{"uri": 1}]')
+    for name, says in (
+        ("other.csv", "has no column uri; it has n"),
+        ("number.json", "has no text in its column uri, but 1"),
+        ("gone.txt", "does not exist"),
+    ):
+        with pytest.raises(InputError, match=rf"the list of videos .*{name} {says}"):
             read_uris(str(tmp_path / name))

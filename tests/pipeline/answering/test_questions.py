@@ -130,11 +130,18 @@ def test_lists_of_choices_in_parquet_are_held_to_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("q.csv", ""), ("q.csv", "question\n"), ("q.jsonl", "\n"), ("q.json", ""), ("q.json", "[]")]
+    ("name", "content", "says"),
+    [
+        ("q.csv", "", "is empty"),
+        ("q.csv", "question\n", "holds no questions"),
+        ("q.jsonl", "\n", "is empty"),
+        ("q.json", "", "is empty"),
+        ("q.json", "[]", "holds no questions"),
+    ],
 )
-def test_a_file_without_questions_is_refused(tmp_path, name, content):
+def test_a_file_without_questions_is_refused(tmp_path, name, content, says):
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=rf"{name} holds no questions"):
+    with pytest.raises(InputError, match=rf"the question file .*{name} {says}"):
         read_questions(str(tmp_path / name))
 
 

@@ -90,9 +90,9 @@ def test_a_missing_field_is_told_with_file_row_and_field(write, benchmark, row, 
     [
         ({}, [{"question_id": 1, "answer": "a"}], r"row 1 of the question file .*q\.json has no question_id"),
         ({"question_id": 2}, [{"question_id": 1, "answer": "a"}], r"has the question_id '2', which the answer file"),
-        ({"question_id": 1}, [{"question_id": 1}], r"row 1 of the question file .*a\.json has no answer"),
+        ({"question_id": 1}, [{"question_id": 1}], r"row 1 of the answer file .*a\.json has no answer"),
         ({"question_id": 1}, [{"question_id": 1, "answer": "a"}] * 2, "row 2 .* answers the question '1' once more"),
-        ({"question_id": 1}, [], "has the question_id '1', which the answer file"),
+        ({"question_id": 1}, [], "has the question_id '1', which the answer file .* has not"),
     ],
 )
 def test_files_that_do_not_belong_together_are_told(write, question, answers, says):
@@ -104,5 +104,7 @@ def test_an_empty_file_and_an_answer_of_another_type_are_told(write):
     with pytest.raises(InputError, match="holds no questions"):
         read_items(QA, write([]))
     wrong = write([{"question": "q", "video": "v", "answer": "perhaps", "type": "bool"}], "l.jsonl")
-    with pytest.raises(InputError, match=r"row 1 .* is of type bool, but its answer, 'perhaps', is not"):
+    with pytest.raises(
+        InputError, match=r"row 1 of the label file .* is of type bool, but its answer, 'perhaps', is not"
+    ):
         read_items(labels_in(wrong), wrong)

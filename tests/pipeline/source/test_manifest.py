@@ -1,8 +1,8 @@
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
-from longvlm.pipeline.source.corpus import Source, list_source
+from longvlm.pipeline.source.corpus import Source, list_pages, list_source
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import LISTING
 
@@ -55,12 +55,13 @@ def test_twice_the_same_is_listed_once(folder):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("path,id\na.mp4,1\n", "no column uri, only path, id"),
-        ("uri,external_id\na.mp4,1\n,2\n", "row 2 .* has no uri"),
+        ("path,id\na.mp4,1\n", r"the manifest .*list\.csv has no column uri; it has path, id"),
+        ("uri,external_id\na.mp4,1\n,2\n", r"row 2 of the manifest .*list\.csv has no uri"),
         ("uri,external_id\na.mp4,1\na.mp4,2\n", "twice, as 1 and as 2"),
-        ("uri,size\na.mp4,large\n", "cannot be read"),
+        ("uri,size\na.mp4,large\n", "row 1 of .* has the size 'large', which is no whole number"),
+        ("uri,size\na.mp4,1\nb.mp4,-1\n", "row 2 of .* has the size '-1', which is no whole number"),
         ("uri\n", "nothing to index"),
-        ("", "cannot be read"),
+        ("", r"the manifest .*list\.csv is empty"),
     ],
 )
 def test_what_is_wrong_with_a_manifest_is_a_sentence(folder, content, words):
@@ -78,7 +79,7 @@ def test_parquet_that_is_none(folder):
 @pytest.mark.parametrize("entry", ["/etc/passwd", "file:///etc/passwd", "file://../x.mp4"])
 def test_a_manifest_in_a_bucket_names_no_local_files(s3, entry):
     s3.put_object(Bucket="bucket", Key="list.csv", Body=f"uri,size\na.mp4,1\n{entry},1\n".encode())
-    with pytest.raises(InputError, match=r"row 2 of s3://bucket/list.csv names a file of the machine"):
+    with pytest.raises(InputError, match=r"row 2 of the manifest s3://bucket/list.csv names a file of the machine"):
         listing_of("s3://bucket/list.csv")
 
 
@@ -97,3 +98,30 @@ def test_manifest_in_a_bucket(s3):
     s3.put_object(Bucket="bucket", Key="lists/b.mp4", Body=b"12345")
     uris = {row["uri"]: row["size_bytes"] for row in listing_of("s3://bucket/lists/all.csv")}
     assert uris["s3://bucket/lists/b.mp4"] == 5
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_long_manifest_comes_a_thousand_rows_at_a_time(folder, ending):
+    table = pa.table({"uri": [f"s3://b/{i}.mp4" for i in range(2500)], "size": [float(i) for i in range(2500)]})
+    write = csv.write_csv if ending == "csv" else parquet.write_table
+    write(table, folder / f"list.{ending}")
+    pages = list(list_pages(Source(str(folder / f"list.{ending}"))))
+    assert [len(page) for page in pages] == [1000, 1000, 500]
+    assert pa.concat_tables(pages)["size_bytes"].to_pylist() == list(range(2500))
+
+
+def test_a_manifest_of_any_kind_covers_its_own_folder(folder):
+    for name in ("list.csv", "list.JSONL"):
+        covers = Source(str(folder / name), include=("sub/*",)).coverage()
+        assert covers(str(folder / "sub/b.mkv"))
+        assert not covers(str(folder / "a.mp4"))
+
+
+def test_names_with_colons_and_tildes_are_names(folder):
+    for name in ("a:b.mp4", "C:\\a.mp4", "~"):
+        (folder / name).write_bytes(b"12345")
+    (folder / "list.json").write_text('[{"uri": "a:b.mp4"}, {"uri": "C:\\\\a.mp4"}, {"uri": "~"}]')
+    assert [row["uri"] for row in listing_of(folder / "list.json")] == sorted(
+        str(folder / name) for name in ("a:b.mp4", "C:\\a.mp4", "~")
+    )
+    assert {row["size_bytes"] for row in listing_of(folder / "list.json")} == {5}

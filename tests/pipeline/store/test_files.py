@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import stores
 
-from longvlm.pipeline.store.files import canonical, write_parquet
+from longvlm.pipeline.store.files import canonical, filesystem, write_parquet
 from longvlm.pipeline.store.shards import write_shards
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
@@ -19,9 +19,17 @@ def test_addresses_are_made_absolute(tmp_path, monkeypatch):
     assert canonical("store/") == str(tmp_path / "store")
     assert canonical(f"file://{tmp_path}/store") == str(tmp_path / "store")
     assert canonical("s3://bucket/store/") == "s3://bucket/store"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert canonical("~/store") == str(tmp_path / "store")
+    for name in ("a:b", "zip::store", "C:\\store", "file:store"):
+        assert canonical(name) == str(tmp_path / name)
+        assert filesystem(canonical(name))[1] == str(tmp_path / name)
 
 
-@pytest.mark.parametrize(("uri", "word"), [("memory://x", "folder"), ("/data/*", "pattern"), ("ftp://x/y", "folder")])
+@pytest.mark.parametrize(
+    ("uri", "word"),
+    [("memory://x", "folder"), ("/data/*", "pattern"), ("ftp://x/y", "folder"), ("local:///data", "folder")],
+)
 def test_an_address_where_no_store_can_be_is_refused(uri, word):
     with pytest.raises(InputError, match=word):
         canonical(uri)

@@ -88,11 +88,18 @@ def test_rows_that_cannot_be_used_are_told(row, said):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("rows.txt", "", "must be a file that ends in one of .json, .jsonl, .csv, .parquet"),
-        ("rows.json", "{", "cannot be read as json"),
+        ("rows.txt", "", r"rows\.txt must end in one of \.csv, \.tsv, \.json, \.jsonl, \.ndjson, \.parquet"),
+        ("rows.json", "{", r"the conversation file .*rows\.json is not JSON"),
         ("rows.json", "{}", "must hold a list"),
-        ("rows.jsonl", '{"q"', "cannot be read as jsonl"),
-        ("rows.jsonl", "", "holds no conversations"),
+        ("rows.json", "[]", "holds no conversations"),
+        (
+            "rows.json",
+            '[{"q": "What?"}]',
+            r"row 1 of the conversation file .*rows\.json has no text in video_id or video",
+        ),
+        ("rows.json", '[{"id": 1e999}]', "row 1 of .* has a text or number that cannot be stored"),
+        ("rows.jsonl", '{"q"', r"line 1 of the conversation file .*rows\.jsonl is not JSON"),
+        ("rows.jsonl", "", "is empty"),
         ("rows.parquet", "none", "cannot be read as parquet"),
     ],
 )
@@ -105,3 +112,14 @@ def test_files_that_cannot_be_used_are_told(tmp_path, name, content, said):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_conversations(str(tmp_path / "rows.json"))
+
+
+def test_answers_that_other_readers_take_for_gaps_are_answers(tmp_path):
+    (tmp_path / "rows.csv").write_text("video_id,q,a\nv1,Which?,NA\nv1,And?,null\n")
+    assert turns(read_conversations(str(tmp_path / "rows.csv"))) == [[("Which?", "NA")], [("And?", "null")]]
+
+
+def test_gaps_of_a_program_that_writes_nan_are_gaps(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"video_id": 17.0, "q": "What?", "a": "it", "caption": NaN, "start_s": NaN}')
+    (row,) = read_conversations(str(tmp_path / "rows.jsonl")).to_pylist()
+    assert (row["video"], row["at_s"]) == ("17", None)

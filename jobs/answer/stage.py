@@ -20,7 +20,7 @@ from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Answer, Backend, Group
 from longvlm.pipeline.models.families import load_model, sight_of
-from longvlm.pipeline.models.markers import timeline_of
+from longvlm.pipeline.models.prefix import prefix_of
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.budget import fit, follows_question
@@ -64,7 +64,7 @@ class Answerer:
         self.terms, self.recipe = terms, terms.recipe
         self.stage, self.prefill, self.decode = (Stage(name, tally) for name in ("answer", "prefill", "decode"))
         self.stage.start_logs()
-        self.num_global = sight_of(self.recipe.model).num_global_tokens
+        self.sight = sight_of(self.recipe.model)
         self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
         self.engine: Backend = Engine(self.model, self.recipe, resources.kv_bytes)
         self.texts = load_text_encoder(terms.search_model) if self.recipe.focus == "question" else None
@@ -129,12 +129,8 @@ class Answerer:
                     keys = [(number, place) for place in places]
                     questions = [group["questions"][place] for place in places]
                     asked.update((key, (group, q, part)) for key, q in zip(keys, questions, strict=True))
-                    yield Group(
-                        part.tokens.prefix(with_global=self.num_global > 0),
-                        [as_request(key, question) for key, question in zip(keys, questions, strict=True)],
-                        None if self.num_global else part.tokens.num_whole_frames,
-                        timeline_of(part.tokens, part.segments, self.num_global),
-                    )
+                    requests = [as_request(key, question) for key, question in zip(keys, questions, strict=True)]
+                    yield Group(prefix_of(part.tokens, part.segments, self.sight), requests)
 
         for answer in self.engine.answer(source()):
             while failed:
@@ -148,7 +144,7 @@ class Answerer:
         """The video within the budget, and the places of the questions that see it so: all, or each its own."""
         questions, recipe = group["questions"], self.recipe
         num_beside = max(len(self.model.marker_ids(segment["start_s"])) for segment in seen.segments)
-        rows = {"num_global": self.num_global, "num_beside": num_beside}
+        rows = {"num_global": self.sight.num_global_tokens, "num_beside": num_beside}
         own = self.texts is not None and follows_question(seen.tokens, recipe, **rows)
         for places in [[i] for i in range(len(questions))] if own else [list(range(len(questions)))]:
             try:
@@ -215,7 +211,7 @@ class Answerer:
             "answer": answer.text,
             "value": value,
             "confidence": answer.confidence,
-            "evidence": fold(answer.attention, seen.tokens, self.num_global, seen.segments),
+            "evidence": fold(answer.attention, seen.tokens, self.sight.num_global_tokens, seen.segments),
         }
 
     def _failed(self, group: dict[str, Any], question: dict[str, Any], error: PipelineError) -> dict[str, Any]:

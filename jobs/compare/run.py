@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from longvlm.jobs.answer.options import fit_budget
 from longvlm.jobs.choose import absolute, choose_index_recipe
@@ -28,10 +27,10 @@ from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.reference import Plain, PlainLlava, PlainLongVLM, View
 from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.judging.agreement import read_right_answers
-from longvlm.pipeline.models.contract import LanguageModel, ModelSpec, Timeline
+from longvlm.pipeline.models.contract import LanguageModel, ModelSpec
 from longvlm.pipeline.models.families import answers, describe_model, load_model, sight_of
 from longvlm.pipeline.models.longvlm.model import LongVLM, load_longvlm
-from longvlm.pipeline.models.markers import timeline_of
+from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.pipeline.vision.budget import fit
 from longvlm.pipeline.vision.tokens import VideoTokens
@@ -128,14 +127,14 @@ class _Run:
         about = {"recipe": index_recipe.name, "precision": order.precision, "seed": order.seed}
         self.comparison = Comparison(questions, about)
         self.seen: list[_Seen] = []
-        self.num_beside = sight_of(spec.name).num_marker_tokens
+        self.sight = sight_of(spec.name)
 
     # --- a video as stored ---
 
     def within(self, budget: int | None, video: _Seen) -> VideoTokens:
         """Its tokens within a budget; neighbouring segments are merged where that cannot hold all of them."""
         recipe, num_global = replace(self.recipe, budget=budget), self.spec.num_global_tokens
-        return fit(video.tokens, recipe, num_global=num_global, num_beside=self.num_beside)
+        return fit(video.tokens, recipe, num_global=num_global, num_beside=self.sight.num_marker_tokens)
 
     def in_full(self, video: _Seen) -> VideoTokens:
         """Its tokens, or as many as the model's context holds."""
@@ -145,18 +144,14 @@ class _Run:
     def overflows(self) -> bool:
         """Whether any video has more tokens than the model's context holds."""
         budget, num_global = self.recipe.budget or 0, self.spec.num_global_tokens
-        beside = (self.num_beside * len(video.tokens.counts) for video in self.seen)
+        beside = (self.sight.num_marker_tokens * len(video.tokens.counts) for video in self.seen)
         return any(
             len(one.tokens.local) + num_global + also > budget for one, also in zip(self.seen, beside, strict=True)
         )
 
-    def prefix(self, tokens: VideoTokens) -> Tensor:
+    def prefix(self, tokens: VideoTokens, video: _Seen) -> VideoPrefix:
         """What the model's projector is given of them."""
-        return tokens.prefix(with_global=self.spec.num_global_tokens > 0)
-
-    def timeline(self, tokens: VideoTokens, video: _Seen) -> Timeline:
-        """When the segments of such a prefix began."""
-        return timeline_of(tokens, video.segments, self.spec.num_global_tokens)
+        return prefix_of(tokens, video.segments, self.sight)
 
     # --- the baseline ---
 
@@ -182,8 +177,7 @@ class _Run:
         plain = PlainLongVLM(model, self.recipe)
 
         def show(_: Watched, video: _Seen) -> View:
-            tokens = self.in_full(video)
-            return plain.show(self.prefix(tokens), self.timeline(tokens, video))
+            return plain.show(self.prefix(self.in_full(video), video))
 
         self._ask_plainly(plain, show, drawn, 0)
         self.comparison.baseline = (
@@ -235,8 +229,7 @@ class _Run:
                 stored_bytes.append(bytes_of(tokens))
                 questions = ((place, self.comparison.questions[place]) for place in video.places)
                 requests = [as_request((number, place), question) for place, question in questions]
-                timeline = self.timeline(tokens, video)
-                yield Group(self.prefix(tokens), requests, tokens.num_whole_frames, timeline)
+                yield Group(self.prefix(tokens, video), requests)
 
         engine, started_s = Engine(model, self.recipe), time.perf_counter()
         num_questions = sum(len(video.places) for video in self.seen)

@@ -14,8 +14,7 @@ import pyarrow as pa
 import torch
 
 from longvlm.jobs.answer.options import ROOM_FOR_QUESTION
-from longvlm.pipeline.models.contract import Timeline
-from longvlm.pipeline.models.markers import timeline_of
+from longvlm.pipeline.models.prefix import SegmentTimes, Sight, VideoPrefix, prefix_of
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.training.packing import Caption, Lesson
@@ -47,17 +46,17 @@ class Reading:
     """What a reader has to know besides the plan."""
 
     snapshot: Snapshot
-    num_global: int  # rows that the model's projector reads ahead of the local ones
+    sight: Sight  # of the model
     longest: int  # tokens of a sequence
     tokens_per_segment: int | None
-    num_beside: int  # rows that time markers may take beside a segment's
 
     @property
     def budget(self) -> AnswerRecipe:
         """How a video is merged on: as answering does where a context could not hold it, evenly."""
         room = self.longest - 2 * ROOM_FOR_QUESTION
+        least = self.sight.num_global_tokens + self.sight.num_marker_tokens
         return AnswerRecipe(
-            "", "", "", budget=room if room > self.num_global + self.num_beside else None,
+            "", "", "", budget=room if room > least else None,
             tokens_per_segment=self.tokens_per_segment, focus="even",
         )  # fmt: skip
 
@@ -99,22 +98,13 @@ class Reader:
         reading = self.reading
         try:
             video = from_arrow(tables.TOKENS.empty_table() if tokens is None else tokens)
-            video = fit(video, reading.budget, num_global=reading.num_global, num_beside=reading.num_beside)
+            sight = reading.sight
+            video = fit(video, reading.budget, num_global=sight.num_global_tokens, num_beside=sight.num_marker_tokens)
         except PipelineError as error:
             return _lesson_row(row) | {"error": str(error)}
         if segments is None:
             return _lesson_row(row) | {"error": "the video's segments are gone; index it again."}
-        prefix = video.prefix(with_global=reading.num_global > 0)
-        timeline = timeline_of(video, segments.to_pylist(), reading.num_global)
-        return _lesson_row(row) | {
-            "prefix": prefix.numpy().tobytes(),
-            "dim": video.dim,
-            "dtype": str(prefix.dtype).removeprefix("torch."),
-            "num_whole_frames": None if reading.num_global else video.num_whole_frames,
-            "num_global": timeline.num_global,
-            "counts": list(timeline.counts),
-            "starts_s": list(timeline.starts_s),
-        }
+        return _lesson_row(row) | _prefix_columns(prefix_of(video, segments.to_pylist(), reading.sight))
 
 
 def _give_way() -> None:
@@ -122,6 +112,20 @@ def _give_way() -> None:
     os.nice(19)
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _prefix_columns(prefix: VideoPrefix) -> dict[str, Any]:
+    """A prefix in columns of READ; `as_lesson` reads them."""
+    assert prefix.times is not None, "prefix_of says when segments began"
+    return {
+        "prefix": prefix.rows.numpy().tobytes(),
+        "dim": prefix.rows.shape[1],
+        "dtype": str(prefix.rows.dtype).removeprefix("torch."),
+        "num_whole_frames": prefix.num_whole_frames,
+        "num_global": prefix.times.num_global,
+        "counts": list(prefix.times.counts),
+        "starts_s": list(prefix.times.starts_s),
+    }
 
 
 def _lesson_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -135,11 +139,11 @@ def _lesson_row(row: dict[str, Any]) -> dict[str, Any]:
 def as_lesson(row: dict[str, Any]) -> Lesson:
     """A row of READ as the finetuner takes it; without tokens it has no conversations."""
     if row["error"] is not None:
-        return Lesson(torch.empty(0, 1), [])
+        return Lesson(VideoPrefix(torch.empty(0, 1)), [])
     talks = [
         tuple((question, answer) for question, answer in turns) if at_s is None else Caption(at_s, turns[0][1])
         for _, turns, at_s in json.loads(row["conversations"])
     ]
-    prefix = torch.frombuffer(bytearray(row["prefix"]), dtype=getattr(torch, row["dtype"])).view(-1, row["dim"])
-    timeline = Timeline(row["num_global"], tuple(row["counts"]), tuple(row["starts_s"]))
-    return Lesson(prefix, talks, row["num_whole_frames"], timeline)
+    rows = torch.frombuffer(bytearray(row["prefix"]), dtype=getattr(torch, row["dtype"])).view(-1, row["dim"])
+    times = SegmentTimes(row["num_global"], tuple(row["counts"]), tuple(row["starts_s"]))
+    return Lesson(VideoPrefix(rows, row["num_whole_frames"], times), talks)

@@ -228,13 +228,13 @@ class Engine:
         self._finish(row, text, seen_P)
 
     def _finish(self, row: Row, text: str, seen_P: Tensor, confidence: float | None = None) -> None:
-        group, prefix = row.video.group, row.prefix
+        shown, prefix = row.video.group.prefix, row.prefix
         seen_M = seen_P[prefix.first_visual : len(prefix)]
-        lengths = [len(self.model.marker_ids(start_s)) for start_s in group.timeline.starts_s] if group.timeline else []
-        if group.timeline and any(lengths):
-            attention = onto_segments(seen_M, group.timeline, lengths)
+        lengths = [len(self.model.marker_ids(start_s)) for start_s in shown.times.starts_s] if shown.times else []
+        if shown.times and any(lengths):
+            attention = onto_segments(seen_M, shown.times, lengths)
         else:
-            attention = _onto_prefix(seen_M, len(group.prefix), group.num_whole_frames)
+            attention = _onto_prefix(seen_M, len(shown.rows), shown.num_whole_frames)
         self._done.append(replace(self._counted(row), text=text, confidence=confidence, attention=attention))
         row.is_open = False
         self._underway.remove(row)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from longvlm.pipeline.models.contract import Timeline
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.errors import TerminalError
 
 
@@ -33,10 +33,8 @@ class Request:
 class Group:
     """A video and what is asked about it."""
 
-    prefix: Tensor  # [N, C], the video's tokens before projection: global, then local in time order
+    prefix: VideoPrefix
     requests: Sequence[Request]
-    num_whole_frames: int | None = None  # VideoTokens.num_whole_frames
-    timeline: Timeline | None = None  # for models whose prompts have time markers
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,7 +64,7 @@ def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tupl
     Raises:
         InputError: the tokens come from another tower than the model's, or the model lacks the template.
     """
-    prefix_NC = group.prefix
+    prefix_NC = group.prefix.rows
     if prefix_NC.ndim != 2 or prefix_NC.shape[1] != model.mm_hidden_size:
         raise InputError(
             f"the video's tokens are of shape {list(prefix_NC.shape)}, but the projector of {model.name} takes "
@@ -77,7 +77,7 @@ def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tupl
     prompt = model.lay_out("?", 1, recipe.template)  # one place stands for all rows of the video
     before = prompt.ids[: prompt.first_patch]
     ids = tensor_on(model.device, before)
-    visual_MD = model.project(prefix_NC, group.num_whole_frames, group.timeline)
+    visual_MD = model.project(group.prefix)
     video = Video(group, before, Prefix(torch.cat([model.llm.get_input_embeddings()(ids), visual_MD]), len(ids)))
     refused = []
     for request in group.requests:

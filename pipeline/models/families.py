@@ -1,25 +1,14 @@
 """The model families, told apart by their config alone."""
 
-from dataclasses import dataclass
-
 from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.models.contract import LanguageModel, ModelSpec
 from longvlm.pipeline.models.llava import checkpoint as llava_checkpoint
 from longvlm.pipeline.models.llava import model as llava
 from longvlm.pipeline.models.longvlm import checkpoint
 from longvlm.pipeline.models.longvlm import model as longvlm
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.prompt import MAX_MARKER_TOKENS
 from longvlm.schemas.recipe import Precision
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What a model sees a video through: what an index made for it must hold. Known from its config alone."""
-
-    tower: str  # folder or hub id
-    feature_layer: int  # as IndexRecipe.feature_layer
-    num_global_tokens: int
-    num_marker_tokens: int = 0  # beside each segment's in its prompts, at most
 
 
 def answers(model: str) -> bool:

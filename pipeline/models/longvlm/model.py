@@ -1,9 +1,9 @@
 """LongVLM: a LLaMA and a linear projector in the reference's checkpoint layout (LONGVLM.md section 5).
 
-Shape letters: N prefix rows, M rows with time markers, C tower channels, D model width.
+Shape letters: N prefix rows, M rows with time markers, D model width.
 """
 
-# ruff: noqa: N803, N806 - tensors are named by their shape
+# ruff: noqa: N806 - tensors are named by their shape
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.contract import ModelSpec, Prompt, Timeline
+from longvlm.pipeline.models.contract import ModelSpec, Prompt
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, check_tensors, find_checkpoint
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer, special_ids
 from longvlm.pipeline.models.markers import interleave
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.prompt import (
     START,
     VIDEO_TOKENS,
@@ -70,24 +71,20 @@ class LongVLM:
         """Width of a visual token before projection."""
         return self.projector.in_features
 
-    def project(
-        self,
-        prefix_NC: Tensor,
-        num_whole_frames: int | None,  # noqa: ARG002 - no frame is pooled
-        timeline: Timeline | None = None,
-    ) -> Tensor:
-        """The visual tokens as the language model reads them, [M, D]: each projected by itself, markers in between."""
-        rows_ND: Tensor = self.projector(to_device(prefix_NC, self.device).to(self.projector.weight.dtype))
+    def project(self, prefix: VideoPrefix) -> Tensor:
+        """A video's rows as the language model reads them, [M, D]: each projected by itself, markers in between."""
+        rows_ND: Tensor = self.projector(to_device(prefix.rows, self.device).to(self.projector.weight.dtype))
         if self.layout == "plain":
             return rows_ND
-        if timeline is None:
+        if prefix.times is None:
             raise ValueError(f"the prompts of {self.name} say when segments began, and nobody did")
-        markers = [self.marker_ids(start_s) for start_s in timeline.starts_s]
-        return interleave(rows_ND, timeline, markers, self.llm.get_input_embeddings())
+        markers = [self.marker_ids(start_s) for start_s in prefix.times.starts_s]
+        return interleave(rows_ND, prefix.times, markers, self.llm.get_input_embeddings())
 
-    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+    def count_rows(self, prefix: VideoPrefix) -> int:
         """M: as many rows as there are, and the markers' tokens."""
-        return num_rows + sum(len(self.marker_ids(start_s)) for start_s in (timeline.starts_s if timeline else ()))
+        starts_s = prefix.times.starts_s if prefix.times else ()
+        return len(prefix.rows) + sum(len(self.marker_ids(start_s)) for start_s in starts_s)
 
     def marker_ids(self, start_s: float) -> tuple[int, ...]:
         """The tokens that stand after the rows of a segment that began then; none in the layout `plain`."""

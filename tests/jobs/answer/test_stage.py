@@ -13,8 +13,8 @@ from longvlm.jobs.cluster.resources import for_answer
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, Stage, start_tally
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
-from longvlm.pipeline.models.families import describe_model, load_model
-from longvlm.pipeline.models.markers import timeline_of
+from longvlm.pipeline.models.families import describe_model, load_model, sight_of
+from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_segments, read_tokens
@@ -70,7 +70,7 @@ def test_answers_are_what_the_model_says_about_the_stored_tokens(answering, mode
     for row in rows:
         prefix = from_arrow(read_tokens(Store.open(indexed).pin(), [row["write_id"]])).prefix()
         engine = Engine(load_model(model), answerer.recipe)
-        (alone,) = engine.answer([Group(prefix, [Request("it", "What is red?")])])
+        (alone,) = engine.answer([Group(VideoPrefix(prefix), [Request("it", "What is red?")])])
         assert row["answer"] == alone.text
         assert (row["num_visual_tokens"], row["num_new_tokens"]) == (len(prefix), alone.num_new_tokens)
         assert (row["value"], row["confidence"]) == (None, None)
@@ -151,8 +151,8 @@ def test_a_focus_gives_each_question_the_segments_nearest_to_it(answering):
     assert [row["status"] for row in rows] == ["answered"] * 12
     long = [group for group in seen if len(group.requests) == 1]
     assert len(long) == 6  # two of the four clips have two segments, of which the budget holds one
-    assert {len(group.prefix) for group in long} == {6}
-    assert all(torch.equal(group.prefix[:5], long[0].prefix[:5]) for group in long[:3])
+    assert {len(group.prefix.rows) for group in long} == {6}
+    assert all(torch.equal(group.prefix.rows[:5], long[0].prefix.rows[:5]) for group in long[:3])
 
 
 def test_questions_that_kill_their_workers_fail_and_those_beside_them_are_asked_alone(answering):
@@ -212,10 +212,8 @@ def test_a_model_with_time_markers_is_told_when_segments_began(answering, model,
         segments = read_segments(snapshot, [row["write_id"]]).to_pylist()
         stored = from_arrow(read_tokens(snapshot, [row["write_id"]]))
         loaded = load_model(str(folder))
-        timeline = timeline_of(stored, segments, 5)
-        (alone,) = Engine(loaded, make(**marked)[0].recipe).answer(
-            [Group(stored.prefix(), [Request("it", "What is red?")], timeline=timeline)]
-        )
+        prefix = prefix_of(stored, segments, sight_of(str(folder)))
+        (alone,) = Engine(loaded, make(**marked)[0].recipe).answer([Group(prefix, [Request("it", "What is red?")])])
         assert row["answer"] == alone.text
         beside = sum(len(loaded.marker_ids(segment["start_s"])) for segment in segments)
         assert row["num_visual_tokens"] == stored.num_visual_tokens + beside

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_map
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
 RECIPE = AnswerRecipe("model", "weights", "index", precision="float32", max_new_tokens=12)
@@ -44,7 +45,7 @@ class Recorder(TorchDispatchMode):
 def asked():
     return [
         Group(
-            torch.randn(n, 64, generator=torch.Generator().manual_seed(n)),
+            VideoPrefix(torch.randn(n, 64, generator=torch.Generator().manual_seed(n))),
             [Request((n, q), q) for q in ("What happens?", "Who walks in the street?", "Why?")],
         )
         for n in (9, 30)

@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from longvlm.pipeline.models.families import Sight, answers, describe_model, load_model, sight_of
+from longvlm.pipeline.models.families import answers, describe_model, load_model, sight_of
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.errors import InputError
 from models import save_clip_tower, save_llava
 

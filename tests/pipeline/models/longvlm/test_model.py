@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longvlm.pipeline.models.longvlm.model import EMBED, HEAD, PROJECT, PROJECT_BIAS, describe_longvlm, load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.errors import InputError
 
 
@@ -173,7 +174,7 @@ def test_a_tokenizer_that_is_too_large_is_refused(folder):
 @pytest.mark.parametrize("num_whole_frames", [None, 2])
 def test_each_token_is_projected_by_itself_merged_or_not(untrained, num_whole_frames):
     prefix = torch.randn(6, 64).half()
-    rows = untrained.project(prefix, num_whole_frames)
+    rows = untrained.project(VideoPrefix(prefix, num_whole_frames))
     assert torch.equal(rows, untrained.projector(prefix.float()))
     assert untrained.mm_hidden_size == 64
 

@@ -23,7 +23,7 @@ from longvlm.pipeline.models.families import load_model, sight_of
 from longvlm.pipeline.models.prefix import prefix_of
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.vision.budget import fit, follows_question
+from longvlm.pipeline.vision.budget import Budget, fit, follows_question
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
 from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow
 from longvlm.schemas import tables
@@ -143,13 +143,18 @@ class Answerer:
     ) -> Iterator[tuple[_Seen, list[int]]]:
         """The video within the budget, and the places of the questions that see it so: all, or each its own."""
         questions, recipe = group["questions"], self.recipe
-        num_beside = max(len(self.model.marker_ids(segment["start_s"])) for segment in seen.segments)
-        rows = {"num_global": self.sight.num_global_tokens, "num_beside": num_beside}
-        own = self.texts is not None and follows_question(seen.tokens, recipe, **rows)
+        budget = Budget(
+            recipe.budget,
+            recipe.tokens_per_segment,
+            recipe.focus,
+            num_global=self.sight.num_global_tokens,
+            num_beside=max(len(self.model.marker_ids(segment["start_s"])) for segment in seen.segments),
+        )
+        own = self.texts is not None and follows_question(seen.tokens, budget)
         for places in [[i] for i in range(len(questions))] if own else [list(range(len(questions)))]:
             try:
                 nearness = self._nearness(questions[places[0]], seen) if own else None
-                tokens = fit(seen.tokens, recipe, **rows, nearness=nearness)
+                tokens = fit(seen.tokens, budget, nearness)
             except TerminalError as error:
                 failed.extend(self._failed(group, questions[place], error) for place in places)
             else:

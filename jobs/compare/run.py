@@ -32,7 +32,7 @@ from longvlm.pipeline.models.families import answers, describe_model, load_model
 from longvlm.pipeline.models.longvlm.model import LongVLM, load_longvlm
 from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
 from longvlm.pipeline.source.corpus import Source, list_source
-from longvlm.pipeline.vision.budget import fit
+from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError, PipelineError
@@ -113,13 +113,14 @@ class _Run:
         self, order: CompareOrder, spec: ModelSpec, index_recipe: IndexRecipe, questions: dict[int, dict[str, Any]]
     ) -> None:
         self.order, self.spec, self.index_recipe = order, spec, index_recipe
+        self.room = fit_budget(spec, None, order.max_new_tokens)
         self.recipe = AnswerRecipe(
             model=spec.name,
             weights=spec.weights,
             index_recipe=index_recipe.fingerprint,
             template=spec.templates[0],
             precision=order.precision,
-            budget=fit_budget(spec, None, order.max_new_tokens),
+            budget=self.room,
             focus="even",
             max_new_tokens=order.max_new_tokens,
         )
@@ -131,23 +132,24 @@ class _Run:
 
     # --- a video as stored ---
 
-    def within(self, budget: int | None, video: _Seen) -> VideoTokens:
-        """Its tokens within a budget; neighbouring segments are merged where that cannot hold all of them."""
-        recipe, num_global = replace(self.recipe, budget=budget), self.spec.num_global_tokens
-        return fit(video.tokens, recipe, num_global=num_global, num_beside=self.sight.num_marker_tokens)
+    def budget(self, max_tokens: int) -> Budget:
+        """So many visual tokens; neighbouring segments are merged where they cannot hold all of them."""
+        return Budget(
+            max_tokens, None, "even", num_global=self.sight.num_global_tokens, num_beside=self.sight.num_marker_tokens
+        )
+
+    def within(self, max_tokens: int, video: _Seen) -> VideoTokens:
+        """Its tokens within a budget."""
+        return fit(video.tokens, self.budget(max_tokens))
 
     def in_full(self, video: _Seen) -> VideoTokens:
         """Its tokens, or as many as the model's context holds."""
-        return self.within(self.recipe.budget, video)
+        return self.within(self.room, video)
 
     @property
     def overflows(self) -> bool:
         """Whether any video has more tokens than the model's context holds."""
-        budget, num_global = self.recipe.budget or 0, self.spec.num_global_tokens
-        beside = (self.sight.num_marker_tokens * len(video.tokens.counts) for video in self.seen)
-        return any(
-            len(one.tokens.local) + num_global + also > budget for one, also in zip(self.seen, beside, strict=True)
-        )
+        return not all(self.budget(self.room).holds(video.tokens) for video in self.seen)
 
     def prefix(self, tokens: VideoTokens, video: _Seen) -> VideoPrefix:
         """What the model's projector is given of them."""
@@ -158,7 +160,7 @@ class _Run:
     def ask_llava(self, drawn: list[Drawn]) -> None:
         """The baseline of a LLaVA: transformers' own model over the frames themselves."""
         plain = PlainLlava(self.spec.name, self.recipe, self.device)
-        most_frames = plain.most_frames(self.recipe.budget or 0)
+        most_frames = plain.most_frames(self.room)
         if not most_frames:
             raise InputError(
                 f"not one frame fits the {self.spec.context} tokens of context that {self.spec.name} has beside a "

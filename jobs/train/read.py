@@ -18,11 +18,10 @@ from longvlm.pipeline.models.prefix import SegmentTimes, Sight, VideoPrefix, pre
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.training.packing import Caption, Lesson
-from longvlm.pipeline.vision.budget import fit
+from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.schemas import tables
 from longvlm.schemas.errors import PipelineError
-from longvlm.schemas.recipe import AnswerRecipe
 
 READ = pa.schema(  # a lesson on its way to a worker
     [
@@ -51,14 +50,12 @@ class Reading:
     tokens_per_segment: int | None
 
     @property
-    def budget(self) -> AnswerRecipe:
+    def budget(self) -> Budget:
         """How a video is merged on: as answering does where a context could not hold it, evenly."""
+        num_global, num_beside = self.sight.num_global_tokens, self.sight.num_marker_tokens
         room = self.longest - 2 * ROOM_FOR_QUESTION
-        least = self.sight.num_global_tokens + self.sight.num_marker_tokens
-        return AnswerRecipe(
-            "", "", "", budget=room if room > least else None,
-            tokens_per_segment=self.tokens_per_segment, focus="even",
-        )  # fmt: skip
+        max_tokens = room if room > num_global + num_beside else None
+        return Budget(max_tokens, self.tokens_per_segment, "even", num_global=num_global, num_beside=num_beside)
 
 
 class Reader:
@@ -98,8 +95,7 @@ class Reader:
         reading = self.reading
         try:
             video = from_arrow(tables.TOKENS.empty_table() if tokens is None else tokens)
-            sight = reading.sight
-            video = fit(video, reading.budget, num_global=sight.num_global_tokens, num_beside=sight.num_marker_tokens)
+            video = fit(video, reading.budget)
         except PipelineError as error:
             return _lesson_row(row) | {"error": str(error)}
         if segments is None:

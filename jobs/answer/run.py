@@ -151,10 +151,10 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     snapshot = store.pin()
     report = AnswerReport(new_run_id(), store, plan(snapshot, order.questions, recipe, order.where, order.limit))
     if order.dry_run:
-        report.estimate = estimate(report.asking, recipe, stored.recipe, spec.num_global_tokens, snapshot)
+        report.estimate = estimate(report.asking, recipe, stored.recipe, spec.sight.num_global_tokens, snapshot)
     elif report.asking.num_pending:
         connect(order.ray_address)
-        terms = Terms(recipe, snapshot, report.run_id, search_model=stored.recipe.tower.name)
+        terms = Terms(recipe, spec.sight, snapshot, report.run_id, search_model=stored.recipe.tower.name)
         resources = for_answer(ray.cluster_resources(), report.asking.num_pending, order.kv_gb)
         logs.begun("answer", report.run_id, store=store.uri, model=recipe.model)
         end_s = None if order.max_hours is None else started_s + order.max_hours * 3600

@@ -19,8 +19,8 @@ from longvlm.pipeline.answering.evidence import fold
 from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Answer, Backend, Group
-from longvlm.pipeline.models.families import load_model, sight_of
-from longvlm.pipeline.models.prefix import prefix_of
+from longvlm.pipeline.models.families import load_model
+from longvlm.pipeline.models.prefix import Sight, prefix_of
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.budget import Budget, fit, follows_question
@@ -42,6 +42,7 @@ class Terms:
     """What an answerer has to know besides its questions."""
 
     recipe: AnswerRecipe
+    sight: Sight  # of its model
     snapshot: Snapshot
     run_id: str
     search_model: str  # whose text encoder is beside the stored search embeddings
@@ -64,7 +65,6 @@ class Answerer:
         self.terms, self.recipe = terms, terms.recipe
         self.stage, self.prefill, self.decode = (Stage(name, tally) for name in ("answer", "prefill", "decode"))
         self.stage.start_logs()
-        self.sight = sight_of(self.recipe.model)
         self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
         self.engine: Backend = Engine(self.model, self.recipe, resources.kv_bytes)
         self.texts = load_text_encoder(terms.search_model) if self.recipe.focus == "question" else None
@@ -130,7 +130,7 @@ class Answerer:
                     questions = [group["questions"][place] for place in places]
                     asked.update((key, (group, q, part)) for key, q in zip(keys, questions, strict=True))
                     requests = [as_request(key, question) for key, question in zip(keys, questions, strict=True)]
-                    yield Group(prefix_of(part.tokens, part.segments, self.sight), requests)
+                    yield Group(prefix_of(part.tokens, part.segments, self.terms.sight), requests)
 
         for answer in self.engine.answer(source()):
             while failed:
@@ -147,7 +147,7 @@ class Answerer:
             recipe.budget,
             recipe.tokens_per_segment,
             recipe.focus,
-            num_global=self.sight.num_global_tokens,
+            num_global=self.terms.sight.num_global_tokens,
             num_beside=max(len(self.model.marker_ids(segment["start_s"])) for segment in seen.segments),
         )
         own = self.texts is not None and follows_question(seen.tokens, budget)
@@ -216,7 +216,7 @@ class Answerer:
             "answer": answer.text,
             "value": value,
             "confidence": answer.confidence,
-            "evidence": fold(answer.attention, seen.tokens, self.sight.num_global_tokens, seen.segments),
+            "evidence": fold(answer.attention, seen.tokens, self.terms.sight.num_global_tokens, seen.segments),
         }
 
     def _failed(self, group: dict[str, Any], question: dict[str, Any], error: PipelineError) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from longvlm.jobs.answer.options import fit_budget
-from longvlm.jobs.choose import absolute, choose_index_recipe
+from longvlm.jobs.choose import absolute, choose_index_recipe, misfit
 from longvlm.jobs.compare.report import Comparison, Key, PathReport
 from longvlm.jobs.index.sample import Drawn, Watched, Watcher, draw
 from longvlm.pipeline.answering.questions import read_questions
@@ -28,7 +28,7 @@ from longvlm.pipeline.engine.reference import Plain, PlainLlava, PlainLongVLM, V
 from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.judging.agreement import read_right_answers
 from longvlm.pipeline.models.contract import LanguageModel, ModelSpec
-from longvlm.pipeline.models.families import answers, describe_model, load_model, sight_of
+from longvlm.pipeline.models.families import can_answer, describe_model, load_model
 from longvlm.pipeline.models.longvlm.model import LongVLM, load_longvlm
 from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
 from longvlm.pipeline.source.corpus import Source, list_source
@@ -78,7 +78,7 @@ def run_compare(order: CompareOrder) -> Comparison:
     """
     if order.sample < 1:
         raise InputError(f"a sample of {order.sample} videos has nothing to compare; use --sample 1 or more.")
-    if not answers(absolute(order.model)):
+    if not can_answer(absolute(order.model)):
         raise InputError(f"the model {order.model} is only a vision tower; name a LLaVA or LongVLM, which answers.")
     questions = read_questions(order.questions)
     drawn, num_elsewhere = draw(list_source(order.source), questions, order.sample, order.seed)
@@ -128,15 +128,13 @@ class _Run:
         about = {"recipe": index_recipe.name, "precision": order.precision, "seed": order.seed}
         self.comparison = Comparison(questions, about)
         self.seen: list[_Seen] = []
-        self.sight = sight_of(spec.name)
 
     # --- a video as stored ---
 
     def budget(self, max_tokens: int) -> Budget:
         """So many visual tokens; neighbouring segments are merged where they cannot hold all of them."""
-        return Budget(
-            max_tokens, None, "even", num_global=self.sight.num_global_tokens, num_beside=self.sight.num_marker_tokens
-        )
+        sight = self.spec.sight
+        return Budget(max_tokens, None, "even", num_global=sight.num_global_tokens, num_beside=sight.num_marker_tokens)
 
     def within(self, max_tokens: int, video: _Seen) -> VideoTokens:
         """Its tokens within a budget."""
@@ -153,7 +151,7 @@ class _Run:
 
     def prefix(self, tokens: VideoTokens, video: _Seen) -> VideoPrefix:
         """What the model's projector is given of them."""
-        return prefix_of(tokens, video.segments, self.sight)
+        return prefix_of(tokens, video.segments, self.spec.sight)
 
     # --- the baseline ---
 
@@ -277,15 +275,12 @@ def _with_right_answers(order: CompareOrder, questions: pa.Table, drawn: list[Dr
 
 def _check_fit(recipe: IndexRecipe, spec: ModelSpec) -> None:
     """InputError unless the model can read what the recipe keeps: a recipe file may say otherwise."""
-    num_states = recipe.tower.num_layers + 1
-    layers = {layer % num_states for layer in (spec.feature_layer, recipe.feature_layer)}
-    is_fit = spec.mm_hidden_size == recipe.tower.dim and len(layers) == 1
-    if not is_fit or spec.num_global_tokens not in (0, recipe.num_global_layers):
+    if misfit(spec.sight, recipe, spec.mm_hidden_size) is not None:
         raise InputError(
-            f"the model {spec.name} reads tokens {spec.mm_hidden_size} wide of hidden state {spec.feature_layer} and "
-            f"{spec.num_global_tokens} global ones, but the recipe {recipe.name} keeps tokens {recipe.tower.dim} wide "
-            f"of hidden state {recipe.feature_layer} and {recipe.num_global_layers} global ones; leave feature_layer "
-            "and num_global_layers out of the recipe, and let the model's tower be its own."
+            f"the model {spec.name} reads tokens {spec.mm_hidden_size} wide of hidden state {spec.sight.feature_layer} "
+            f"and {spec.sight.num_global_tokens} global ones, but the recipe {recipe.name} keeps tokens "
+            f"{recipe.tower.dim} wide of hidden state {recipe.feature_layer} and {recipe.num_global_layers} global "
+            "ones; leave feature_layer and num_global_layers out of the recipe, and let the model's tower be its own."
         )
 
 
@@ -293,5 +288,5 @@ def _fit_budgets(order: CompareOrder, spec: ModelSpec) -> tuple[int, ...]:
     """The budgets, each once, the largest first; InputError if the model's context does not hold one that is named."""
     room = fit_budget(spec, None, order.max_new_tokens)
     named = [fit_budget(spec, budget, order.max_new_tokens) for budget in order.budgets or ()]
-    found = named or [budget for budget in BUDGETS if spec.num_global_tokens < budget < room]
+    found = named or [budget for budget in BUDGETS if spec.sight.num_global_tokens < budget < room]
     return tuple(sorted(set(found), reverse=True))

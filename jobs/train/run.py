@@ -32,7 +32,7 @@ from longvlm.jobs.train.entry import train_worker
 from longvlm.jobs.train.plan import Curriculum, draw_up, select_conversations
 from longvlm.jobs.train.read import Reader, Reading, as_lesson
 from longvlm.jobs.train.worker_config import LOSSES, REFUSED, Course, progress_of, read_losses
-from longvlm.pipeline.models.families import is_llava, sight_of
+from longvlm.pipeline.models.families import is_llava
 from longvlm.pipeline.models.longvlm.init import begin, is_begun
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.training.card import CARD, Card
@@ -128,7 +128,7 @@ def run_train(order: TrainOrder) -> TrainReport:
         connect(order.ray_address)
         reading = Reading(
             snapshot,
-            sight_of(model),
+            spec.sight,
             min(order.recipe.max_length, spec.context),
             order.recipe.tokens_per_segment,
         )

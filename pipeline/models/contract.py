@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from longvlm.pipeline.models.prefix import VideoPrefix
+from longvlm.pipeline.models.prefix import Sight, VideoPrefix
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,10 @@ class ModelSpec:
     """What a model is, as far as stores and recipes care."""
 
     name: str  # folder or hub id, as the user named it
-    tower: str  # the vision tower whose tokens it reads: a folder or hub id
+    sight: Sight
     weights: str  # fingerprint of all that decides its answers: equal for equal weights, however they are stored
     mm_hidden_size: int  # width of a visual token: the projector's input
-    hidden_size: int
-    vocab_size: int  # rows of the embedding, added tokens included
     context: int  # longest prompt and answer, in tokens
-    num_global_tokens: int  # rows at the head of the prefix that its projector was trained on
-    feature_layer: int  # hidden state of the tower that its projector reads, as IndexRecipe.feature_layer
     templates: tuple[str, ...]  # prompt templates it can be asked with, the default first
     family: str  # longvlm | llava | llava_next_video | llava_onevision
 

@@ -23,6 +23,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
 from longvlm.pipeline.models.llava.chat import Chat, load_chat
 from longvlm.pipeline.models.longvlm.checkpoint import check_tensors
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.errors import InputError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -62,9 +63,9 @@ class LlavaCheckpoint:
         return FAMILIES[self.config.model_type]
 
     @property
-    def feature_layer(self) -> int:
-        """The tower's hidden state that the projector reads."""
-        return int(self.config.vision_feature_layer)
+    def sight(self) -> Sight:
+        """Its own tower, of which no CLS is read."""
+        return Sight(self.name, int(self.config.vision_feature_layer), num_global_tokens=0)
 
     def tensors(self) -> dict[str, Tensor]:
         """Projector and language model by name, mapped rather than read, of either layout of keys.

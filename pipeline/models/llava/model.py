@@ -133,14 +133,10 @@ def describe_llava(model: str) -> ModelSpec:
     }
     return ModelSpec(
         name=model,
-        tower=model,
+        sight=checkpoint.sight,
         weights=fingerprint(decisive),
         mm_hidden_size=vision.hidden_size,
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
         context=text.max_position_embeddings,
-        num_global_tokens=0,
-        feature_layer=checkpoint.feature_layer,
         templates=(NAME,),
         family=config.model_type,
     )

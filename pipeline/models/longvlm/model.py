@@ -38,8 +38,6 @@ from longvlm.schemas.recipe import Precision, fingerprint
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROJECT, PROJECT_BIAS = "model.mm_projector.weight", "model.mm_projector.bias"
-NUM_GLOBAL_TOKENS = 5  # LONGVLM.md section 1: memory rows used
-FEATURE_LAYER = -2  # LONGVLM.md section 3: the hidden state whose patches it reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +122,7 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
         InputError: the checkpoint lacks something, or is not one.
     """
     checkpoint = find_checkpoint(model, projector)
-    tower = checkpoint.tower
+    sight = checkpoint.sight
     tensors, tokenizer = assemble(checkpoint)
     config = _llama_config(checkpoint, tensors)
     _check_tensors(checkpoint, tensors, config)
@@ -137,14 +135,10 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
     }
     return ModelSpec(
         name=model,
-        tower=tower,
+        sight=sight,
         weights=fingerprint(decisive),
         mm_hidden_size=tensors[PROJECT].shape[1],
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
         context=config.max_position_embeddings,
-        num_global_tokens=NUM_GLOBAL_TOKENS,
-        feature_layer=FEATURE_LAYER,
         templates=checkpoint.templates,
         family="longvlm",
     )

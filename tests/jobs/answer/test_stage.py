@@ -47,7 +47,8 @@ def answering(indexed, model, request):
 
     def make(**settings):
         tally = start_tally(f"{request.node.name}-{len(settings)}")
-        terms = Terms(replace(recipe, **settings), snapshot, "run", stored.recipe.tower.name)
+        made_for = replace(recipe, **settings)
+        terms = Terms(made_for, sight_of(made_for.model), snapshot, "run", stored.recipe.tower.name)
         return Answerer(terms, tally, for_answer({"CPU": 1}, 1)), tally
 
     def groups(*questions, count=2):

@@ -41,7 +41,7 @@ def test_a_longvlm_comes_back_with_tower_and_tokenizer(untrained_folder, tmp_pat
     found = load_model(str(moved))
     torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=1e-5)
     spec = describe_model(str(moved))
-    assert spec.tower == str(tmp_path / "elsewhere" / "tower")
+    assert spec.sight.tower == str(tmp_path / "elsewhere" / "tower")
     assert spec.weights != describe_model(str(untrained_folder)).weights
     assert found.tokenizer.to_str() == load_model(str(untrained_folder)).tokenizer.to_str()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longvlm.pipeline.models.llava.model import describe_llava, load_llava
-from longvlm.pipeline.models.prefix import VideoPrefix
+from longvlm.pipeline.models.prefix import Sight, VideoPrefix
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError
 from models import LLAVAS, save_llava
@@ -19,10 +19,8 @@ def frames_of(image_size, num_frames=FRAMES):
 
 def tokens_of(folder, frames, device):
     """A video's tokens as an index without merging and global tokens would store them (in float32)."""
-    patches = (
-        load_tower(str(folder), device=device).encode(frames, describe_llava(str(folder)).feature_layer, 0).patches
-    )
-    return patches.flatten(0, 1).clone()
+    layer = describe_llava(str(folder)).sight.feature_layer
+    return load_tower(str(folder), device=device).encode(frames, layer, 0).patches.flatten(0, 1).clone()
 
 
 def our_logits(model, prefix, num_whole_frames, question):
@@ -119,14 +117,11 @@ def test_precision_is_taken_everywhere_but_in_positions(folder):
 
 def test_a_checkpoint_is_described_without_being_built(folder):
     spec, model = describe_llava(str(folder)), load_llava(str(folder))
-    assert (spec.mm_hidden_size, spec.hidden_size, spec.context) == (64, 64, 4096)
+    assert (spec.mm_hidden_size, spec.context) == (64, 4096)
     assert (spec.mm_hidden_size, spec.context) == (model.mm_hidden_size, model.context)
-    assert spec.tower == str(folder)
     assert spec.family == folder.name
-    assert spec.feature_layer == (-1 if spec.family == "llava_onevision" else -2)
-    assert spec.num_global_tokens == 0
+    assert spec.sight == Sight(str(folder), -1 if spec.family == "llava_onevision" else -2, 0)
     assert spec.templates == ("chat",)
-    assert spec.vocab_size == model.llm.get_input_embeddings().num_embeddings
 
 
 def test_the_fingerprint_follows_what_decides_answers_and_not_the_folder(folder, tmp_path):

@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy
 from longvlm.jobs.answer.estimate import estimate
 from longvlm.jobs.answer.options import fit_budget, fit_focus, fit_template
 from longvlm.jobs.answer.plan import GROUPS, Asking, plan
-from longvlm.jobs.answer.stage import Answerer, Terms, failed_answer
+from longvlm.jobs.answer.stage import Answerer, AnswerTerms, failed_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.progress import progress
@@ -154,7 +154,7 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
         report.estimate = estimate(report.asking, recipe, stored.recipe, spec.sight.num_global_tokens, snapshot)
     elif report.asking.num_pending:
         connect(order.ray_address)
-        terms = Terms(recipe, spec.sight, snapshot, report.run_id, search_model=stored.recipe.tower.name)
+        terms = AnswerTerms(recipe, spec.sight, snapshot, report.run_id, search_model=stored.recipe.tower.name)
         resources = for_answer(ray.cluster_resources(), report.asking.num_pending, order.kv_gb)
         logs.begun("answer", report.run_id, store=store.uri, model=recipe.model)
         end_s = None if order.max_hours is None else started_s + order.max_hours * 3600
@@ -196,7 +196,7 @@ class Commits:
         self.last = time.monotonic()
 
 
-def _answer_waves(terms: Terms, resources: AnswerResources, commits: Commits, *, show: bool) -> None:
+def _answer_waves(terms: AnswerTerms, resources: AnswerResources, commits: Commits, *, show: bool) -> None:
     """Stages 2 to 4, wave by wave; what is answered when a run is stopped is kept."""
     report = commits.report
     tally = start_tally(report.run_id)
@@ -219,7 +219,9 @@ def _answer_waves(terms: Terms, resources: AnswerResources, commits: Commits, *,
     report.stages = ray.get(tally.report.remote())
 
 
-def _answer_wave(groups: pa.Table, terms: Terms, resources: AnswerResources, commits: Commits, tally: Any) -> None:
+def _answer_wave(
+    groups: pa.Table, terms: AnswerTerms, resources: AnswerResources, commits: Commits, tally: Any
+) -> None:
     """One wave; questions whose answers are lost with a worker are asked again, each alone, then fail as lost."""
     waiting = set(_keys(groups))
     for _ in range(MAX_PASSES):
@@ -255,7 +257,7 @@ def _alone(groups: pa.Table, waiting: set[tuple[str, str]]) -> Iterator[dict[str
                     yield {**group, "questions": [question]}
 
 
-def _stage(groups: pa.Table, terms: Terms, resources: AnswerResources, tally: Any) -> Iterator[pa.Table]:
+def _stage(groups: pa.Table, terms: AnswerTerms, resources: AnswerResources, tally: Any) -> Iterator[pa.Table]:
     """The stage on Ray Data: rows of GROUPS in, batches of tables.ANSWERS out as they land."""
     blocks = _blocks(groups, resources.questions_per_block)
     answers = ray.data.from_blocks(blocks).map_batches(

@@ -14,14 +14,12 @@ import pyarrow as pa
 import torch
 
 from longvlm.jobs.answer.options import ROOM_FOR_QUESTION
+from longvlm.jobs.stored_videos import StoredVideo, read_videos
 from longvlm.pipeline.models.prefix import SegmentTimes, Sight, VideoPrefix, prefix_of
-from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.training.packing import Caption, Lesson
 from longvlm.pipeline.vision.budget import Budget, fit
-from longvlm.pipeline.vision.tokens import from_arrow
-from longvlm.schemas import tables
-from longvlm.schemas.errors import PipelineError
+from longvlm.schemas.errors import PipelineError, TerminalError
 
 READ = pa.schema(  # a lesson on its way to a worker
     [
@@ -76,31 +74,19 @@ class Reader:
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One block of the plan."""
         rows = plan.to_pylist()
-        write_ids = sorted({row["write_id"] for row in rows})
-        try:
-            tokens, segments = self._read(write_ids)
-        except (PipelineError, OSError) as error:
-            made = [_lesson_row(row) | {"error": str(error)} for row in rows]
-        else:
-            made = [self._row(row, tokens.get(row["write_id"]), segments.get(row["write_id"])) for row in rows]
+        videos = read_videos(self.reading.snapshot, [row["write_id"] for row in rows])
+        made = [_lesson_row(row) | self._columns(video) for row, video in zip(rows, videos, strict=True)]
         return pa.Table.from_pylist(made, READ)
 
-    def _read(self, write_ids: list[str]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-        snapshot = self.reading.snapshot
-        if not write_ids:
-            return {}, {}
-        return by_video(read_tokens(snapshot, write_ids)), by_video(read_segments(snapshot, write_ids))
-
-    def _row(self, row: dict[str, Any], tokens: pa.Table | None, segments: pa.Table | None) -> dict[str, Any]:
-        reading = self.reading
+    def _columns(self, video: StoredVideo | PipelineError) -> dict[str, Any]:
+        """A video within its budget in columns of READ, or why there is none."""
+        if isinstance(video, PipelineError):
+            return {"error": video.message}
         try:
-            video = from_arrow(tables.TOKENS.empty_table() if tokens is None else tokens)
-            video = fit(video, reading.budget)
-        except PipelineError as error:
-            return _lesson_row(row) | {"error": str(error)}
-        if segments is None:
-            return _lesson_row(row) | {"error": "the video's segments are gone; index it again."}
-        return _lesson_row(row) | _prefix_columns(prefix_of(video, segments.to_pylist(), reading.sight))
+            tokens = fit(video.tokens, self.reading.budget)
+        except TerminalError as error:
+            return {"error": error.message}
+        return _prefix_columns(prefix_of(tokens, video.segments, self.reading.sight))
 
 
 def _give_way() -> None:

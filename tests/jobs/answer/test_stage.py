@@ -7,7 +7,7 @@ import pytest
 import ray
 import torch
 
-from longvlm.jobs.answer.stage import Answerer, Terms
+from longvlm.jobs.answer.stage import Answerer, AnswerTerms
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster.resources import for_answer
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, Stage, start_tally
@@ -48,7 +48,7 @@ def answering(indexed, model, request):
     def make(**settings):
         tally = start_tally(f"{request.node.name}-{len(settings)}")
         made_for = replace(recipe, **settings)
-        terms = Terms(made_for, sight_of(made_for.model), snapshot, "run", stored.recipe.tower.name)
+        terms = AnswerTerms(made_for, sight_of(made_for.model), snapshot, "run", stored.recipe.tower.name)
         return Answerer(terms, tally, for_answer({"CPU": 1}, 1)), tally
 
     def groups(*questions, count=2):
@@ -182,7 +182,7 @@ def test_tokens_that_cannot_be_used_fail_their_own_questions(answering, monkeypa
                 row["local"] = b"\x00\x7e" + row["local"][2:]  # NaN in float16
         return pa.Table.from_pylist(rows, tables.TOKENS)
 
-    monkeypatch.setattr("longvlm.jobs.answer.stage.read_tokens", read)
+    monkeypatch.setattr("longvlm.jobs.stored_videos.read_tokens", read)
     rows = rows_of(answerer, table)
     assert {row["write_id"]: row["error_code"] for row in rows if row["status"] == "failed"} == {broken: "bad_tokens"}
     assert sum(row["status"] == "answered" for row in rows) == 2
@@ -194,7 +194,7 @@ def test_a_network_that_fails_is_a_row_that_the_next_run_asks_again(answering, m
     def read(*_):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("longvlm.jobs.answer.stage.read_tokens", read)
+    monkeypatch.setattr("longvlm.jobs.stored_videos.read_tokens", read)
     rows = rows_of(make()[0], groups(RED))
     assert [(row["status"], row["error_code"]) for row in rows] == [("failed", "network")] * 2
     assert "no route" in rows[0]["error"]

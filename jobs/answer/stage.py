@@ -18,7 +18,7 @@ from longvlm.jobs.stored_videos import StoredVideo, stream_videos
 from longvlm.pipeline.answering.evidence import fold
 from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
-from longvlm.pipeline.engine.requests import Answer, Backend, Group
+from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.models.families import load_model
 from longvlm.pipeline.models.prefix import Sight, prefix_of
 from longvlm.pipeline.store.snapshot import Snapshot
@@ -64,7 +64,7 @@ class Answerer:
         self.stage, self.prefill, self.decode = (Stage(name, tally) for name in ("answer", "prefill", "decode"))
         self.stage.start_logs()
         self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
-        self.engine: Backend = Engine(self.model, self.recipe, resources.kv_bytes)
+        self.engine = Engine(self.model, self.recipe, resources.kv_bytes)
         self.texts = load_text_encoder(terms.search_model) if self.recipe.focus == "question" else None
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
@@ -198,7 +198,7 @@ class Answerer:
 class _Lap:
     """Seconds and tokens since the last lap."""
 
-    def __init__(self, engine: Backend) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.last = self._now()
 

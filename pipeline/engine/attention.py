@@ -36,11 +36,6 @@ class KeysValues:
         """Room for tokens in each sequence."""
         return self.layers[0].shape[3] if self.layers else 0
 
-    @property
-    def nbytes(self) -> int:
-        """What they take."""
-        return sum(layer.nbytes for layer in self.layers)
-
     def select_and_append(self, kept: Sequence[int], more: "KeysValues", num_positions: int) -> None:
         """Keep some sequences, append others, and give all of them room: a layer at a time, to save memory."""
         mine, new = self.layers, more.layers

@@ -69,7 +69,6 @@ class Engine:
                 busy = self._round(source)
             except torch.OutOfMemoryError:
                 self._shrink()
-            self.stats.num_answers += len(self._done)
             yield from self._done
             self._done.clear()
 

@@ -1,8 +1,7 @@
-"""What stands between the jobs and whatever answers: questions about a video in, answers out."""
+"""What the engine is given and what it gives: questions about a video in, answers out."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -61,13 +60,3 @@ class Stats:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     num_steps: int = 0
-    num_answers: int = 0
-
-
-class Backend(Protocol):
-    """Whatever answers groups of questions; `Engine` is the one there is."""
-
-    stats: Stats
-
-    def answer(self, groups: Iterable[Group]) -> Iterator[Answer]:
-        """One answer a request, in any order; takes groups as it has room for them."""

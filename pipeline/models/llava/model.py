@@ -19,7 +19,7 @@ from transformers.models.llava_next_video.modeling_llava_next_video import Llava
 
 from longvlm.pipeline.model_folder import weights_fingerprint
 from longvlm.pipeline.models.contract import ModelSpec, Prompt
-from longvlm.pipeline.models.llava.chat import NAME, Chat
+from longvlm.pipeline.models.llava.chat import NAME, ChatTemplate
 from longvlm.pipeline.models.llava.checkpoint import NEWLINE, PROJECTOR, find_llava
 from longvlm.pipeline.models.longvlm.checkpoint import LLAMA_FIELDS
 from longvlm.pipeline.models.prefix import VideoPrefix
@@ -38,7 +38,7 @@ class Llava:
     pooler: Any  # or None; LLaVA-NeXT-Video: halves each frame's grid before projection
     halves_after: bool  # LLaVA-OneVision: halves it after projection
     newline: Tensor | None  # [D], LLaVA-OneVision: ends the video
-    chat: Chat
+    chat: ChatTemplate
     eos_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]  # placeholders, and rows of the head that no token belongs to
 
@@ -94,7 +94,7 @@ class Llava:
         return ()
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
-        """See `Chat.lay_out`."""
+        """See `ChatTemplate.lay_out`."""
         return self.chat.lay_out(question, num_visual_tokens, template)
 
     def turn_ids(self, question: str, template: str) -> tuple[int, ...]:  # noqa: ARG002 - there are none
@@ -102,11 +102,11 @@ class Llava:
         raise InputError(f"{self.name} is asked by its chat template, one question at a time; split the conversation.")
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
-        """See `Chat.option_ids`."""
+        """See `ChatTemplate.option_ids`."""
         return self.chat.option_ids(options)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """See `Chat.decode`."""
+        """See `ChatTemplate.decode`."""
         return self.chat.decode(ids)
 
 

@@ -270,7 +270,8 @@ def test_memory_for_keys_and_values_stays_within_what_it_may_take(served):
     def watched():
         nonlocal most
         logits = decode()
-        most = max(most, engine._batch.prefix_kv.nbytes + engine._batch.tail_kv.nbytes)
+        layers = engine._batch.prefix_kv.layers + engine._batch.tail_kv.layers
+        most = max(most, sum(layer.nbytes for layer in layers))
         return logits
 
     engine._batch.decode = watched
@@ -418,7 +419,7 @@ def test_it_counts_what_it_does(served, groups):
     suffixes = sum(a.num_prompt_tokens - first - a.num_visual_tokens for a in found)
     assert stats.prefill_tokens == prefixes + suffixes
     assert stats.decode_tokens == sum(a.num_new_tokens - 1 for a in found)
-    assert stats.num_answers == len(found) == 16
+    assert len(found) == 16
     assert min(stats.prefill_s, stats.decode_s, stats.num_steps) > 0
 
 

@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from longvlm.jobs.answer.estimate import estimate
 from longvlm.jobs.answer.options import fit_budget, fit_focus, fit_template
-from longvlm.jobs.answer.plan import GROUPS, Asking, plan
+from longvlm.jobs.answer.plan import Asking, plan
 from longvlm.jobs.answer.stage import Answerer, AnswerTerms, failed_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs, metrics
@@ -233,7 +233,7 @@ def _answer_wave(
             commits.add(answers.filter(pa.array(is_new, pa.bool_())))
         if not waiting:
             return
-        groups = pa.Table.from_pylist(list(_alone(groups, waiting)), schema=GROUPS)
+        groups = pa.Table.from_pylist(list(_alone(groups, waiting)), schema=tables.GROUPS)
     lost = TerminalError(ErrorCode.LOST, f"lost {MAX_PASSES} times with the workers that held it; ask again.")
     rows = [
         failed_answer(group, group["questions"][0], terms.recipe, terms.run_id, lost) for group in groups.to_pylist()

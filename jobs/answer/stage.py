@@ -28,6 +28,7 @@ from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
+from longvlm.schemas.tables import AskedQuestion, GroupRow
 
 ANSWERS_PER_BATCH = 128  # handed to the driver together ...
 BATCH_S = 5.0  # ... or after so many seconds, since the driver commits what it has
@@ -49,8 +50,8 @@ class AnswerTerms:
 class _Asked:
     """A question that the engine has, and the video as it is shown for it."""
 
-    group: dict[str, Any]
-    question: dict[str, Any]
+    group: GroupRow
+    question: AskedQuestion
     tokens: VideoTokens
     segments: list[dict[str, Any]]
 
@@ -73,9 +74,9 @@ class Answerer:
         Questions that were in hand when a worker died are asked one by one, so that one that kills its workers is found
         and fails alone.
         """
-        parts: list[list[dict[str, Any]]] = [[]]  # those that nothing is held against go together
+        parts: list[list[GroupRow]] = [[]]  # those that nothing is held against go together
         killers = []
-        rows = groups.to_pylist()
+        rows: list[GroupRow] = groups.to_pylist()
         attempts = iter(self.stage.attempts(_keys(rows)))
         for group in rows:
             counts = list(islice(attempts, len(group["questions"])))
@@ -92,7 +93,7 @@ class Answerer:
         for part in filter(None, parts):
             yield from self._answer(part)
 
-    def _answer(self, groups: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    def _answer(self, groups: list[GroupRow]) -> Iterator[pa.Table]:
         """Some videos through the engine together."""
         self.stage.begin(_keys(groups))
         rows: list[dict[str, Any]] = []
@@ -113,7 +114,7 @@ class Answerer:
         self.prefill.add_tokens(int(lap["prefill_tokens"]), lap["prefill_s"])
         self.decode.add_tokens(int(lap["decode_tokens"]), lap["decode_s"])
 
-    def _rows(self, groups: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _rows(self, groups: list[GroupRow]) -> Iterator[dict[str, Any]]:
         """A row a question, as they come."""
         failed: deque[dict[str, Any]] = deque()
         asked: dict[Hashable, _Asked] = {}
@@ -138,7 +139,7 @@ class Answerer:
         yield from failed
 
     def _fitted(
-        self, group: dict[str, Any], video: StoredVideo, failed: deque[dict[str, Any]]
+        self, group: GroupRow, video: StoredVideo, failed: deque[dict[str, Any]]
     ) -> Iterator[tuple[VideoTokens, list[int]]]:
         """The video within the budget, and the places of the questions that see it so: all, or each its own."""
         questions, recipe = group["questions"], self.recipe
@@ -159,7 +160,7 @@ class Answerer:
             else:
                 yield tokens, places
 
-    def _nearness(self, question: dict[str, Any], video: StoredVideo) -> torch.Tensor:
+    def _nearness(self, question: AskedQuestion, video: StoredVideo) -> torch.Tensor:
         """Cosine of a question's text to each segment's search embedding, [S].
 
         Raises:
@@ -191,7 +192,7 @@ class Answerer:
             "evidence": fold(answer.attention, asked.tokens, self.terms.sight.num_global_tokens, asked.segments),
         }
 
-    def _failed(self, group: dict[str, Any], question: dict[str, Any], error: PipelineError) -> dict[str, Any]:
+    def _failed(self, group: GroupRow, question: AskedQuestion, error: PipelineError) -> dict[str, Any]:
         return failed_answer(group, question, self.recipe, self.terms.run_id, error)
 
 
@@ -225,14 +226,14 @@ class _Lap:
 
 
 def failed_answer(
-    group: dict[str, Any], question: dict[str, Any], recipe: AnswerRecipe, run_id: str, error: PipelineError
+    group: GroupRow, question: AskedQuestion, recipe: AnswerRecipe, run_id: str, error: PipelineError
 ) -> dict[str, Any]:
     """The row of a question that has no answer, and why."""
     row = _row(group, question, recipe, run_id)
     return row | {"status": "failed", "error_code": error.code, "error": error.message}
 
 
-def _row(group: dict[str, Any], question: dict[str, Any], recipe: AnswerRecipe, run_id: str) -> dict[str, Any]:
+def _row(group: GroupRow, question: AskedQuestion, recipe: AnswerRecipe, run_id: str) -> dict[str, Any]:
     return {
         **{name: question[name] for name in ("question_id", "question", "question_hash", "type")},
         "video_id": group["video_id"],
@@ -253,7 +254,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=tables.ANSWERS)
 
 
-def _keys(groups: list[dict[str, Any]]) -> list[str]:
+def _keys(groups: list[GroupRow]) -> list[str]:
     return [_key(group["write_id"], question["question_id"]) for group in groups for question in group["questions"]]
 
 

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from longvlm.jobs.answer.options import fit_budget
 from longvlm.jobs.choose import absolute, choose_index_recipe, misfit
-from longvlm.jobs.compare.report import Comparison, Key, PathReport
+from longvlm.jobs.compare.report import ComparedQuestion, Comparison, Key, PathReport
 from longvlm.jobs.index.sample import Drawn, Watched, Watcher, draw
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.answering.typed import as_request
@@ -37,6 +37,7 @@ from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError, PipelineError
 from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, Precision
+from longvlm.schemas.tables import QuestionRow
 
 BUDGETS = (1024, 512, 128)  # where none are named: those of them that the model's context holds
 _FLOAT16_BYTES, _SIZE_AND_SPAN_BYTES = 2, 2 + 2 * 4  # of each channel of a stored token, and beside them
@@ -110,7 +111,7 @@ class _Run:
     """What all paths of a run share, and the comparison that it fills in."""
 
     def __init__(
-        self, order: CompareOrder, spec: ModelSpec, index_recipe: IndexRecipe, questions: dict[int, dict[str, Any]]
+        self, order: CompareOrder, spec: ModelSpec, index_recipe: IndexRecipe, questions: dict[int, ComparedQuestion]
     ) -> None:
         self.order, self.spec, self.index_recipe = order, spec, index_recipe
         self.room = fit_budget(spec, None, order.max_new_tokens)
@@ -265,12 +266,13 @@ def _whole(video: _Seen) -> VideoTokens:
     return video.whole
 
 
-def _with_right_answers(order: CompareOrder, questions: pa.Table, drawn: list[Drawn]) -> dict[int, dict[str, Any]]:
+def _with_right_answers(order: CompareOrder, questions: pa.Table, drawn: list[Drawn]) -> dict[int, ComparedQuestion]:
     """The questions about the sample, by their place in the file."""
     places = sorted({place for _, places in drawn for place in places})
-    asked = dict(zip(places, questions.take(pa.array(places, pa.int64())).to_pylist(), strict=True))
+    rows: list[QuestionRow] = questions.take(pa.array(places, pa.int64())).to_pylist()
+    asked = dict(zip(places, rows, strict=True))
     right = read_right_answers(order.questions, asked)
-    return {place: question | {"right": right[place]} for place, question in asked.items()}
+    return {place: {**question, "right": right[place]} for place, question in asked.items()}
 
 
 def _check_fit(recipe: IndexRecipe, spec: ModelSpec) -> None:

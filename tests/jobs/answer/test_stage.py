@@ -37,8 +37,6 @@ RED = question("red", "What is red?")
 @pytest.fixture
 def answering(indexed, model, request):
     """Makes an answerer over the indexed clips, and groups for it."""
-    from longvlm.jobs.answer.plan import GROUPS
-
     snapshot = Store.open(indexed).pin()
     spec, stored = choose_answer_model(Store.open(indexed), model)
     recipe = AnswerRecipe(spec.name, spec.weights, stored.recipe.fingerprint, precision="float32", max_new_tokens=6)
@@ -52,7 +50,9 @@ def answering(indexed, model, request):
         return Answerer(terms, tally, for_answer({"CPU": 1}, 1)), tally
 
     def groups(*questions, count=2):
-        return pa.Table.from_pylist([{**video, "questions": list(questions)} for video in videos[:count]], GROUPS)
+        return pa.Table.from_pylist(
+            [{**video, "questions": list(questions)} for video in videos[:count]], tables.GROUPS
+        )
 
     return make, groups
 

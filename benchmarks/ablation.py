@@ -32,9 +32,9 @@ import torch
 
 from benchmarks.ablation_tokens import KEPT, VideoRows, read_rows
 from longvlm import tinyworld
-from longvlm.pipeline.models.contract import Timeline
 from longvlm.pipeline.models.longvlm.init import Shape, build_untrained
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.pipeline.models.prompt import PromptLayout
 from longvlm.pipeline.training.finetune import Finetuner
 from longvlm.pipeline.training.packing import PAD, Caption, Lesson, lay_side_by_side, pack
@@ -69,15 +69,15 @@ class Variant:
         """Of its prompts: without segments there is nothing to mark."""
         return "time_markers" if self.has_markers and (self.is_pooled or self.kept) else "plain"
 
-    def prefix(self, rows: VideoRows) -> tuple[torch.Tensor, Timeline | None]:
-        """A video's rows, and where its segments lie among them if that is marked."""
+    def prefix(self, rows: VideoRows) -> VideoPrefix:
+        """A video's rows, and when its segments began if that is marked."""
         head = rows.patches if self.is_pooled else rows.cls[len(rows.cls) - self.num_global :]
         if self.kept is None and not self.is_pooled:
-            return head, None
+            return VideoPrefix(head)
         segments = rows.frames if self.is_pooled else rows.local[self.kept or 0]
         starts_s = tuple(float(SEGMENT_S * segment) for segment in range(len(segments)))
-        timeline = Timeline(len(head), (segments.shape[1],) * len(segments), starts_s)
-        return torch.cat([head, segments.flatten(0, 1)]), timeline if self.has_markers else None
+        times = SegmentTimes(len(head), (segments.shape[1],) * len(segments), starts_s) if self.has_markers else None
+        return VideoPrefix(torch.cat([head, segments.flatten(0, 1)]), times=times)
 
 
 VARIANTS = (
@@ -112,11 +112,11 @@ def lessons_of(variant: Variant, seed: int, rows: Sequence[VideoRows]) -> tuple[
     for number, video in enumerate(rows):
         scene = draw_scene(seed, number)
         asked = draw_questions(scene, seed, number, PER_KIND if seed == TRAIN_SEED else None)
-        prefix, timeline = variant.prefix(video)
+        prefix = variant.prefix(video)
         talks: list[Any] = [((one.question, one.answer),) for one in asked]
-        if seed == TRAIN_SEED and timeline is not None:
+        if seed == TRAIN_SEED and prefix.times is not None:
             talks += [Caption(float(at_s), text) for at_s, text in timed_captions(scene)]
-        lessons.append(Lesson(prefix, talks, None, timeline))
+        lessons.append(Lesson(prefix, talks))
         kinds.append([one.kind for one in asked])
     return lessons, kinds
 
@@ -155,7 +155,10 @@ def run(variant: Variant, seed: int, study: Study, work: Path) -> dict[str, Any]
     )
     recipe = replace(RECIPE, seed=seed)
     tuner = Finetuner(
-        load_longvlm(str(folder)), recipe, study.steps, whitening=fit_whitening(lesson.prefix for lesson in lessons)
+        load_longvlm(str(folder)),
+        recipe,
+        study.steps,
+        whitening=fit_whitening(lesson.prefix.rows for lesson in lessons),
     )
     began_s = time.perf_counter()
     losses: list[float] = []
@@ -164,7 +167,7 @@ def run(variant: Variant, seed: int, study: Study, work: Path) -> dict[str, Any]
         losses.append(tuner.step(batch).loss)
         if number % (study.steps // QUARTERS) == 0:
             tests.append(test(tuner, *tested))
-    rows = mean(len(lesson.prefix) for lesson in lessons)
+    rows = mean(len(lesson.prefix.rows) for lesson in lessons)
     curve = [one["all"] for one in tests]
     told = {"accuracy": tests[-1], "curve": curve, "loss": round(mean(losses[-20:]), 4), "rows": round(rows, 1)}
     return {**told, "seconds": round(time.perf_counter() - began_s, 1), "study": asdict(study)}

@@ -25,7 +25,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from benchmarks.measure import bandwidth, interleave, peak_flops
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request, Stats
-from longvlm.pipeline.models.contract import Prompt, Timeline
+from longvlm.pipeline.models.contract import Prompt
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
 CONTEXT, NUM_VISUAL, TOWER_DIM = 2048, 305, 1024
@@ -91,23 +92,18 @@ class RandomModel:
         """Width of a visual token."""
         return self.projector.in_features
 
-    def project(
-        self,
-        prefix_NC: Tensor,  # noqa: N803
-        num_whole_frames: int | None,  # noqa: ARG002
-        timeline: Timeline | None = None,  # noqa: ARG002
-    ) -> Tensor:
+    def project(self, prefix: VideoPrefix) -> Tensor:
         """Each token by itself."""
-        return self.projector(prefix_NC.to(self.device, self.projector.weight.dtype))
+        return self.projector(prefix.rows.to(self.device, self.projector.weight.dtype))
 
     @property
     def templates(self) -> tuple[str, ...]:
         """None by name."""
         return ("",)
 
-    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+    def count_rows(self, prefix: VideoPrefix) -> int:
         """As many as there are."""
-        return num_rows
+        return len(prefix.rows)
 
     def marker_ids(self, start_s: float) -> tuple[int, ...]:  # noqa: ARG002
         """None."""
@@ -136,7 +132,7 @@ class RandomModel:
         """A whole prompt, [T, D], as one question alone needs it."""
         prompt = self.lay_out(question, len(prefix_NC), "")
         embeds = self.llm.get_input_embeddings()(torch.tensor(prompt.ids, device=self.device))
-        embeds[self.num_before : self.num_before + len(prefix_NC)] = self.project(prefix_NC, None)
+        embeds[self.num_before : self.num_before + len(prefix_NC)] = self.project(VideoPrefix(prefix_NC))
         return embeds
 
 
@@ -206,7 +202,10 @@ def run_engine(
 ) -> tuple[Stats, float]:
     """All questions of some videos through the engine, each answer as it has to be; what was done, and the seconds."""
     groups = [
-        Group(prefix, [Request((v, i), text, options, max_new_tokens=most) for i, text, most in load.questions])
+        Group(
+            VideoPrefix(prefix),
+            [Request((v, i), text, options, max_new_tokens=most) for i, text, most in load.questions],
+        )
         for v, prefix in enumerate(prefixes)
     ]
     engine.stats = Stats()

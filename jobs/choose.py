@@ -8,7 +8,8 @@ from pathlib import Path
 
 from longvlm import tinyworld
 from longvlm.pipeline.models.contract import ModelSpec
-from longvlm.pipeline.models.families import Sight, answers, describe_model, sight_of
+from longvlm.pipeline.models.families import can_answer, describe_model, sight_of
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.store.ledger import RegisteredRecipe, Store
 from longvlm.pipeline.vision.tower import describe_tower
 from longvlm.schemas import training
@@ -20,11 +21,6 @@ TRY_MODELS = (
     "openai/clip-vit-large-patch14 or google/siglip-so400m-patch14-384 (a tower), llava-hf/llava-1.5-7b-hf, or the "
     "folder of a LongVLM checkpoint"
 )
-
-
-def tower_of(model: str) -> str:
-    """The vision tower that a model looks through: the one its config names, itself if it holds one or is one."""
-    return sight_of(model).tower if answers(model) else model
 
 
 def absolute(model: str) -> str:
@@ -52,17 +48,22 @@ def choose_index_recipe(
     active = store.active_recipe() if store else None
     if model is not None:
         model = absolute(model)
-        tower_name = tower_of(model)
+        sight = _sight(model)
+        tower = describe_tower(sight.tower if sight else model)
+        can_read = active is not None and (model == active.model or not sight or misfit(sight, active.recipe) is None)
     elif active is not None:
-        model, tower_name = active.model, active.recipe.tower.name
+        model, tower, can_read = active.model, describe_tower(active.recipe.tower.name), True
     else:
         raise InputError(f"a new store needs a model to look at videos with: pass --model, for example {TRY_MODELS}.")
-    tower = describe_tower(tower_name)
-    if recipe is None and active and active.recipe.tower.weights == tower.weights and _reads(model, active):
+    if recipe is None and active and active.recipe.tower.weights == tower.weights and can_read:
         return _decoded(active.recipe, decode), model
-    needs = _needs(sight_of(model)) if answers(model) else {}
-    settings = {**needs, **_settings(recipe or _default_recipe(model), RECIPES)}
+    settings = {**_needs(_sight(model)), **_settings(recipe or _default_recipe(model), RECIPES)}
     return _decoded(from_settings(settings, tower), decode), model
+
+
+def _sight(model: str) -> Sight | None:
+    """What a model sees a video through; None where it is a bare tower, which looks for itself and reads nothing."""
+    return sight_of(model) if can_answer(model) else None
 
 
 def _default_recipe(model: str) -> str:
@@ -70,13 +71,10 @@ def _default_recipe(model: str) -> str:
     return tinyworld.RECIPE if model == tinyworld.MODEL else "long"
 
 
-def _reads(model: str, stored: RegisteredRecipe) -> bool:
-    """Whether a model can read what a recipe of its tower holds: a bare tower reads nothing."""
-    return model == stored.model or not answers(model) or _misfit(sight_of(model), stored.recipe) is None
-
-
-def _needs(sight: Sight) -> dict[str, object]:
+def _needs(sight: Sight | None) -> dict[str, object]:
     """What a recipe keeps for a model, as settings. With global tokens it reads, all recipes keep as many already."""
+    if sight is None:
+        return {}
     return {"feature_layer": sight.feature_layer, **({} if sight.num_global_tokens else {"num_global_layers": 0})}
 
 
@@ -125,19 +123,18 @@ def choose_answer_model(store: Store, model: str | None) -> tuple[ModelSpec, Reg
     model = absolute(model) if model else active.model
     spec = describe_model(model)
     recipes = sorted(store.recipes(), key=lambda stored: (not stored.active, -stored.registered_seq))
-    of_tower = _of_tower(spec.tower, recipes)
+    of_tower = _of_tower(spec.sight.tower, recipes)
     if not of_tower:
         raise InputError(
-            f"the model {model} looks through the tower {spec.tower}, but the store was indexed with "
+            f"the model {model} looks through the tower {spec.sight.tower}, but the store was indexed with "
             f"{active.recipe.tower.name}; answer with a model of that tower, or index again with "
             f"--model {model} --restale."
         )
-    sight = Sight(spec.tower, spec.feature_layer, spec.num_global_tokens)
-    misfits = [_misfit(sight, stored.recipe, spec.mm_hidden_size) for stored in of_tower]
-    fitting = [stored for stored, misfit in zip(of_tower, misfits, strict=True) if misfit is None]
+    faults = [misfit(spec.sight, stored.recipe, spec.mm_hidden_size) for stored in of_tower]
+    fitting = [stored for stored, fault in zip(of_tower, faults, strict=True) if fault is None]
     if not fitting:
         raise InputError(
-            f"the projector of {model} reads {misfits[0]}; choose a model for these tokens of "
+            f"the projector of {model} reads {faults[0]}; choose a model for these tokens of "
             f"{of_tower[0].recipe.tower.name}, or index again with --model {model} --restale."
         )
     return spec, fitting[0]
@@ -157,7 +154,7 @@ def _of_tower(tower: str, recipes: list[RegisteredRecipe]) -> list[RegisteredRec
     return [stored for stored in recipes if stored.recipe.tower.weights == weights]
 
 
-def _misfit(sight: Sight, recipe: IndexRecipe, width: int | None = None) -> str | None:
+def misfit(sight: Sight, recipe: IndexRecipe, width: int | None = None) -> str | None:
     """What a model would read in place of what a recipe of its tower holds; None where it can read that.
 
     A model that reads no global tokens leaves those of a recipe out.

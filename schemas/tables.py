@@ -1,5 +1,7 @@
 """The Arrow schema of every table in a store, and of the batches that travel between the operators."""
 
+from typing import TypedDict
+
 import pyarrow as pa
 
 # --- tables of a store (Delta Lake; rows are only ever added, the newest wins) ---
@@ -82,6 +84,23 @@ QUESTIONS = pa.schema(  # one row a question of a file; not a table of the store
         ("schema", pa.string()),  # JSON schema of a json answer; null: any JSON
     ]
 )
+
+
+class TypedQuestion(TypedDict):
+    """What of a question says how it is answered, and what its answer's value is."""
+
+    question: str
+    type: str
+    choices: list[str] | None
+    schema: str | None
+
+
+class QuestionRow(TypedQuestion):
+    """A row of QUESTIONS."""
+
+    question_id: str | None
+    video: str | None
+
 
 CONVERSATIONS = pa.schema(  # one row a conversation about a video, to train on; not a table of the store
     [
@@ -229,3 +248,41 @@ SHARD = pa.struct(  # a closed parquet file, as Delta's log will describe it
 OUTCOMES = pa.schema(  # one row a unit: what the driver accounts for
     [*_UNIT, ("encode_ms", pa.float64()), ("tokens_shard", SHARD), ("segments_shard", SHARD)]
 )
+
+# --- batches between the operators of the answer job ---
+
+_ASKED = pa.struct(
+    [
+        ("question_id", pa.string()),
+        ("question", pa.string()),
+        ("question_hash", pa.string()),
+        ("type", pa.string()),
+        ("choices", pa.list_(pa.string())),
+        ("schema", pa.string()),
+    ]
+)
+
+GROUPS = pa.schema(  # a video and what is asked about it; a video with very many questions has several rows
+    [
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("write_id", pa.string()),
+        ("questions", pa.list_(_ASKED)),
+    ]
+)
+
+
+class AskedQuestion(TypedQuestion):
+    """A question of a row of GROUPS."""
+
+    question_id: str
+    question_hash: str
+
+
+class GroupRow(TypedDict):
+    """A row of GROUPS."""
+
+    video_id: str
+    uri: str
+    write_id: str
+    questions: list[AskedQuestion]

@@ -15,6 +15,7 @@ from benchmarks.answer import Load, RandomModel, Shape, random_model
 from benchmarks.gpu.section import Found, Run, check
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
 # In float32 some 3 GB of keys and values, and as much again that passes need: more than what a driver keeps for itself.
@@ -59,7 +60,7 @@ class Asked:
 
     def answers(self, engine: Engine) -> dict[Hashable, str]:
         """Each question's answer; all of them are there, once, and none is an error."""
-        groups = [Group(prefix, self._requests(v)) for v, prefix in enumerate(self.prefixes)]
+        groups = [Group(VideoPrefix(prefix), self._requests(v)) for v, prefix in enumerate(self.prefixes)]
         found = list(engine.answer(iter(groups)))
         for answer in found:
             check(answer.error is None, f"an answer failed: {answer.error}.")

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.answer import TOWER_DIM, RandomModel, Shape, random_model
 from benchmarks.gpu.section import Found, Run, check
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.training.finetune import Finetuner
 from longvlm.pipeline.training.packing import Lesson
 from longvlm.schemas.training import TrainRecipe, lora, projector
@@ -99,7 +100,7 @@ def made_up_lessons(num_videos: int, num_questions: int, num_visual: int, vocabu
 
     return [
         Lesson(
-            torch.randn(num_visual, TOWER_DIM, generator=draw),
+            VideoPrefix(torch.randn(num_visual, TOWER_DIM, generator=draw)),
             [((f"{video * num_questions + i} {QUESTION_TOKENS}", answer(i)),) for i in range(num_questions)],
         )
         for video in range(num_videos)

@@ -25,17 +25,17 @@ def fit_budget(spec: ModelSpec, budget: int | None, max_new_tokens: int) -> int:
     """
     room = spec.context - max_new_tokens - ROOM_FOR_QUESTION
     if budget is None:
-        if room <= spec.num_global_tokens:
+        if room <= spec.sight.num_global_tokens:
             raise InputError(
                 f"the context of {spec.name} is {spec.context} tokens, and {max_new_tokens} new ones and "
                 f"{ROOM_FOR_QUESTION} for the question leave none for the video; lower --max-new-tokens, or set "
                 "--budget."
             )
         return room
-    if budget <= spec.num_global_tokens:
+    if budget <= spec.sight.num_global_tokens:
         raise InputError(
-            f"a budget of {budget} holds nothing of a video but {spec.name}'s {spec.num_global_tokens} global tokens; "
-            "raise --budget."
+            f"a budget of {budget} holds nothing of a video but {spec.name}'s {spec.sight.num_global_tokens} global "
+            "tokens; raise --budget."
         )
     if budget + max_new_tokens >= spec.context:
         raise InputError(

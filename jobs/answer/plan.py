@@ -20,25 +20,6 @@ from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import AnswerRecipe
 
-_QUESTION = pa.struct(
-    [
-        ("question_id", pa.string()),
-        ("question", pa.string()),
-        ("question_hash", pa.string()),
-        ("type", pa.string()),
-        ("choices", pa.list_(pa.string())),
-        ("schema", pa.string()),
-    ]
-)
-GROUPS = pa.schema(  # a video and what is asked about it; a video with very many questions has several rows
-    [
-        ("video_id", pa.string()),
-        ("uri", pa.string()),
-        ("write_id", pa.string()),
-        ("questions", pa.list_(_QUESTION)),
-    ]
-)
-
 # A question's hash, 64 bits as 16 hex characters: of its text, or of all that says how it is to be answered, with unit
 # separators in between. In the plan it stands as a number.
 HASH = """
@@ -155,12 +136,12 @@ class Asking:
         return self.num_asked - sum(self.reused.values())
 
     def waves(self, questions_per_group: int) -> Iterator[pa.Table]:
-        """What is to be asked, as tables of GROUPS in the order of write ids.
+        """What is to be asked, as tables of tables.GROUPS in the order of write ids.
 
         A wave has at most WAVE_VIDEOS videos and WAVE_QUESTIONS questions, a row of it at most `questions_per_group`.
         """
         for (wave,) in self.con.execute("SELECT DISTINCT wave FROM pending ORDER BY wave").fetchall():
-            yield self.con.sql(_WAVE, params=[questions_per_group, wave]).to_arrow_table().cast(GROUPS)
+            yield self.con.sql(_WAVE, params=[questions_per_group, wave]).to_arrow_table().cast(tables.GROUPS)
 
     def workload(self, tokens_per_segment: int, num_global: int, budget: int | None) -> tuple[int, int, int]:
         """Of what is to be asked: visual tokens, each video's once; tokens of text, about; questions to decode for."""

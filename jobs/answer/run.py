@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from longvlm.jobs.answer.estimate import estimate
 from longvlm.jobs.answer.options import fit_budget, fit_focus, fit_template
-from longvlm.jobs.answer.plan import GROUPS, Asking, plan
-from longvlm.jobs.answer.stage import Answerer, Terms, failed_answer
+from longvlm.jobs.answer.plan import Asking, plan
+from longvlm.jobs.answer.stage import Answerer, AnswerTerms, failed_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.commits import Commits
@@ -146,10 +146,10 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     snapshot = store.pin()
     report = AnswerReport(new_run_id(), store, plan(snapshot, order.questions, recipe, order.where, order.limit))
     if order.dry_run:
-        report.estimate = estimate(report.asking, recipe, stored.recipe, spec.num_global_tokens, snapshot)
+        report.estimate = estimate(report.asking, recipe, stored.recipe, spec.sight.num_global_tokens, snapshot)
     elif report.asking.num_pending:
         executor = open_executor(order.ray_address)
-        terms = Terms(recipe, snapshot, report.run_id, search_model=stored.recipe.tower.name)
+        terms = AnswerTerms(recipe, spec.sight, snapshot, report.run_id, search_model=stored.recipe.tower.name)
         resources = for_answer(executor.resources(), report.asking.num_pending, order.kv_gb)
         logs.begun("answer", report.run_id, store=store.uri, model=recipe.model)
         end_s = None if order.max_hours is None else started_s + order.max_hours * 3600
@@ -171,7 +171,12 @@ class _AnswerRun:
     """
 
     def __init__(
-        self, terms: Terms, resources: AnswerResources, executor: Executor, report: AnswerReport, end_s: float | None
+        self,
+        terms: AnswerTerms,
+        resources: AnswerResources,
+        executor: Executor,
+        report: AnswerReport,
+        end_s: float | None,
     ) -> None:
         self.terms, self.resources, self.executor, self.report, self.end_s = terms, resources, executor, report, end_s
         self.tally = executor.start_tally(report.run_id)
@@ -201,7 +206,7 @@ class _AnswerRun:
                 self._add(answers.filter(pa.array(is_new, pa.bool_())))
             if not waiting:
                 return
-            groups = pa.Table.from_pylist(list(_alone(groups, waiting)), schema=GROUPS)
+            groups = pa.Table.from_pylist(list(_alone(groups, waiting)), schema=tables.GROUPS)
         lost = TerminalError(ErrorCode.LOST, f"lost {MAX_PASSES} times with the workers that held it; ask again.")
         recipe, run_id = self.terms.recipe, self.terms.run_id
         rows = [failed_answer(group, group["questions"][0], recipe, run_id, lost) for group in groups.to_pylist()]

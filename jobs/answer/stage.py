@@ -2,9 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -15,58 +14,58 @@ import torch
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.resources import AnswerResources
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, StageReporter
+from longvlm.jobs.stored_videos import StoredVideo, stream_videos
 from longvlm.pipeline.answering.evidence import fold
 from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
-from longvlm.pipeline.engine.requests import Answer, Backend, Group
-from longvlm.pipeline.models.families import load_model, sight_of
-from longvlm.pipeline.models.markers import timeline_of
-from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
+from longvlm.pipeline.engine.requests import Answer, Group
+from longvlm.pipeline.models.families import load_model
+from longvlm.pipeline.models.prefix import Sight, prefix_of
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.vision.budget import fit, follows_question
+from longvlm.pipeline.vision.budget import Budget, fit, follows_question
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
-from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow
+from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas import tables
-from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, TransientError
+from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
+from longvlm.schemas.tables import AskedQuestion, GroupRow
 
-VIDEOS_PER_READ = 8  # one read serves several: their shards' footers are looked at once
-READS_AHEAD = 2  # so that the model does not wait for an object store
 ANSWERS_PER_BATCH = 128  # handed to the driver together ...
 BATCH_S = 5.0  # ... or after so many seconds, since the driver commits what it has
 _KILLER = TerminalError(ErrorCode.LOST, f"{MAX_ATTEMPTS} workers died on this question; ask it alone.")
 
 
 @dataclass(frozen=True)
-class Terms:
+class AnswerTerms:
     """What an answerer has to know besides its questions."""
 
     recipe: AnswerRecipe
+    sight: Sight  # of its model
     snapshot: Snapshot
     run_id: str
     search_model: str  # whose text encoder is beside the stored search embeddings
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """A video's tokens as a question sees them, and when they were."""
+class _Asked:
+    """A question that the engine has, and the video as it is shown for it."""
 
+    group: GroupRow
+    question: AskedQuestion
     tokens: VideoTokens
-    segments: list[dict[str, Any]]  # rows of the table `segments`, without embeddings
-    embeddings: pa.ChunkedArray | None  # of the segments, where the focus follows the question
+    segments: list[dict[str, Any]]
 
 
 class Answerer:
     """Stage 2: one actor holds one language model and streams videos through its engine."""
 
-    def __init__(self, terms: Terms, tally: Any, resources: AnswerResources) -> None:
+    def __init__(self, terms: AnswerTerms, tally: Any, resources: AnswerResources) -> None:
         torch.set_num_threads(resources.threads)
         self.terms, self.recipe = terms, terms.recipe
         self.stage, self.prefill, self.decode = (StageReporter(name, tally) for name in ("answer", "prefill", "decode"))
         self.stage.start_logs()
-        self.num_global = sight_of(self.recipe.model).num_global_tokens
         self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
-        self.engine: Backend = Engine(self.model, self.recipe, resources.kv_bytes)
+        self.engine = Engine(self.model, self.recipe, resources.kv_bytes)
         self.texts = load_text_encoder(terms.search_model) if self.recipe.focus == "question" else None
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
@@ -75,9 +74,9 @@ class Answerer:
         Questions that were in hand when a worker died are asked one by one, so that one that kills its workers is found
         and fails alone.
         """
-        parts: list[list[dict[str, Any]]] = [[]]  # those that nothing is held against go together
+        parts: list[list[GroupRow]] = [[]]  # those that nothing is held against go together
         killers = []
-        rows = groups.to_pylist()
+        rows: list[GroupRow] = groups.to_pylist()
         attempts = iter(self.stage.attempts(_keys(rows)))
         for group in rows:
             counts = list(islice(attempts, len(group["questions"])))
@@ -94,7 +93,7 @@ class Answerer:
         for part in filter(None, parts):
             yield from self._answer(part)
 
-    def _answer(self, groups: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    def _answer(self, groups: list[GroupRow]) -> Iterator[pa.Table]:
         """Some videos through the engine together."""
         self.stage.begin(_keys(groups))
         rows: list[dict[str, Any]] = []
@@ -115,90 +114,65 @@ class Answerer:
         self.prefill.add_tokens(int(lap["prefill_tokens"]), lap["prefill_s"])
         self.decode.add_tokens(int(lap["decode_tokens"]), lap["decode_s"])
 
-    def _rows(self, groups: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _rows(self, groups: list[GroupRow]) -> Iterator[dict[str, Any]]:
         """A row a question, as they come."""
         failed: deque[dict[str, Any]] = deque()
-        asked: dict[tuple[int, int], tuple[dict[str, Any], dict[str, Any], _Seen]] = {}
+        asked: dict[Hashable, _Asked] = {}
 
         def source() -> Iterator[Group]:
-            for number, (group, seen) in enumerate(self._read_ahead(groups)):
-                if isinstance(seen, PipelineError):
-                    failed.extend(self._failed(group, question, seen) for question in group["questions"])
+            write_ids = [group["write_id"] for group in groups]
+            videos = stream_videos(self.terms.snapshot, write_ids, with_embedding=self.texts is not None)
+            for number, (group, video) in enumerate(zip(groups, videos, strict=True)):
+                if isinstance(video, PipelineError):
+                    failed.extend(self._failed(group, question, video) for question in group["questions"])
                     continue
-                for part, places in self._fitted(group, seen, failed):
-                    keys = [(number, place) for place in places]
-                    questions = [group["questions"][place] for place in places]
-                    asked.update((key, (group, q, part)) for key, q in zip(keys, questions, strict=True))
-                    yield Group(
-                        part.tokens.prefix(with_global=self.num_global > 0),
-                        [as_request(key, question) for key, question in zip(keys, questions, strict=True)],
-                        None if self.num_global else part.tokens.num_whole_frames,
-                        timeline_of(part.tokens, part.segments, self.num_global),
-                    )
+                for tokens, places in self._fitted(group, video, failed):
+                    about = {(number, place): group["questions"][place] for place in places}
+                    asked.update((key, _Asked(group, one, tokens, video.segments)) for key, one in about.items())
+                    requests = [as_request(key, question) for key, question in about.items()]
+                    yield Group(prefix_of(tokens, video.segments, self.terms.sight), requests)
 
         for answer in self.engine.answer(source()):
             while failed:
                 yield failed.popleft()
-            yield self._row(answer, *asked.pop(answer.key))  # type: ignore[call-overload] # keys are as made above
+            yield self._row(answer, asked.pop(answer.key))
         yield from failed
 
     def _fitted(
-        self, group: dict[str, Any], seen: _Seen, failed: deque[dict[str, Any]]
-    ) -> Iterator[tuple[_Seen, list[int]]]:
+        self, group: GroupRow, video: StoredVideo, failed: deque[dict[str, Any]]
+    ) -> Iterator[tuple[VideoTokens, list[int]]]:
         """The video within the budget, and the places of the questions that see it so: all, or each its own."""
         questions, recipe = group["questions"], self.recipe
-        num_beside = max(len(self.model.marker_ids(segment["start_s"])) for segment in seen.segments)
-        rows = {"num_global": self.num_global, "num_beside": num_beside}
-        own = self.texts is not None and follows_question(seen.tokens, recipe, **rows)
+        budget = Budget(
+            recipe.budget,
+            recipe.tokens_per_segment,
+            recipe.focus,
+            num_global=self.terms.sight.num_global_tokens,
+            num_beside=max(len(self.model.marker_ids(segment["start_s"])) for segment in video.segments),
+        )
+        own = self.texts is not None and follows_question(video.tokens, budget)
         for places in [[i] for i in range(len(questions))] if own else [list(range(len(questions)))]:
             try:
-                nearness = self._nearness(questions[places[0]], seen) if own else None
-                tokens = fit(seen.tokens, recipe, **rows, nearness=nearness)
+                nearness = self._nearness(questions[places[0]], video) if own else None
+                tokens = fit(video.tokens, budget, nearness)
             except TerminalError as error:
                 failed.extend(self._failed(group, questions[place], error) for place in places)
             else:
-                yield replace(seen, tokens=tokens), places
+                yield tokens, places
 
-    def _nearness(self, question: dict[str, Any], seen: _Seen) -> torch.Tensor:
+    def _nearness(self, question: AskedQuestion, video: StoredVideo) -> torch.Tensor:
         """Cosine of a question's text to each segment's search embedding, [S].
 
         Raises:
             TerminalError: (bad_tokens) a segment has no embedding.
         """
-        if self.texts is None or seen.embeddings is None or seen.embeddings.null_count:
+        if self.texts is None or video.embeddings is None or video.embeddings.null_count:
             raise TerminalError(ErrorCode.BAD_TOKENS, "a segment has no search embedding; ask with --focus even.")
-        vectors = torch.tensor(seen.embeddings.combine_chunks().flatten().to_numpy())
-        return vectors.view(len(seen.segments), -1) @ self.texts.encode([question["question"]])[0]
+        vectors = torch.tensor(video.embeddings.combine_chunks().flatten().to_numpy())
+        return vectors.view(len(video.segments), -1) @ self.texts.encode([question["question"]])[0]
 
-    def _read_ahead(self, groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], "_Seen | PipelineError"]]:
-        """Each group with its video's tokens, or why there are none; the next ones are read meanwhile."""
-        starts = iter(range(0, len(groups), VIDEOS_PER_READ))
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as pool:
-            ahead: deque[tuple[int, Future[list[_Seen | PipelineError]]]] = deque()
-            while True:
-                while len(ahead) < READS_AHEAD and (start := next(starts, None)) is not None:
-                    write_ids = [group["write_id"] for group in groups[start : start + VIDEOS_PER_READ]]
-                    ahead.append((start, pool.submit(self._read, write_ids)))
-                if not ahead:
-                    return
-                start, read = ahead.popleft()
-                yield from zip(groups[start : start + VIDEOS_PER_READ], read.result(), strict=True)
-
-    def _read(self, write_ids: list[str]) -> list["_Seen | PipelineError"]:
-        """Some videos' tokens, or why one has none; a broken shard fails only the videos that it holds."""
-        snapshot = self.terms.snapshot
-        try:
-            tokens = by_video(read_tokens(snapshot, write_ids))
-            segments = by_video(read_segments(snapshot, write_ids, with_embedding=self.texts is not None))
-        except (PipelineError, OSError) as error:
-            if len(set(write_ids)) > 1:
-                return [seen for write_id in write_ids for seen in self._read([write_id])]
-            if isinstance(error, PipelineError):
-                return [error] * len(write_ids)
-            return [TransientError(ErrorCode.NETWORK, f"the stored tokens cannot be read ({error}); ask again.")]
-        return [_seen(tokens.get(write_id), segments.get(write_id)) for write_id in write_ids]
-
-    def _row(self, answer: Answer, group: dict[str, Any], question: dict[str, Any], seen: _Seen) -> dict[str, Any]:
+    def _row(self, answer: Answer, asked: _Asked) -> dict[str, Any]:
+        group, question = asked.group, asked.question
         counts = {
             "num_visual_tokens": answer.num_visual_tokens,
             "num_prompt_tokens": answer.num_prompt_tokens,
@@ -215,17 +189,17 @@ class Answerer:
             "answer": answer.text,
             "value": value,
             "confidence": answer.confidence,
-            "evidence": fold(answer.attention, seen.tokens, self.num_global, seen.segments),
+            "evidence": fold(answer.attention, asked.tokens, self.terms.sight.num_global_tokens, asked.segments),
         }
 
-    def _failed(self, group: dict[str, Any], question: dict[str, Any], error: PipelineError) -> dict[str, Any]:
+    def _failed(self, group: GroupRow, question: AskedQuestion, error: PipelineError) -> dict[str, Any]:
         return failed_answer(group, question, self.recipe, self.terms.run_id, error)
 
 
 class _Lap:
     """Seconds and tokens since the last lap."""
 
-    def __init__(self, engine: Backend) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.last = self._now()
 
@@ -252,14 +226,14 @@ class _Lap:
 
 
 def failed_answer(
-    group: dict[str, Any], question: dict[str, Any], recipe: AnswerRecipe, run_id: str, error: PipelineError
+    group: GroupRow, question: AskedQuestion, recipe: AnswerRecipe, run_id: str, error: PipelineError
 ) -> dict[str, Any]:
     """The row of a question that has no answer, and why."""
     row = _row(group, question, recipe, run_id)
     return row | {"status": "failed", "error_code": error.code, "error": error.message}
 
 
-def _row(group: dict[str, Any], question: dict[str, Any], recipe: AnswerRecipe, run_id: str) -> dict[str, Any]:
+def _row(group: GroupRow, question: AskedQuestion, recipe: AnswerRecipe, run_id: str) -> dict[str, Any]:
     return {
         **{name: question[name] for name in ("question_id", "question", "question_hash", "type")},
         "video_id": group["video_id"],
@@ -272,19 +246,6 @@ def _row(group: dict[str, Any], question: dict[str, Any], recipe: AnswerRecipe, 
     }
 
 
-def _seen(tokens: pa.Table | None, segments: pa.Table | None) -> "_Seen | PipelineError":
-    """One video out of its rows."""
-    try:
-        video = from_arrow(tables.TOKENS.empty_table() if tokens is None else tokens)
-    except TerminalError as error:
-        return error
-    if segments is None or len(segments) != len(video.counts):
-        return TerminalError(ErrorCode.BAD_TOKENS, "the video's segments and tokens differ; index the video again.")
-    embeddings = segments["embedding"] if "embedding" in segments.column_names else None
-    times = segments.select(["start_s", "end_s", "first_frame", "last_frame"])
-    return _Seen(video, times.to_pylist(), embeddings)
-
-
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     """Rows on their way to the driver, counted, and with a line in the log for each that failed."""
     for row in rows:
@@ -293,7 +254,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=tables.ANSWERS)
 
 
-def _keys(groups: list[dict[str, Any]]) -> list[str]:
+def _keys(groups: list[GroupRow]) -> list[str]:
     return [_key(group["write_id"], question["question_id"]) for group in groups for question in group["questions"]]
 
 

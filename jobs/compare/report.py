@@ -11,10 +11,17 @@ from longvlm.jobs.terminal import NO_MATPLOTLIB, print_rows, terminal
 from longvlm.pipeline.answering.typed import read_value
 from longvlm.pipeline.engine.requests import Answer
 from longvlm.pipeline.judging.agreement import is_right, same
+from longvlm.schemas.tables import QuestionRow
 
 PLOT = "compare.png"
 
 Key = tuple[int, int]  # of a video in the sample, and of a question in its file
+
+
+class ComparedQuestion(QuestionRow):
+    """A question of the file, and the right answer where the file has one."""
+
+    right: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +39,7 @@ class PathReport:
 class Comparison:
     """What was asked about what, and the paths, the baseline first."""
 
-    questions: dict[int, dict[str, Any]]  # by place: rows of tables.QUESTIONS with `right`, the right answer or None
+    questions: dict[int, ComparedQuestion]  # by place
     about: dict[str, Any]  # what the figures depend on: recipe, precision, seed
     num_elsewhere: int = 0  # questions of the file about videos that the source lacks
     baseline: str = ""  # in words: which model looked at what

@@ -16,11 +16,10 @@ import pyarrow as pa
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from longvlm.jobs.answer.options import fit_budget
-from longvlm.jobs.choose import absolute, choose_index_recipe
-from longvlm.jobs.compare.report import Comparison, Key, PathReport
+from longvlm.jobs.choose import absolute, choose_index_recipe, misfit
+from longvlm.jobs.compare.report import ComparedQuestion, Comparison, Key, PathReport
 from longvlm.jobs.compare.sample import Drawn, Watched, draw, watch_sample
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.answering.typed import as_request
@@ -28,16 +27,17 @@ from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.reference import Plain, PlainLlava, PlainLongVLM, View
 from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.judging.agreement import read_right_answers
-from longvlm.pipeline.models.contract import LanguageModel, ModelSpec, Timeline
-from longvlm.pipeline.models.families import answers, describe_model, load_model, sight_of
+from longvlm.pipeline.models.contract import LanguageModel, ModelSpec
+from longvlm.pipeline.models.families import can_answer, describe_model, load_model
 from longvlm.pipeline.models.longvlm.model import LongVLM, load_longvlm
-from longvlm.pipeline.models.markers import timeline_of
+from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
 from longvlm.pipeline.source.corpus import Source, list_source
-from longvlm.pipeline.vision.budget import fit
+from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, Precision
+from longvlm.schemas.tables import QuestionRow
 
 BUDGETS = (1024, 512, 128)  # where none are named: those of them that the model's context holds
 _FLOAT16_BYTES, _SIZE_AND_SPAN_BYTES = 2, 2 + 2 * 4  # of each channel of a stored token, and beside them
@@ -79,7 +79,7 @@ def run_compare(order: CompareOrder) -> Comparison:
     """
     if order.sample < 1:
         raise InputError(f"a sample of {order.sample} videos has nothing to compare; use --sample 1 or more.")
-    if not answers(absolute(order.model)):
+    if not can_answer(absolute(order.model)):
         raise InputError(f"the model {order.model} is only a vision tower; name a LLaVA or LongVLM, which answers.")
     questions = read_questions(order.questions)
     drawn, num_elsewhere = draw(list_source(order.source), questions, order.sample, order.seed)
@@ -111,16 +111,17 @@ class _Run:
     """What all paths of a run share, and the comparison that it fills in."""
 
     def __init__(
-        self, order: CompareOrder, spec: ModelSpec, index_recipe: IndexRecipe, questions: dict[int, dict[str, Any]]
+        self, order: CompareOrder, spec: ModelSpec, index_recipe: IndexRecipe, questions: dict[int, ComparedQuestion]
     ) -> None:
         self.order, self.spec, self.index_recipe = order, spec, index_recipe
+        self.room = fit_budget(spec, None, order.max_new_tokens)
         self.recipe = AnswerRecipe(
             model=spec.name,
             weights=spec.weights,
             index_recipe=index_recipe.fingerprint,
             template=spec.templates[0],
             precision=order.precision,
-            budget=fit_budget(spec, None, order.max_new_tokens),
+            budget=self.room,
             focus="even",
             max_new_tokens=order.max_new_tokens,
         )
@@ -128,42 +129,37 @@ class _Run:
         about = {"recipe": index_recipe.name, "precision": order.precision, "seed": order.seed}
         self.comparison = Comparison(questions, about)
         self.seen: list[_Seen] = []
-        self.num_beside = sight_of(spec.name).num_marker_tokens
 
     # --- a video as stored ---
 
-    def within(self, budget: int | None, video: _Seen) -> VideoTokens:
-        """Its tokens within a budget; neighbouring segments are merged where that cannot hold all of them."""
-        recipe, num_global = replace(self.recipe, budget=budget), self.spec.num_global_tokens
-        return fit(video.tokens, recipe, num_global=num_global, num_beside=self.num_beside)
+    def budget(self, max_tokens: int) -> Budget:
+        """So many visual tokens; neighbouring segments are merged where they cannot hold all of them."""
+        sight = self.spec.sight
+        return Budget(max_tokens, None, "even", num_global=sight.num_global_tokens, num_beside=sight.num_marker_tokens)
+
+    def within(self, max_tokens: int, video: _Seen) -> VideoTokens:
+        """Its tokens within a budget."""
+        return fit(video.tokens, self.budget(max_tokens))
 
     def in_full(self, video: _Seen) -> VideoTokens:
         """Its tokens, or as many as the model's context holds."""
-        return self.within(self.recipe.budget, video)
+        return self.within(self.room, video)
 
     @property
     def overflows(self) -> bool:
         """Whether any video has more tokens than the model's context holds."""
-        budget, num_global = self.recipe.budget or 0, self.spec.num_global_tokens
-        beside = (self.num_beside * len(video.tokens.counts) for video in self.seen)
-        return any(
-            len(one.tokens.local) + num_global + also > budget for one, also in zip(self.seen, beside, strict=True)
-        )
+        return not all(self.budget(self.room).holds(video.tokens) for video in self.seen)
 
-    def prefix(self, tokens: VideoTokens) -> Tensor:
+    def prefix(self, tokens: VideoTokens, video: _Seen) -> VideoPrefix:
         """What the model's projector is given of them."""
-        return tokens.prefix(with_global=self.spec.num_global_tokens > 0)
-
-    def timeline(self, tokens: VideoTokens, video: _Seen) -> Timeline:
-        """When the segments of such a prefix began."""
-        return timeline_of(tokens, video.segments, self.spec.num_global_tokens)
+        return prefix_of(tokens, video.segments, self.spec.sight)
 
     # --- the baseline ---
 
     def ask_llava(self, drawn: list[Drawn]) -> None:
         """The baseline of a LLaVA: transformers' own model over the frames themselves."""
         plain = PlainLlava(self.spec.name, self.recipe, self.device)
-        most_frames = plain.most_frames(self.recipe.budget or 0)
+        most_frames = plain.most_frames(self.room)
         if not most_frames:
             raise InputError(
                 f"not one frame fits the {self.spec.context} tokens of context that {self.spec.name} has beside a "
@@ -182,8 +178,7 @@ class _Run:
         plain = PlainLongVLM(model, self.recipe)
 
         def show(_: Watched, video: _Seen) -> View:
-            tokens = self.in_full(video)
-            return plain.show(self.prefix(tokens), self.timeline(tokens, video))
+            return plain.show(self.prefix(self.in_full(video), video))
 
         self._ask_plainly(plain, show, drawn, 0)
         self.comparison.baseline = (
@@ -233,8 +228,7 @@ class _Run:
                 stored_bytes.append(bytes_of(tokens))
                 questions = ((place, self.comparison.questions[place]) for place in video.places)
                 requests = [as_request((number, place), question) for place, question in questions]
-                timeline = self.timeline(tokens, video)
-                yield Group(self.prefix(tokens), requests, tokens.num_whole_frames, timeline)
+                yield Group(self.prefix(tokens, video), requests)
 
         engine, started_s = Engine(model, self.recipe), time.perf_counter()
         num_questions = sum(len(video.places) for video in self.seen)
@@ -270,25 +264,23 @@ def _whole(video: _Seen) -> VideoTokens:
     return video.whole
 
 
-def _with_right_answers(order: CompareOrder, questions: pa.Table, drawn: list[Drawn]) -> dict[int, dict[str, Any]]:
+def _with_right_answers(order: CompareOrder, questions: pa.Table, drawn: list[Drawn]) -> dict[int, ComparedQuestion]:
     """The questions about the sample, by their place in the file."""
     places = sorted({place for _, places in drawn for place in places})
-    asked = dict(zip(places, questions.take(pa.array(places, pa.int64())).to_pylist(), strict=True))
+    rows: list[QuestionRow] = questions.take(pa.array(places, pa.int64())).to_pylist()
+    asked = dict(zip(places, rows, strict=True))
     right = read_right_answers(order.questions, asked)
-    return {place: question | {"right": right[place]} for place, question in asked.items()}
+    return {place: {**question, "right": right[place]} for place, question in asked.items()}
 
 
 def _check_fit(recipe: IndexRecipe, spec: ModelSpec) -> None:
     """InputError unless the model can read what the recipe keeps: a recipe file may say otherwise."""
-    num_states = recipe.tower.num_layers + 1
-    layers = {layer % num_states for layer in (spec.feature_layer, recipe.feature_layer)}
-    is_fit = spec.mm_hidden_size == recipe.tower.dim and len(layers) == 1
-    if not is_fit or spec.num_global_tokens not in (0, recipe.num_global_layers):
+    if misfit(spec.sight, recipe, spec.mm_hidden_size) is not None:
         raise InputError(
-            f"the model {spec.name} reads tokens {spec.mm_hidden_size} wide of hidden state {spec.feature_layer} and "
-            f"{spec.num_global_tokens} global ones, but the recipe {recipe.name} keeps tokens {recipe.tower.dim} wide "
-            f"of hidden state {recipe.feature_layer} and {recipe.num_global_layers} global ones; leave feature_layer "
-            "and num_global_layers out of the recipe, and let the model's tower be its own."
+            f"the model {spec.name} reads tokens {spec.mm_hidden_size} wide of hidden state {spec.sight.feature_layer} "
+            f"and {spec.sight.num_global_tokens} global ones, but the recipe {recipe.name} keeps tokens "
+            f"{recipe.tower.dim} wide of hidden state {recipe.feature_layer} and {recipe.num_global_layers} global "
+            "ones; leave feature_layer and num_global_layers out of the recipe, and let the model's tower be its own."
         )
 
 
@@ -296,5 +288,5 @@ def _fit_budgets(order: CompareOrder, spec: ModelSpec) -> tuple[int, ...]:
     """The budgets, each once, the largest first; InputError if the model's context does not hold one that is named."""
     room = fit_budget(spec, None, order.max_new_tokens)
     named = [fit_budget(spec, budget, order.max_new_tokens) for budget in order.budgets or ()]
-    found = named or [budget for budget in BUDGETS if spec.num_global_tokens < budget < room]
+    found = named or [budget for budget in BUDGETS if spec.sight.num_global_tokens < budget < room]
     return tuple(sorted(set(found), reverse=True))

@@ -14,16 +14,12 @@ import pyarrow as pa
 import torch
 
 from longvlm.jobs.answer.options import ROOM_FOR_QUESTION
-from longvlm.pipeline.models.contract import Timeline
-from longvlm.pipeline.models.markers import timeline_of
-from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
+from longvlm.jobs.stored_videos import StoredVideo, read_videos
+from longvlm.pipeline.models.prefix import SegmentTimes, Sight, VideoPrefix, prefix_of
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.training.packing import Caption, Lesson
-from longvlm.pipeline.vision.budget import fit
-from longvlm.pipeline.vision.tokens import from_arrow
-from longvlm.schemas import tables
-from longvlm.schemas.errors import PipelineError
-from longvlm.schemas.recipe import AnswerRecipe
+from longvlm.pipeline.vision.budget import Budget, fit
+from longvlm.schemas.errors import PipelineError, TerminalError
 
 READ = pa.schema(  # a lesson on its way to a worker
     [
@@ -47,19 +43,17 @@ class Reading:
     """What a reader has to know besides the plan."""
 
     snapshot: Snapshot
-    num_global: int  # rows that the model's projector reads ahead of the local ones
+    sight: Sight  # of the model
     longest: int  # tokens of a sequence
     tokens_per_segment: int | None
-    num_beside: int  # rows that time markers may take beside a segment's
 
     @property
-    def budget(self) -> AnswerRecipe:
+    def budget(self) -> Budget:
         """How a video is merged on: as answering does where a context could not hold it, evenly."""
+        num_global, num_beside = self.sight.num_global_tokens, self.sight.num_marker_tokens
         room = self.longest - 2 * ROOM_FOR_QUESTION
-        return AnswerRecipe(
-            "", "", "", budget=room if room > self.num_global + self.num_beside else None,
-            tokens_per_segment=self.tokens_per_segment, focus="even",
-        )  # fmt: skip
+        max_tokens = room if room > num_global + num_beside else None
+        return Budget(max_tokens, self.tokens_per_segment, "even", num_global=num_global, num_beside=num_beside)
 
 
 class Reader:
@@ -80,41 +74,19 @@ class Reader:
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One block of the plan."""
         rows = plan.to_pylist()
-        write_ids = sorted({row["write_id"] for row in rows})
-        try:
-            tokens, segments = self._read(write_ids)
-        except (PipelineError, OSError) as error:
-            made = [_lesson_row(row) | {"error": str(error)} for row in rows]
-        else:
-            made = [self._row(row, tokens.get(row["write_id"]), segments.get(row["write_id"])) for row in rows]
+        videos = read_videos(self.reading.snapshot, [row["write_id"] for row in rows])
+        made = [_lesson_row(row) | self._columns(video) for row, video in zip(rows, videos, strict=True)]
         return pa.Table.from_pylist(made, READ)
 
-    def _read(self, write_ids: list[str]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-        snapshot = self.reading.snapshot
-        if not write_ids:
-            return {}, {}
-        return by_video(read_tokens(snapshot, write_ids)), by_video(read_segments(snapshot, write_ids))
-
-    def _row(self, row: dict[str, Any], tokens: pa.Table | None, segments: pa.Table | None) -> dict[str, Any]:
-        reading = self.reading
+    def _columns(self, video: StoredVideo | PipelineError) -> dict[str, Any]:
+        """A video within its budget in columns of READ, or why there is none."""
+        if isinstance(video, PipelineError):
+            return {"error": video.message}
         try:
-            video = from_arrow(tables.TOKENS.empty_table() if tokens is None else tokens)
-            video = fit(video, reading.budget, num_global=reading.num_global, num_beside=reading.num_beside)
-        except PipelineError as error:
-            return _lesson_row(row) | {"error": str(error)}
-        if segments is None:
-            return _lesson_row(row) | {"error": "the video's segments are gone; index it again."}
-        prefix = video.prefix(with_global=reading.num_global > 0)
-        timeline = timeline_of(video, segments.to_pylist(), reading.num_global)
-        return _lesson_row(row) | {
-            "prefix": prefix.numpy().tobytes(),
-            "dim": video.dim,
-            "dtype": str(prefix.dtype).removeprefix("torch."),
-            "num_whole_frames": None if reading.num_global else video.num_whole_frames,
-            "num_global": timeline.num_global,
-            "counts": list(timeline.counts),
-            "starts_s": list(timeline.starts_s),
-        }
+            tokens = fit(video.tokens, self.reading.budget)
+        except TerminalError as error:
+            return {"error": error.message}
+        return _prefix_columns(prefix_of(tokens, video.segments, self.reading.sight))
 
 
 def _give_way() -> None:
@@ -122,6 +94,20 @@ def _give_way() -> None:
     os.nice(19)
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _prefix_columns(prefix: VideoPrefix) -> dict[str, Any]:
+    """A prefix in columns of READ; `as_lesson` reads them."""
+    assert prefix.times is not None, "prefix_of says when segments began"
+    return {
+        "prefix": prefix.rows.numpy().tobytes(),
+        "dim": prefix.rows.shape[1],
+        "dtype": str(prefix.rows.dtype).removeprefix("torch."),
+        "num_whole_frames": prefix.num_whole_frames,
+        "num_global": prefix.times.num_global,
+        "counts": list(prefix.times.counts),
+        "starts_s": list(prefix.times.starts_s),
+    }
 
 
 def _lesson_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -135,11 +121,11 @@ def _lesson_row(row: dict[str, Any]) -> dict[str, Any]:
 def as_lesson(row: dict[str, Any]) -> Lesson:
     """A row of READ as the finetuner takes it; without tokens it has no conversations."""
     if row["error"] is not None:
-        return Lesson(torch.empty(0, 1), [])
+        return Lesson(VideoPrefix(torch.empty(0, 1)), [])
     talks = [
         tuple((question, answer) for question, answer in turns) if at_s is None else Caption(at_s, turns[0][1])
         for _, turns, at_s in json.loads(row["conversations"])
     ]
-    prefix = torch.frombuffer(bytearray(row["prefix"]), dtype=getattr(torch, row["dtype"])).view(-1, row["dim"])
-    timeline = Timeline(row["num_global"], tuple(row["counts"]), tuple(row["starts_s"]))
-    return Lesson(prefix, talks, row["num_whole_frames"], timeline)
+    rows = torch.frombuffer(bytearray(row["prefix"]), dtype=getattr(torch, row["dtype"])).view(-1, row["dim"])
+    times = SegmentTimes(row["num_global"], tuple(row["counts"]), tuple(row["starts_s"]))
+    return Lesson(VideoPrefix(rows, row["num_whole_frames"], times), talks)

@@ -33,7 +33,7 @@ from longvlm.jobs.train.entry import train_worker
 from longvlm.jobs.train.plan import Curriculum, draw_up, select_conversations
 from longvlm.jobs.train.read import Reader, Reading, as_lesson
 from longvlm.jobs.train.worker_config import LOSSES, REFUSED, Course, progress_of, read_losses
-from longvlm.pipeline.models.families import is_llava, sight_of
+from longvlm.pipeline.models.families import is_llava
 from longvlm.pipeline.models.longvlm.init import begin, is_begun
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.training.card import CARD, Card
@@ -130,10 +130,9 @@ def run_train(order: TrainOrder) -> TrainReport:
         connect(order.ray_address)
         reading = Reading(
             snapshot,
-            spec.num_global_tokens,
+            spec.sight,
             min(order.recipe.max_length, spec.context),
             order.recipe.tokens_per_segment,
-            sight_of(model).num_marker_tokens,
         )
         card = Card(order.model if model == absolute(order.model) else model, order.recipe, report.num_steps, 0.0)
         _learn(order, report, reading, Card(**{**vars(card), "data": _provenance(store, report)}))
@@ -261,7 +260,8 @@ def _whitening(curriculum: Curriculum, recipe: TrainRecipe, reading: Reading) ->
 
     def prefixes() -> Iterator[Any]:
         for block in islice(curriculum.blocks(recipe, 0, 1, 0), 64):
-            yield from (lesson.prefix for row in reader(block).to_pylist() if len((lesson := as_lesson(row)).prefix))
+            found = (as_lesson(row).prefix.rows for row in reader(block).to_pylist())
+            yield from (rows for rows in found if len(rows))
 
     return fit_whitening(prefixes())
 

@@ -11,13 +11,14 @@ A number or JSON value that cannot be read is asked for once more, in stricter w
 
 import re
 import unicodedata
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
 from math import isfinite
 from typing import Any
 
 from longvlm.pipeline.engine.requests import Request, Retry
 from longvlm.pipeline.jsontext import compact, first_value, schema_validator
+from longvlm.schemas.tables import TypedQuestion
 
 _BOOLS = {"Yes": "true", "No": "false"}
 _NUMBER_TOKENS = 48  # a number and a sentence around it; what talks on is asked again
@@ -40,12 +41,12 @@ _SCALES = {"dozen", "hundred", "thousand", "million", "billion", "trillion"}
 _POINTS = ".,;:!?)]*\"'"
 
 
-def as_request(key: Hashable, question: dict[str, Any]) -> Request:
+def as_request(key: Hashable, question: TypedQuestion) -> Request:
     """What the engine is asked.
 
     Args:
         key: what the answer will be known by.
-        question: question, type, choices and schema, as a row of tables.QUESTIONS.
+        question: as it was asked.
     """
     text, kind = question["question"], question["type"]
     if kind == "text":
@@ -53,7 +54,7 @@ def as_request(key: Hashable, question: dict[str, Any]) -> Request:
     if kind == "bool":
         return Request(key, f"{text}\nAnswer yes or no.", options=tuple(_BOOLS))
     if kind == "choice":
-        choices = tuple(dict.fromkeys(question["choices"]))
+        choices = tuple(dict.fromkeys(question["choices"] or ()))
         return Request(key, "\n".join([text, "Answer with one of these:", *choices]), options=choices)
     longest = None
     if kind == "number":
@@ -73,11 +74,11 @@ def as_request(key: Hashable, question: dict[str, Any]) -> Request:
     return Request(key, f"{text}\n{once}", retry=retry, max_new_tokens=longest)
 
 
-def read_value(question: dict[str, Any], text: str) -> str | None:
+def read_value(question: Mapping[str, Any], text: str) -> str | None:
     """The column `value` of an answer; None for text, and for what is not of the question's type.
 
     Args:
-        question: type, choices and schema, as a row of tables.QUESTIONS.
+        question: with its type, choices and schema: a row of QUESTIONS, or what else has these.
         text: the answer.
     """
     kind = question["type"]
@@ -92,7 +93,7 @@ def read_value(question: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _has_value(question: dict[str, Any], text: str) -> bool:
+def _has_value(question: TypedQuestion, text: str) -> bool:
     return read_value(question, text) is not None
 
 

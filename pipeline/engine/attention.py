@@ -6,7 +6,7 @@ that ask about it are one matrix product; against what follows the prefix, each 
 over both.
 
 Shape letters: T tokens of the pass, S sequences, R rows, P prefix positions, L tail positions, H query heads, K key
-heads, G query heads of a key head (H / K), d channels of a head, W watched tokens, Q tokens of some questions.
+heads, G query heads of a key head (H / K), d channels of a head, W watched tokens, Q tokens of some suffixes.
 """
 
 # ruff: noqa: N803, N806 - tensors are named by their shape
@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longvlm.pipeline.transfer import tensor_on, to_device
 
-MAX_TOKENS_TOGETHER = 256  # of one video's questions in a call: the work for what the mask hides grows with the square
+MAX_TOKENS_TOGETHER = 256  # of one video's suffixes in a call: the work for what the mask hides grows with the square
 
 
 @dataclass(eq=False)
@@ -35,11 +35,6 @@ class KeysValues:
     def num_positions(self) -> int:
         """Room for tokens in each sequence."""
         return self.layers[0].shape[3] if self.layers else 0
-
-    @property
-    def nbytes(self) -> int:
-        """What they take."""
-        return sum(layer.nbytes for layer in self.layers)
 
     def select_and_append(self, kept: Sequence[int], more: "KeysValues", num_positions: int) -> None:
         """Keep some sequences, append others, and give all of them room: a layer at a time, to save memory."""
@@ -62,7 +57,7 @@ class KeysValues:
         self.layers.clear()
 
 
-class PrefixStep:
+class PrefixAttention:
     """Prefill of some videos' prefixes, which do not see each other; their keys and values are kept."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -83,7 +78,7 @@ class PrefixStep:
         return torch.cat(mixed)
 
 
-class Watch:
+class AttentionTotals:
     """Attention to the prefix in some layers, summed up as it happens."""
 
     def __init__(self, layers: frozenset[int]) -> None:
@@ -144,8 +139,8 @@ class _Grid:
         return torch.baddbmm(self._nothing, left_Zwx, right_Zxy, beta=0, alpha=factor)
 
 
-class BranchStep:
-    """Tokens of rows that branch off prefixes: a token a row and step.
+class TailAttention:
+    """Attention of tokens that stand in tails, behind prefixes: in decoding, a token a row and step.
 
     Token t belongs to row `rows[t]`, whose tail it extends at `positions[t]`, counted from the end of the prefix. All
     tensors but the positions stay what they are from step to step.
@@ -175,13 +170,13 @@ class BranchStep:
         self._columns_L = torch.arange(tails.num_positions, device=device)
         self._in_prefix_TP = torch.arange(prefixes.num_positions, device=device) < self._length_T[:, None]
 
-    def begin(self, positions_T: Tensor, watch: Watch) -> Tensor:
+    def begin(self, positions_T: Tensor, totals: AttentionTotals) -> Tensor:
         """Prepare a pass whose tokens stand at some positions of their tails.
 
         Returns:
             positions [T], counted from the beginning of the prompt.
         """
-        self._position_T, self.watch = positions_T, watch
+        self._position_T, self.totals = positions_T, totals
         visible_TX = torch.cat([self._in_prefix_TP, self._columns_L <= positions_T[:, None]], dim=1)
         self._hidden_TX = ~visible_TX[:, None, None]
         return self._length_T + positions_T
@@ -208,29 +203,38 @@ class BranchStep:
         )
         scores_TKGX = torch.cat(scores, dim=-1).masked_fill_(self._hidden_TX, float("-inf"))
         weights_TKGX = scores_TKGX.softmax(dim=-1, dtype=torch.float32).to(query_THd.dtype)
-        self.watch.look(layer, weights_TKGX[..., : self.prefixes.num_positions])
+        self.totals.look(layer, weights_TKGX[..., : self.prefixes.num_positions])
         return weights_TKGX
 
 
-class QuestionStep:
-    """Prefill of the questions themselves, each seeing its video's prefix and its own tokens so far.
+@dataclass(frozen=True)
+class SuffixPlace:
+    """Where a row's suffix goes: the number of its video, the length of that one's prefix, and its own."""
 
-    Some questions of one video are one call of the fused kernel, whose mask hides them from each other: the scores of
+    video: int
+    prefix_length: int
+    length: int
+
+
+class SuffixAttention:
+    """Prefill of rows' suffixes, which hold their questions: each sees its video's prefix and its own tokens so far.
+
+    Some suffixes of one video are one call of the fused kernel, whose mask hides them from each other: the scores of
     thousands of tokens are never laid out. Only those of watched tokens are, in the layers where they are watched.
     """
 
     def __init__(
-        self, questions: Sequence["Question"], tails: KeysValues, watching: BranchStep, watched_W: Tensor
+        self, places: Sequence[SuffixPlace], tails: KeysValues, watching: TailAttention, watched_W: Tensor
     ) -> None:
-        device, lengths = watched_W.device, [question.length for question in questions]
+        device, lengths = watched_W.device, [place.length for place in places]
         row_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         self.row_T = to_device(row_T, device)
         self.position_T = to_device(torch.cat([torch.arange(length) for length in lengths]), device)
         self.tails, self.watching, self.watched_W = tails, watching, watched_W
         self.parts: list[tuple[int, int, slice, Tensor]] = []  # video, its prefix's length, tokens, what these may see
         end = 0
-        for (video, length), alike in groupby(questions, key=lambda question: (question.video, question.prefix_length)):
-            for some in chunked([question.length for question in alike], MAX_TOKENS_TOGETHER):
+        for (video, length), alike in groupby(places, key=lambda place: (place.video, place.prefix_length)):
+            for some in chunked([place.length for place in alike], MAX_TOKENS_TOGETHER):
                 start, end = end, end + sum(some)
                 rows_Q = self.row_T[start:end]
                 is_own_QQ = (rows_Q[:, None] == rows_Q).tril()
@@ -238,7 +242,7 @@ class QuestionStep:
                 self.parts.append((video, length, slice(start, end), visible))
 
     def attend(self, layer: int, query_THd: Tensor, kv_T2Kd: Tensor, scaling: float) -> Tensor:
-        """Attention of each token over its video's prefix and its own question so far."""
+        """Attention of each token over its video's prefix and its own suffix so far."""
         self.tails.write(layer, self.row_T, self.position_T, kv_T2Kd)
         prefixes_2SKPd = self.watching.prefixes.layers[layer]
         mixed = []
@@ -246,18 +250,9 @@ class QuestionStep:
             seen_2PKd = prefixes_2SKPd[:, video, :, :length].transpose(1, 2)
             keys_XKd, values_XKd = torch.cat([seen_2PKd, kv_T2Kd[tokens].transpose(0, 1)], dim=1)
             mixed.append(_fused(query_THd[tokens], keys_XKd, values_XKd, scaling, visible))
-        if self.watching.watch.wants(layer):
+        if self.watching.totals.wants(layer):
             self.watching.weights(layer, query_THd[self.watched_W], scaling)
         return torch.cat(mixed)
-
-
-@dataclass(frozen=True)
-class Question:
-    """Where a question goes: the number of its video, the length of that one's prefix, and its own."""
-
-    video: int
-    prefix_length: int
-    length: int
 
 
 def _fused(query_QHd: Tensor, key_XKd: Tensor, value_XKd: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ Shape letters: T tokens of a pass, W watched ones of them, R rows, P prefix posi
 
 # ruff: noqa: N803, N806 - tensors are named by their shape
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from longvlm.pipeline.engine.attention import BranchStep, KeysValues, PrefixStep, Question, QuestionStep, Watch, chunked
+from longvlm.pipeline.engine.attention import (
+    AttentionTotals,
+    KeysValues,
+    PrefixAttention,
+    SuffixAttention,
+    SuffixPlace,
+    TailAttention,
+    chunked,
+)
 from longvlm.pipeline.engine.blocks import Blocks
 from longvlm.pipeline.engine.growing import Growing
 from longvlm.pipeline.engine.linear import Linear
@@ -27,8 +35,8 @@ MAX_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 
 @dataclass(eq=False)
-class Prefix:
-    """What the questions about one video share: the prompt's beginning and, from `first_visual` on, the video."""
+class PromptPrefix:
+    """What the prompts about one video share: their beginning and, from `first_visual` on, the video."""
 
     embeds: Tensor  # [P, D]
     first_visual: int
@@ -39,10 +47,10 @@ class Prefix:
 
 
 @dataclass(eq=False)
-class Branch:
-    """One row: what follows the prefix in its prompt, and the answer so far."""
+class Row:
+    """One row of a batch: what follows the prefix in its prompt, and the answer so far."""
 
-    prefix: Prefix
+    prefix: PromptPrefix
     suffix: tuple[int, ...]
     num_watched: int = 1  # of the suffix's last tokens: what follows them is asked for
     room: int = 0  # new tokens that may follow
@@ -55,8 +63,27 @@ class Branch:
         return len(self.suffix) + self.room
 
 
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A row whose suffix has just been read, and where it lies in the pass that did so."""
+
+    row: Row
+    place: int  # of its tail
+    watched: range  # its own among the watched tokens
+
+
+@dataclass(frozen=True, eq=False)
+class SuffixPass:
+    """What a pass over the suffixes of some new rows made of them."""
+
+    begun: list[Begun]
+    hidden: Tensor  # [W, D], of the watched tokens
+    seen: Tensor  # [W, P], how much these attend to the prefix
+    tails: KeysValues  # by place
+
+
 class Batch:
-    """Branches under way. The passes of a model that attends over shared prefixes, in inference mode."""
+    """Rows under way. The passes of a model that attends over shared prefixes, in inference mode."""
 
     def __init__(self, llm: Any, device: torch.device) -> None:
         config = llm.config
@@ -77,109 +104,105 @@ class Batch:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all branches."""
-        self.branches: list[Branch] = []
-        self.prefixes: list[Prefix] = []
+        """Forget all rows."""
+        self.rows: list[Row] = []
+        self.prefixes: list[PromptPrefix] = []
         self.prefix_kv, self.tail_kv = KeysValues(), KeysValues()
         self.growing: Growing | None = None
         self.seen_RP = torch.zeros(0, 0, device=self.device)
-        self._reach = 0  # how many positions of its tail any open branch has once its newest token is in
-        self._step: BranchStep | None = None
+        self._reach = 0  # how many positions of its tail any open row has once its newest token is in
+        self._decoding: TailAttention | None = None
 
     @property
     def bytes_per_token(self) -> int:
         """Keys and values of one position."""
         return 2 * self.num_layers * self.kv_shape[0] * self.kv_shape[1] * self.dtype.itemsize
 
-    def keep_open(self, still_needed: Sequence[Prefix]) -> None:
-        """Drop closed branches, and prefixes that neither an open branch nor the caller needs."""
-        rows = [i for i, branch in enumerate(self.branches) if branch.is_open]
-        if self.growing is not None and len(rows) < len(self.branches):
-            rows_R = tensor_on(self.device, rows)
-            self.growing.keep(rows_R)
-            self.seen_RP = self.seen_RP[rows_R]
-            self.branches = [self.branches[row] for row in rows]
-        needed = {id(branch.prefix) for branch in self.branches} | {id(prefix) for prefix in still_needed}
+    def keep_open(self, still_needed: Sequence[PromptPrefix]) -> None:
+        """Drop closed rows, and prefixes that neither an open row nor the caller needs."""
+        still_open = [i for i, row in enumerate(self.rows) if row.is_open]
+        if self.growing is not None and len(still_open) < len(self.rows):
+            open_R = tensor_on(self.device, still_open)
+            self.growing.keep(open_R)
+            self.seen_RP = self.seen_RP[open_R]
+            self.rows = [self.rows[i] for i in still_open]
+        needed = {id(row.prefix) for row in self.rows} | {id(prefix) for prefix in still_needed}
         kept = [i for i, prefix in enumerate(self.prefixes) if id(prefix) in needed]
         self.prefixes = [self.prefixes[i] for i in kept]
-        self._reach = max((len(branch.suffix) + len(branch.new) for branch in self.branches), default=0)
-        self._rebuild(self.tail_kv, rows, KeysValues(), self._reach)
+        self._reach = max((len(row.suffix) + len(row.new) for row in self.rows), default=0)
+        self._rebuild(self.tail_kv, still_open, KeysValues(), self._reach)
         self._rebuild(self.prefix_kv, kept, KeysValues(), max(map(len, self.prefixes), default=0))
 
-    def add_prefixes(self, prefixes: Sequence[Prefix]) -> None:
+    def add_prefixes(self, prefixes: Sequence[PromptPrefix]) -> None:
         """Prefill prefixes that are not here yet, as many in a pass as it holds tokens."""
         waiting = iter(prefixes)
         for lengths in chunked(map(len, prefixes), MAX_TOKENS[self.device.type]):
             some = list(islice(waiting, len(lengths)))
-            step = PrefixStep(lengths)
+            attention = PrefixAttention(lengths)
             positions_T = tensor_on(self.device, [position for length in lengths for position in range(length)])
-            self._blocks.run(torch.cat([prefix.embeds for prefix in some]), positions_T, step)
+            self._blocks.run(torch.cat([prefix.embeds for prefix in some]), positions_T, attention)
             kept = range(len(self.prefixes))
             self.prefixes.extend(some)
-            self._rebuild(self.prefix_kv, kept, step.made, max(map(len, self.prefixes)))
+            self._rebuild(self.prefix_kv, kept, attention.made, max(map(len, self.prefixes)))
 
-    def begin(self, branches: Sequence[Branch]) -> Iterator[tuple[list[Branch], Tensor, Tensor, KeysValues]]:
-        """Run the suffixes of new branches whose prefixes are here, as many in a pass as it holds.
+    def begin(self, rows: Sequence[Row]) -> Iterator[SuffixPass]:
+        """Run the suffixes of new rows whose prefixes are here, as many in a pass as it holds tokens.
 
-        Yields:
-            some branches, the hidden states of their watched tokens [W, D] and these tokens' attention to the prefix
-            [W, P], in the branches' order, and the keys and values of all, to be given to `add` for those that go on.
+        A pass is of some rows, in their order; `add` takes in those of them that go on.
         """
-        places = {id(prefix): i for i, prefix in enumerate(self.prefixes)}
-        waiting = iter(branches)
-        for lengths in chunked([len(branch.suffix) for branch in branches], MAX_TOKENS[self.device.type]):
+        waiting = iter(rows)
+        for lengths in chunked([len(row.suffix) for row in rows], MAX_TOKENS[self.device.type]):
             some = list(islice(waiting, len(lengths)))
-            tails = self._empty_tails(len(some), max(lengths))
-            watched = [  # row and position of each, and its place in the pass
-                (row, at, end - len(branch.suffix) + at)
-                for row, (branch, end) in enumerate(zip(some, accumulate(lengths), strict=True))
-                for at in range(len(branch.suffix) - branch.num_watched, len(branch.suffix))
+            ends = accumulate(row.num_watched for row in some)
+            begun = [
+                Begun(row, place, range(end - row.num_watched, end))
+                for place, (row, end) in enumerate(zip(some, ends, strict=True))
             ]
-            row_W, position_W, token_W = zip(*watched, strict=True)
-            watch, watching = Watch(self.watched), self._branch_step(some, tails, row_W)
-            watching.begin(tensor_on(self.device, position_W), watch)
-            questions = [Question(places[id(b.prefix)], len(b.prefix), len(b.suffix)) for b in some]
-            tokens_W = tensor_on(self.device, token_W)
-            step = QuestionStep(questions, tails, watching, tokens_W)
-            starts_R = tensor_on(self.device, [question.prefix_length for question in questions])
-            ids_T = tensor_on(self.device, [i for branch in some for i in branch.suffix])
-            hidden_TD = self._blocks.run(self._embed(ids_T), starts_R[step.row_T] + step.position_T, step)
-            yield some, hidden_TD[tokens_W], watch.seen, tails
+            tails = self._empty_tails(len(some), max(lengths))
+            watching = self._tail_attention(some, tails, [one.place for one in begun for _ in one.watched])
+            totals = AttentionTotals(self.watched)
+            watching.begin(_watched(self.device, some, lengths), totals)
+            watched_W = _watched(self.device, some, accumulate(lengths))
+            attention = SuffixAttention(self._suffix_places(some), tails, watching, watched_W)
+            starts_R = tensor_on(self.device, [len(row.prefix) for row in some])
+            ids_T = tensor_on(self.device, [i for row in some for i in row.suffix])
+            positions_T = starts_R[attention.row_T] + attention.position_T
+            hidden_TD = self._blocks.run(self._embed(ids_T), positions_T, attention)
+            yield SuffixPass(begun, hidden_TD[watched_W], totals.seen, tails)
 
-    def add(
-        self, branches: Sequence[Branch], rows: Sequence[int], tails: KeysValues, seen_RP: Tensor, growing: Growing
-    ) -> None:
-        """Take in branches after `begin`, with their rows of its tails, what they attended to and their first token."""
-        rows_R = tensor_on(self.device, rows)
-        made = KeysValues([layer[:, rows_R] for layer in tails.layers])
-        kept = range(len(self.branches))
-        self.branches.extend(branches)
+    def add(self, done: SuffixPass, begun: Sequence[Begun], growing: Growing) -> None:
+        """Take in some rows of a pass, of which one token each was watched, with the first tokens of their answers."""
+        places_R = tensor_on(self.device, [one.place for one in begun])
+        seen_RP = done.seen[tensor_on(self.device, [one.watched.start for one in begun])]
+        made = KeysValues([layer[:, places_R] for layer in done.tails.layers])
+        kept = range(len(self.rows))
+        self.rows.extend(one.row for one in begun)
         if self.growing is None:
             self.growing = growing
         else:
             self.growing.append(growing)
         self.seen_RP = torch.cat([_widened(self.seen_RP, seen_RP.shape[1]), seen_RP])
-        self._reach = max(self._reach, *(len(branch.suffix) + 1 for branch in branches))
+        self._reach = max(self._reach, *(len(one.row.suffix) + 1 for one in begun))
         self._rebuild(self.tail_kv, kept, made, self._reach)
 
     def decode(self) -> Tensor:
-        """One step: every branch's newest token goes in; returns the logits of its next one, [R, V].
+        """One step: every row's newest token goes in; returns the logits of its next one, [R, V].
 
         Raises:
-            ValueError: there are no branches.
+            ValueError: there are no rows.
         """
         if self.growing is None:
             raise ValueError("nothing has been added that could go on")
         if self._reach > self.tail_kv.num_positions:
             self._grow()
         self._reach += 1
-        if self._step is None:
-            self._step = self._branch_step(self.branches, self.tail_kv, range(len(self.branches)))
+        if self._decoding is None:
+            self._decoding = self._tail_attention(self.rows, self.tail_kv, range(len(self.rows)))
             self.seen_RP = _widened(self.seen_RP, self.prefix_kv.num_positions)
-        watch = Watch(self.watched)
-        positions_R = self._step.begin(self.growing.at_R, watch)
-        hidden_RD = self._blocks.run(self._embed(self.growing.newest_R), positions_R, self._step)
-        self.seen_RP += watch.seen * self.growing.is_open_R[:, None]
+        totals = AttentionTotals(self.watched)
+        positions_R = self._decoding.begin(self.growing.at_R, totals)
+        hidden_RD = self._blocks.run(self._embed(self.growing.newest_R), positions_R, self._decoding)
+        self.seen_RP += totals.seen * self.growing.is_open_R[:, None]
         return self.logits(hidden_RD)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
@@ -188,15 +211,19 @@ class Batch:
 
     def _grow(self) -> None:
         """Give all tails room for some more steps."""
-        most = max(branch.num_positions for branch in self.branches)
+        most = max(row.num_positions for row in self.rows)
         num_positions = min(self._reach + max(MIN_TAIL_GROWTH, self._reach // 4), most)
         if num_positions > self.tail_kv.num_positions:
-            self._rebuild(self.tail_kv, range(len(self.branches)), KeysValues(), num_positions)
+            self._rebuild(self.tail_kv, range(len(self.rows)), KeysValues(), num_positions)
 
-    def _branch_step(self, branches: Sequence[Branch], tails: KeysValues, rows: Sequence[int]) -> BranchStep:
-        places = {id(prefix): i for i, prefix in enumerate(self.prefixes)}
+    def _tail_attention(self, rows: Sequence[Row], tails: KeysValues, row_of_token: Sequence[int]) -> TailAttention:
         lengths = [len(prefix) for prefix in self.prefixes]
-        return BranchStep(self.prefix_kv, tails, lengths, [places[id(branch.prefix)] for branch in branches], rows)
+        videos = [place.video for place in self._suffix_places(rows)]
+        return TailAttention(self.prefix_kv, tails, lengths, videos, row_of_token)
+
+    def _suffix_places(self, rows: Sequence[Row]) -> list[SuffixPlace]:
+        places = {id(prefix): i for i, prefix in enumerate(self.prefixes)}
+        return [SuffixPlace(places[id(row.prefix)], len(row.prefix), len(row.suffix)) for row in rows]
 
     def _empty_tails(self, num_rows: int, num_positions: int) -> KeysValues:
         num_k, width = self.kv_shape
@@ -204,11 +231,17 @@ class Batch:
         return KeysValues([torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.num_layers)])
 
     def _rebuild(self, kv: KeysValues, kept: Sequence[int], more: KeysValues, num_positions: int) -> None:
-        self._step = None
+        self._decoding = None
         if not kept and not more.layers:
             kv.clear()
         elif more.layers or len(kept) < kv.layers[0].shape[1] or num_positions > kv.num_positions:
             kv.select_and_append(kept, more, num_positions)
+
+
+def _watched(device: torch.device, rows: Sequence[Row], ends: Iterable[int]) -> Tensor:
+    """The watched tokens of rows whose suffixes end there, [W]."""
+    last = zip(rows, ends, strict=True)
+    return tensor_on(device, [at for row, end in last for at in range(end - row.num_watched, end)])
 
 
 def _widened(seen_RP: Tensor, num_positions: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Answers from shared prefixes: a video is read once, and all questions about it branch off from there.
+"""Answers from shared prefixes: a video is read once, and all questions about it go on from there.
 
 Rows of many videos decode together. When half of them are done, the others move together and waiting ones take the
 free places: before that, moving costs more than it saves (a move copies the keys and values, about as much as a step).
@@ -12,20 +12,21 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate, islice
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from longvlm.pipeline.engine.batch import Batch, Branch
+from longvlm.pipeline.engine.batch import Batch, SuffixPass
 from longvlm.pipeline.engine.growing import Growing
 from longvlm.pipeline.engine.kv_budget import kv_budget
 from longvlm.pipeline.engine.logits import choose, likelihoods
 from longvlm.pipeline.engine.requests import Answer, Group, Stats
-from longvlm.pipeline.engine.sequences import Row, Video, lay_out_row, read_group
+from longvlm.pipeline.engine.sequences import OpenGroup, RequestRow, StemRow, lay_out_row, read_group
 from longvlm.pipeline.models.contract import LanguageModel
 from longvlm.pipeline.models.markers import onto_segments
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.transfer import Fetch, tensor_on, to_device
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
@@ -48,8 +49,8 @@ class Engine:
         self.stats = Stats()
         self._batch = Batch(model.llm, model.device)
         self._banned_ids, self._eos_ids = (tensor_on(model.device, ids) for ids in (model.banned_ids, model.eos_ids))
-        self._queue: deque[Video] = deque()  # videos with rows that wait
-        self._underway: list[Row] = []
+        self._queue: deque[OpenGroup] = deque()  # groups with rows that wait
+        self._underway: list[RequestRow] = []
         self._done: list[Answer] = []
 
     @torch.inference_mode()
@@ -68,7 +69,6 @@ class Engine:
                 busy = self._round(source)
             except torch.OutOfMemoryError:
                 self._shrink()
-            self.stats.num_answers += len(self._done)
             yield from self._done
             self._done.clear()
 
@@ -80,72 +80,70 @@ class Engine:
         if self._batch.growing is not None:
             self._decode(self._batch.growing)
             self._collect(self._batch.growing)
-        return bool(rows or self._batch.branches or self._done)
+        return bool(rows or self._batch.rows or self._done)
 
-    def _admit(self, source: Iterator[Group]) -> list[Row]:
+    def _admit(self, source: Iterator[Group]) -> list[RequestRow]:
         """Drop what is done and take rows off the queue, as many as there are places and memory for."""
-        self._batch.keep_open([video.prefix for video in self._queue])
-        rows: list[Row] = []
-        while len(self._underway) < self.max_rows and (video := self._next_video(source)):
-            row, fits = video.pending[0], self._fits(video.pending[0])
+        self._batch.keep_open([group.prefix for group in self._queue])
+        rows: list[RequestRow] = []
+        while len(self._underway) < self.max_rows and (group := self._next_group(source)):
+            row, fits = group.pending[0], self._fits(group.pending[0])
             if self._underway and not fits:
                 break
             if not fits:  # prefixes kept for rows that still wait give way to the first of them
                 self._batch.clear()
                 fits = self._fits(row)
             row.start(self.recipe)
-            self._underway.append(video.pending.popleft())
+            self._underway.append(group.pending.popleft())
             if fits:
                 rows.append(row)
             else:
                 self._fail(row, self._out_of_memory(row))
         return rows
 
-    def _next_video(self, source: Iterator[Group]) -> Video | None:
-        """The first video with rows that wait, taken from the source if need be; None at its end."""
+    def _next_group(self, source: Iterator[Group]) -> OpenGroup | None:
+        """The first group with rows that wait, taken from the source if need be; None at its end."""
         while not (self._queue and self._queue[0].pending):
             if self._queue:
                 self._queue.popleft()
             elif (group := next(source, None)) is None:
                 return None
             else:
-                video, refused = read_group(self.model, self.recipe, group)
+                opened, refused = read_group(self.model, self.recipe, group)
                 self._done += refused
-                self._queue += [video] if video else []
+                self._queue += [opened] if opened else []
         return self._queue[0]
 
-    def _fits(self, row: Row) -> bool:
+    def _fits(self, row: RequestRow) -> bool:
         """Whether keys and values stay within their budget if this row comes in and all use their room."""
         rows = [*self._underway, row]
         prefixes = {id(prefix): len(prefix) for prefix in [*self._batch.prefixes, *(row.prefix for row in rows)]}
         positions = len(prefixes) * max(prefixes.values()) + len(rows) * max(row.num_positions for row in rows)
         return positions * self._batch.bytes_per_token <= self.kv_bytes
 
-    def _prefill(self, rows: list[Row]) -> None:
-        """Read what is new: prefixes, then questions. Rows with options end here, others get their first token."""
+    def _prefill(self, rows: list[RequestRow]) -> None:
+        """Read what is new: prefixes, then suffixes. Rows with options end here, others get their first token."""
         started_s, batch = time.perf_counter(), self._batch
         here = {id(prefix) for prefix in batch.prefixes}
         prefixes = {id(row.prefix): row.prefix for row in rows if id(row.prefix) not in here}
         batch.add_prefixes(list(prefixes.values()))
-        asked = [(row, stem) for row in rows for stem in row.stems]
-        branches = [Branch(row.prefix, row.suffix + stem, 1 + len(stem)) if row.options else row for row, stem in asked]
-        members = iter(asked)
-        for some, hidden_WD, seen_WP, tails in batch.begin(branches):
-            logits_WV = batch.logits(hidden_WD)
-            starts = accumulate((branch.num_watched for branch in some), initial=0)
-            placed = list(zip(range(len(some)), starts, islice(members, len(some)), strict=False))
-            free = [(i, start, row) for i, start, (row, _) in placed if not row.options]
-            if free:
-                places, at, free_rows = zip(*free, strict=True)
-                at_R = tensor_on(batch.device, at)
-                growing = self._growing(free_rows)
-                self._extend(growing, logits_WV[at_R])
-                batch.add(free_rows, places, tails, seen_WP[at_R], growing)
-            self._judge(logits_WV, seen_WP, [(start, *member) for _, start, member in placed if member[0].options])
-        self.stats.prefill_tokens += sum(map(len, prefixes.values())) + sum(len(branch.suffix) for branch in branches)
+        to_begin = list(chain.from_iterable(row.to_begin() for row in rows))
+        for done in batch.begin(to_begin):
+            logits_WV = batch.logits(done.hidden)
+            self._take_in(done, logits_WV)
+            self._judge(done, logits_WV)
+        self.stats.prefill_tokens += sum(map(len, prefixes.values())) + sum(len(row.suffix) for row in to_begin)
         self.stats.prefill_s += time.perf_counter() - started_s
 
-    def _growing(self, rows: Sequence[Row]) -> Growing:
+    def _take_in(self, done: SuffixPass, logits_WV: Tensor) -> None:
+        """Give the rows of a pass that are decoded their first token, and a place in the batch."""
+        begun = [(one, one.row) for one in done.begun if isinstance(one.row, RequestRow)]
+        if begun:
+            growing = self._growing([row for _, row in begun])
+            self._extend(growing, logits_WV[tensor_on(logits_WV.device, [one.watched.start for one, _ in begun])])
+            self._batch.add(done, [one for one, _ in begun], growing)
+
+    def _growing(self, rows: Sequence[RequestRow]) -> Growing:
         """The answers of rows that have none yet."""
         drawn = None
         if self.recipe.temperature:
@@ -160,7 +158,7 @@ class Engine:
 
     def _decode(self, growing: Growing) -> None:
         """One more token for every open row, and again until half of the rows are done."""
-        started_s, num_rows = time.perf_counter(), len(self._batch.branches)
+        started_s, num_rows = time.perf_counter(), len(self._batch.rows)
         while 2 * (num_open := growing.count_open()) > num_rows:
             self._extend(growing, self._batch.decode())
             self.stats.num_steps += 1
@@ -169,7 +167,7 @@ class Engine:
 
     def _collect(self, growing: Growing) -> None:
         """Take the rows' new tokens to the host, and finish the rows that are done."""
-        rows: list[Row] = self._batch.branches  # type: ignore[assignment] # all of them are
+        rows: list[RequestRow] = self._batch.rows  # type: ignore[assignment] # all of them are
         new, is_open, overflowed = growing.fetch()
         ended = [i for i, row in enumerate(rows) if row.is_open and not is_open[i]]
         (seen_EP,) = Fetch(self._batch.seen_RP[tensor_on(self._batch.device, ended)]).wait()
@@ -181,28 +179,26 @@ class Engine:
             else:
                 self._close(rows[i], seen_P / len(rows[i].new))
 
-    def _judge(self, logits_WV: Tensor, seen_WP: Tensor, asked: list[tuple[int, Row, tuple[int, ...]]]) -> None:
-        """Likelihoods of the options that begin with each row's stem; a row whose options all have one is done."""
-        if not asked:
+    def _judge(self, done: SuffixPass, logits_WV: Tensor) -> None:
+        """Likelihoods of the options that begin with a pass's stems; a request whose options all have one is done."""
+        judged = [(one.watched, one.row) for one in done.begun if isinstance(one.row, StemRow)]
+        if not judged:
             return
-        wanted = [
-            (start, row, stem, i) for start, row, stem in asked for i, ids in enumerate(row.options) if ids[:-1] == stem
-        ]
-        lengths = [1 + len(stem) for _, _, stem in asked]
-        tokens = [start + i for (start, *_), length in zip(asked, lengths, strict=True) for i in range(length)]
-        found, seen = Fetch(
-            likelihoods(logits_WV, [(start, row.options[i]) for start, row, _, i in wanted]),
-            seen_WP[tensor_on(seen_WP.device, tokens)],
+        wanted = [(watched.start, stem.asked, i) for watched, stem in judged for i in stem.options]
+        tokens = [at for watched, _ in judged for at in watched]
+        found, seen_WP = Fetch(
+            likelihoods(logits_WV, [(first, row.options[i]) for first, row, i in wanted]),
+            done.seen[tensor_on(logits_WV.device, tokens)],
         ).wait()
-        for (_, row, _, i), likelihood in zip(wanted, found.tolist(), strict=True):
+        for (_, row, i), likelihood in zip(wanted, found.tolist(), strict=True):
             row.judged[i] = likelihood
-        for (_, row, stem), part in zip(asked, torch.split(seen, lengths), strict=True):
-            row.seen[stem] = part
-        for row in dict.fromkeys(row for _, row, _ in asked):
+        for (_, stem), part in zip(judged, torch.split(seen_WP, [len(watched) for watched, _ in judged]), strict=True):
+            stem.asked.seen[stem.stem] = part
+        for row in dict.fromkeys(stem.asked for _, stem in judged):
             if len(row.judged) == len(row.options):
                 self._decide(row)
 
-    def _decide(self, row: Row) -> None:
+    def _decide(self, row: RequestRow) -> None:
         """Answer with the likeliest option."""
         shares = torch.tensor([row.judged[i] for i in range(len(row.options))], dtype=torch.float64).softmax(dim=0)
         best = int(shares.argmax())
@@ -212,12 +208,12 @@ class Engine:
             seen_P = row.seen[row.options[best][:-1]].mean(dim=0)
             self._finish(row, row.request.options[best], seen_P, float(shares[best]))
 
-    def _close(self, row: Row, seen_P: Tensor) -> None:
+    def _close(self, row: RequestRow, seen_P: Tensor) -> None:
         """A row has come to its end: take its text, or ask once more."""
         text, retry = self.model.decode(row.new), row.request.retry
         if retry and row.question == row.request.question and not retry.accepts(text):
             try:
-                again = lay_out_row(self.model, self.recipe, row.video, row.request, retry.question)
+                again = lay_out_row(self.model, self.recipe, row.group, row.request, retry.question)
             except TerminalError:
                 pass  # the longer question does not fit the context, so the first answer is the only one
             else:
@@ -227,24 +223,18 @@ class Engine:
                 return
         self._finish(row, text, seen_P)
 
-    def _finish(self, row: Row, text: str, seen_P: Tensor, confidence: float | None = None) -> None:
-        group, prefix = row.video.group, row.prefix
-        seen_M = seen_P[prefix.first_visual : len(prefix)]
-        lengths = [len(self.model.marker_ids(start_s)) for start_s in group.timeline.starts_s] if group.timeline else []
-        if group.timeline and any(lengths):
-            attention = onto_segments(seen_M, group.timeline, lengths)
-        else:
-            attention = _onto_prefix(seen_M, len(group.prefix), group.num_whole_frames)
+    def _finish(self, row: RequestRow, text: str, seen_P: Tensor, confidence: float | None = None) -> None:
+        attention = _onto_prefix(self.model, seen_P[row.prefix.first_visual : len(row.prefix)], row.group.group.prefix)
         self._done.append(replace(self._counted(row), text=text, confidence=confidence, attention=attention))
         row.is_open = False
         self._underway.remove(row)
 
-    def _fail(self, row: Row, error: TerminalError) -> None:
+    def _fail(self, row: RequestRow, error: TerminalError) -> None:
         self._done.append(replace(self._counted(row), error=error))
         row.is_open = False
         self._underway.remove(row)
 
-    def _counted(self, row: Row) -> Answer:
+    def _counted(self, row: RequestRow) -> Answer:
         return Answer(
             row.request.key,
             num_visual_tokens=len(row.prefix) - row.prefix.first_visual,
@@ -267,12 +257,12 @@ class Engine:
         for row in reversed(rows):
             self._put_back(row)
 
-    def _put_back(self, row: Row) -> None:
+    def _put_back(self, row: RequestRow) -> None:
         """Let a row be the next one to get a place."""
-        row.video.pending.appendleft(row)
-        if row.video in self._queue:
-            self._queue.remove(row.video)
-        self._queue.appendleft(row.video)
+        row.group.pending.appendleft(row)
+        if row.group in self._queue:
+            self._queue.remove(row.group)
+        self._queue.appendleft(row.group)
 
     def _overflow(self) -> TerminalError:
         return TerminalError(
@@ -280,7 +270,7 @@ class Engine:
             f"the model's output overflowed in {self.recipe.precision}; answer in bfloat16 or float32.",
         )
 
-    def _out_of_memory(self, row: Row) -> TerminalError:
+    def _out_of_memory(self, row: RequestRow) -> TerminalError:
         needed = (len(row.prefix) + row.num_positions) * self._batch.bytes_per_token
         return TerminalError(
             ErrorCode.MEMORY_LIMIT,
@@ -289,15 +279,18 @@ class Engine:
         )
 
 
-def _onto_prefix(seen_M: Tensor, num_rows: int, num_whole_frames: int | None) -> Tensor:
+def _onto_prefix(model: LanguageModel, seen_M: Tensor, prefix: VideoPrefix) -> Tensor:
     """Attention to projected rows as attention to the prefix rows they come from, [N].
 
     A family that pools a frame's patches has fewer rows than patches: each frame's share is spread over its patches. A
     row that closes the video comes from none.
     """
-    if num_whole_frames is None:
+    lengths = [len(model.marker_ids(start_s)) for start_s in prefix.times.starts_s] if prefix.times else []
+    if prefix.times and any(lengths):
+        return onto_segments(seen_M, prefix.times, lengths)
+    num_rows, num_frames = len(prefix.rows), prefix.num_whole_frames
+    if num_frames is None:
         return seen_M[:num_rows]
-    per_frame = len(seen_M) // num_whole_frames
-    by_frame = seen_M[: per_frame * num_whole_frames].view(num_whole_frames, per_frame).sum(dim=1)
-    num_patches = num_rows // num_whole_frames
+    per_frame, num_patches = len(seen_M) // num_frames, num_rows // num_frames
+    by_frame = seen_M[: per_frame * num_frames].view(num_frames, per_frame).sum(dim=1)
     return (by_frame / num_patches).repeat_interleave(num_patches)

@@ -19,9 +19,10 @@ from transformers.utils import logging
 
 from longvlm.pipeline.engine.logits import distinct_endings
 from longvlm.pipeline.engine.requests import Answer, Request
-from longvlm.pipeline.models.contract import Prompt, Timeline
+from longvlm.pipeline.models.contract import Prompt
 from longvlm.pipeline.models.llava.checkpoint import find_llava
 from longvlm.pipeline.models.longvlm.model import LongVLM
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.vision.pixels import Pixels
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
@@ -182,10 +183,10 @@ class PlainLongVLM(Plain):
         super().__init__(model.llm, model, recipe, eos_ids=model.eos_ids, banned_ids=model.banned_ids)
         self._model = model
 
-    def show(self, prefix_NC: Tensor, timeline: Timeline | None = None) -> View:
-        """Show it a video's tokens, global first, then local in time order; the timeline where its prompts tell it."""
+    def show(self, prefix: VideoPrefix) -> View:
+        """Show it a video's tokens."""
         with torch.inference_mode():
-            rows_MD = self._model.project(prefix_NC, None, timeline)
+            rows_MD = self._model.project(prefix)
 
         def inputs(ids_T: Tensor, first_patch: int) -> dict[str, Tensor]:
             embeds_TD = self.llm.get_input_embeddings()(ids_T).clone()

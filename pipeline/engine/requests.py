@@ -1,12 +1,11 @@
-"""What stands between the jobs and whatever answers: questions about a video in, answers out."""
+"""What the engine is given and what it gives: questions about a video in, answers out."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
-from longvlm.pipeline.models.contract import Timeline
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.errors import TerminalError
 
 
@@ -33,10 +32,8 @@ class Request:
 class Group:
     """A video and what is asked about it."""
 
-    prefix: Tensor  # [N, C], the video's tokens before projection: global, then local in time order
+    prefix: VideoPrefix
     requests: Sequence[Request]
-    num_whole_frames: int | None = None  # VideoTokens.num_whole_frames
-    timeline: Timeline | None = None  # for models whose prompts have time markers
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +60,3 @@ class Stats:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     num_steps: int = 0
-    num_answers: int = 0
-
-
-class Backend(Protocol):
-    """Whatever answers groups of questions; `Engine` is the one there is."""
-
-    stats: Stats
-
-    def answer(self, groups: Iterable[Group]) -> Iterator[Answer]:
-        """One answer a request, in any order; takes groups as it has room for them."""

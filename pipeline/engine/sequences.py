@@ -1,4 +1,4 @@
-"""Groups made ready: each video's prefix embedded once, each question laid out as a row that branches off from it.
+"""Groups made ready: each video's prefix embedded once, each question laid out as a row behind it.
 
 Shape letters: N prefix rows, M rows after projection, C tower channels, D model width, W watched tokens, P prefix
 positions.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from longvlm.pipeline.engine.batch import Branch, Prefix
+from longvlm.pipeline.engine.batch import PromptPrefix, Row
 from longvlm.pipeline.engine.logits import distinct_endings, draw
 from longvlm.pipeline.engine.requests import Answer, Group, Request
 from longvlm.pipeline.models.contract import LanguageModel
@@ -23,10 +23,10 @@ from longvlm.schemas.recipe import AnswerRecipe
 
 
 @dataclass(eq=False)
-class Row(Branch):
-    """A request on its way."""
+class RequestRow(Row):
+    """A request on its way. One with options is decided by rows of its own, their stems."""
 
-    video: "Video" = field(kw_only=True)
+    group: "OpenGroup" = field(kw_only=True)
     request: Request = field(kw_only=True)
     question: str = field(kw_only=True)  # the request's, or its retry's
     options: tuple[tuple[int, ...], ...] = field(kw_only=True)  # the ids of each
@@ -35,11 +35,6 @@ class Row(Branch):
     judged: dict[int, float] = field(init=False)  # log-likelihoods of options
     seen: dict[tuple[int, ...], Tensor] = field(init=False)  # by stem, what was attended to on the way, [W, P]
 
-    @property
-    def stems(self) -> list[tuple[int, ...]]:
-        """What has to stand after the prompt for every option's last id to be judged."""
-        return list(dict.fromkeys(option[:-1] for option in self.options)) or [()]
-
     def start(self, recipe: AnswerRecipe) -> None:
         """Begin, or begin again, with nothing of an earlier try left."""
         self.new, self.is_open, self.judged, self.seen = [], True, {}, {}
@@ -47,24 +42,44 @@ class Row(Branch):
             self.drawn = draw(recipe, self.question, self.room)
         self.started_s = time.perf_counter()
 
+    def to_begin(self) -> "list[RequestRow] | list[StemRow]":
+        """The rows that have to be run: itself, or one for each stem of its options."""
+        stems = dict.fromkeys(option[:-1] for option in self.options)
+        if not stems:
+            return [self]
+        return [StemRow(self.prefix, self.suffix + stem, 1 + len(stem), asked=self, stem=stem) for stem in stems]
+
 
 @dataclass(eq=False)
-class Video:
-    """A group on its way."""
+class StemRow(Row):
+    """What has to stand after a prompt for the last ids of some options to be judged; nothing is decoded."""
+
+    asked: RequestRow = field(kw_only=True)
+    stem: tuple[int, ...] = field(kw_only=True)  # these options but for their last ids
+
+    @property
+    def options(self) -> list[int]:
+        """The places of the options that begin so."""
+        return [i for i, ids in enumerate(self.asked.options) if ids[:-1] == self.stem]
+
+
+@dataclass(eq=False)
+class OpenGroup:
+    """A group on its way: the prefix of its prompts, and the rows that wait for a place."""
 
     group: Group
     before: tuple[int, ...]  # the prompt's ids ahead of the video
-    prefix: Prefix
-    pending: deque[Row] = field(default_factory=deque)  # rows that wait for a place
+    prefix: PromptPrefix
+    pending: deque[RequestRow] = field(default_factory=deque)
 
 
-def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tuple[Video | None, list[Answer]]:
+def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tuple[OpenGroup | None, list[Answer]]:
     """A group as rows that wait, and the answers of those requests that cannot be answered at all.
 
     Raises:
         InputError: the tokens come from another tower than the model's, or the model lacks the template.
     """
-    prefix_NC = group.prefix
+    prefix_NC = group.prefix.rows
     if prefix_NC.ndim != 2 or prefix_NC.shape[1] != model.mm_hidden_size:
         raise InputError(
             f"the video's tokens are of shape {list(prefix_NC.shape)}, but the projector of {model.name} takes "
@@ -77,18 +92,21 @@ def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tupl
     prompt = model.lay_out("?", 1, recipe.template)  # one place stands for all rows of the video
     before = prompt.ids[: prompt.first_patch]
     ids = tensor_on(model.device, before)
-    visual_MD = model.project(prefix_NC, group.num_whole_frames, group.timeline)
-    video = Video(group, before, Prefix(torch.cat([model.llm.get_input_embeddings()(ids), visual_MD]), len(ids)))
+    visual_MD = model.project(group.prefix)
+    embeds_PD = torch.cat([model.llm.get_input_embeddings()(ids), visual_MD])
+    opened = OpenGroup(group, before, PromptPrefix(embeds_PD, len(ids)))
     refused = []
     for request in group.requests:
         try:
-            video.pending.append(lay_out_row(model, recipe, video, request, request.question))
+            opened.pending.append(lay_out_row(model, recipe, opened, request, request.question))
         except TerminalError as error:
             refused.append(Answer(request.key, num_visual_tokens=len(visual_MD), error=error))
-    return video, refused
+    return opened, refused
 
 
-def lay_out_row(model: LanguageModel, recipe: AnswerRecipe, video: Video, request: Request, question: str) -> Row:
+def lay_out_row(
+    model: LanguageModel, recipe: AnswerRecipe, group: OpenGroup, request: Request, question: str
+) -> RequestRow:
     """The row of a question, which is the request's own or its retry's.
 
     Raises:
@@ -96,20 +114,20 @@ def lay_out_row(model: LanguageModel, recipe: AnswerRecipe, video: Video, reques
             contains a mark of the video's place.
     """
     prompt = model.lay_out(question, 1, recipe.template)
-    if prompt.ids[: prompt.first_patch] != video.before:
+    if prompt.ids[: prompt.first_patch] != group.before:
         raise ValueError(f"the template {recipe.template} does not begin every prompt alike")
     suffix = prompt.ids[prompt.first_patch + 1 :]
     options: tuple[tuple[int, ...], ...] = ()
     if request.options:
         options = tuple(distinct_endings(request.options, model.option_ids(request.options), model.eos_ids[0]))
     least = max(map(len, options), default=1)
-    free = model.context - len(video.prefix) - len(suffix)
+    free = model.context - len(group.prefix) - len(suffix)
     if free < least:
         raise TerminalError(
             ErrorCode.PROMPT_TOO_LONG,
-            f"{len(video.prefix) - len(video.before)} visual tokens and the question make a prompt of "
-            f"{len(video.prefix) + len(suffix)} tokens, but the model reads at most {model.context - least}; answer "
+            f"{len(group.prefix) - len(group.before)} visual tokens and the question make a prompt of "
+            f"{len(group.prefix) + len(suffix)} tokens, but the model reads at most {model.context - least}; answer "
             "with a smaller --budget, or ask less.",
         )
     room = least if options else min(request.max_new_tokens or recipe.max_new_tokens, recipe.max_new_tokens, free)
-    return Row(video.prefix, suffix, room=room, video=video, request=request, question=question, options=options)
+    return RequestRow(group.prefix, suffix, room=room, group=group, request=request, question=question, options=options)

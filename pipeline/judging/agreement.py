@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ _ARTICLES = {"a", "an", "the"}
 _YES, _NO = ("yes", "true"), ("no", "false")
 
 
-def same(question: dict[str, Any], one: str, other: str) -> bool:
+def same(question: Mapping[str, Any], one: str, other: str) -> bool:
     """Whether two answers of a model are the same: as values, and as they are where neither is of the question's type.
 
     Args:
@@ -30,7 +31,7 @@ def same(question: dict[str, Any], one: str, other: str) -> bool:
     return _equal(question["type"], *values)  # type: ignore[arg-type] # neither is None
 
 
-def is_right(question: dict[str, Any], answer: str, right: str) -> bool:
+def is_right(question: Mapping[str, Any], answer: str, right: str) -> bool:
     """Whether an answer is the right one of a question file, as `read_right_answers` gives it.
 
     Text is right if it is equal as `normalised`.
@@ -41,7 +42,7 @@ def is_right(question: dict[str, Any], answer: str, right: str) -> bool:
     return value is not None and wanted is not None and _equal(question["type"], value, wanted)
 
 
-def read_right_answers(path: str, questions: dict[int, dict[str, Any]]) -> dict[int, str | None]:
+def read_right_answers(path: str, questions: Mapping[int, Mapping[str, Any]]) -> dict[int, str | None]:
     """The right answers to some questions of a file, None where it has none.
 
     Args:
@@ -64,7 +65,7 @@ def read_right_answers(path: str, questions: dict[int, dict[str, Any]]) -> dict[
     return answers
 
 
-def right_value(question: dict[str, Any], right: str) -> str | None:
+def right_value(question: Mapping[str, Any], right: str) -> str | None:
     """What people write as a right answer, as `read_value` gives values."""
     if question["type"] == "bool":
         said = normalised(right)

@@ -1,9 +1,7 @@
 """What a language model with eyes is to the rest: facts for stores and recipes, and what the engine asks of one.
 
-Shape letters: N prefix rows, M rows after projection, C tower channels, D model width.
+Shape letters: M rows of a prefix after projection, D model width.
 """
-
-# ruff: noqa: N803 - tensors are named by their shape
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,41 +10,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from longvlm.pipeline.models.prefix import Sight, VideoPrefix
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model is, as far as stores and recipes care."""
 
     name: str  # folder or hub id, as the user named it
-    tower: str  # the vision tower whose tokens it reads: a folder or hub id
+    sight: Sight
     weights: str  # fingerprint of all that decides its answers: equal for equal weights, however they are stored
     mm_hidden_size: int  # width of a visual token: the projector's input
-    hidden_size: int
-    vocab_size: int  # rows of the embedding, added tokens included
     context: int  # longest prompt and answer, in tokens
-    num_global_tokens: int  # rows at the head of the prefix that its projector was trained on
-    feature_layer: int  # hidden state of the tower that its projector reads, as IndexRecipe.feature_layer
     templates: tuple[str, ...]  # prompt templates it can be asked with, the default first
     family: str  # longvlm | llava | llava_next_video | llava_onevision
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Where the segments of a prefix lie, and when in the video each began."""
-
-    num_global: int  # rows before the first segment's
-    counts: tuple[int, ...]  # S: local rows of each segment
-    starts_s: tuple[float, ...]  # S: when it began
-
-    def __post_init__(self) -> None:
-        """Every segment has rows and a time."""
-        if len(self.counts) != len(self.starts_s) or self.num_global < 0 or min(self.counts, default=0) < 1:
-            raise ValueError(f"segments need a row and a time each: {self}")
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the prefix, N."""
-        return self.num_global + sum(self.counts)
 
 
 @dataclass(frozen=True)
@@ -102,21 +79,17 @@ class LanguageModel(Protocol):
     def banned_ids(self) -> tuple[int, ...]:
         """Rows of the head that were never trained: never to be emitted."""
 
-    def project(self, prefix_NC: Tensor, num_whole_frames: int | None, timeline: Timeline | None = None) -> Tensor:
-        """The visual tokens as the language model reads them, [M, D] in its precision, on its device.
+    def project(self, prefix: VideoPrefix) -> Tensor:
+        """A video's rows as the language model reads them, [M, D] in its precision, on its device.
 
-        Args:
-            prefix_NC: tokens as stored, global first, then local in time order.
-            num_whole_frames: of how many frames the local tokens are the untouched patches; None once merged. Families
-                that pool a frame's patch grid do so only then: merged tokens lie on no grid.
-            timeline: of the prefix, for models whose prompts say when each segment began.
+        Families that pool a frame's patch grid do so where no patch was merged: merged tokens lie on no grid.
 
         Raises:
-            ValueError: such a model is not told, or is told of other rows.
+            ValueError: its prompts say when segments began, and the prefix does not.
         """
 
-    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:
-        """M: how many rows `project` makes of N."""
+    def count_rows(self, prefix: VideoPrefix) -> int:
+        """M: how many rows `project` makes of a prefix."""
 
     def marker_ids(self, start_s: float) -> tuple[int, ...]:
         """The tokens that stand after the rows of a segment that began then; none where prompts have no markers."""

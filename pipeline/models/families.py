@@ -1,48 +1,34 @@
 """The model families, told apart by their config alone."""
 
-from dataclasses import dataclass
-
 from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.models.contract import LanguageModel, ModelSpec
 from longvlm.pipeline.models.llava import checkpoint as llava_checkpoint
 from longvlm.pipeline.models.llava import model as llava
-from longvlm.pipeline.models.longvlm import checkpoint
+from longvlm.pipeline.models.longvlm import checkpoint as longvlm_checkpoint
 from longvlm.pipeline.models.longvlm import model as longvlm
-from longvlm.pipeline.models.prompt import MAX_MARKER_TOKENS
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.recipe import Precision
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What a model sees a video through: what an index made for it must hold. Known from its config alone."""
-
-    tower: str  # folder or hub id
-    feature_layer: int  # as IndexRecipe.feature_layer
-    num_global_tokens: int
-    num_marker_tokens: int = 0  # beside each segment's in its prompts, at most
-
-
-def answers(model: str) -> bool:
+def can_answer(model: str) -> bool:
     """Whether a folder or hub id holds a language model of a known family, and not a vision tower, by its config alone.
 
     Raises:
         InputError: there is no such model, or it has no config.json.
     """
     kind = read_json(resolve(model), "config.json").get("model_type")
-    return kind in llava_checkpoint.FAMILIES or kind in checkpoint.FAMILIES
+    return kind in llava_checkpoint.FAMILIES or kind in longvlm_checkpoint.FAMILIES
 
 
 def sight_of(model: str) -> Sight:
-    """What a model that answers sees a video through.
+    """What a model that can answer sees a video through, by its config alone: the `sight` of its spec.
 
     Raises:
         InputError: its config says that tokens cannot be stored for it.
     """
     if is_llava(model):
-        return Sight(model, llava_checkpoint.find_llava(model).feature_layer, 0)
-    found = checkpoint.find_checkpoint(model)
-    marked = MAX_MARKER_TOKENS if found.layout == "time_markers" else 0
-    return Sight(found.tower, longvlm.FEATURE_LAYER, longvlm.NUM_GLOBAL_TOKENS, marked)
+        return llava_checkpoint.find_llava(model).sight
+    return longvlm_checkpoint.find_checkpoint(model).sight
 
 
 def describe_model(model: str) -> ModelSpec:

@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from longvlm.pipeline.models.contract import LanguageModel, Timeline
+from longvlm.pipeline.models.contract import LanguageModel
+from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.pipeline.training.packing import Branch, Lesson, Pack, Sheet, Speller, lay_side_by_side, pack
 from longvlm.pipeline.training.parameters import Trainee, whole
 from longvlm.pipeline.training.whitening import Whitening, fit_whitening
@@ -170,14 +171,15 @@ class Finetuner:
             return None
         model, nothing = self.trainee.model, self._nothing()
         blank = Branch(np.array([model.eos_ids[0]] * 2), np.array([-1, 0]))
-        one = Pack(-1, self.speller.before, model.count_rows(1, None, nothing.timeline), [blank])
+        one = Pack(-1, self.speller.before, model.count_rows(nothing.prefix), [blank])
         sheet = lay_side_by_side([one], average, device)
         sheet.weights.zero_()
         return sheet
 
     def _nothing(self) -> Lesson:
         """A video of one empty token."""
-        return Lesson(torch.zeros(1, self.trainee.model.mm_hidden_size), [], None, Timeline(0, (1,), (0.0,)))
+        row = torch.zeros(1, self.trainee.model.mm_hidden_size)
+        return Lesson(VideoPrefix(row, times=SegmentTimes(0, (1,), (0.0,))), [])
 
     def _sum(self, number: float) -> float:
         """Over all workers."""
@@ -215,7 +217,7 @@ def fit(
     source = iter(batches)
     if recipe.whiten and whitening is None:
         for_sample, source = itertools.tee(source)
-        whitening = fit_whitening(lesson.prefix for lessons in for_sample for lesson in lessons)
+        whitening = fit_whitening(lesson.prefix.rows for lessons in for_sample for lesson in lessons)
         del for_sample  # or it would keep every batch
     tuner = Finetuner(model, recipe, num_steps, whitening=whitening)
     for lessons in islice(source, num_steps):

@@ -7,7 +7,7 @@ by one. For one-word answers that is about ten times cheaper.
 Timed captions are learnt in the prefix itself: where a segment's time marker stands, each word of what is seen then
 should be likely, in any order. So the marker comes to hold what its segment shows, for later questions to find.
 
-Shape letters: N prefix rows, C tower channels, R packs, T positions of a pack, L supervised tokens.
+Shape letters: R packs, T positions of a pack, L supervised tokens.
 """
 
 # ruff: noqa: N806 - arrays are named by their shape
@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longvlm.pipeline.models.contract import LanguageModel, Timeline
+from longvlm.pipeline.models.contract import LanguageModel
+from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from longvlm.schemas.training import Average
 
@@ -43,10 +44,8 @@ class Caption:
 class Lesson:
     """A video's tokens, and the conversations and captions about it to learn from."""
 
-    prefix: Tensor  # [N, C], as stored: global, then local in time order
+    prefix: VideoPrefix
     conversations: Sequence[Turns | Caption]
-    num_whole_frames: int | None = None  # VideoTokens.num_whole_frames, for models without global tokens
-    timeline: Timeline | None = None  # for models whose prompts have time markers
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,18 +105,18 @@ class Speller:
             answers += [PAD] * len(asked) + [number] * (len(told) + 1)
         return Branch(np.array(ids, np.int64), np.array(answers, np.int64))
 
-    def caption(self, caption: Caption, timeline: Timeline | None) -> tuple[int, NDArray[np.int64]]:
+    def caption(self, caption: Caption, times: SegmentTimes | None) -> tuple[int, NDArray[np.int64]]:
         """Where among the video's rows the marker of a caption's segment ends, and the ids of its words.
 
         Raises:
             InputError: prompts of this model have no markers, or the caption has no words of its own.
         """
-        if timeline is None or not self.model.marker_ids(0.0):
+        if times is None or not self.model.marker_ids(0.0):
             raise InputError("it is a timed caption, and prompts of this model have no time markers to learn it at.")
-        segment = max(bisect_right(timeline.starts_s, caption.at_s) - 1, 0)
-        markers = sum(len(self.model.marker_ids(start_s)) for start_s in timeline.starts_s[: segment + 1])
+        segment = max(bisect_right(times.starts_s, caption.at_s) - 1, 0)
+        markers = sum(len(self.model.marker_ids(start_s)) for start_s in times.starts_s[: segment + 1])
         (words,) = self.model.option_ids([caption.text])
-        return timeline.num_global + sum(timeline.counts[: segment + 1]) + markers - 1, np.array(words, np.int64)
+        return times.num_global + sum(times.counts[: segment + 1]) + markers - 1, np.array(words, np.int64)
 
     def _first(self, question: str) -> tuple[int, ...]:
         """What follows the video's last row."""
@@ -144,12 +143,12 @@ def pack(speller: Speller, lessons: Iterable[Lesson], max_length: int) -> Packed
     packed = Packed()
     longest = min(max_length, speller.model.context)
     for number, lesson in enumerate(lessons):
-        num_rows = speller.model.count_rows(len(lesson.prefix), lesson.num_whole_frames, lesson.timeline)
+        num_rows = speller.model.count_rows(lesson.prefix)
         current = Pack(number, speller.before, num_rows, [])
         for place, turns in enumerate(lesson.conversations):
             try:
                 if isinstance(turns, Caption):
-                    current.captions.append(speller.caption(turns, lesson.timeline))
+                    current.captions.append(speller.caption(turns, lesson.prefix.times))
                     continue
                 branch = speller.spell(turns)
                 _check_length(current.num_prefix + len(branch.ids), num_rows, longest)

@@ -10,7 +10,7 @@ Shape letters: N prefix rows, M rows after projection, R packs, T positions, D m
 # ruff: noqa: N806 - tensors are named by their shape
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -141,10 +141,10 @@ class Trainee(nn.Module):
         return embeds
 
     def _project(self, lesson: Lesson) -> Tensor:
-        prefix_NC = lesson.prefix.to(self.model.device)
+        rows_NC = lesson.prefix.rows.to(self.model.device)
         if self.whitening is not None:
-            prefix_NC = self.whitening(prefix_NC)
-        return self.model.project(prefix_NC, lesson.num_whole_frames, lesson.timeline)
+            rows_NC = self.whitening(rows_NC)
+        return self.model.project(replace(lesson.prefix, rows=rows_NC))
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")

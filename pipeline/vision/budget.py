@@ -9,6 +9,7 @@ Shape letters: S segments, K tokens of a segment, N of all segments, D channels.
 # ruff: noqa: N806 - tensors are named by their shape
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from longvlm.pipeline.vision.merge import merge
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas.errors import ErrorCode, TerminalError
-from longvlm.schemas.recipe import AnswerRecipe, halving_schedule
+from longvlm.schemas.recipe import Focus, halving_schedule
 
 # A budget holds a segment if it has this many tokens for it: one for each of the ten frames that a segment of `paper`
 # and `long` has. With fewer, the moments of a segment melt together, and fewer segments say more.
@@ -30,14 +31,27 @@ _MAX_RUN_TOKENS, _NEIGHBOURS = 2560, 32
 _MAX_MERGED_AT_ONCE = 16384  # tokens: 64 MB in float32 at width 1024; more only leave the cache
 
 
-def fit(
-    video: VideoTokens, recipe: AnswerRecipe, *, num_global: int, num_beside: int = 0, nearness: Tensor | None = None
-) -> VideoTokens:
-    """A video's tokens within the recipe's budget, in time order; the same object if they are within it already.
+@dataclass(frozen=True)
+class Budget:
+    """How many rows a prompt may hold of a video, and what gives way where that is too few."""
 
-    `tokens_per_segment` caps every segment, `budget` caps their sum: every segment gets the same share, or all that it
-    has, and what is left is handed out evenly over time. If that would leave segments with fewer than `HELD_TOKENS`
-    (or `tokens_per_segment`), so that only H of them can be held, the recipe's `focus` decides:
+    max_tokens: int | None = None  # visual tokens of a prefix, global ones included; None: as many as are stored
+    tokens_per_segment: int | None = None  # local ones of a segment, at most; None: as many as are stored
+    focus: Focus | None = None  # what gives way when not every segment can be held; None: such a video fails
+    num_global: int = 0  # rows that the prefix will have ahead of its segments; they count
+    num_beside: int = 0  # rows that it will have beside each segment's tokens (time markers); they count as well
+
+    def holds(self, video: VideoTokens) -> bool:
+        """Whether all that is stored of a video is within `max_tokens`."""
+        return self.max_tokens is None or self.num_global + _stored_rows(video, self) <= self.max_tokens
+
+
+def fit(video: VideoTokens, budget: Budget, nearness: Tensor | None = None) -> VideoTokens:
+    """A video's tokens within a budget, in time order; the same object if they are within it already.
+
+    `tokens_per_segment` caps every segment, `max_tokens` caps their sum: every segment gets the same share, or all that
+    it has, and what is left is handed out evenly over time. If that would leave segments with fewer than `HELD_TOKENS`
+    (or `tokens_per_segment`), so that only H of them can be held, the `focus` decides:
 
     * even: H runs of neighbours, equally long up to one segment, are merged as if each were a segment.
     * question: the nearest two thirds of the H (rounded up) are kept, and of the others a third, evenly over time. The
@@ -46,9 +60,7 @@ def fit(
 
     Args:
         video: as stored.
-        recipe: its budget, tokens_per_segment and focus.
-        num_global: global rows that the prefix will have; they count against the budget.
-        num_beside: rows that the prefix will have beside each segment's tokens (time markers); they count as well.
+        budget: what the prompt may hold of it.
         nearness: [S], for focus question: how near each segment's search embedding is to the question's; NaN where a
             segment has none, which is farther than any.
 
@@ -57,48 +69,55 @@ def fit(
             token a segment.
         ValueError: focus question without a nearness for every segment.
     """
-    counts = np.array(video.counts)
-    cap = recipe.tokens_per_segment or int(counts.sum())
-    room = _room(video, recipe, num_global, num_beside)
-    if room < 1 + num_beside:
+    counts, beside, room = np.array(video.counts), budget.num_beside, _room(video, budget)
+    cap = budget.tokens_per_segment or int(counts.sum())
+    if room < 1 + beside:
         raise TerminalError(
             ErrorCode.BUDGET_TOO_SMALL,
-            f"a budget of {recipe.budget} visual tokens has no room beside {num_global} global ones; raise --budget.",
+            f"a budget of {budget.max_tokens} visual tokens has no room beside {budget.num_global} global ones; raise "
+            "--budget.",
         )
-    if not _is_held(counts, recipe, room, num_beside):
-        if recipe.focus is None and len(counts) * (1 + num_beside) > room:
+    if not _is_held(counts, budget, room):
+        if budget.focus is None and len(counts) * (1 + beside) > room:
             raise TerminalError(
                 ErrorCode.BUDGET_TOO_SMALL,
-                f"a budget of {recipe.budget} visual tokens, {num_global} of them global, is less than one for each of "
-                f"the {len(counts)} segments; raise --budget, or use --focus even to merge neighbouring segments or "
-                "--focus question to keep those nearest to the question.",
+                f"a budget of {budget.max_tokens} visual tokens, {budget.num_global} of them global, is less than one "
+                f"for each of the {len(counts)} segments; raise --budget, or use --focus even to merge neighbouring "
+                "segments or --focus question to keep those nearest to the question.",
             )
-        num_held = max(room // (_held_tokens(counts, recipe) + num_beside), 1)
-        if recipe.focus == "even":
+        num_held = max(room // (_held_tokens(counts, budget) + beside), 1)
+        if budget.focus == "even":
             video = _neighbours_joined(video, num_held)
-        elif recipe.focus == "question":
+        elif budget.focus == "question":
             video = _selected(video, _nearest_and_skeleton(nearness, len(counts), num_held))
-    return _merged(video, _shares(np.minimum(video.counts, cap), room - num_beside * len(video.counts)))
+    return _merged(video, _shares(np.minimum(video.counts, cap), room - beside * len(video.counts)))
 
 
-def follows_question(video: VideoTokens, recipe: AnswerRecipe, *, num_global: int, num_beside: int = 0) -> bool:
+def follows_question(video: VideoTokens, budget: Budget) -> bool:
     """Whether `fit` keeps other segments for another question, so that each question has a prefix of its own."""
-    room, counts = _room(video, recipe, num_global, num_beside), np.array(video.counts)
-    return recipe.focus == "question" and room > num_beside and not _is_held(counts, recipe, room, num_beside)
+    room = _room(video, budget)
+    return (
+        budget.focus == "question" and room > budget.num_beside and not _is_held(np.array(video.counts), budget, room)
+    )
 
 
-def _room(video: VideoTokens, recipe: AnswerRecipe, num_global: int, num_beside: int) -> int:
+def _room(video: VideoTokens, budget: Budget) -> int:
     """How many rows the budget leaves for local tokens and what stands beside them."""
-    return sum(video.counts) + num_beside * len(video.counts) if recipe.budget is None else recipe.budget - num_global
+    return _stored_rows(video, budget) if budget.max_tokens is None else budget.max_tokens - budget.num_global
 
 
-def _held_tokens(counts: NDArray[np.int64], recipe: AnswerRecipe) -> int:
+def _stored_rows(video: VideoTokens, budget: Budget) -> int:
+    """Rows for all local tokens that are stored, and for what stands beside them."""
+    return sum(video.counts) + budget.num_beside * len(video.counts)
+
+
+def _held_tokens(counts: NDArray[np.int64], budget: Budget) -> int:
     """With how many tokens a segment counts as held; not more than any has or may have."""
-    return min(HELD_TOKENS, recipe.tokens_per_segment or HELD_TOKENS, int(counts.max()))
+    return min(HELD_TOKENS, budget.tokens_per_segment or HELD_TOKENS, int(counts.max()))
 
 
-def _is_held(counts: NDArray[np.int64], recipe: AnswerRecipe, room: int, num_beside: int) -> bool:
-    return bool((np.minimum(counts, _held_tokens(counts, recipe)) + num_beside).sum() <= room)
+def _is_held(counts: NDArray[np.int64], budget: Budget, room: int) -> bool:
+    return bool((np.minimum(counts, _held_tokens(counts, budget)) + budget.num_beside).sum() <= room)
 
 
 def _shares(caps: NDArray[np.int64], room: int) -> NDArray[np.int64]:

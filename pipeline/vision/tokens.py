@@ -117,11 +117,6 @@ class VideoTokens:
         return len(self.global_tokens)
 
     @property
-    def num_visual_tokens(self) -> int:
-        """Rows of the prefix."""
-        return len(self.global_tokens) + len(self.local)
-
-    @property
     def num_whole_frames(self) -> int | None:
         """Of how many frames the local tokens are the untouched patches; None once any were merged."""
         return sum(self.num_frames) if bool((self.sizes == 1).all()) else None

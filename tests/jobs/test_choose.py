@@ -3,7 +3,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from longvlm.jobs.choose import choose_answer_model, choose_index_recipe, tower_of
+from longvlm.jobs.choose import choose_answer_model, choose_index_recipe
+from longvlm.pipeline.models.families import sight_of
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.vision.tower import describe_tower
@@ -36,7 +37,7 @@ def test_a_relative_model_is_remembered_as_an_absolute_one(model, tmp_path, monk
     save_clip_tower(tmp_path / "tower")
     monkeypatch.chdir(tmp_path)
     assert choose_index_recipe(None, "tower", None, None)[1] == str(tmp_path / "tower")
-    assert tower_of(model) == f"{model}/tower"
+    assert sight_of(model).tower == f"{model}/tower"
 
 
 def test_a_recipe_file_is_named_after_itself(tmp_path, model):
@@ -82,7 +83,7 @@ def llavas(tmp_path_factory, model):
 
 
 def test_a_llava_is_its_own_tower_and_sets_its_layer_and_no_global_tokens(onevision, model):
-    assert tower_of(onevision) == onevision
+    assert sight_of(onevision).tower == onevision
     for name in ("paper", "long", "tiny"):
         recipe, _ = choose_index_recipe(None, onevision, name, None)
         assert (recipe.name, recipe.feature_layer, recipe.num_global_layers) == (name, -1, 0)
@@ -97,7 +98,7 @@ def test_a_recipe_file_may_keep_global_tokens_for_a_llava_too(llavas, tmp_path):
 
 
 def test_a_store_s_recipe_is_kept_for_every_model_that_can_read_it(store, model, llavas, tmp_path):
-    tower = tower_of(model)
+    tower = sight_of(model).tower
     full = choose_index_recipe(store, model, "tiny", None)[0]
     store.register_recipe(full, model)
     assert choose_index_recipe(store, llavas[0], None, None) == (full, llavas[0])

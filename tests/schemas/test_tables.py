@@ -1,4 +1,5 @@
 from longvlm.schemas import tables
+from longvlm.schemas.tables import AskedQuestion, GroupRow, QuestionRow
 
 
 def test_each_operator_gets_what_it_needs():
@@ -16,3 +17,10 @@ def test_every_stored_row_says_which_recipe_made_it():
     for name in ("videos", "segments", "tokens", "recipes"):
         assert "recipe" in tables.TABLES[name].names
     assert "answer_recipe" in tables.ANSWERS.names
+
+
+def test_rows_as_functions_take_them_have_the_columns_of_their_tables():
+    assert QuestionRow.__required_keys__ == {*tables.QUESTIONS.names}
+    assert GroupRow.__required_keys__ == {*tables.GROUPS.names}
+    asked = tables.GROUPS.field("questions").type.value_type
+    assert AskedQuestion.__required_keys__ == {field.name for field in asked}

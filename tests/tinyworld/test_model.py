@@ -24,9 +24,9 @@ def test_it_was_trained_on_this_world_and_lies_in_one_piece():
     config = json.loads((MODEL / "config.json").read_text())
     assert config[tinyworld.VERSION_FIELD] == tinyworld.WORLD_VERSION
     spec = describe_longvlm(tinyworld.MODEL)
-    assert Path(spec.tower) == MODEL / "tower"
+    assert Path(spec.sight.tower) == MODEL / "tower"
     assert spec.templates[0] == "brief"
-    assert spec.mm_hidden_size == describe_tower(spec.tower).dim
+    assert spec.mm_hidden_size == describe_tower(spec.sight.tower).dim
 
 
 def test_it_knows_every_word_of_its_world():

@@ -18,8 +18,11 @@ _PROBE = "What?"
 
 
 @dataclass(frozen=True, eq=False)
-class Chat:
-    """A tokenizer with the template of one user's turn: the video, then the question. Make one with `load_chat`."""
+class ChatTemplate:
+    """A tokenizer with the template of one user's turn: the video, then the question.
+
+    `load_chat_template` makes one.
+    """
 
     model: str
     tokenizer: Any  # a fast tokenizer of transformers
@@ -89,7 +92,9 @@ class Chat:
         return max(self.tokenizer.get_vocab().values()) + 1
 
 
-def load_chat(model: str, folder: Path, modality: Literal["image", "video"], place: int, marks: frozenset[int]) -> Chat:
+def load_chat_template(
+    model: str, folder: Path, modality: Literal["image", "video"], place: int, marks: frozenset[int]
+) -> ChatTemplate:
     """The tokenizer and chat template of a checkpoint.
 
     Raises:
@@ -98,7 +103,7 @@ def load_chat(model: str, folder: Path, modality: Literal["image", "video"], pla
     tokenizer = load_tokenizer(folder)
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"the tokenizer of {model} has no fast form; save it as tokenizer.json with transformers.")
-    chat = Chat(model, tokenizer, _template(model, folder, tokenizer), modality, place, marks)
+    chat = ChatTemplate(model, tokenizer, _template(model, folder, tokenizer), modality, place, marks)
     try:
         ids = chat.encode(chat.text(_PROBE))
     except (TemplateError, TypeError) as error:

@@ -21,8 +21,9 @@ from transformers.models.llava_next_video.modeling_llava_next_video import Llava
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
-from longvlm.pipeline.models.llava.chat import Chat, load_chat
+from longvlm.pipeline.models.llava.chat import ChatTemplate, load_chat_template
 from longvlm.pipeline.models.longvlm.checkpoint import check_tensors
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.errors import InputError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -62,9 +63,9 @@ class LlavaCheckpoint:
         return FAMILIES[self.config.model_type]
 
     @property
-    def feature_layer(self) -> int:
-        """The tower's hidden state that the projector reads."""
-        return int(self.config.vision_feature_layer)
+    def sight(self) -> Sight:
+        """Its own tower, of which no CLS is read."""
+        return Sight(self.name, int(self.config.vision_feature_layer), num_global_tokens=0)
 
     def tensors(self) -> dict[str, Tensor]:
         """Projector and language model by name, mapped rather than read, of either layout of keys.
@@ -84,14 +85,14 @@ class LlavaCheckpoint:
             text = self.config.text_config
             return _LANGUAGE_MODELS[text.model_type](text), self.family.projector(self.config)
 
-    def chat(self) -> Chat:
+    def chat(self) -> ChatTemplate:
         """How it is asked."""
         image = self.config.image_token_id
         video = getattr(self.config, "video_token_id", image)
         place = image if self.family.modality == "image" else video
-        return load_chat(self.name, self.folder, self.family.modality, place, frozenset({image, video}))
+        return load_chat_template(self.name, self.folder, self.family.modality, place, frozenset({image, video}))
 
-    def check(self, tensors: dict[str, Tensor], chat: Chat) -> None:
+    def check(self, tensors: dict[str, Tensor], chat: ChatTemplate) -> None:
         """InputError unless the files hold exactly the tensors that the config asks for, placeholders among them."""
         llm, projector = self.modules()
         expected = {name: list(tensor.shape) for name, tensor in llm.state_dict().items()}
@@ -106,7 +107,7 @@ class LlavaCheckpoint:
                 f"model has {text.vocab_size} tokens; correct image_token_index and video_token_index there."
             )
 
-    def eos_ids(self, chat: Chat) -> list[int]:
+    def eos_ids(self, chat: ChatTemplate) -> list[int]:
         """Tokens that end an answer: as the checkpoint generates, or else by its language model or tokenizer.
 
         Raises:

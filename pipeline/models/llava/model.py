@@ -3,7 +3,7 @@
 What is stored is always the tower's plain patch tokens before the projector. Frames that nothing was merged of are
 pooled exactly as transformers pools a video's; merged tokens lie on no grid, so they are projected as they are.
 
-Shape letters: N prefix rows, M rows after projection, F frames, P patches of a frame, C tower channels, D model width.
+Shape letters: M rows of a prefix after projection, F frames, P patches of a frame, C tower channels, D model width.
 """
 
 # ruff: noqa: N803, N806 - tensors are named by their shape
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.contract import ModelSpec, Prompt, Timeline
-from longvlm.pipeline.models.llava.chat import NAME, Chat
+from longvlm.pipeline.models.contract import ModelSpec, Prompt
+from longvlm.pipeline.models.llava.chat import NAME, ChatTemplate
 from longvlm.pipeline.models.llava.checkpoint import NEWLINE, PROJECTOR, find_llava
 from longvlm.pipeline.models.longvlm.checkpoint import LLAMA_FIELDS
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.transfer import to_device
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Precision, fingerprint
@@ -37,7 +38,7 @@ class Llava:
     pooler: Any  # or None; LLaVA-NeXT-Video: halves each frame's grid before projection
     halves_after: bool  # LLaVA-OneVision: halves it after projection
     newline: Tensor | None  # [D], LLaVA-OneVision: ends the video
-    chat: Chat
+    chat: ChatTemplate
     eos_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]  # placeholders, and rows of the head that no token belongs to
 
@@ -62,23 +63,15 @@ class Llava:
         """Its own."""
         return (NAME,)
 
-    def project(
-        self,
-        prefix_NC: Tensor,
-        num_whole_frames: int | None,
-        timeline: Timeline | None = None,  # noqa: ARG002 - its prompts have no time markers
-    ) -> Tensor:
-        """The visual tokens as the language model reads them, [M, D].
+    def project(self, prefix: VideoPrefix) -> Tensor:
+        """A video's rows as the language model reads them, [M, D]; whole frames are pooled as the family does.
 
-        Args:
-            prefix_NC: patch tokens in time order; no global ones.
-            num_whole_frames: of how many frames they are all the patches; those are pooled as the family does.
-            timeline: not used.
+        Its prefixes have no global tokens, and its prompts no time markers.
         """
         weight = self.projector.linear_1.weight
-        rows = to_device(prefix_NC, weight.device).to(weight.dtype)
-        if num_whole_frames is not None:
-            frames_FPC = rows.reshape(num_whole_frames, -1, rows.shape[1])
+        rows = to_device(prefix.rows, weight.device).to(weight.dtype)
+        if prefix.num_whole_frames is not None:
+            frames_FPC = rows.reshape(prefix.num_whole_frames, -1, rows.shape[1])
             if self.pooler is not None:
                 frames_FPC = self.pooler(frames_FPC)
             frames_FPD = self.projector(frames_FPC)
@@ -87,20 +80,21 @@ class Llava:
             rows = self.projector(rows)
         return rows if self.newline is None else torch.cat([rows, self.newline[None]])
 
-    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+    def count_rows(self, prefix: VideoPrefix) -> int:
         """M: fewer than there are where frames are pooled; a line break more where one ends the video."""
-        if num_whole_frames is not None and (self.pooler is not None or self.halves_after):
-            side = math.isqrt(num_rows // num_whole_frames)
+        num_rows, num_frames = len(prefix.rows), prefix.num_whole_frames
+        if num_frames is not None and (self.pooler is not None or self.halves_after):
+            side = math.isqrt(num_rows // num_frames)
             pooled = math.ceil(side / 2) if self.pooler is None else side // self.pooler.pool.stride
-            num_rows = num_whole_frames * pooled**2
+            num_rows = num_frames * pooled**2
         return num_rows + (self.newline is not None)
 
-    def marker_ids(self, start_s: float) -> tuple[int, ...]:  # noqa: ARG002 - as above
+    def marker_ids(self, start_s: float) -> tuple[int, ...]:  # noqa: ARG002 - there are none
         """None."""
         return ()
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
-        """See `Chat.lay_out`."""
+        """See `ChatTemplate.lay_out`."""
         return self.chat.lay_out(question, num_visual_tokens, template)
 
     def turn_ids(self, question: str, template: str) -> tuple[int, ...]:  # noqa: ARG002 - there are none
@@ -108,11 +102,11 @@ class Llava:
         raise InputError(f"{self.name} is asked by its chat template, one question at a time; split the conversation.")
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
-        """See `Chat.option_ids`."""
+        """See `ChatTemplate.option_ids`."""
         return self.chat.option_ids(options)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """See `Chat.decode`."""
+        """See `ChatTemplate.decode`."""
         return self.chat.decode(ids)
 
 
@@ -139,14 +133,10 @@ def describe_llava(model: str) -> ModelSpec:
     }
     return ModelSpec(
         name=model,
-        tower=model,
+        sight=checkpoint.sight,
         weights=fingerprint(decisive),
         mm_hidden_size=vision.hidden_size,
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
         context=text.max_position_embeddings,
-        num_global_tokens=0,
-        feature_layer=checkpoint.feature_layer,
         templates=(NAME,),
         family=config.model_type,
     )

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
-from longvlm.pipeline.models.prompt import TEMPLATES, PromptLayout, template
+from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.models.prompt import MAX_MARKER_TOKENS, TEMPLATES, PromptLayout, template
 from longvlm.schemas.errors import InputError
 
 FAMILIES = ("LongVLM", "llama", "llava")  # model types whose config carries LLaMA's fields at its top level
@@ -31,6 +32,8 @@ LLAMA_FIELDS = (  # the fields of a config that decide what the language model c
     "bos_token_id",
     "eos_token_id",
 )
+NUM_GLOBAL_TOKENS = 5  # LONGVLM.md section 1: memory rows used
+FEATURE_LAYER = -2  # LONGVLM.md section 3: the hidden state whose patches it reads
 PROJECTORS = ("mm_projector.safetensors", "mm_projector.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
@@ -102,6 +105,12 @@ class Checkpoint:
                 "correct mm_vision_tower there."
             )
         return named
+
+    @property
+    def sight(self) -> Sight:
+        """What it sees a video through. Raises InputError as `tower` and `layout` do."""
+        num_marker_tokens = MAX_MARKER_TOKENS if self.layout == "time_markers" else 0
+        return Sight(self.tower, FEATURE_LAYER, NUM_GLOBAL_TOKENS, num_marker_tokens)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the folder's weights by name, mapped rather than read; LLaMA's old `inv_freq` left out."""

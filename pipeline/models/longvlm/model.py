@@ -1,9 +1,9 @@
 """LongVLM: a LLaMA and a linear projector in the reference's checkpoint layout (LONGVLM.md section 5).
 
-Shape letters: N prefix rows, M rows with time markers, C tower channels, D model width.
+Shape letters: N prefix rows, M rows with time markers, D model width.
 """
 
-# ruff: noqa: N803, N806 - tensors are named by their shape
+# ruff: noqa: N806 - tensors are named by their shape
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.contract import ModelSpec, Prompt, Timeline
+from longvlm.pipeline.models.contract import ModelSpec, Prompt
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, check_tensors, find_checkpoint
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer, special_ids
 from longvlm.pipeline.models.markers import interleave
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.prompt import (
     START,
     VIDEO_TOKENS,
@@ -37,8 +38,6 @@ from longvlm.schemas.recipe import Precision, fingerprint
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROJECT, PROJECT_BIAS = "model.mm_projector.weight", "model.mm_projector.bias"
-NUM_GLOBAL_TOKENS = 5  # LONGVLM.md section 1: memory rows used
-FEATURE_LAYER = -2  # LONGVLM.md section 3: the hidden state whose patches it reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +69,20 @@ class LongVLM:
         """Width of a visual token before projection."""
         return self.projector.in_features
 
-    def project(
-        self,
-        prefix_NC: Tensor,
-        num_whole_frames: int | None,  # noqa: ARG002 - no frame is pooled
-        timeline: Timeline | None = None,
-    ) -> Tensor:
-        """The visual tokens as the language model reads them, [M, D]: each projected by itself, markers in between."""
-        rows_ND: Tensor = self.projector(to_device(prefix_NC, self.device).to(self.projector.weight.dtype))
+    def project(self, prefix: VideoPrefix) -> Tensor:
+        """A video's rows as the language model reads them, [M, D]: each projected by itself, markers in between."""
+        rows_ND: Tensor = self.projector(to_device(prefix.rows, self.device).to(self.projector.weight.dtype))
         if self.layout == "plain":
             return rows_ND
-        if timeline is None:
+        if prefix.times is None:
             raise ValueError(f"the prompts of {self.name} say when segments began, and nobody did")
-        markers = [self.marker_ids(start_s) for start_s in timeline.starts_s]
-        return interleave(rows_ND, timeline, markers, self.llm.get_input_embeddings())
+        markers = [self.marker_ids(start_s) for start_s in prefix.times.starts_s]
+        return interleave(rows_ND, prefix.times, markers, self.llm.get_input_embeddings())
 
-    def count_rows(self, num_rows: int, num_whole_frames: int | None, timeline: Timeline | None) -> int:  # noqa: ARG002
+    def count_rows(self, prefix: VideoPrefix) -> int:
         """M: as many rows as there are, and the markers' tokens."""
-        return num_rows + sum(len(self.marker_ids(start_s)) for start_s in (timeline.starts_s if timeline else ()))
+        starts_s = prefix.times.starts_s if prefix.times else ()
+        return len(prefix.rows) + sum(len(self.marker_ids(start_s)) for start_s in starts_s)
 
     def marker_ids(self, start_s: float) -> tuple[int, ...]:
         """The tokens that stand after the rows of a segment that began then; none in the layout `plain`."""
@@ -127,7 +122,7 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
         InputError: the checkpoint lacks something, or is not one.
     """
     checkpoint = find_checkpoint(model, projector)
-    tower = checkpoint.tower
+    sight = checkpoint.sight
     tensors, tokenizer = assemble(checkpoint)
     config = _llama_config(checkpoint, tensors)
     _check_tensors(checkpoint, tensors, config)
@@ -140,14 +135,10 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
     }
     return ModelSpec(
         name=model,
-        tower=tower,
+        sight=sight,
         weights=fingerprint(decisive),
         mm_hidden_size=tensors[PROJECT].shape[1],
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
         context=config.max_position_embeddings,
-        num_global_tokens=NUM_GLOBAL_TOKENS,
-        feature_layer=FEATURE_LAYER,
         templates=checkpoint.templates,
         family="longvlm",
     )

@@ -5,10 +5,11 @@ from stores import LONG
 
 from longvlm.jobs.answer.options import ROOM_FOR_QUESTION, fit_budget, fit_focus, fit_template
 from longvlm.pipeline.models.contract import ModelSpec
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.store.ledger import RegisteredRecipe
 from longvlm.schemas.errors import InputError
 
-SPEC = ModelSpec("m", "t", "w", 64, 64, 100, 2048, 5, -2, ("one", "two"), "longvlm")
+SPEC = ModelSpec("m", Sight("t", -2, 5), "w", 64, 2048, ("one", "two"), "longvlm")
 SEEN = RegisteredRecipe(LONG.fingerprint, "long", LONG.spec(), "m", active=True, registered_seq=1)
 BLIND_TOWER = replace(LONG, tower=replace(LONG.tower, search_dim=None))
 BLIND = replace(SEEN, spec=BLIND_TOWER.spec())

@@ -6,7 +6,7 @@ import pytest
 from stores import LONG, TINY, deleted, index, uri_of
 
 from longvlm.jobs.answer import plan as asking
-from longvlm.jobs.answer.plan import GROUPS, plan
+from longvlm.jobs.answer.plan import plan
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
@@ -76,7 +76,7 @@ def test_groups_come_in_the_order_of_write_ids_with_all_a_worker_needs(store):
             "schema": None,
         }
     ]
-    assert next(planned(store, ask("What?")).waves(9)).schema.equals(GROUPS)
+    assert next(planned(store, ask("What?")).waves(9)).schema.equals(tables.GROUPS)
 
 
 def test_an_id_is_the_hash_where_the_file_has_none(store):

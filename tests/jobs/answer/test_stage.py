@@ -6,14 +6,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from longvlm.jobs.answer.stage import Answerer, Terms
+from longvlm.jobs.answer.stage import Answerer, AnswerTerms
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster.resources import for_answer
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, StageReporter, Tally
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
-from longvlm.pipeline.models.families import describe_model, load_model
-from longvlm.pipeline.models.markers import timeline_of
+from longvlm.pipeline.models.families import describe_model, load_model, sight_of
+from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_segments, read_tokens
@@ -36,8 +36,6 @@ RED = question("red", "What is red?")
 @pytest.fixture
 def answering(indexed, model):
     """Makes an answerer over the indexed clips, and groups for it."""
-    from longvlm.jobs.answer.plan import GROUPS
-
     snapshot = Store.open(indexed).pin()
     spec, stored = choose_answer_model(Store.open(indexed), model)
     recipe = AnswerRecipe(spec.name, spec.weights, stored.recipe.fingerprint, precision="float32", max_new_tokens=6)
@@ -46,11 +44,14 @@ def answering(indexed, model):
 
     def make(**settings):
         tally = Tally()
-        terms = Terms(replace(recipe, **settings), snapshot, "run", stored.recipe.tower.name)
+        made_for = replace(recipe, **settings)
+        terms = AnswerTerms(made_for, sight_of(made_for.model), snapshot, "run", stored.recipe.tower.name)
         return Answerer(terms, tally, for_answer({"CPU": 1}, 1)), tally
 
     def groups(*questions, count=2):
-        return pa.Table.from_pylist([{**video, "questions": list(questions)} for video in videos[:count]], GROUPS)
+        return pa.Table.from_pylist(
+            [{**video, "questions": list(questions)} for video in videos[:count]], tables.GROUPS
+        )
 
     return make, groups
 
@@ -69,7 +70,7 @@ def test_answers_are_what_the_model_says_about_the_stored_tokens(answering, mode
     for row in rows:
         prefix = from_arrow(read_tokens(Store.open(indexed).pin(), [row["write_id"]])).prefix()
         engine = Engine(load_model(model), answerer.recipe)
-        (alone,) = engine.answer([Group(prefix, [Request("it", "What is red?")])])
+        (alone,) = engine.answer([Group(VideoPrefix(prefix), [Request("it", "What is red?")])])
         assert row["answer"] == alone.text
         assert (row["num_visual_tokens"], row["num_new_tokens"]) == (len(prefix), alone.num_new_tokens)
         assert (row["value"], row["confidence"]) == (None, None)
@@ -150,8 +151,8 @@ def test_a_focus_gives_each_question_the_segments_nearest_to_it(answering):
     assert [row["status"] for row in rows] == ["answered"] * 12
     long = [group for group in seen if len(group.requests) == 1]
     assert len(long) == 6  # two of the four clips have two segments, of which the budget holds one
-    assert {len(group.prefix) for group in long} == {6}
-    assert all(torch.equal(group.prefix[:5], long[0].prefix[:5]) for group in long[:3])
+    assert {len(group.prefix.rows) for group in long} == {6}
+    assert all(torch.equal(group.prefix.rows[:5], long[0].prefix.rows[:5]) for group in long[:3])
 
 
 def test_questions_that_kill_their_workers_fail_and_those_beside_them_are_asked_alone(answering):
@@ -180,7 +181,7 @@ def test_tokens_that_cannot_be_used_fail_their_own_questions(answering, monkeypa
                 row["local"] = b"\x00\x7e" + row["local"][2:]  # NaN in float16
         return pa.Table.from_pylist(rows, tables.TOKENS)
 
-    monkeypatch.setattr("longvlm.jobs.answer.stage.read_tokens", read)
+    monkeypatch.setattr("longvlm.jobs.stored_videos.read_tokens", read)
     rows = rows_of(answerer, table)
     assert {row["write_id"]: row["error_code"] for row in rows if row["status"] == "failed"} == {broken: "bad_tokens"}
     assert sum(row["status"] == "answered" for row in rows) == 2
@@ -192,7 +193,7 @@ def test_a_network_that_fails_is_a_row_that_the_next_run_asks_again(answering, m
     def read(*_):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("longvlm.jobs.answer.stage.read_tokens", read)
+    monkeypatch.setattr("longvlm.jobs.stored_videos.read_tokens", read)
     rows = rows_of(make()[0], groups(RED))
     assert [(row["status"], row["error_code"]) for row in rows] == [("failed", "network")] * 2
     assert "no route" in rows[0]["error"]
@@ -211,13 +212,11 @@ def test_a_model_with_time_markers_is_told_when_segments_began(answering, model,
         segments = read_segments(snapshot, [row["write_id"]]).to_pylist()
         stored = from_arrow(read_tokens(snapshot, [row["write_id"]]))
         loaded = load_model(str(folder))
-        timeline = timeline_of(stored, segments, 5)
-        (alone,) = Engine(loaded, make(**marked)[0].recipe).answer(
-            [Group(stored.prefix(), [Request("it", "What is red?")], timeline=timeline)]
-        )
+        prefix = prefix_of(stored, segments, sight_of(str(folder)))
+        (alone,) = Engine(loaded, make(**marked)[0].recipe).answer([Group(prefix, [Request("it", "What is red?")])])
         assert row["answer"] == alone.text
         beside = sum(len(loaded.marker_ids(segment["start_s"])) for segment in segments)
-        assert row["num_visual_tokens"] == stored.num_visual_tokens + beside
+        assert row["num_visual_tokens"] == len(stored.prefix()) + beside
         assert row["evidence"]
     assert fitted["status"] == "answered"
     assert fitted["num_visual_tokens"] <= 40

@@ -5,6 +5,7 @@ import pytest
 
 from longvlm.jobs.train.plan import LESSONS, draw_up, select_conversations
 from longvlm.jobs.train.read import Reader, Reading, as_lesson
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
@@ -15,6 +16,7 @@ from longvlm.schemas.identity import video_id
 from longvlm.schemas.training import full
 
 RECIPE = replace(full(), batch_videos=5, epochs=2, seed=1)
+SIGHT = Sight("tower", -2, 5)
 
 
 @pytest.fixture
@@ -90,25 +92,23 @@ def test_a_query_gives_instruction_rows_and_reaches_nothing_else(snapshot):
 
 def test_readers_hand_on_what_is_stored(snapshot, twelve):
     plan = pa.concat_tables(twelve.blocks(RECIPE, 0, 1, 0)).slice(0, 3)
-    read = Reader(Reading(snapshot, 5, 2048, None, num_beside=0))(plan).to_pylist()
+    read = Reader(Reading(snapshot, SIGHT, 2048, None))(plan).to_pylist()
     assert [row["step"] for row in read] == plan["step"].to_pylist()
     for row, write_id in zip(read, plan["write_id"].to_pylist(), strict=True):
         lesson, stored = as_lesson(row), from_arrow(read_tokens(snapshot, [write_id]))
-        assert lesson.prefix.equal(stored.prefix())
-        assert lesson.timeline.counts == stored.counts
-        assert lesson.timeline.starts_s == tuple(2.0 * i for i in range(len(stored.counts)))
+        assert lesson.prefix.rows.equal(stored.prefix())
+        assert lesson.prefix.times.counts == stored.counts
+        assert lesson.prefix.times.starts_s == tuple(2.0 * i for i in range(len(stored.counts)))
         assert all(answer == "a ball" for ((_, answer),) in lesson.conversations)
-    fewer = Reader(Reading(snapshot, 0, 2048, 2, num_beside=9))(plan).to_pylist()
+    fewer = Reader(Reading(snapshot, Sight("tower", -2, 0, num_marker_tokens=9), 2048, 2))(plan).to_pylist()
     assert {count for row in fewer for count in row["counts"]} == {2}
-    assert [len(as_lesson(row).prefix) for row in fewer] == [sum(row["counts"]) for row in fewer]
+    assert [len(as_lesson(row).prefix.rows) for row in fewer] == [sum(row["counts"]) for row in fewer]
 
 
 def test_a_video_without_tokens_is_told_and_the_others_are_read(snapshot, twelve):
     plan = pa.concat_tables(twelve.blocks(RECIPE, 0, 1, 0)).slice(0, 2).to_pylist()
     plan[0]["write_id"] = "00000000-0000-7000-8000-000000000000"
-    first, second = Reader(Reading(snapshot, 5, 2048, None, num_beside=0))(
-        pa.Table.from_pylist(plan, LESSONS)
-    ).to_pylist()
+    first, second = Reader(Reading(snapshot, SIGHT, 2048, None))(pa.Table.from_pylist(plan, LESSONS)).to_pylist()
     assert "index the video again" in first["error"]
     assert as_lesson(first).conversations == []
     assert second["error"] is None

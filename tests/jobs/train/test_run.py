@@ -18,6 +18,7 @@ from longvlm.jobs.train.read import Reader, Reading, as_lesson
 from longvlm.jobs.train.run import LOSSES, TrainOrder, newest_checkpoint, run_train
 from longvlm.jobs.train.worker_config import progress_of
 from longvlm.pipeline.answering.questions import ask
+from longvlm.pipeline.models.families import sight_of
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
@@ -62,7 +63,7 @@ def straight(store, model, data, recipe):
     snapshot, stored = opened.pin(), opened.active_recipe().recipe
     curriculum = draw_up(snapshot, read_conversations(str(data)), stored.fingerprint)
     plan = pa.concat_tables(curriculum.blocks(recipe, 0, 1, 0))
-    rows = Reader(Reading(snapshot, 5, recipe.max_length, None, num_beside=0))(plan).to_pylist()
+    rows = Reader(Reading(snapshot, sight_of(model), recipe.max_length, None))(plan).to_pylist()
     batches = [list(map(as_lesson, members)) for _, members in groupby(rows, key=lambda row: row["step"])]
     curve = []
     tuner = fit(load_longvlm(model), batches, recipe, len(batches), on_step=lambda step: curve.append(step.loss))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvlm.pipeline.engine.attention import KeysValues, Watch, _Grid, chunked
+from longvlm.pipeline.engine.attention import AttentionTotals, KeysValues, _Grid, chunked
 
 
 @given(bins=st.lists(st.integers(0, 4), min_size=1, max_size=12), num_groups=st.integers(1, 3))
@@ -29,7 +29,7 @@ def test_sequences_are_kept_appended_and_given_room():
         assert layer[0, :, 0, 0, 0].tolist() == [3 + offset, 1 + offset, 9 + offset]
         assert layer[0, 2, 0, :, 0].tolist() == [9 + offset, 9 + offset, 0, 0, 0]
         assert layer[1].equal(-layer[0])
-    assert kv.nbytes == 2 * 2 * 3 * 2 * 5 * 3 * 4
+    assert {layer.shape for layer in kv.layers} == {(2, 3, 2, 5, 3)}
     kv.clear()
     assert kv.num_positions == 0
 
@@ -45,10 +45,10 @@ def test_keys_and_values_are_written_where_they_belong():
 
 def test_only_watched_layers_are_seen():
     weights = torch.rand(3, 2, 2, 4)
-    watch = Watch(frozenset({1, 2}))
+    totals = AttentionTotals(frozenset({1, 2}))
     for layer in range(4):
-        watch.look(layer, weights * (layer + 1))
-    torch.testing.assert_close(watch.seen, weights.mean(dim=(1, 2)) * 2.5)
+        totals.look(layer, weights * (layer + 1))
+    torch.testing.assert_close(totals.seen, weights.mean(dim=(1, 2)) * 2.5)
 
 
 @given(st.lists(st.integers(1, 9)), st.integers(1, 12))

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_map
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
 RECIPE = AnswerRecipe("model", "weights", "index", precision="float32", max_new_tokens=12)
@@ -44,7 +45,7 @@ class Recorder(TorchDispatchMode):
 def asked():
     return [
         Group(
-            torch.randn(n, 64, generator=torch.Generator().manual_seed(n)),
+            VideoPrefix(torch.randn(n, 64, generator=torch.Generator().manual_seed(n))),
             [Request((n, q), q) for q in ("What happens?", "Who walks in the street?", "Why?")],
         )
         for n in (9, 30)
@@ -63,16 +64,16 @@ def test_a_recorded_step_goes_on_as_the_engine_would(untrained_folder, monkeypat
         """As the engine's, but from the second one over the same tensors on, by replaying the first."""
         nonlocal replays
         batch = engine._batch
-        ready = batch._step is not None and batch._reach <= batch.tail_kv.num_positions
-        if ready and id(batch._step) in recorded:
+        ready = batch._decoding is not None and batch._reach <= batch.tail_kv.num_positions
+        if ready and id(batch._decoding) in recorded:
             batch._reach += 1
-            recorded[id(batch._step)].replay()
+            recorded[id(batch._decoding)].replay()
             replays += 1
         elif ready:
-            kept.append(batch._step)
+            kept.append(batch._decoding)
             with Recorder() as recorder:
                 extend(batch.growing, decode())
-            recorded[id(batch._step)] = recorder
+            recorded[id(batch._decoding)] = recorder
         else:
             extend(batch.growing, decode())
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request, Retry
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.prompt import tidy
 from longvlm.schemas.errors import ErrorCode, InputError
 from longvlm.schemas.recipe import AnswerRecipe
@@ -36,7 +37,7 @@ def grouped(untrained, device):
 
 
 def group(num_rows, *questions, seed=0, **options):
-    prefix = torch.randn(num_rows, 64, generator=torch.Generator().manual_seed(seed))
+    prefix = VideoPrefix(torch.randn(num_rows, 64, generator=torch.Generator().manual_seed(seed)))
     return Group(prefix, [q if isinstance(q, Request) else Request((seed, q), q, **options) for q in questions])
 
 
@@ -54,9 +55,9 @@ def answers(model, groups, recipe=GREEDY, **settings):
 
 
 def embedded(model, prefix, question):
-    prompt = model.lay_out(question, len(prefix), GREEDY.template)
+    prompt = model.lay_out(question, len(prefix.rows), GREEDY.template)
     embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids, device=model.device)).clone()
-    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.project(prefix, None)
+    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.project(prefix)
     return embeds
 
 
@@ -121,7 +122,7 @@ def test_any_mix_gives_every_row_what_it_gets_alone(  # noqa: PLR0917 - hypothes
     ours, plain = (replace(model, eos_ids=(2, *ends)) for model in (ours, plain))
     groups = [
         Group(
-            torch.randn(n, 64, generator=torch.Generator().manual_seed(100 * v + n)),
+            VideoPrefix(torch.randn(n, 64, generator=torch.Generator().manual_seed(100 * v + n))),
             [Request((v, i), question, options) for i, (question, options) in enumerate(questions)],
         )
         for v, (n, questions) in enumerate(mix)
@@ -149,7 +150,9 @@ def test_any_mix_gives_every_row_what_it_gets_alone(  # noqa: PLR0917 - hypothes
 def test_greedy_ids_are_the_reference_s(record, layout, device):
     model = replace(moved(record.golden.models[layout], device), use_start_end=record.use_start_end)
     recipe = replace(GREEDY, max_new_tokens=record.golden.about["max_new_tokens"])
-    (answer,) = answers(model, [Group(record.prefix, [Request("it", record.about["question"])])], recipe).values()
+    (answer,) = answers(
+        model, [Group(VideoPrefix(record.prefix), [Request("it", record.about["question"])])], recipe
+    ).values()
     assert answer.text == model.decode(record.array("greedy").tolist())
     assert answer.num_new_tokens == len(record.array("greedy"))
 
@@ -159,7 +162,7 @@ def test_greedy_ids_are_the_reference_s(record, layout, device):
 def test_logits_are_the_reference_s(record, layout, device, agree):
     model = replace(moved(record.golden.models[layout], device), use_start_end=record.use_start_end)
     with torch.inference_mode():
-        embeds = embedded(model, record.prefix, record.about["question"])
+        embeds = embedded(model, VideoPrefix(record.prefix), record.about["question"])
         logits = model.llm(inputs_embeds=embeds[None], logits_to_keep=1).logits[0, -1]
     rows = len(logits) if layout == "full" else record.golden.about["V"]  # a base has no head for the video tokens
     wanted = torch.from_numpy(record.array("logits_last"))
@@ -174,7 +177,7 @@ def test_a_batch_of_all_prompts_gives_the_reference_s_answers(golden, device):
     for about in golden.about["records"]:
         if about.get("use_vid_start_end", True):
             prefix = torch.cat([memory[len(memory) - (about["video_token_len"] - len(local)) :], local])
-            groups.append(Group(prefix, [Request(about["key"], about["question"])]))
+            groups.append(Group(VideoPrefix(prefix), [Request(about["key"], about["question"])]))
             wanted[about["key"]] = about
     recipe = replace(GREEDY, max_new_tokens=golden.about["max_new_tokens"])
     for key, answer in answers(model, groups, recipe, max_rows=3).items():
@@ -209,11 +212,11 @@ def test_counts_latency_and_attention_come_with_each_answer(served, groups):
     for g in groups:
         for request in g.requests:
             answer = found[request.key]
-            assert answer.num_visual_tokens == len(g.prefix)
+            assert answer.num_visual_tokens == len(g.prefix.rows)
             assert answer.num_prompt_tokens > answer.num_visual_tokens
             assert 1 <= answer.num_new_tokens <= GREEDY.max_new_tokens
             assert answer.latency_ms > 0
-            assert answer.attention.shape == (len(g.prefix),)
+            assert answer.attention.shape == (len(g.prefix.rows),)
             assert 0 < answer.attention.sum() < 1
 
 
@@ -246,14 +249,14 @@ def test_pooled_frames_share_their_attention_among_their_patches(served):
         def __getattr__(self, name):
             return getattr(served, name)
 
-        def project(self, prefix, num_whole_frames, timeline=None):  # noqa: ARG002 - these have no markers
-            frames = prefix.view(num_whole_frames, 6, -1)
+        def project(self, prefix):
+            frames = prefix.rows.view(prefix.num_whole_frames, 6, -1)
             pooled = torch.stack([frames[:, :3].mean(1), frames[:, 3:].mean(1)], dim=1).flatten(0, 1)
-            return served.project(torch.cat([pooled, prefix[:1]]), None)
+            return served.project(VideoPrefix(torch.cat([pooled, prefix.rows[:1]])))
 
-    prefix = torch.randn(24, 64)
+    prefix = VideoPrefix(torch.randn(24, 64), num_whole_frames=4)
     engine = Engine(Pooling(), GREEDY)
-    (answer,) = engine.answer([Group(prefix, [Request("it", "What?")], num_whole_frames=4)])
+    (answer,) = engine.answer([Group(prefix, [Request("it", "What?")])])
     assert answer.num_visual_tokens == 9
     assert answer.attention.shape == (24,)
     assert (answer.attention.view(4, 6) == answer.attention.view(4, 6)[:, :1]).all()
@@ -267,7 +270,8 @@ def test_memory_for_keys_and_values_stays_within_what_it_may_take(served):
     def watched():
         nonlocal most
         logits = decode()
-        most = max(most, engine._batch.prefix_kv.nbytes + engine._batch.tail_kv.nbytes)
+        layers = engine._batch.prefix_kv.layers + engine._batch.tail_kv.layers
+        most = max(most, sum(layer.nbytes for layer in layers))
         return logits
 
     engine._batch.decode = watched
@@ -352,15 +356,15 @@ def test_untrained_rows_of_the_head_are_never_emitted(untrained_folder, groups, 
 
 
 def test_one_that_cannot_be_answered_leaves_the_others_alone(served, groups):
-    broken = groups[0].prefix.clone()
+    broken = groups[0].prefix.rows.clone()
     broken[3, 5] = float("nan")
     bad = {
-        "nan": Group(broken, [Request("nan", "What?")]),
-        "none": Group(torch.empty(0, 64), [Request("none", "What?")]),
-        "long": Group(torch.zeros(served.context, 64), [Request("long", "What?")]),
+        "nan": Group(VideoPrefix(broken), [Request("nan", "What?")]),
+        "none": Group(VideoPrefix(torch.empty(0, 64)), [Request("none", "What?")]),
+        "long": Group(VideoPrefix(torch.zeros(served.context, 64)), [Request("long", "What?")]),
         "mark": Group(groups[0].prefix, [Request("mark", "What is <vid_end>?")]),
-        "overflow": Group(torch.full((2, 64), 3e38), [Request("overflow", "What?")]),
-        "options": Group(torch.full((2, 64), 3e38), [Request("options", "What?", ("yes", "no"))]),
+        "overflow": Group(VideoPrefix(torch.full((2, 64), 3e38)), [Request("overflow", "What?")]),
+        "options": Group(VideoPrefix(torch.full((2, 64), 3e38)), [Request("options", "What?", ("yes", "no"))]),
         "alike": Group(groups[0].prefix, [Request("alike", "What?", ("zebra", "gnu"))]),
     }
     mixed = [g for pair in zip(bad.values(), [*groups, *groups[:3]], strict=True) for g in pair]
@@ -391,7 +395,7 @@ def test_an_answer_ends_where_the_context_does(served, monkeypatch):
 
 def test_tokens_of_another_tower_are_refused_naming_both_widths(served):
     with pytest.raises(InputError, match=r"shape \[4, 32\].* takes \[tokens, 64\]"):
-        answers(served, [Group(torch.zeros(4, 32), [Request("it", "What?")])])
+        answers(served, [Group(VideoPrefix(torch.zeros(4, 32)), [Request("it", "What?")])])
 
 
 def test_a_template_that_the_model_lacks_is_refused(served, groups):
@@ -411,11 +415,11 @@ def test_it_counts_what_it_does(served, groups):
     found = list(engine.answer(iter(groups)))
     stats = engine.stats
     first = served.lay_out("?", 1, GREEDY.template).first_patch
-    prefixes = sum(first + len(g.prefix) for g in groups)
+    prefixes = sum(first + len(g.prefix.rows) for g in groups)
     suffixes = sum(a.num_prompt_tokens - first - a.num_visual_tokens for a in found)
     assert stats.prefill_tokens == prefixes + suffixes
     assert stats.decode_tokens == sum(a.num_new_tokens - 1 for a in found)
-    assert stats.num_answers == len(found) == 16
+    assert len(found) == 16
     assert min(stats.prefill_s, stats.decode_s, stats.num_steps) > 0
 
 

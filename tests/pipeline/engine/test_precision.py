@@ -8,6 +8,7 @@ import torch
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
 RECIPE = AnswerRecipe("model", "weights", "index", precision="float32", max_new_tokens=1)
@@ -20,7 +21,7 @@ def answers(folder, precision, device):
     requests = [Request((question, options), question, options) for question in QUESTIONS for options in ((), OPTIONS)]
     prefixes = [torch.randn(n, 64, generator=torch.Generator().manual_seed(n)) for n in (7, 40, 200)]
     groups = [
-        Group(prefix, [replace(request, key=(n, *request.key)) for request in requests])
+        Group(VideoPrefix(prefix), [replace(request, key=(n, *request.key)) for request in requests])
         for n, prefix in enumerate(prefixes)
     ]
     engine = Engine(load_longvlm(str(folder), precision, str(device)), replace(RECIPE, precision=precision))

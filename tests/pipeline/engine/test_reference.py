@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 from longvlm.pipeline.engine.reference import PlainLlava, PlainLongVLM
 from longvlm.pipeline.engine.requests import Request, Retry
 from longvlm.pipeline.models.llava.model import load_llava
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.errors import ErrorCode
 from longvlm.schemas.recipe import AnswerRecipe
 from models import LLAVAS, save_llava
@@ -63,7 +64,7 @@ def test_a_llava_is_asked_greedily_over_its_own_look_at_the_frames(folder, devic
 
 
 def test_a_longvlm_is_asked_greedily_over_its_tokens(untrained, device):
-    prefix = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
+    prefix = VideoPrefix(torch.randn(9, 64, generator=torch.Generator().manual_seed(0)))
     plain, here = (PlainLongVLM(moved(untrained, to), recipe(template="long_vlm_v1")) for to in (device, "cpu"))
     answer = plain.answer(plain.show(prefix), Request(0, "What?"))
     assert answer.text == greedy(here, here.show(prefix), "What?")

@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from longvlm.pipeline.models.families import Sight, answers, describe_model, load_model, sight_of
+from longvlm.pipeline.models.families import can_answer, describe_model, load_model, sight_of
+from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.errors import InputError
 from models import save_clip_tower, save_llava
 
@@ -14,11 +15,11 @@ def onevision(tmp_path_factory):
 
 
 def test_a_language_model_is_told_from_a_tower_by_its_config(untrained_folder, onevision, tmp_path):
-    assert answers(str(untrained_folder))
-    assert answers(onevision)
-    assert not answers(str(save_clip_tower(tmp_path / "tower")))
+    assert can_answer(str(untrained_folder))
+    assert can_answer(onevision)
+    assert not can_answer(str(save_clip_tower(tmp_path / "tower")))
     with pytest.raises(InputError, match="does not exist"):
-        answers(str(tmp_path / "nowhere"))
+        can_answer(str(tmp_path / "nowhere"))
 
 
 def test_each_family_is_described_and_loaded_by_its_own(untrained_folder, onevision):
@@ -42,6 +43,8 @@ def test_a_llava_with_llama_s_fields_unnested_is_read_as_a_longvlm(untrained_fol
 
 
 def test_what_an_index_must_hold_is_known_without_weights(untrained_folder, onevision, tmp_path):
-    assert sight_of(str(untrained_folder)) == Sight(str(untrained_folder / "tower"), -2, 5)
+    longvlm = Sight(str(untrained_folder / "tower"), -2, 5)
+    assert sight_of(str(untrained_folder)) == describe_model(str(untrained_folder)).sight == longvlm
+    assert sight_of(onevision) == describe_model(onevision).sight
     shutil.copy(f"{onevision}/config.json", tmp_path)
     assert sight_of(str(tmp_path)) == Sight(str(tmp_path), -1, 0)

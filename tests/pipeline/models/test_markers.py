@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +7,10 @@ import torch
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.reference import PlainLongVLM
 from longvlm.pipeline.engine.requests import Group, Request
-from longvlm.pipeline.models.contract import Timeline
 from longvlm.pipeline.models.longvlm.model import describe_longvlm, load_longvlm
-from longvlm.pipeline.models.markers import onto_segments, timeline_of
+from longvlm.pipeline.models.markers import onto_segments
+from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.pipeline.models.prompt import clock
-from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import AnswerRecipe
 from support import moved
@@ -39,31 +37,18 @@ def set_layout(folder, layout):
     return folder
 
 
-def prefix_of(timeline, seed=0):
-    return torch.randn(timeline.num_rows, 64, generator=torch.Generator().manual_seed(seed))
-
-
-def segments(*starts_s, num_frames=10):
-    return [
-        {
-            "start_s": start_s,
-            "end_s": start_s + 10,
-            "first_frame": i * num_frames,
-            "last_frame": (i + 1) * num_frames - 1,
-        }
-        for i, start_s in enumerate(starts_s)
-    ]
+def prefix_with(times):
+    return VideoPrefix(torch.randn(times.num_rows, 64, generator=torch.Generator().manual_seed(0)), times=times)
 
 
 def test_each_segment_is_followed_by_the_time_it_began(marked, device, agree):
-    timeline = Timeline(2, (3, 1, 2), (0.0, 8.9, 3661.0))
-    prefix = prefix_of(timeline)
-    rows, embed = moved(marked, device).project(prefix, None, timeline), marked.llm.get_input_embeddings()
-    expected = [marked.projector(prefix[:2])]
+    prefix = prefix_with(SegmentTimes(2, (3, 1, 2), (0.0, 8.9, 3661.0)))
+    rows, embed = moved(marked, device).project(prefix), marked.llm.get_input_embeddings()
+    expected = [marked.projector(prefix.rows[:2])]
     for start, count, text in ((2, 3, "0:00"), (5, 1, "0:08"), (6, 2, "1:01:01")):
         ids = marked.tokenizer.encode(text, add_special_tokens=False).ids
         assert tuple(ids) == marked.marker_ids({"0:00": 0.0, "0:08": 8.9, "1:01:01": 3661.0}[text])
-        expected += [marked.projector(prefix[start : start + count]), embed(torch.tensor(ids))]
+        expected += [marked.projector(prefix.rows[start : start + count]), embed(torch.tensor(ids))]
     agree(rows, torch.cat(expected), atol=1e-5, rtol=1.3e-6)
 
 
@@ -71,60 +56,45 @@ def test_gradients_reach_projector_and_markers(marked, folder):
     model = load_longvlm(str(folder))
     model.llm.requires_grad_(requires_grad=True)
     model.projector.requires_grad_(requires_grad=True)
-    timeline = Timeline(0, (2, 2), (0.0, 10.0))
-    model.project(prefix_of(timeline), None, timeline).sum().backward()
+    model.project(prefix_with(SegmentTimes(0, (2, 2), (0.0, 10.0)))).sum().backward()
     assert model.projector.weight.grad.abs().sum() > 0
     touched = model.llm.get_input_embeddings().weight.grad.abs().sum(dim=1).nonzero().flatten().tolist()
     assert set(touched) == {*marked.marker_ids(0.0), *marked.marker_ids(10.0)}
 
 
 @pytest.mark.parametrize(
-    "timeline", [Timeline(5, (8,) * 4, (0.0, 10.0, 20.0, 3600.0)), Timeline(0, (1, 9, 2), (0.0, 2.0, 4.0))]
+    "times", [SegmentTimes(5, (8,) * 4, (0.0, 10.0, 20.0, 3600.0)), SegmentTimes(0, (1, 9, 2), (0.0, 2.0, 4.0))]
 )
-def test_the_engine_answers_as_one_question_at_a_time_does(marked, timeline, device, agree):
-    prefix = prefix_of(timeline)
+def test_the_engine_answers_as_one_question_at_a_time_does(marked, times, device, agree):
+    prefix = prefix_with(times)
     plain = PlainLongVLM(marked, RECIPE)
-    view = plain.show(prefix, timeline)
+    view = plain.show(prefix)
     expected = {question: plain.answer(view, Request(question, question)) for question in QUESTIONS}
     chosen = plain.answer(view, Request("red", "Red?", options=("yes", "no")))
     engine = Engine(moved(marked, device), RECIPE)
     requests = [*(Request(question, question) for question in QUESTIONS), Request("red", "Red?", options=("yes", "no"))]
-    answers = {answer.key: answer for answer in engine.answer([Group(prefix, requests, timeline=timeline)])}
-    num_rows = timeline.num_rows + sum(len(marked.marker_ids(start_s)) for start_s in timeline.starts_s)
+    answers = {answer.key: answer for answer in engine.answer([Group(prefix, requests)])}
+    num_rows = times.num_rows + sum(len(marked.marker_ids(start_s)) for start_s in times.starts_s)
     for question, answer in expected.items():
         assert (answers[question].text, answers[question].num_new_tokens) == (answer.text, answer.num_new_tokens)
         assert answers[question].num_visual_tokens == answer.num_visual_tokens == num_rows
         assert answers[question].num_prompt_tokens == answer.num_prompt_tokens
-        assert answers[question].attention.shape == (timeline.num_rows,)
+        assert answers[question].attention.shape == (times.num_rows,)
     assert answers["red"].text == chosen.text
     agree(answers["red"].confidence, chosen.confidence, atol=1e-5)
 
 
 def test_what_a_marker_drew_is_its_segment_s():
-    timeline = Timeline(1, (2, 1), (0.0, 10.0))
+    times = SegmentTimes(1, (2, 1), (0.0, 10.0))
     seen = torch.tensor([0.1, 0.2, 0.3, 0.04, 0.02, 0.25, 0.09])
     expected = torch.tensor([0.1, 0.23, 0.33, 0.34])
-    torch.testing.assert_close(onto_segments(seen, timeline, [2, 1]), expected)
-    torch.testing.assert_close(onto_segments(seen[:4], timeline, [0, 0]), seen[:4])
-
-
-def test_times_are_those_of_stored_segments_whatever_a_budget_left():
-    spans = torch.tensor([[4, 9], [0, 3], [20, 29], [25, 25], [31, 39], [30, 30]])
-    ones = torch.ones(6, dtype=torch.int64)
-    stored = segments(0.0, 10.0, 20.0, 30.0)
-    selected = VideoTokens(torch.zeros(6, 16), ones, spans, (2, 2, 2), (10, 10, 10), torch.zeros(2, 16))
-    assert timeline_of(selected, stored, 2) == Timeline(2, (2, 2, 2), (0.0, 20.0, 30.0))
-    joined = replace(selected, counts=(2, 4), num_frames=(10, 20))
-    assert timeline_of(joined, stored, 0) == Timeline(0, (2, 4), (0.0, 20.0))
+    torch.testing.assert_close(onto_segments(seen, times, [2, 1]), expected)
+    torch.testing.assert_close(onto_segments(seen[:4], times, [0, 0]), seen[:4])
 
 
 def test_a_marked_model_has_to_be_told_the_times_of_its_rows(marked):
     with pytest.raises(ValueError, match="say when segments began, and nobody did"):
-        marked.project(torch.zeros(4, 64), None)
-    with pytest.raises(ValueError, match="a timeline of 3 rows was given for 4"):
-        marked.project(torch.zeros(4, 64), None, Timeline(1, (2,), (0.0,)))
-    with pytest.raises(ValueError, match="segments need a row and a time each"):
-        Timeline(0, (1, 2), (0.0,))
+        marked.project(VideoPrefix(torch.zeros(4, 64)))
 
 
 def test_the_layout_is_part_of_what_decides_answers(untrained_folder, folder, tmp_path):

@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from longvlm.pipeline.models.contract import Timeline
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.pipeline.training.conversations import check_conversations
 from longvlm.pipeline.training.packing import Caption, Lesson, Speller, lay_side_by_side, pack
 from longvlm.pipeline.training.parameters import Trainee
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import full
 
-TIMELINE = Timeline(2, (3, 1, 2), (0.0, 10.0, 20.0))
-PREFIX = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+TIMES = SegmentTimes(2, (3, 1, 2), (0.0, 10.0, 20.0))
+PREFIX = VideoPrefix(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), times=TIMES)
 TALK = (("What is red?", "the square"),)
 
 
@@ -30,7 +30,7 @@ def marked(untrained_folder, tmp_path):
 
 
 def sheet_of(model, talks, average="answer"):
-    packed = pack(Speller(model, model.templates[0]), [Lesson(PREFIX, talks, None, TIMELINE)], 512)
+    packed = pack(Speller(model, model.templates[0]), [Lesson(PREFIX, talks)], 512)
     return packed, lay_side_by_side(packed.packs, average, model.device)
 
 
@@ -38,9 +38,9 @@ def sheet_of(model, talks, average="answer"):
 def test_a_caption_is_learnt_at_the_end_of_its_segments_marker(marked, at_s, segment):
     _, sheet = sheet_of(marked, [Caption(at_s, "red square"), TALK])
     (place,) = sheet.predicts[sheet.predicts < sheet.rows_at[0][2]].unique().tolist()
-    markers = [len(marked.marker_ids(start_s)) for start_s in TIMELINE.starts_s]
+    markers = [len(marked.marker_ids(start_s)) for start_s in TIMES.starts_s]
     _, start, end = sheet.rows_at[0]
-    assert place == start + 2 + sum(TIMELINE.counts[: segment + 1]) + sum(markers[: segment + 1]) - 1 < end
+    assert place == start + 2 + sum(TIMES.counts[: segment + 1]) + sum(markers[: segment + 1]) - 1 < end
     words = sheet.labels[sheet.predicts == place].tolist()
     assert marked.decode(words) == "red square"
 
@@ -57,14 +57,14 @@ def test_captions_change_nothing_about_the_loss_of_answers(marked):
     _, alone = sheet_of(marked, [TALK])
     _, beside = sheet_of(marked, [Caption(0.0, "red square"), TALK])
     beside.weights[beside.predicts < beside.rows_at[0][2]] = 0
-    lessons = [Lesson(PREFIX, [], None, TIMELINE)]
+    lessons = [Lesson(PREFIX, [])]
     with torch.no_grad():
         assert trainee(lessons, alone).item() == pytest.approx(trainee(lessons, beside).item(), abs=1e-5)
 
 
 def test_a_model_learns_from_captions_alone(marked):
     trainee = Trainee(marked, replace(full(), precision="float32", gradient_checkpointing=False))
-    lessons = [Lesson(PREFIX, [], None, TIMELINE)]
+    lessons = [Lesson(PREFIX, [])]
     _, sheet = sheet_of(marked, [Caption(0.0, "red"), Caption(20.0, "blue")])
     optimizer = torch.optim.Adam(trainee.parameters(), lr=1e-2)
     losses = []

@@ -7,6 +7,7 @@ from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.llava.model import load_llava
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.training.finetune import DivergedError, Finetuner, fit
 from longvlm.pipeline.training.packing import Lesson
 from longvlm.pipeline.training.parameters import Trainee, first_linear
@@ -29,7 +30,7 @@ def lessons(seed, number=4):
     for i in range(number):
         prefix = torch.randn(6, 64, generator=random)
         prefix[:, i % 4] += 6
-        made.append(Lesson(prefix, [(("What color is it?", WORDS[i % 4]),), (("Is it night?", "no"),)]))
+        made.append(Lesson(VideoPrefix(prefix), [(("What color is it?", WORDS[i % 4]),), (("Is it night?", "no"),)]))
     return made
 
 
@@ -75,7 +76,7 @@ def test_only_what_the_stage_names_learns(untrained_folder, folders, model_of):
     assert all(".lora_" in name for name in adapters)
     tuner = Finetuner(load_llava(str(folders["llava"])), replace(projector(), **QUICK, warmup_ratio=0.0), 1)
     before = weights(tuner.trainee)
-    tuner.step([Lesson(torch.randn(6, 64), [(("What?", "red"),)])])
+    tuner.step([Lesson(VideoPrefix(torch.randn(6, 64)), [(("What?", "red"),)])])
     assert changed(before, weights(tuner.trainee)) == {
         f"projector.linear_{i}.{n}" for i in (1, 2) for n in ("weight", "bias")
     }
@@ -135,7 +136,8 @@ def test_bfloat16_learns_too_and_keeps_float32_weights(untrained_folder, model_o
 
 def test_each_answer_counts_the_same_or_each_token_does(untrained_folder, model_of):
     one = Lesson(
-        torch.randn(6, 64), [(("Is it night?", "no"),), (("What?", "a large yellow square moves to the left"),)]
+        VideoPrefix(torch.randn(6, 64)),
+        [(("Is it night?", "no"),), (("What?", "a large yellow square moves to the left"),)],
     )
     single = [replace_talks(one, [talk]) for talk in one.conversations]
     first, second = (Finetuner(model_of(untrained_folder), FULL, 1).step([part]).loss for part in single)
@@ -154,7 +156,7 @@ def replace_talks(one, talks):
 def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(untrained_folder, model_of):
     tuner = Finetuner(model_of(untrained_folder), FULL, 2)
     broken = lessons(0)
-    broken[1].prefix[2] = torch.inf
+    broken[1].prefix.rows[2] = torch.inf
     before = weights(tuner.trainee)
     with pytest.raises(DivergedError, match=r"the loss of step 1 is nan; lower the learning rate"):
         tuner.step(broken)
@@ -163,7 +165,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(untrained_fold
 
 def test_a_step_with_nothing_to_learn_is_a_step(untrained_folder, model_of):
     step = Finetuner(model_of(untrained_folder), FULL, 2).step(
-        [Lesson(torch.randn(4, 64), [(("What?", "a " * 9000),)])]
+        [Lesson(VideoPrefix(torch.randn(4, 64)), [(("What?", "a " * 9000),)])]
     )
     assert (step.loss, step.conversations, len(step.refused)) == (0.0, 0, 1)
 

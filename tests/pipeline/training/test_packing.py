@@ -7,6 +7,7 @@ from torch import nn
 
 from longvlm.pipeline.models.llava.model import load_llava
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.training.packing import PAD, Lesson, Speller, lay_side_by_side, pack
 from longvlm.pipeline.training.parameters import Trainee
 from longvlm.schemas.errors import InputError
@@ -28,7 +29,7 @@ def model(untrained_folder):
 
 
 def lesson(num_rows, talks, seed=0):
-    return Lesson(torch.randn(num_rows, 64, generator=torch.Generator().manual_seed(seed)), talks)
+    return Lesson(VideoPrefix(torch.randn(num_rows, 64, generator=torch.Generator().manual_seed(seed))), talks)
 
 
 def speller_of(model):
@@ -51,7 +52,7 @@ def plain_loss(model, lessons, average):
     for one in lessons:
         for turns in one.conversations:
             branch = speller.spell(turns)
-            rows = model.project(one.prefix, None)
+            rows = model.project(one.prefix)
             ids = torch.from_numpy(np.concatenate([speller.before, branch.ids]))
             words = model.llm.get_input_embeddings()(ids)
             at = len(speller.before)
@@ -160,9 +161,9 @@ def test_piecewise_ids_are_those_of_whole_rounds(golden, template):
 @pytest.mark.parametrize("num_whole_frames", [None, 2])
 def test_rows_of_llavas_are_counted_and_trained(folders, family, num_whole_frames, device):
     model = load_llava(str(folders[family]), device=str(device))
-    prefix = torch.randn(32, 64)
-    one = Lesson(prefix, [(("What?", "red"),)], num_whole_frames)
-    assert model.count_rows(32, num_whole_frames, None) == len(model.project(prefix, num_whole_frames))
+    prefix = VideoPrefix(torch.randn(32, 64), num_whole_frames)
+    one = Lesson(prefix, [(("What?", "red"),)])
+    assert model.count_rows(prefix) == len(model.project(prefix))
     packed = pack(speller_of(model), [one], 2048)
     loss, gradients = loss_and_gradients(model, packed.packs, [one], "token")
     assert 0 < loss < 20

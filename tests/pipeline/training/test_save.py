@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longvlm.pipeline.models.families import describe_model, load_model
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.training.card import Card
 from longvlm.pipeline.training.finetune import fit
 from longvlm.pipeline.training.packing import Lesson
@@ -14,7 +15,7 @@ from longvlm.schemas.training import RECIPES
 from models import LLAVAS
 
 QUICK = {"precision": "float32", "gradient_checkpointing": False, "learning_rate": 1e-3, "warmup_ratio": 0.0}
-PREFIX = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+PREFIX = VideoPrefix(torch.randn(8, 64, generator=torch.Generator().manual_seed(1)))
 
 
 def trained(model, base="full", **changes):
@@ -25,9 +26,9 @@ def trained(model, base="full", **changes):
 
 
 def logits(model):
-    prompt = model.lay_out("What is it?", len(model.project(PREFIX, None)), model.templates[0])
+    prompt = model.lay_out("What is it?", len(model.project(PREFIX)), model.templates[0])
     embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids)).clone()
-    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.project(PREFIX, None)
+    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.project(PREFIX)
     with torch.no_grad():
         return model.llm(inputs_embeds=embeds[None]).logits[0]
 
@@ -40,7 +41,7 @@ def test_a_longvlm_comes_back_with_tower_and_tokenizer(untrained_folder, tmp_pat
     found = load_model(str(moved))
     torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=1e-5)
     spec = describe_model(str(moved))
-    assert spec.tower == str(tmp_path / "elsewhere" / "tower")
+    assert spec.sight.tower == str(tmp_path / "elsewhere" / "tower")
     assert spec.weights != describe_model(str(untrained_folder)).weights
     assert found.tokenizer.to_str() == load_model(str(untrained_folder)).tokenizer.to_str()
 

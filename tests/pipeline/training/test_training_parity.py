@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from longvlm.pipeline.models.longvlm.checkpoint import find_checkpoint
 from longvlm.pipeline.models.longvlm.init import with_video_rows
 from longvlm.pipeline.models.longvlm.model import EMBED, HEAD, PROJECT, PROJECT_BIAS, load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.training.conversations import to_reference
 from longvlm.pipeline.training.finetune import Finetuner
 from longvlm.pipeline.training.packing import Branch, Lesson, Pack, Packed, lay_side_by_side
@@ -66,7 +67,7 @@ def batch(arrays):
         assert (labels[: after.start] == IGNORED).all()
         branch = Branch(ids[after], np.where(labels[after] == IGNORED, -1, 0))
         packs.append(Pack(number, ids[:first], NUM_PATCHES, [branch]))
-        lessons.append(Lesson(features[number].float(), []))
+        lessons.append(Lesson(VideoPrefix(features[number].float()), []))
     return lessons, packs
 
 

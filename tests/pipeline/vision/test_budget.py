@@ -6,17 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longvlm.pipeline.vision.budget import fit, follows_question
+from longvlm.pipeline.vision.budget import Budget, fit, follows_question
 from longvlm.pipeline.vision.merge import merge
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas.errors import ErrorCode, TerminalError
-from longvlm.schemas.recipe import AnswerRecipe, halving_schedule
+from longvlm.schemas.recipe import halving_schedule
 
 DIM = 32
-
-
-def recipe(**changes) -> AnswerRecipe:
-    return AnswerRecipe("model", "weights", "index", **changes)
 
 
 @cache
@@ -43,15 +39,15 @@ def segment_of(tokens: VideoTokens, index: int) -> tuple[torch.Tensor, torch.Ten
 
 def test_where_there_is_nothing_to_do_the_tokens_are_the_very_same():
     tokens = video((8, 8, 5))
-    assert fit(tokens, recipe(), num_global=2) is tokens
-    assert fit(tokens, recipe(budget=23), num_global=2) is tokens
-    assert fit(tokens, recipe(budget=23, tokens_per_segment=8, focus="even"), num_global=2) is tokens
+    assert fit(tokens, Budget(num_global=2)) is tokens
+    assert fit(tokens, Budget(23, num_global=2)) is tokens
+    assert fit(tokens, Budget(23, tokens_per_segment=8, focus="even", num_global=2)) is tokens
 
 
 @pytest.mark.parametrize("target", [1, 7, 30, 40, 79])
 def test_every_segment_goes_on_where_its_stored_merge_stopped(target):
     tokens = video((80, 80, 80, 25))
-    fitted = fit(tokens, recipe(tokens_per_segment=target), num_global=0)
+    fitted = fit(tokens, Budget(tokens_per_segment=target))
     assert fitted.counts == tuple(min(target, count) for count in tokens.counts)
     for i, count in enumerate(tokens.counts):
         local, sizes, spans = segment_of(tokens, i)
@@ -70,7 +66,7 @@ def test_eighty_stored_tokens_read_as_thirty_are_the_papers_thirty():
         stored.tokens.flatten(0, 1), stored.sizes.flatten(), stored.spans.flatten(0, 1), (80, 80), (10, 10),
         torch.empty(0, 64),
     )  # fmt: skip
-    fitted = fit(tokens, recipe(budget=60), num_global=0)
+    fitted = fit(tokens, Budget(60))
     torch.testing.assert_close(fitted.local, direct.tokens.flatten(0, 1), atol=1e-5, rtol=1e-5)
     assert torch.equal(fitted.sizes, direct.sizes.flatten())
     assert torch.equal(fitted.spans, direct.spans.flatten(0, 1))
@@ -85,54 +81,54 @@ def test_rounding_to_float16_in_between_changes_little():
     tokens = VideoTokens(
         local, stored.sizes.flatten(), stored.spans.flatten(0, 1), (80, 80), (10, 10), torch.empty(0, 64)
     )
-    fitted = fit(tokens, recipe(tokens_per_segment=30), num_global=0)
+    fitted = fit(tokens, Budget(tokens_per_segment=30))
     near = torch.cosine_similarity(fitted.local, direct.flatten(0, 1), dim=-1)
     assert near.median() > 0.999
 
 
 def test_the_budget_is_shared_equally_and_the_rest_spread_over_time():
-    assert fit(video((80,) * 4), recipe(budget=122), num_global=2).counts == (30,) * 4
-    assert fit(video((80,) * 8), recipe(budget=244), num_global=2).counts == (30, 30, 31, 30, 30, 30, 31, 30)
-    assert fit(video((80, 12, 80)), recipe(budget=74), num_global=2).counts == (30, 12, 30)
-    assert fit(video((80,) * 4), recipe(budget=10), num_global=2).counts == (2, 2, 2, 2)
-    assert fit(video((80,) * 4), recipe(budget=6), num_global=2).counts == (1, 1, 1, 1)
+    assert fit(video((80,) * 4), Budget(122, num_global=2)).counts == (30,) * 4
+    assert fit(video((80,) * 8), Budget(244, num_global=2)).counts == (30, 30, 31, 30, 30, 30, 31, 30)
+    assert fit(video((80, 12, 80)), Budget(74, num_global=2)).counts == (30, 12, 30)
+    assert fit(video((80,) * 4), Budget(10, num_global=2)).counts == (2, 2, 2, 2)
+    assert fit(video((80,) * 4), Budget(6, num_global=2)).counts == (1, 1, 1, 1)
 
 
 def test_global_rows_count_against_the_budget_and_stay_as_they_are():
     tokens = video((40, 40))
-    fitted = fit(tokens, recipe(budget=32), num_global=2)
-    assert fitted.num_visual_tokens == 32
+    fitted = fit(tokens, Budget(32, num_global=2))
+    assert len(fitted.prefix()) == 32
     assert torch.equal(fitted.global_tokens, tokens.global_tokens)
-    assert len(fit(tokens, recipe(budget=32), num_global=0).prefix(with_global=False)) == 32
+    assert len(fit(tokens, Budget(32)).prefix(with_global=False)) == 32
 
 
 @pytest.mark.parametrize("focus", [None, "even", "question"])
 def test_a_budget_that_global_rows_fill_is_too_small(focus):
     with pytest.raises(TerminalError, match="2 visual tokens has no room beside 2 global ones") as caught:
-        fit(video((8, 8)), recipe(budget=2, focus=focus), num_global=2, nearness=torch.zeros(2))
+        fit(video((8, 8)), Budget(2, focus=focus, num_global=2), nearness=torch.zeros(2))
     assert caught.value.code == ErrorCode.BUDGET_TOO_SMALL
 
 
 def test_less_than_a_token_a_segment_needs_a_focus():
     with pytest.raises(TerminalError, match=r"5 visual tokens, 2 of them global.*4 segments.*--focus even") as caught:
-        fit(video((8,) * 4), recipe(budget=5), num_global=2)
+        fit(video((8,) * 4), Budget(5, num_global=2))
     assert caught.value.code == ErrorCode.BUDGET_TOO_SMALL
 
 
 def test_a_focus_changes_nothing_where_every_segment_is_held():
     tokens = video((80,) * 6)
     for focus in ("even", "question"):
-        fitted = fit(tokens, recipe(budget=62, focus=focus), num_global=2)
+        fitted = fit(tokens, Budget(62, focus=focus, num_global=2))
         assert fitted.counts == (10,) * 6
-        assert torch.equal(fitted.local, fit(tokens, recipe(budget=62), num_global=2).local)
-        assert not follows_question(tokens, recipe(budget=62, focus=focus), num_global=2)
-    assert follows_question(tokens, recipe(budget=61, focus="question"), num_global=2)
-    assert not follows_question(tokens, recipe(budget=61, focus="even"), num_global=2)
+        assert torch.equal(fitted.local, fit(tokens, Budget(62, num_global=2)).local)
+        assert not follows_question(tokens, Budget(62, focus=focus, num_global=2))
+    assert follows_question(tokens, Budget(61, focus="question", num_global=2))
+    assert not follows_question(tokens, Budget(61, focus="even", num_global=2))
 
 
 def test_even_focus_merges_neighbours_in_runs_that_differ_by_one_segment_at_most():
     tokens = video((16,) * 11)
-    fitted = fit(tokens, recipe(budget=42, focus="even"), num_global=2)
+    fitted = fit(tokens, Budget(42, focus="even", num_global=2))
     assert fitted.num_frames == (20, 30, 30, 30)
     assert fitted.counts == (10,) * 4
     joined = [(0, 2), (2, 5), (5, 8), (8, 11)]
@@ -144,19 +140,19 @@ def test_even_focus_merges_neighbours_in_runs_that_differ_by_one_segment_at_most
 
 def test_runs_too_long_for_one_merge_are_merged_in_rounds():
     tokens = video((80,) * 150)
-    fitted = fit(tokens, recipe(budget=20, focus="even"), num_global=0)
+    fitted = fit(tokens, Budget(20, focus="even"))
     assert fitted.num_frames == (750, 750)
     assert fitted.sizes.sum() == tokens.sizes.sum()
     assert segment_of(fitted, 0)[2].max() < 750 <= segment_of(fitted, 1)[2].min()
     unmerged = video((2600, 2600), seed=1)
-    assert fit(unmerged, recipe(budget=10, focus="even"), num_global=0).counts == (10,)
+    assert fit(unmerged, Budget(10, focus="even")).counts == (10,)
 
 
 def test_question_focus_keeps_the_nearest_and_an_even_skeleton_in_time_order():
     tokens = video((16,) * 30)
     nearness = torch.zeros(30)
     nearness[[20, 3, 21, 22]] = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    fitted = fit(tokens, recipe(budget=62, focus="question"), num_global=2, nearness=nearness)
+    fitted = fit(tokens, Budget(62, focus="question", num_global=2), nearness)
     kept = [int(segment_of(fitted, i)[2].min()) // 10 for i in range(6)]
     assert kept == [3, 7, 20, 21, 22, 23]  # two of the 26 others, in the middles of their halves
     assert fitted.counts == (10,) * 6
@@ -166,20 +162,18 @@ def test_question_focus_keeps_the_nearest_and_an_even_skeleton_in_time_order():
 def test_segments_without_an_embedding_are_the_farthest():
     nearness = torch.full((4,), torch.nan)
     nearness[2] = -0.5
-    fitted = fit(video((16,) * 4), recipe(budget=10, focus="question"), num_global=0, nearness=nearness)
+    fitted = fit(video((16,) * 4), Budget(10, focus="question"), nearness)
     assert int(fitted.spans.min()) // 10 == 2
 
 
 def test_question_focus_needs_a_nearness_for_each_segment():
     for nearness in (None, torch.zeros(3)):
         with pytest.raises(ValueError, match="nearness of each of the 4 segments"):
-            fit(video((16,) * 4), recipe(budget=10, focus="question"), num_global=0, nearness=nearness)
+            fit(video((16,) * 4), Budget(10, focus="question"), nearness)
 
 
 def test_small_segments_use_the_budget_up_all_the_same():
-    fitted = fit(
-        video((8,) * 40), recipe(budget=200, focus="question"), num_global=0, nearness=torch.linspace(0, 1, 40)
-    )
+    fitted = fit(video((8,) * 40), Budget(200, focus="question"), nearness=torch.linspace(0, 1, 40))
     assert fitted.counts == (8,) * 25
 
 
@@ -193,13 +187,13 @@ def test_small_segments_use_the_budget_up_all_the_same():
 @settings(max_examples=150)
 def test_whatever_is_asked_the_budget_holds_and_nothing_is_made_up(counts, budget, cap, focus, seed):
     tokens = video(counts, seed=seed)
-    asked = recipe(budget=budget, tokens_per_segment=cap, focus=focus)
+    asked = Budget(budget, tokens_per_segment=cap, focus=focus, num_global=2)
     nearness = torch.rand(len(counts), generator=torch.Generator().manual_seed(seed))
     if focus is None and len(counts) > budget - 2:
         with pytest.raises(TerminalError):
-            fit(tokens, asked, num_global=2)
+            fit(tokens, asked)
         return
-    fitted = fit(tokens, asked, num_global=2, nearness=nearness)
+    fitted = fit(tokens, asked, nearness)
     assert len(fitted.prefix()) <= budget
     assert max(fitted.counts) <= (cap or max(sum(counts), 1))
     spans = [segment_of(fitted, i)[2] for i in range(len(fitted.counts))]
@@ -220,10 +214,17 @@ def test_whatever_is_asked_the_budget_holds_and_nothing_is_made_up(counts, budge
 
 def test_rows_beside_each_segment_count_against_the_budget():
     tokens = video((80,) * 4)
-    assert fit(tokens, recipe(budget=122 + 16), num_global=2, num_beside=4).counts == (30,) * 4
-    assert fit(tokens, recipe(budget=138, focus="even"), num_global=2, num_beside=4).counts == (30,) * 4
-    joined = fit(tokens, recipe(budget=2 + 40, focus="even"), num_global=2, num_beside=4)
+    assert fit(tokens, Budget(122 + 16, num_global=2, num_beside=4)).counts == (30,) * 4
+    assert fit(tokens, Budget(138, focus="even", num_global=2, num_beside=4)).counts == (30,) * 4
+    joined = fit(tokens, Budget(2 + 40, focus="even", num_global=2, num_beside=4))
     assert joined.counts == (16, 16)  # two runs of ten tokens or more with their markers, and not four
     with pytest.raises(TerminalError, match="is less than one for each of the 4 segments"):
-        fit(tokens, recipe(budget=21), num_global=2, num_beside=4)
-    assert fit(tokens, recipe(), num_global=2, num_beside=4) is tokens
+        fit(tokens, Budget(21, num_global=2, num_beside=4))
+    assert fit(tokens, Budget(num_global=2, num_beside=4)) is tokens
+
+
+def test_a_video_is_held_if_its_rows_and_all_beside_them_are():
+    tokens = video((80,) * 4)
+    assert Budget(2 + 320 + 16, num_global=2, num_beside=4).holds(tokens)
+    assert not Budget(2 + 320 + 15, num_global=2, num_beside=4).holds(tokens)
+    assert Budget(num_global=2, num_beside=4).holds(tokens)

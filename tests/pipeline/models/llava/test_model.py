@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from longvlm.pipeline.models.llava.model import describe_llava, load_llava
+from longvlm.pipeline.models.prefix import Sight, VideoPrefix
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError
 from models import LLAVAS, save_llava
@@ -18,14 +19,12 @@ def frames_of(image_size, num_frames=FRAMES):
 
 def tokens_of(folder, frames, device):
     """A video's tokens as an index without merging and global tokens would store them (in float32)."""
-    patches = (
-        load_tower(str(folder), device=device).encode(frames, describe_llava(str(folder)).feature_layer, 0).patches
-    )
-    return patches.flatten(0, 1).clone()
+    layer = describe_llava(str(folder)).sight.feature_layer
+    return load_tower(str(folder), device=device).encode(frames, layer, 0).patches.flatten(0, 1).clone()
 
 
 def our_logits(model, prefix, num_whole_frames, question):
-    rows = model.project(prefix, num_whole_frames)
+    rows = model.project(VideoPrefix(prefix, num_whole_frames))
     prompt = model.lay_out(question, len(rows), "chat")
     embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids, device=model.device)).clone()
     embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = rows
@@ -89,7 +88,7 @@ def test_weights_are_bit_equal_to_transformers(folder):
 
 def test_merged_tokens_are_projected_each_by_itself(folder):
     model, prefix = load_llava(str(folder)), torch.randn(10, 64)
-    rows = model.project(prefix, None)
+    rows = model.project(VideoPrefix(prefix))
     torch.testing.assert_close(rows[:10], model.projector(prefix))
     ended = model.newline is not None
     assert len(rows) == 10 + ended
@@ -105,7 +104,7 @@ def test_merged_tokens_are_projected_each_by_itself(folder):
 )
 def test_whole_frames_are_pooled_as_the_family_pools_a_video(folders, family, expected):
     model = load_llava(str(folders[family]))
-    assert model.project(torch.randn(FRAMES * 16, 64), FRAMES).shape == (expected, 64)
+    assert model.project(VideoPrefix(torch.randn(FRAMES * 16, 64), FRAMES)).shape == (expected, 64)
 
 
 def test_precision_is_taken_everywhere_but_in_positions(folder):
@@ -113,19 +112,16 @@ def test_precision_is_taken_everywhere_but_in_positions(folder):
     tensors = [*model.llm.state_dict().values(), *model.projector.state_dict().values()]
     assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
     assert model.llm.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert model.project(torch.randn(16, 64), 1).dtype == torch.bfloat16
+    assert model.project(VideoPrefix(torch.randn(16, 64), 1)).dtype == torch.bfloat16
 
 
 def test_a_checkpoint_is_described_without_being_built(folder):
     spec, model = describe_llava(str(folder)), load_llava(str(folder))
-    assert (spec.mm_hidden_size, spec.hidden_size, spec.context) == (64, 64, 4096)
+    assert (spec.mm_hidden_size, spec.context) == (64, 4096)
     assert (spec.mm_hidden_size, spec.context) == (model.mm_hidden_size, model.context)
-    assert spec.tower == str(folder)
     assert spec.family == folder.name
-    assert spec.feature_layer == (-1 if spec.family == "llava_onevision" else -2)
-    assert spec.num_global_tokens == 0
+    assert spec.sight == Sight(str(folder), -1 if spec.family == "llava_onevision" else -2, 0)
     assert spec.templates == ("chat",)
-    assert spec.vocab_size == model.llm.get_input_embeddings().num_embeddings
 
 
 def test_the_fingerprint_follows_what_decides_answers_and_not_the_folder(folder, tmp_path):

@@ -4,6 +4,7 @@ from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.longvlm.init import WORDS, Shape, build_untrained
 from longvlm.pipeline.models.longvlm.model import load_longvlm
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
 
@@ -19,7 +20,7 @@ def test_the_same_seed_writes_the_same_model(untrained_folder, tmp_path):
 
 def test_it_answers_in_words(untrained_folder):
     recipe = AnswerRecipe("m", "w", "i", precision="float32", max_new_tokens=12)
-    group = Group(torch.ones(3, 64), [Request("zebra", "What has the zebra?")])
+    group = Group(VideoPrefix(torch.ones(3, 64)), [Request("zebra", "What has the zebra?")])
     (answer,) = Engine(load_longvlm(str(untrained_folder)), recipe).answer([group])
     assert answer.text
     assert set(answer.text.split()) <= set(WORDS)

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longvlm.pipeline.models.longvlm.model import EMBED, HEAD, PROJECT, PROJECT_BIAS, describe_longvlm, load_longvlm
+from longvlm.pipeline.models.prefix import Sight, VideoPrefix
 from longvlm.schemas.errors import InputError
 
 
@@ -57,12 +58,10 @@ def assert_same(one, other):
 
 def test_a_model_is_described_without_being_built(untrained_folder):
     spec = describe_longvlm(str(untrained_folder))
-    assert (spec.mm_hidden_size, spec.hidden_size, spec.context) == (64, 128, 8192)
-    assert spec.tower == str(untrained_folder / "tower")
-    assert (spec.num_global_tokens, spec.feature_layer) == (5, -2)
+    assert (spec.mm_hidden_size, spec.context) == (64, 8192)
+    assert spec.sight == Sight(str(untrained_folder / "tower"), -2, 5)
     assert (spec.templates[0], spec.family) == ("long_vlm_v1", "longvlm")
     assert spec.templates == load_longvlm(str(untrained_folder)).templates
-    assert spec.vocab_size == len(load_file(untrained_folder / "model.safetensors")[EMBED])
 
 
 def test_the_fingerprint_follows_the_weights_and_not_the_folder(untrained_folder, folder):
@@ -173,7 +172,7 @@ def test_a_tokenizer_that_is_too_large_is_refused(folder):
 @pytest.mark.parametrize("num_whole_frames", [None, 2])
 def test_each_token_is_projected_by_itself_merged_or_not(untrained, num_whole_frames):
     prefix = torch.randn(6, 64).half()
-    rows = untrained.project(prefix, num_whole_frames)
+    rows = untrained.project(VideoPrefix(prefix, num_whole_frames))
     assert torch.equal(rows, untrained.projector(prefix.float()))
     assert untrained.mm_hidden_size == 64
 

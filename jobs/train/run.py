@@ -39,8 +39,8 @@ from longvlm.pipeline.training.card import CARD, Card
 from longvlm.pipeline.training.conversations import check_conversations, read_conversations
 from longvlm.pipeline.training.whitening import Whitening, fit_whitening
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.identity import new_run_id
-from longvlm.schemas.recipe import fingerprint
 from longvlm.schemas.training import TrainRecipe
 
 RUN, CHECKPOINTS, BASE, PLOT = "run.json", "checkpoints", "base", "loss.png"

@@ -39,7 +39,7 @@ from longvlm.pipeline.models.prompt import PromptLayout
 from longvlm.pipeline.training.finetune import Finetuner
 from longvlm.pipeline.training.packing import PAD, Caption, Lesson, lay_side_by_side, pack
 from longvlm.pipeline.training.whitening import fit_whitening
-from longvlm.schemas.recipe import fingerprint
+from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.training import TrainRecipe, from_settings
 from longvlm.tinyworld.captions import timed_captions
 from longvlm.tinyworld.make import CHOOSE_SEED, PER_KIND, SHAPE, TRAIN_SEED, vocabulary

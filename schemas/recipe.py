@@ -4,24 +4,30 @@ A recipe is frozen, checks itself when it is made, and derives every token count
 on each row made by it.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.fingerprint import fingerprint, known_fields, raised, spec_of
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Decode = Literal["exact", "keyframe"]
 Focus = Literal["question", "even"]
 METRIC_HEADS = 16  # LONGVLM.md section 1: the head count of the merge metric, whatever the tower has
 
-
-def fingerprint(spec: dict[str, Any]) -> str:
-    """16 hex characters that change when anything in a JSON-able spec changes."""
-    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+# What decides, beside their fields, what recipes give; schemas/fingerprint.py says when to raise a number.
+INDEX_RULES = {
+    "sampling": 1,  # which frames make a segment, and which segments a video has
+    "resizing": 1,  # from a decoded frame to the tower's input
+    "merging": 1,  # from a segment's patch tokens to its local ones, and from CLS tokens to global ones
+}
+ANSWER_RULES = {
+    "budgets": 1,  # how stored tokens are merged on or left out
+    "prompts": 1,  # the words around a question of each type, and of asking once more
+    "decoding": 1,  # how options are weighed, and how words are drawn
+    "reading": 1,  # from the words of an answer to its value, and from attention to evidence
+}
 
 
 @dataclass(frozen=True)
@@ -151,11 +157,11 @@ class IndexRecipe:
         spec = self.spec()
         del spec["name"], spec["tower"]["name"]
         spec["merge_schedule"] = self.schedule_for(self.patches_per_segment)
-        return fingerprint(spec)
+        return fingerprint(spec | raised(INDEX_RULES))
 
     def spec(self) -> dict[str, Any]:
         """The recipe as JSON-able values; `from_spec` reads it back."""
-        return asdict(self)
+        return spec_of(self)
 
 
 _CHOICES = {
@@ -167,10 +173,16 @@ _CHOICES = {
 
 
 def from_spec(spec: dict[str, Any]) -> IndexRecipe:
-    """A recipe from what `IndexRecipe.spec` gave, also after a trip through JSON."""
-    tower = TowerSpec(**{**spec["tower"], "patch_grid": tuple(spec["tower"]["patch_grid"])})
+    """A recipe from what `IndexRecipe.spec` gave, also after a trip through JSON, in this version or an older one.
+
+    Raises:
+        InputError: a newer version wrote it, and it sets what is not known here.
+    """
+    shapes = known_fields(TowerSpec, spec["tower"])
+    tower = TowerSpec(**{**shapes, "patch_grid": tuple(shapes["patch_grid"])})
     schedule = spec.get("merge_schedule")
-    return IndexRecipe(**{**spec, "tower": tower, "merge_schedule": None if schedule is None else tuple(schedule)})
+    settings = {**known_fields(IndexRecipe, spec), "tower": tower}
+    return IndexRecipe(**{**settings, "merge_schedule": None if schedule is None else tuple(schedule)})
 
 
 def _global_layers(tower: TowerSpec) -> int:
@@ -264,6 +276,6 @@ class AnswerRecipe:
     @property
     def fingerprint(self) -> str:
         """Changes with whatever may change an answer; not with the folder the model lies in."""
-        spec = asdict(self)
+        spec = spec_of(self)
         del spec["model"]
-        return fingerprint(spec)
+        return fingerprint(spec | raised(ANSWER_RULES))

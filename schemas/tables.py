@@ -1,4 +1,9 @@
-"""The Arrow schema of every table in a store, and of the batches that travel between the operators."""
+"""The Arrow schema of every table in a store, and of the batches that travel between the operators.
+
+A new column of a table goes to the end of its schema: its rows so far read as null, stores that exist are given it with
+the first commit to that table, and their files are not touched. Columns are never renamed, removed or given another
+type; `pipeline/store/delta.py` says what it takes to change what rows mean.
+"""
 
 from typing import TypedDict
 
@@ -198,6 +203,9 @@ TABLES = {
     "recipes": RECIPES,
     "runs": RUNS,
 }
+
+# How many columns the tables had in 0.1.0, whose files do not say in their names how many they have.
+FIRST_COLUMNS = {"videos": 26, "segments": 11, "tokens": 12, "answers": 22, "verdicts": 23, "recipes": 6, "runs": 7}
 
 # --- batches between the operators of the index job ---
 

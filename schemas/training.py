@@ -4,11 +4,11 @@ A recipe is one of `projector`, `full` and `lora`, or such a one with some field
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.recipe import fingerprint
+from longvlm.schemas.fingerprint import fingerprint, known_fields, raised, spec_of
 
 Stage = Literal["projector", "full", "lora"]
 Average = Literal["token", "answer"]
@@ -19,6 +19,11 @@ _CHOICES = {
 }
 # What does not change the weights that come out.
 _INDIFFERENT = ("name", "save_every_steps", "keep_checkpoints")
+# What does, beside the fields; schemas/fingerprint.py says when to raise a number.
+TRAIN_RULES = {
+    "lessons": 1,  # which videos make a step, and how their conversations are packed
+    "learning": 1,  # losses, and what an optimizer makes of them
+}
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,12 @@ class TrainRecipe:
     @property
     def fingerprint(self) -> str:
         """Changes with whatever may change the trained weights."""
-        return fingerprint({name: value for name, value in asdict(self).items() if name not in _INDIFFERENT})
+        spec = {name: value for name, value in self.spec().items() if name not in _INDIFFERENT}
+        return fingerprint(spec | raised(TRAIN_RULES))
 
     def spec(self) -> dict[str, Any]:
         """The recipe as JSON-able values; `from_spec` reads it back."""
-        return asdict(self)
+        return spec_of(self)
 
 
 def projector() -> TrainRecipe:
@@ -148,6 +154,11 @@ def from_settings(settings: dict[str, Any]) -> TrainRecipe:
 
 
 def from_spec(spec: dict[str, Any]) -> TrainRecipe:
-    """A recipe from what `TrainRecipe.spec` gave, also after a trip through JSON."""
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()}
+    """A recipe from what `TrainRecipe.spec` gave, also after a trip through JSON, in this version or an older one.
+
+    Raises:
+        InputError: a newer version wrote it, and it sets what is not known here.
+    """
+    known = known_fields(TrainRecipe, spec)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
     return TrainRecipe(**values)

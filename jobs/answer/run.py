@@ -132,7 +132,7 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     recipe = AnswerRecipe(
         model=spec.name,
         weights=spec.weights,
-        index_recipe=stored.recipe.fingerprint,
+        index_recipe=stored.fingerprint,
         template=fit_template(spec, order.template),
         precision=order.precision,
         budget=fit_budget(spec, order.budget, order.max_new_tokens),

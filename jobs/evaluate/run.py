@@ -155,7 +155,7 @@ def run_evaluate(order: EvaluateOrder) -> EvaluateReport:
     answering = run_answer(asked)
     report.answer_recipe = answering.asking.answer_recipe
     report.stopped = answering.stopped
-    answered = read_answered(store, benchmark, items, stored.recipe.fingerprint, report.answer_recipe)
+    answered = read_answered(store, benchmark, items, stored.fingerprint, report.answer_recipe)
     _judge(Verdicts(store, benchmark, judge, report.run_id, report.answer_recipe), answered, report, order)
     if num_unknown:
         report.notes.append(f"{num_unknown} questions are about videos that the store does not know; they are missing.")

@@ -40,8 +40,8 @@ from longvlm.pipeline.training.card import CARD, Card
 from longvlm.pipeline.training.conversations import check_conversations, read_conversations
 from longvlm.pipeline.training.whitening import Whitening, fit_whitening
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.identity import new_run_id
-from longvlm.schemas.recipe import fingerprint
 from longvlm.schemas.training import TrainRecipe
 
 RUN, CHECKPOINTS, BASE, PLOT = "run.json", "checkpoints", "base", "loss.png"
@@ -121,7 +121,7 @@ def run_train(order: TrainOrder) -> TrainReport:
     model = _begun(absolute(order.model), folder, order.recipe)
     spec, stored = choose_answer_model(store, model)
     fit_template(spec, order.recipe.template)
-    curriculum = draw_up(snapshot, conversations, stored.recipe.fingerprint)
+    curriculum = draw_up(snapshot, conversations, stored.fingerprint)
     settings = {"recipe": order.recipe.fingerprint, "weights": spec.weights, "data": curriculum.fingerprint}
     claim_folder(folder, settings)
     report = TrainReport(new_run_id(), folder, order.recipe.num_steps(len(curriculum.videos)), curriculum)

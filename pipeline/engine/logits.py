@@ -12,7 +12,8 @@ from torch import Tensor
 
 from longvlm.pipeline.transfer import tensor_on
 from longvlm.schemas.errors import ErrorCode, TerminalError
-from longvlm.schemas.recipe import AnswerRecipe, fingerprint
+from longvlm.schemas.fingerprint import fingerprint
+from longvlm.schemas.recipe import AnswerRecipe
 
 
 def draw(recipe: AnswerRecipe, question: str, number: int) -> Tensor:

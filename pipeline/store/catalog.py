@@ -11,6 +11,7 @@ import duckdb
 import fsspec
 import pyarrow as pa
 
+from longvlm.pipeline.store.files import num_columns
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
@@ -156,7 +157,7 @@ def _remote_filesystem(snapshot: Snapshot) -> Any:
 def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
     try:
         for name, schema in TABLES.items():
-            con.execute(f"CREATE VIEW ledger_{name} AS {_relation(snapshot.table(name), schema)}")
+            con.execute(f"CREATE VIEW ledger_{name} AS {_relation(name, snapshot.table(name), schema)}")
         con.execute(VIEWS_SQL)
         con.execute(_answers_wide(con))
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
@@ -206,14 +207,21 @@ def column_names(question_ids: list[str]) -> list[str]:
     return names
 
 
-def _relation(table: PinnedTable, schema: pa.Schema) -> str:
-    """A SELECT over explicit files, or one without rows but with the right types."""
-    if table.files:
-        paths = ", ".join(quoted(file.uri) for file in table.files)
-        columns = ", ".join(f'"{name}"' for name in schema.names)
-        return f"SELECT {columns} FROM read_parquet([{paths}])"
-    columns = ", ".join(f'CAST(NULL AS {_sql_type(field.type)}) AS "{field.name}"' for field in schema)
-    return f"SELECT {columns} WHERE false"
+def _relation(name: str, table: PinnedTable, schema: pa.Schema) -> str:
+    """A SELECT over explicit files, or one without rows but with the right types.
+
+    Files from before a column was added are read apart, so that DuckDB opens one of each kind and not every one of them
+    to see what it has, as `union_by_name` would.
+    """
+    alike: dict[int, list[str]] = {}
+    for file in table.files:
+        alike.setdefault(min(num_columns(name, file.uri), len(schema)), []).append(quoted(file.uri))
+    nulls = [f'CAST(NULL AS {_sql_type(field.type)}) AS "{field.name}"' for field in schema]
+    selects = []
+    for number, paths in sorted(alike.items(), reverse=True):
+        columns = ", ".join([*(f'"{column}"' for column in schema.names[:number]), *nulls[number:]])
+        selects.append(f"SELECT {columns} FROM read_parquet([{', '.join(paths)}])")
+    return " UNION ALL ".join(selects) or f"SELECT {', '.join(nulls)} WHERE false"
 
 
 def _sql_type(kind: pa.DataType) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from longvlm.pipeline.uris import is_local, local_path, locate
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.tables import FIRST_COLUMNS
 
 _PROTOCOLS = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # both fsspec and deltalake speak them
 _STATISTICS = ("video_id", "recipe", "write_id", "segment", "seq")  # what planners prune by
@@ -74,7 +76,7 @@ def write_parquet(store_uri: str, table: str, rows: pa.Table) -> dict[str, Any]:
 def write_pieces(store_uri: str, table: str, schema: pa.Schema, pieces: Iterable[pa.Table]) -> dict[str, Any]:
     """As `write_parquet`, of rows that come piece by piece: no more than one is in memory."""
     fs, root = filesystem(store_uri)
-    name = f"{uuid.uuid4()}.parquet"
+    name = f"{uuid.uuid4()}.{len(schema)}.parquet"
     path = f"{root}/{table}/{name}"
     plain = [field.name for field in schema if _is_blob(field.type)]
     encoded = [column for column in schema.names if column not in plain]
@@ -105,6 +107,26 @@ def write_pieces(store_uri: str, table: str, schema: pa.Schema, pieces: Iterable
     if is_local(store_uri):
         _sync_folder(f"{root}/{table}")
     return {"path": name, "size_bytes": num_bytes, "stats": json.dumps(spans.as_json())}
+
+
+def num_columns(table: str, uri: str) -> int:
+    """How many of its table's columns a file has, the first ones, by its name alone: nobody has to open it for that.
+
+    The files of 0.1.0 do not say it in their names, and have as many as there were then.
+    """
+    said = re.search(r"\.(\d+)\.parquet$", uri)
+    return int(said[1]) if said else FIRST_COLUMNS[table]
+
+
+def conformed(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows of a file in the columns of a schema; those that were added since it was written are null."""
+    if rows.schema.equals(schema):
+        return rows
+    columns = [
+        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _is_blob(kind: pa.DataType) -> bool:

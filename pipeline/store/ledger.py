@@ -1,9 +1,9 @@
 """The ledger: the Delta tables of a store, committed by one driver, pinned by any number of readers."""
 
+import contextlib
 import json
 import os
 import random
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, CommitProperties, RemoveAction
+from deltalake.transaction import AddAction, RemoveAction
 
-from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store import catalog, delta
 from longvlm.pipeline.store.files import canonical, write_parquet
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.uris import is_local
@@ -71,23 +71,26 @@ class Store:
     def create(cls, uri: str) -> "Store":
         """Make the tables that are missing, if any, and open the store; two processes may do so at once.
 
-        Raises InputError where nothing can be written, and leaves nothing behind there.
+        Raises InputError where nothing can be written, and leaves nothing behind there, and where a newer version wrote
+        the store.
         """
         store = cls(canonical(uri))
         if is_local(store.uri):
             _check_writable(Path(store.uri))
-        for table in _CREATED:
-            try:
-                _create_table(f"{store.uri}/{table}", TABLES[table])
-            except (OSError, DeltaError) as error:
-                raise InputError(
-                    f"the store {store.uri} cannot be written: {_reason(error)}; check its address and your rights."
-                ) from error
+        try:
+            with contextlib.suppress(TableNotFoundError):
+                store._table("videos")  # of a newer version: refused before anything is written
+            for table in _CREATED:
+                delta.create_table(f"{store.uri}/{table}", TABLES[table])
+        except (OSError, DeltaError) as error:
+            raise InputError(
+                f"the store {store.uri} cannot be written: {delta.reason(error)}; check its address and your rights."
+            ) from error
         return store
 
     @classmethod
     def open(cls, uri: str) -> "Store":
-        """Open a store that exists. Raises InputError if there is none or it may not be read."""
+        """Open a store that exists. Raises InputError if there is none, or as `find`."""
         store = cls.find(uri)
         if store is None:
             where = canonical(uri)
@@ -96,7 +99,7 @@ class Store:
 
     @classmethod
     def find(cls, uri: str) -> "Store | None":
-        """Open a store if there is one. Raises InputError if it may not be read."""
+        """Open a store if there is one. Raises InputError if it may not be read, or a newer version wrote it."""
         store = cls(canonical(uri))
         try:
             store._table("videos")
@@ -104,7 +107,7 @@ class Store:
             return None
         except (OSError, DeltaError) as error:
             raise InputError(
-                f"the store {store.uri} cannot be read: {_reason(error)}; check its address and your rights."
+                f"the store {store.uri} cannot be read: {delta.reason(error)}; check its address and your rights."
             ) from error
         return store
 
@@ -115,7 +118,7 @@ class Store:
         pinned = {}
         for name in filter(self.has, names):
             handle = self.handle(name)
-            pinned[name] = PinnedTable(handle.version(), _data_files(f"{self.uri}/{name}", handle))
+            pinned[name] = PinnedTable(handle.version(), delta.data_files(f"{self.uri}/{name}", handle))
         return Snapshot(pinned)
 
     def has(self, table: str) -> bool:
@@ -166,7 +169,7 @@ class Store:
             return
         schema = TABLES[table]
         if not self.has(table):
-            _create_table(f"{self.uri}/{table}", schema)
+            delta.create_table(f"{self.uri}/{table}", schema)
         if "seq" in schema.names:
             seq = pa.repeat(pa.scalar(self._next_seq(table), pa.int64()), rows.num_rows)
             rows = (rows.drop_columns("seq") if "seq" in rows.column_names else rows).append_column("seq", seq)
@@ -212,29 +215,39 @@ class Store:
             RemoveAction(file.uri.rpartition("/")[2], data_change=True, deletion_timestamp=now_ms, size=file.size_bytes)
             for file in old
         ]
-        handle.create_write_transaction([*removed, *map(_add_action, new)], mode="append", schema=handle.schema())
+        actions: list[AddAction | RemoveAction] = [*removed, *map(delta.add_action, new)]
+        with delta.refusing_newer(f"{self.uri}/{table}"):
+            handle.create_write_transaction(actions, mode="append", schema=handle.schema())
 
     # --- the Delta tables themselves ---
 
     def handle(self, table: str) -> DeltaTable:
         """Delta's own handle of a table, at its newest version."""
         handle = self._table(table)
-        handle.update_incremental()
+        delta.refresh(f"{self.uri}/{table}", handle)
         return handle
+
+    def columns(self, table: str) -> pa.Schema:
+        """The columns that a table has now; a newer version may have added some that `tables.TABLES` does not know."""
+        return delta.columns(self.handle(table), TABLES[table])
 
     def _table(self, table: str) -> DeltaTable:
         if table not in self._tables:
-            self._tables[table] = DeltaTable(f"{self.uri}/{table}")
+            self._tables[table] = delta.open_table(f"{self.uri}/{table}")
         return self._tables[table]
 
     def _add(self, table: str, shards: list[dict[str, Any]]) -> None:
-        """Commit files; on a conflict reload and try again with the same ones, a bounded number of times."""
-        actions: list[AddAction | RemoveAction] = [_add_action(shard) for shard in shards]
-        handle = self._table(table)
+        """Commit files, and before them the columns that the table lacks.
+
+        On a conflict reload and try again with the same files, a bounded number of times.
+        """
+        actions: list[AddAction | RemoveAction] = [delta.add_action(shard) for shard in shards]
         for attempt in range(_COMMIT_TRIES):
-            handle.update_incremental()
+            handle = self.handle(table)
             try:
-                handle.create_write_transaction(actions, mode="append", schema=handle.schema())
+                with delta.refusing_newer(f"{self.uri}/{table}"):
+                    delta.add_columns(handle, TABLES[table])
+                    handle.create_write_transaction(actions, mode="append", schema=handle.schema())
             except CommitFailedError:
                 if attempt + 1 == _COMMIT_TRIES:
                     raise
@@ -249,52 +262,9 @@ class Store:
         return max(time.time_ns() // 1000, (largest or 0) + 1)
 
 
-def _create_table(uri: str, schema: pa.Schema) -> None:
-    try:
-        DeltaTable.create(
-            uri,
-            schema=Schema.from_arrow(schema),
-            mode="ignore",
-            configuration={"delta.checkpointInterval": "25"},  # a commit reads the log since the last one again
-            commit_properties=CommitProperties(max_commit_retries=0),  # or two at once would both write the schema
-        )
-    except DeltaError:
-        if not DeltaTable.is_deltatable(uri):  # else another process made it just now
-            raise
-
-
 def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 - never raises
     if not existing.is_dir():
         raise InputError(f"the store {folder} cannot be made: {existing} is a file; choose another folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"the store {folder} cannot be written: {existing} is read-only here; choose another folder.")
-
-
-def _data_files(table_uri: str, handle: DeltaTable) -> tuple[DataFile, ...]:
-    actions = pa.table(handle.get_add_actions(flatten=True))
-    columns = ["path", "size_bytes", "num_records", "min.write_id", "max.write_id"]
-    values = [
-        actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows for name in columns
-    ]
-    return tuple(DataFile(f"{table_uri}/{path}", *facts) for path, *facts in zip(*values, strict=True))
-
-
-def _add_action(shard: dict[str, Any]) -> AddAction:
-    return AddAction(
-        path=shard["path"],
-        size=shard["size_bytes"],
-        partition_values={},
-        modification_time=time.time_ns() // 1_000_000,
-        data_change=True,
-        stats=shard["stats"],
-    )
-
-
-def _reason(error: Exception) -> str:
-    """The telling line of an error that may come as a coloured tree with a server's XML in it."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    if message := re.search(r"<Message>(.*?)</Message>", text):
-        return message[1].rstrip(".")
-    root_cause = text.rpartition("\u21b3")[2]
-    return root_cause.strip().partition("\n")[0].rstrip(".!")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from longvlm.pipeline.store.files import filesystem, write_parquet
+from longvlm.pipeline.store.files import conformed, filesystem, write_parquet
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas import tables
@@ -142,8 +142,7 @@ def _read_groups(uri: str, schema: pa.Schema, wanted: list[str]) -> pa.Table:
         if not groups:
             return schema.empty_table()
         with _opened(uri, footer.metadata) as parquet:
-            rows = parquet.read_row_groups(groups, columns=schema.names, use_threads=False).select(schema.names)
-        return rows if rows.schema.equals(schema) else rows.cast(schema)
+            return conformed(parquet.read_row_groups(groups, columns=schema.names, use_threads=False), schema)
     except FileNotFoundError as error:
         reason = f"the shard {uri} is gone since the run began (vacuumed?); run again."
         raise TerminalError(ErrorCode.NOT_FOUND, reason) from error

@@ -25,7 +25,8 @@ from longvlm.pipeline.models.longvlm.checkpoint import LLAMA_FIELDS
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.transfer import to_device
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.recipe import Precision, fingerprint
+from longvlm.schemas.fingerprint import fingerprint
+from longvlm.schemas.recipe import Precision
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,8 @@ from longvlm.pipeline.models.prompt import (
 )
 from longvlm.pipeline.transfer import to_device
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.recipe import Precision, fingerprint
+from longvlm.schemas.fingerprint import fingerprint
+from longvlm.schemas.recipe import Precision
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROJECT, PROJECT_BIAS = "model.mm_projector.weight", "model.mm_projector.bias"

@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 from deltalake.exceptions import CommitFailedError
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import filesystem, write_pieces
+from longvlm.pipeline.store.files import conformed, filesystem, write_pieces
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.upkeep.dead import Dead
-from longvlm.schemas.tables import TABLES
 
 _MERGED = ("videos", "segments", "answers", "verdicts")  # at the end of each job; tokens are large as they come
 _COMPACTED = ("tokens", "segments", "answers", "verdicts")  # whose rows die
@@ -102,8 +101,9 @@ def rewrite(
 ) -> Rewritten:
     """Put new files in the place of some, with the rows that `keep` returns of each row group, in the usual layout.
 
-    Small files become one of about the target's size, a larger one becomes one. No more than `_PIECE_BYTES` of rows are
-    in memory at a time, and as much again while they are put in order.
+    Small files become one of about the target's size, a larger one becomes one. The new files have all columns of the
+    table, also those that a newer version added. No more than `_PIECE_BYTES` of rows are in memory at a time, and as
+    much again while they are put in order.
 
     Args:
         store: opened by this process.
@@ -117,12 +117,13 @@ def rewrite(
         CommitFailedError: another writer replaced some of the files since.
         DamagedError: a file cannot be read. After both the new files are deleted again.
     """
+    schema = store.columns(table)
     new: list[dict[str, Any]] = []
     try:
         for batch in batches(files):
-            pieces = _pieces(table, batch, keep, checked=checked)
+            pieces = _pieces(schema, batch, keep, checked=checked)
             if (first := next(pieces, None)) is not None:
-                new.append(write_pieces(store.uri, table, TABLES[table], chain([first], pieces)))
+                new.append(write_pieces(store.uri, table, schema, chain([first], pieces)))
         store.replace_files(table, version, files, new)
     except (CommitFailedError, DamagedError, OSError):
         if not _are_named(store, table, new):  # a store may have taken a commit and not have said so
@@ -221,9 +222,8 @@ def batches(files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
         yield batch
 
 
-def _pieces(table: str, files: Sequence[DataFile], keep: Keep, *, checked: bool) -> Iterator[pa.Table]:
+def _pieces(schema: pa.Schema, files: Sequence[DataFile], keep: Keep, *, checked: bool) -> Iterator[pa.Table]:
     """The rows that are kept, some MB at a time, each piece ordered by write id and segment."""
-    schema = TABLES[table]
     keys = [(name, "ascending") for name in ("write_id", "segment") if name in schema.names]
     held: list[pa.Table] = []
     num_bytes = 0
@@ -244,8 +244,7 @@ def _row_groups(file: DataFile, schema: pa.Schema, *, checked: bool) -> Iterator
         with fs.open(path, "rb") as source:
             parquet = pq.ParquetFile(source, page_checksum_verification=checked)
             for group in range(parquet.num_row_groups):
-                rows = parquet.read_row_group(group, use_threads=False)
-                yield rows.select(schema.names).cast(schema)
+                yield conformed(parquet.read_row_group(group, use_threads=False), schema)
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise  # out of reach, which is not the file's fault

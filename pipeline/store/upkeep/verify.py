@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import filesystem
+from longvlm.pipeline.store.files import filesystem, num_columns
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
-from longvlm.schemas import tables
+from longvlm.schemas.tables import TABLES
 
 _COUNTED = ("tokens", "segments")
 # Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.
@@ -98,8 +98,11 @@ def _check_file(table: str, file: DataFile) -> Iterator[dict[str, Any]]:
         parquet = pq.ParquetFile(source, page_checksum_verification=True)
         if parquet.metadata.num_rows != file.num_rows:
             raise pa.ArrowInvalid(f"it has {parquet.metadata.num_rows} rows, and the log says {file.num_rows}")
+        columns = TABLES[table].names[: num_columns(table, file.uri)]
+        if lacking := sorted(set(columns) - set(parquet.schema_arrow.names)):
+            raise pa.ArrowInvalid(f"it lacks the columns {', '.join(lacking)}")
         for group in range(parquet.num_row_groups):
-            rows = parquet.read_row_group(group, use_threads=False).select(tables.TABLES[table].names)
+            rows = parquet.read_row_group(group, use_threads=False)
             if table == "tokens":
                 problems += _wrong_blobs(rows)
     yield from problems

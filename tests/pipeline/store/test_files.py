@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import stores
 
-from longvlm.pipeline.store.files import canonical, filesystem, write_parquet
+from longvlm.pipeline.store.files import canonical, conformed, filesystem, num_columns, write_parquet
 from longvlm.pipeline.store.shards import write_shards
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
@@ -124,3 +124,20 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(store, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "store" / "tokens").glob("*.parquet"))
+
+
+def test_a_files_name_says_how_many_columns_it_has(store):
+    shard = write_parquet(store.uri, "runs", pa.Table.from_pylist([{"run_id": "r"}], tables.RUNS))
+    assert num_columns("runs", f"{store.uri}/runs/{shard['path']}") == len(tables.RUNS)
+    assert num_columns("runs", "s3://b.12.parquet/runs/5c1c737b-fb28-4e89-bae3-405f7ba20580.31.parquet") == 31
+    assert num_columns("runs", "/s/runs/5c1c737b-fb28-4e89-bae3-123456789012.parquet") == 7  # of 0.1.0
+    assert num_columns("videos", "/s/videos/5c1c737b-fb28-4e89-bae3-123456789012.parquet") == 26
+
+
+def test_columns_that_a_file_lacks_are_null():
+    rows = pa.table({"b": [1, 2], "a": ["x", "y"], "unknown": [0, 0]})
+    schema = pa.schema([("a", pa.string()), ("b", pa.int32()), ("c", pa.list_(pa.float32()))])
+    made = conformed(rows, schema)
+    assert made.schema == schema
+    assert made.to_pylist() == [{"a": "x", "b": 1, "c": None}, {"a": "y", "b": 2, "c": None}]
+    assert conformed(made, schema) is made

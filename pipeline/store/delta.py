@@ -1,0 +1,137 @@
+"""A store's tables on Delta's own side: made, opened in a format that is known here, given new columns.
+
+Columns are only ever added, at the end of a table's schema, nullable, and none is renamed or removed. So every file
+has the first so many columns of its table, rows from before a column was there read as null, and a version that does
+not know a column leaves it alone. That is no change of the format.
+
+A format is what a version must know to read a table rightly. `FORMAT_KEY` in the configuration of Delta's metadata says
+which one a table has; where it is absent that is format 1, the only one so far. A version that changes what rows mean,
+or how files are laid out, goes on reading the formats before it, and writes the next number with
+`alter.set_table_properties` before the first such row: to `videos`, which all open first, then to the other tables.
+Every version after 0.1.0 refuses a number that it does not know, whether it opens a table or holds it open; a commit
+that is under way fails, because Delta sees that the metadata changed.
+
+Version 0.1.0 looks at no number, and drops columns that it does not know when it merges files. Its jobs must have ended
+before a store gets a column or another format, and whoever adds the first of either says so in the change log.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, CommitProperties
+
+from longvlm.pipeline.store.snapshot import DataFile
+from longvlm.schemas.errors import InputError
+
+FORMAT = 1  # the newest that is known here
+FORMAT_KEY = "longvlm.format"
+_ALONE = CommitProperties(max_commit_retries=0)  # or of two at once both would commit the same change
+_BY_NEWER = "was written by a newer longvlm; upgrade with `pip install --upgrade longvlm-index`."
+
+
+def create_table(uri: str, schema: pa.Schema) -> None:
+    """Make a table where there is none; two processes may do so at once."""
+    try:
+        DeltaTable.create(
+            uri,
+            schema=Schema.from_arrow(schema),
+            mode="ignore",
+            configuration={"delta.checkpointInterval": "25"},  # a commit reads the log since the last one again
+            commit_properties=_ALONE,
+        )
+    except DeltaError:
+        if not DeltaTable.is_deltatable(uri):  # else another process made it just now
+            raise
+
+
+def open_table(uri: str) -> DeltaTable:
+    """Delta's handle of a table.
+
+    Raises:
+        InputError: a newer version wrote it.
+        TableNotFoundError: there is none.
+        DeltaError, OSError: it cannot be read.
+    """
+    with refusing_newer(uri):
+        handle = DeltaTable(uri)
+    _check_format(uri, handle)
+    return handle
+
+
+def refresh(uri: str, handle: DeltaTable) -> None:
+    """Bring a handle to the newest version of its table. Raises as `open_table`."""
+    with refusing_newer(uri):
+        handle.update_incremental()
+    _check_format(uri, handle)
+
+
+@contextmanager
+def refusing_newer(uri: str) -> Iterator[None]:
+    """Tell in a sentence (InputError) that a table needs a feature of Delta's that this version's library lacks."""
+    try:
+        yield
+    except DeltaError as error:
+        if re.search(r"Unsupported(: | table features)", str(error)):  # the library has no class of its own for this
+            raise InputError(f"the table {uri} cannot be used ({reason(error)}): it {_BY_NEWER}") from error
+        raise
+
+
+def add_columns(handle: DeltaTable, schema: pa.Schema) -> None:
+    """Add the columns of a schema that a table lacks, if any, in one commit of metadata alone.
+
+    Raises:
+        CommitFailedError: another writer came first; refresh the handle and look again.
+    """
+    held = {field.name for field in handle.schema().fields}
+    missing = [field for field in schema if field.name not in held]
+    if missing:
+        handle.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields, commit_properties=_ALONE)
+
+
+def columns(handle: DeltaTable, known: pa.Schema) -> pa.Schema:
+    """The columns that a table has, also those of a newer version, which `known` lacks."""
+    stored = pa.schema(handle.schema().to_arrow())
+    return pa.schema([known.field(field.name) if field.name in known.names else field for field in stored])
+
+
+def data_files(table_uri: str, handle: DeltaTable) -> tuple[DataFile, ...]:
+    """The files of a table at the handle's version, with what the log says of them."""
+    actions = pa.table(handle.get_add_actions(flatten=True))
+    names = ["path", "size_bytes", "num_records", "min.write_id", "max.write_id"]
+    values = [
+        actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows for name in names
+    ]
+    return tuple(DataFile(f"{table_uri}/{path}", *facts) for path, *facts in zip(*values, strict=True))
+
+
+def add_action(shard: dict[str, Any]) -> AddAction:
+    """A closed file (`tables.SHARD`) as the log will name it."""
+    return AddAction(
+        path=shard["path"],
+        size=shard["size_bytes"],
+        partition_values={},
+        modification_time=time.time_ns() // 1_000_000,
+        data_change=True,
+        stats=shard["stats"],
+    )
+
+
+def reason(error: Exception) -> str:
+    """The telling line of an error that may come as a coloured tree with a server's XML in it."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if message := re.search(r"<Message>(.*?)</Message>", text):
+        return message[1].rstrip(".")
+    root_cause = text.rpartition("\u21b3")[2]
+    return root_cause.strip().partition("\n")[0].rstrip(".!")
+
+
+def _check_format(uri: str, handle: DeltaTable) -> None:
+    written = handle.metadata().configuration.get(FORMAT_KEY, "1")
+    if not written.isdecimal() or int(written) > FORMAT:
+        raise InputError(f"the table {uri} has format {written}, of which this version knows nothing: it {_BY_NEWER}")

@@ -61,8 +61,8 @@ def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_S
     """Make the model in a folder of work; returns the folder of the model, ready to be shipped."""
     work = work.resolve()
     videos, tower, store, untrained = (work / name for name in ("videos", "tower", "store", "untrained"))
-    lessons, model = work / "lessons.jsonl", work / "model"
-    if not lessons.exists():
+    conversations, model = work / "conversations.jsonl", work / "model"
+    if not conversations.exists():
         rows = read_questions(make_world(videos, TRAIN_SEED, num_videos, PER_KIND))
         told: list[dict[str, Any]] = [
             {"video_id": row["video"], "q": row["question"], "a": row["answer"]} for row in rows
@@ -72,7 +72,7 @@ def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_S
             for number in range(num_videos)
             for start_s, text in timed_captions(draw_scene(TRAIN_SEED, number))
         ]
-        _write(lessons, "".join(json.dumps(row) + "\n" for row in told))
+        _write(conversations, "".join(json.dumps(row) + "\n" for row in told))
     if not (tower / "config.json").exists():
         draft = work / "tower-draft"
         write_untrained(draft, seed=0)
@@ -86,7 +86,7 @@ def make(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = TOWER_S
         before, trained = trained, work / name
         _run(
             "train", "--store", str(store), "--model", str(before), "--to", str(trained),
-            "--data", str(lessons), "--recipe", str(HERE / recipe),
+            "--data", str(conversations), "--recipe", str(HERE / recipe),
         )  # fmt: skip
     _ship([work / name for name in RUNS], model)
     return model

@@ -1,4 +1,4 @@
-"""The read stage of training as Ray Data runs it: plan rows in, their tokens out.
+"""The read stage of training as Ray Data runs it: planned examples in, examples with their tokens out.
 
 A module of its own because several processes of a run load it, and what it needs is loaded in a third of the time that
 a language model's code takes.
@@ -18,14 +18,14 @@ from longvlm.pipeline.models.contract import Timeline
 from longvlm.pipeline.models.markers import timeline_of
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.training.packing import Caption, Lesson
+from longvlm.pipeline.training.packing import Caption, Example
 from longvlm.pipeline.vision.budget import fit
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.schemas import tables
 from longvlm.schemas.errors import PipelineError
 from longvlm.schemas.recipe import AnswerRecipe
 
-READ = pa.schema(  # a lesson on its way to a worker
+EXAMPLES = pa.schema(  # an example with its tokens, on its way to a worker
     [
         ("step", pa.int64()),
         ("uri", pa.string()),
@@ -43,8 +43,8 @@ READ = pa.schema(  # a lesson on its way to a worker
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a reader has to know besides the plan."""
+class ReaderConfig:
+    """The configuration of a reader: all that it has to know besides the plan."""
 
     snapshot: Snapshot
     num_global: int  # rows that the model's projector reads ahead of the local ones
@@ -54,7 +54,7 @@ class Reading:
 
     @property
     def budget(self) -> AnswerRecipe:
-        """How a video is merged on: as answering does where a context could not hold it, evenly."""
+        """How tokens are merged to fit: as answering does where a context could not hold it, evenly."""
         room = self.longest - 2 * ROOM_FOR_QUESTION
         return AnswerRecipe(
             "", "", "", budget=room if room > self.num_global + self.num_beside else None,
@@ -63,83 +63,83 @@ class Reading:
 
 
 class Reader:
-    """Plan rows (LESSONS) in, their tokens (READ) out, in the same order.
+    """A reader of stored tokens: planned examples (PLANNED) in, with tokens (EXAMPLES) out, in the same order.
 
     Args:
-        reading: what to read, and how.
-        gives_way: use a core only while nobody else wants it: a reader in a process of its own runs far ahead, and
-            must not take cores from those who learn.
+        config: what to read, and how.
+        low_priority: use a core only while nobody else wants it: a reader in a process of its own runs far ahead, and
+            must not take cores from those who train.
     """
 
-    def __init__(self, reading: Reading, *, gives_way: bool = False) -> None:
-        self.reading = reading
-        if gives_way:
+    def __init__(self, config: ReaderConfig, *, low_priority: bool = False) -> None:
+        self.config = config
+        if low_priority:
             torch.set_num_threads(1)
-            _give_way()
+            _lower_priority()
 
     def __call__(self, plan: pa.Table) -> pa.Table:
-        """One block of the plan."""
+        """Read one block of the plan."""
         rows = plan.to_pylist()
         write_ids = sorted({row["write_id"] for row in rows})
         try:
             tokens, segments = self._read(write_ids)
         except (PipelineError, OSError) as error:
-            made = [_lesson_row(row) | {"error": str(error)} for row in rows]
+            examples = [_example_row(row) | {"error": str(error)} for row in rows]
         else:
-            made = [self._row(row, tokens.get(row["write_id"]), segments.get(row["write_id"])) for row in rows]
-        return pa.Table.from_pylist(made, READ)
+            examples = [self._read_row(row, tokens.get(row["write_id"]), segments.get(row["write_id"])) for row in rows]
+        return pa.Table.from_pylist(examples, EXAMPLES)
 
     def _read(self, write_ids: list[str]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-        snapshot = self.reading.snapshot
+        snapshot = self.config.snapshot
         if not write_ids:
             return {}, {}
         return by_video(read_tokens(snapshot, write_ids)), by_video(read_segments(snapshot, write_ids))
 
-    def _row(self, row: dict[str, Any], tokens: pa.Table | None, segments: pa.Table | None) -> dict[str, Any]:
-        reading = self.reading
+    def _read_row(self, row: dict[str, Any], tokens: pa.Table | None, segments: pa.Table | None) -> dict[str, Any]:
+        config = self.config
         try:
             video = from_arrow(tables.TOKENS.empty_table() if tokens is None else tokens)
-            video = fit(video, reading.budget, num_global=reading.num_global, num_beside=reading.num_beside)
+            video = fit(video, config.budget, num_global=config.num_global, num_beside=config.num_beside)
         except PipelineError as error:
-            return _lesson_row(row) | {"error": str(error)}
+            return _example_row(row) | {"error": str(error)}
         if segments is None:
-            return _lesson_row(row) | {"error": "the video's segments are gone; index it again."}
-        prefix = video.prefix(with_global=reading.num_global > 0)
-        timeline = timeline_of(video, segments.to_pylist(), reading.num_global)
-        return _lesson_row(row) | {
+            return _example_row(row) | {"error": "the video's segments are gone; index it again."}
+        prefix = video.prefix(with_global=config.num_global > 0)
+        timeline = timeline_of(video, segments.to_pylist(), config.num_global)
+        return _example_row(row) | {
             "prefix": prefix.numpy().tobytes(),
             "dim": video.dim,
             "dtype": str(prefix.dtype).removeprefix("torch."),
-            "num_whole_frames": None if reading.num_global else video.num_whole_frames,
+            "num_whole_frames": None if config.num_global else video.num_whole_frames,
             "num_global": timeline.num_global,
             "counts": list(timeline.counts),
             "starts_s": list(timeline.starts_s),
         }
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     """Lowest priority, for this thread and those it starts. Ray's workers are at 15 of 19, too near for niceness."""
     os.nice(19)
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _lesson_row(row: dict[str, Any]) -> dict[str, Any]:
-    talks = [
+def _example_row(row: dict[str, Any]) -> dict[str, Any]:
+    conversations = [
         [one["id"], [[turn["question"], turn["answer"]] for turn in one["turns"]], one["at_s"]]
         for one in row["conversations"]
     ]
-    return {"step": row["step"], "uri": row["uri"], "conversations": json.dumps(talks)}
+    return {"step": row["step"], "uri": row["uri"], "conversations": json.dumps(conversations)}
 
 
-def as_lesson(row: dict[str, Any]) -> Lesson:
-    """A row of READ as the finetuner takes it; without tokens it has no conversations."""
+def example_from_row(row: dict[str, Any]) -> Example:
+    """The example of a row of EXAMPLES; without tokens it has no conversations."""
     if row["error"] is not None:
-        return Lesson(torch.empty(0, 1), [])
-    talks = [
+        return Example(torch.empty(0, 1), [])
+    conversations = [
         tuple((question, answer) for question, answer in turns) if at_s is None else Caption(at_s, turns[0][1])
         for _, turns, at_s in json.loads(row["conversations"])
     ]
     prefix = torch.frombuffer(bytearray(row["prefix"]), dtype=getattr(torch, row["dtype"])).view(-1, row["dim"])
     timeline = Timeline(row["num_global"], tuple(row["counts"]), tuple(row["starts_s"]))
-    return Lesson(prefix, talks, row["num_whole_frames"], timeline)
+    return Example(prefix, conversations, row["num_whole_frames"], timeline)

@@ -22,9 +22,9 @@ def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, 
     assert card.count("## Recipe ") == 2
     assert str(tmp_path) not in card
     assert Store.open(str(tmp_path / "work" / "store")).active_recipe().recipe.name == "tinyworld"
-    lessons = [json.loads(line) for line in (tmp_path / "work" / "lessons.jsonl").read_text().splitlines()]
-    assert {row["video_id"] for row in lessons} == {video_name(0, number) for number in range(4)}
-    assert any("caption" in row for row in lessons)
+    rows = [json.loads(line) for line in (tmp_path / "work" / "conversations.jsonl").read_text().splitlines()]
+    assert {row["video_id"] for row in rows} == {video_name(0, number) for number in range(4)}
+    assert any("caption" in row for row in rows)
     capfd.readouterr()  # of the commands
 
 

@@ -16,7 +16,7 @@ from longvlm.jobs.cluster.resources import DECODE_DEADLINE_S, DECODE_MEMORY_BYTE
 from longvlm.jobs.names import resolve
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import plan_segments
-from longvlm.pipeline.decode.units import watch
+from longvlm.pipeline.decode.units import decode_units
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
 from longvlm.pipeline.vision.encode import merge_segments
 from longvlm.pipeline.vision.tokens import SegmentTokens, VideoTokens, from_arrow
@@ -113,7 +113,7 @@ class Watcher:
         chosen: Sequence[int] = ()
         num_before = 0
         write = {"video_id": video["video_id"], "write_id": new_write_id(), "recipe": self.recipe.fingerprint}
-        for unit in watch({**video, **write}, self.recipe, self._decoder, self._scratch):
+        for unit in decode_units({**video, **write}, self.recipe, self._decoder, self._scratch):
             (about,) = unit.drop_columns(["frames"]).to_pylist()
             if about["error_code"] is not None:
                 raise TerminalError(ErrorCode(about["error_code"]), about["error"])

@@ -189,7 +189,7 @@ def _decoders(_: _Ask) -> str:
 
         said += f", decord {decord.__version__}"
     with closing(Decoder(_CHILD_S, DECODE_MEMORY_BYTES)) as decoder:
-        decoder.call(video.forget)  # the least that a child can be asked
+        decoder.call(video.close_video)  # the least that a child can be asked
         return (
             f"{said}; their child starts, confined by {', '.join(decoder.confined) or 'nothing that this kernel has'}"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longvlm.pipeline.decode.video import Decoded
+from longvlm.pipeline.decode.video import DecodedFrames
 from support import ROOT
 
 
@@ -72,7 +72,7 @@ def shout_and_leave():
 
 
 def too_many_frames(path, frames, px, mode, resize):  # noqa: ARG001 - a stand-in for decode.decode
-    return Decoded(np.zeros((2, px, px, 3), dtype=np.uint8), (1, 2), "pyav")
+    return DecodedFrames(np.zeros((2, px, px, 3), dtype=np.uint8), (1, 2), "pyav")
 
 
 def limits():

@@ -14,7 +14,7 @@ from longvlm.pipeline.vision.tower import Tower, load_tower
 from longvlm.schemas.recipe import halving_schedule
 from longvlm.tinyworld.render import write_video
 from longvlm.tinyworld.scenes import draw_scene
-from longvlm.tinyworld.tower import FRAMES_PER_SEGMENT, decode
+from longvlm.tinyworld.tower import FRAMES_PER_SEGMENT, decode_frames
 
 KEPT = (4, 8, 16, 32)  # tokens a segment
 VIDEOS_PER_FILE = 100
@@ -51,7 +51,7 @@ def _watch(tower: Tower, seed: int, number: int) -> VideoRows:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write_video(path, draw_scene(seed, number))
-        frames = torch.from_numpy(decode(path))
+        frames = torch.from_numpy(decode_frames(path))
     encoded = tower.encode(frames)
     if encoded.cls is None:
         raise ValueError("the tiny world's tower has a CLS token")

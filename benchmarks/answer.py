@@ -34,7 +34,7 @@ QUESTION_TOKENS = tuple(28 + round(i * 24 / 7) for i in range(NUM_QUESTIONS))  #
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaShape:
     """Sizes of a LLaMA."""
 
     width: int
@@ -65,7 +65,7 @@ class Load:
         return sum(tokens + made for tokens, most in lengths for made in range(1, most))
 
 
-SHAPE, LOAD = Shape(1024, 16, 16, 2816), Load()
+SHAPE, LOAD = LlamaShape(1024, 16, 16, 2816), Load()
 RECIPE = AnswerRecipe("random", "random", "random", max_new_tokens=max(LOAD.answer_tokens))
 
 
@@ -141,7 +141,7 @@ class RandomModel:
 
 
 def random_model(
-    shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16, tower_dim: int = TOWER_DIM
+    shape: LlamaShape, device: torch.device, dtype: torch.dtype = torch.bfloat16, tower_dim: int = TOWER_DIM
 ) -> RandomModel:
     """Weights drawn on the device, in their own precision."""
     config = LlamaConfig(

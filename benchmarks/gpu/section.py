@@ -73,7 +73,7 @@ class Run:
 
 
 @dataclass
-class Outcome:
+class SectionResult:
     """What became of a section."""
 
     name: str
@@ -95,10 +95,10 @@ def run_section(
     share_s: float,
     *,
     is_tiny: bool,
-    on_news: Callable[[Outcome, str], None],
-) -> Outcome:
+    on_news: Callable[[SectionResult, str], None],
+) -> SectionResult:
     """Run one section in a process of its own; `on_news` is told of each result and line as it comes."""
-    outcome, ours, process = Outcome(name), None, None
+    outcome, ours, process = SectionResult(name), None, None
     started_s = time.monotonic()
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -129,7 +129,9 @@ def run_section(
 _SILENT = "silent"
 
 
-def _listen(ours: Connection, ends_s: float, outcome: Outcome, on_news: Callable[[Outcome, str], None]) -> str | None:
+def _listen(
+    ours: Connection, ends_s: float, outcome: SectionResult, on_news: Callable[[SectionResult, str], None]
+) -> str | None:
     """Take what a section says until it says how it ended; returns its error."""
     while True:
         left_s = ends_s - time.monotonic()

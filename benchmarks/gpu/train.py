@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.answer import TOWER_DIM, RandomModel, Shape, random_model
+from benchmarks.answer import TOWER_DIM, LlamaShape, RandomModel, random_model
 from benchmarks.gpu.section import Found, Run, check
 from longvlm.pipeline.training.finetune import Finetuner
 from longvlm.pipeline.training.packing import Example
 from longvlm.schemas.training import TrainRecipe, lora, projector
 
-SHAPE = Shape(4096, 32, 32, 11008)
-TINY_SHAPE = Shape(64, 2, 4, 128, vocabulary=512)
+SHAPE = LlamaShape(4096, 32, 32, 11008)
+TINY_SHAPE = LlamaShape(64, 2, 4, 128, vocabulary=512)
 VIDEOS, QUESTIONS, QUESTION_TOKENS, NUM_VISUAL = 8, 20, 30, 305
 TINY_VIDEOS, TINY_QUESTIONS, TINY_VISUAL = 2, 4, 20
 STEPS, TINY_STEPS = 4, 16  # the first of a measured few is left out: it warms up
@@ -84,7 +84,7 @@ def measure(run: Run, stage: str) -> Found:
     return found
 
 
-def random_finetuner(run: Run, shape: Shape, recipe: TrainRecipe, dtype: torch.dtype, num_steps: int) -> Finetuner:
+def random_finetuner(run: Run, shape: LlamaShape, recipe: TrainRecipe, dtype: torch.dtype, num_steps: int) -> Finetuner:
     """The finetuner of a random model."""
     torch.manual_seed(0)
     drawn = random_model(shape, run.device, dtype)

@@ -33,7 +33,7 @@ from longvlm.jobs.cluster.resources import MIN_RETENTION_HOURS
 from longvlm.jobs.cluster.session import INTERRUPTED
 from longvlm.jobs.index.order import IndexOrder, check_order
 from longvlm.jobs.index.run import index_source, take_stock
-from longvlm.jobs.operate.alerts import Query, check_webhook, read_alerts, run_alerts
+from longvlm.jobs.operate.alerts import Alert, check_webhook, read_alerts, run_alerts
 from longvlm.jobs.operate.maintain import maintain_store
 from longvlm.jobs.runs import record_run
 from longvlm.pipeline.answering.questions import read_questions
@@ -127,7 +127,7 @@ def _check_first_night(order: IndexOrder) -> None:
         changes.close()
 
 
-def _all_parts(order: NightlyOrder, questions: pa.Table | None, queries: list[Query], report: NightlyReport) -> None:
+def _all_parts(order: NightlyOrder, questions: pa.Table | None, queries: list[Alert], report: NightlyReport) -> None:
     """Parts 1 to 4."""
     with _part("index", report) as counts:
         indexed, _ = index_source(order.index)

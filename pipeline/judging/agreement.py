@@ -1,4 +1,4 @@
-"""Whether two answers say the same: equal values for typed questions, equal text for the others."""
+"""Agreement of answers: equal values for typed questions, equal text for the others."""
 
 import json
 import string
@@ -18,7 +18,7 @@ _ARTICLES = {"a", "an", "the"}
 _YES, _NO = ("yes", "true"), ("no", "false")
 
 
-def same(question: dict[str, Any], one: str, other: str) -> bool:
+def is_same_answer(question: dict[str, Any], one: str, other: str) -> bool:
     """Whether two answers of a model are the same: as values, and as they are where neither is of the question's type.
 
     Args:
@@ -100,7 +100,7 @@ def _text(cell: Any) -> str | None:
 
 
 def right_value(question: dict[str, Any], right: str) -> str | None:
-    """What people write as a right answer, as `read_value` gives values."""
+    """The value of a right answer as people write it, in the form of `read_value`."""
     if question["type"] == "bool":
         said = normalised(right)
         return "true" if said in _YES else "false" if said in _NO else None
@@ -122,7 +122,7 @@ def _as_choice(text: str) -> str:
 
 
 def normalised(text: str) -> str:
-    """A text in lower case, without articles, punctuation around its words, and more than a space between them.
+    """Normalise a text: lower case, without articles, punctuation around its words, and more than a space between them.
 
     Signs inside a word stay: 3.5 is not 35. What consists of such words alone keeps its articles.
     """

@@ -1,4 +1,4 @@
-"""Benchmarks and labels as they are published: question and answer files to one table of items."""
+"""Evaluation benchmarks: published question and answer files, or somebody's labels, as one table of items."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ ITEMS = pa.schema(  # one row a question of a benchmark
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is asked, and in which respect answers are judged."""
+    """A benchmark: what is asked, and in which dimension answers are judged."""
 
     name: str  # as it stands in verdicts
     dimension: str = "qa"
@@ -73,8 +73,8 @@ _PUBLISHED: Columns = {
 }
 
 
-def labels_in(path: str) -> Benchmark:
-    """Somebody's own right answers as a benchmark, named after their file."""
+def labels_benchmark(path: str) -> Benchmark:
+    """The benchmark of somebody's own labels, named after their file."""
     return Benchmark(f"labels:{Path(path).stem}", typed=True)
 
 

@@ -1,4 +1,4 @@
-"""The paper's claim, tested on the tiny world: do local tokens in time order with global ones beat pooled features?
+"""An ablation on the tiny world: do local tokens in time order with global ones beat pooled features?
 
     python -m benchmarks.ablation [--work build/ablation] [--steps 3200] [--videos 1500] [--seeds 3] [--only NAME ...]
         [--results benchmarks/ablation-runs]
@@ -224,7 +224,7 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
 @click.option("--seeds", default=3)
 @click.option("--only", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))
 def main(work: Path, results: Path, steps: int, videos: int, seeds: int, only: tuple[str, ...]) -> None:
-    """Do the runs that are left, then say what came of all."""
+    """Run what is left of the study, then print its results."""
     study = Study(steps, videos)
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     finished = results / study.fingerprint

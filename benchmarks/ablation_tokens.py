@@ -1,4 +1,4 @@
-"""What the variants of the ablation read: videos of the tiny world, watched once through the shipped tower."""
+"""Visual tokens for the ablation: videos of the tiny world, encoded once by the shipped tower."""
 
 import tempfile
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ VIDEOS_PER_FILE = 100
 
 @dataclass(frozen=True, eq=False)
 class VideoRows:
-    """Everything that may stand in a prefix, float16 as a store would hold it."""
+    """All visual tokens of a video that a prefix may hold, float16 as a store would hold it."""
 
     local: dict[int, Tensor]  # by tokens kept a segment: [segments, kept, D]
     cls: Tensor  # [layers, D]: mean over all frames, of the last five states
@@ -32,7 +32,7 @@ class VideoRows:
 
 @cache
 def read_rows(work: Path, seed: int, num_videos: int) -> list[VideoRows]:
-    """The rows of videos `0 .. num_videos` of a seed; what is watched is kept in the folder."""
+    """Read the tokens of videos `0 .. num_videos` of a seed; what is watched is kept in the folder."""
     tower = load_tower(f"{tinyworld.MODEL}/tower")
     rows: list[VideoRows] = []
     for start in range(0, num_videos, VIDEOS_PER_FILE):

@@ -46,7 +46,7 @@ class LlamaShape:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of every video, of so many tokens: questions of these lengths, and how long their answers are."""
+    """The load: so many visual tokens a video, questions of these lengths, and how long their answers are."""
 
     question_tokens: tuple[int, ...] = QUESTION_TOKENS
     answer_tokens: tuple[int, ...] = tuple(4 + 8 * (5 * i % NUM_QUESTIONS) for i in range(NUM_QUESTIONS))  # 4 to 60

@@ -1,4 +1,4 @@
-"""Does evidence point to the right seconds? Counted on questions of the tiny world that rest on one event.
+"""Precision of evidence: does it point to the right seconds? Counted on tiny-world questions that rest on one event.
 
     python -m benchmarks.evidence [--videos 100] [--seed 2]
 

@@ -1,4 +1,4 @@
-"""Prove and measure every CUDA path in minutes, from a bare checkout.
+"""Check and measure every CUDA path in minutes, from a bare checkout.
 
     python -m benchmarks.gpu [--minutes 7] [--only SECTION ...] [--out FOLDER] [--device cuda|cpu] [--tiny]
 

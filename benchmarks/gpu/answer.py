@@ -1,4 +1,4 @@
-"""Eight questions on each of 1, 8 and 64 videos, answered by a LLaMA of 7B: how fast, and how fast it could be.
+"""Answering throughput: eight questions on each of 1, 8 and 64 videos by a LLaMA of 7B, beside what it could be.
 
 Answers are of 20 tokens, or yes or no. Prefill is held to the peak of a square product. A decode step's floor is the
 time that reading the weights and the keys and values once takes, at the bandwidth of a matrix-vector product. Beside it

@@ -1,4 +1,4 @@
-"""A device that is full: the engine halves and answers everything, and keys and values stay within their budget.
+"""Memory limits: on a full device the engine halves its batches, and keys and values stay within their budget.
 
 On a GPU the memory is filled with one plain allocation until about a quarter of what the questions need is left. On a
 CPU, which has no such end, a stand-in says that memory is out when keys and values hold more than that.

@@ -1,4 +1,4 @@
-"""The tests themselves, those that take a device: in float32 against the CPU, without TF32, and in bfloat16."""
+"""Correctness on the device: the project's own tests, in float32 against the CPU, without TF32, and in bfloat16."""
 
 import time
 from pathlib import Path

@@ -27,7 +27,7 @@ Found = dict[str, Any]
 
 
 class Failure(Exception):  # noqa: N818 - a section's, not a program's
-    """What is not as it has to be, in a sentence."""
+    """A failed check, as a sentence."""
 
 
 def check(is_so: bool, sentence: str) -> None:  # noqa: FBT001 - as `assert` takes it, but kept under `python -O`
@@ -38,7 +38,7 @@ def check(is_so: bool, sentence: str) -> None:  # noqa: FBT001 - as `assert` tak
 
 @dataclass
 class Run:
-    """What a section works with; `device` is a torch.device."""
+    """The context of a section; `device` is a torch.device."""
 
     device: Any
     is_tiny: bool  # shapes for a rehearsal
@@ -74,7 +74,7 @@ class Run:
 
 @dataclass
 class SectionResult:
-    """What became of a section."""
+    """The result of a section."""
 
     name: str
     found: Found = field(default_factory=dict)

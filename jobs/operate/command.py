@@ -1,4 +1,4 @@
-"""Commands that run things elsewhere or every night: nightly, submit, doctor."""
+"""The commands `nightly`, `submit` and `doctor`."""
 
 import json
 from typing import Any
@@ -54,7 +54,7 @@ def nightly(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], 
 
 
 def _print_night(report: Any) -> None:
-    """A table a part."""
+    """Print a table for each part of a night."""
     from longvlm.jobs.terminal import print_report
 
     for part, counts in report.parts.items():

@@ -1,4 +1,4 @@
-"""Forgetting: the videos that a person names leave the store, down to the last byte."""
+"""The forget job: erasure of named videos from the store, down to the last byte."""
 
 import csv
 import time
@@ -20,7 +20,7 @@ from longvlm.schemas.identity import new_run_id, video_id
 
 @dataclass
 class ForgetReport:
-    """What was erased."""
+    """The report of an erasure."""
 
     run_id: str
     erased: Erased
@@ -66,7 +66,7 @@ def run_forget(store_uri: str, uris: list[str]) -> ForgetReport:
 
 
 def read_uris(file: str) -> list[str]:
-    """The URIs that a file names: a line each, or the column `uri` of CSV or parquet. InputError if it cannot be."""
+    """Read URIs from a file: a line each, or the column `uri` of CSV or parquet. InputError if it cannot be read."""
     suffix = Path(file).suffix.lower()
     try:
         with fsspec.open(file, "rb") as source:

@@ -1,4 +1,4 @@
-"""The nightly job: a store held against its source, asked its standing questions, tidied, and spoken up about.
+"""The nightly job: index what changed, prune, ask the standing questions, maintain the store, and raise alerts.
 
 1 index      what is new or changed, what failed for a passing reason, what is gone    as `longvlm index --prune`
 2 answer     the standing questions, where they have no answer yet                     as `longvlm answer`
@@ -50,7 +50,7 @@ _STOPS = (InputError, OSError, DeltaError, duckdb.Error, ray.exceptions.RayError
 
 @dataclass(frozen=True)
 class NightlyOrder:
-    """What to do every night."""
+    """The order of a nightly run."""
 
     index: IndexOrder  # also names the store, the model, and the hours for all parts together
     questions: str | None = None  # a question file; its owner keeps its versions
@@ -61,7 +61,7 @@ class NightlyOrder:
 
 @dataclass
 class NightlyReport:
-    """How a night went."""
+    """The report of a nightly run."""
 
     started_s: float = field(default_factory=time.time)
     run_id: str = field(default_factory=new_run_id)
@@ -83,7 +83,7 @@ class NightlyReport:
 
 
 def run_nightly(order: NightlyOrder) -> NightlyReport:
-    """One night's work under the lease `nightly`, and its row in `runs`, however it ended.
+    """Run one night's work under the lease `nightly`, and its row in `runs`, however it ended.
 
     Raises:
         InputError: the orders cannot be carried out; nothing is written.

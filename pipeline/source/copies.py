@@ -1,4 +1,4 @@
-"""Files wherever fsspec reaches: what they are called, and a local copy of one while it is decoded."""
+"""Local copies of remote files, for as long as they are decoded, and the URIs of files wherever fsspec reaches."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ _SECRET = re.compile(
 
 
 def locate(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI, and the path in it. Local files need no scheme.
+    """Resolve a URI: its fsspec filesystem, and the path in it. Local files need no scheme.
 
     Raises:
         InputError: nothing here speaks the URI's protocol, or the address holds a secret.
@@ -73,13 +73,13 @@ def local_path(uri: str) -> str:
 
 
 def canonical_uri(fs: Any, path: str) -> str:
-    """The one spelling of a file's address: an absolute path for local files, else with the scheme."""
+    """The canonical URI of a file: an absolute path for local files, else with the scheme."""
     uri = str(fs.unstrip_protocol(path))
     return uri.removeprefix("file://")
 
 
 def facts(info: dict[str, Any]) -> dict[str, Any]:
-    """Etag, size and time of change out of a filesystem's answer, whatever it calls them."""
+    """Etag, size and modification time out of a filesystem's answer, whatever it calls them."""
     etag = info.get("ETag") or info.get("etag")
     if info.get("islink") and Path(info["name"]).exists():  # a change of the file, not of the link, counts
         info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
@@ -97,7 +97,7 @@ def facts(info: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def local_copy(uri: str, scratch_dir: str) -> Iterator[str]:
-    """The path of a file to read: local files in place, others downloaded for as long as the context lasts.
+    """A local copy of a file, by its path: local files in place, others downloaded for as long as the context lasts.
 
     A copy lies right in the scratch folder under a name of our own, whatever the file's name is.
 

@@ -26,11 +26,11 @@ from torch.distributed.checkpoint.state_dict import (
 
 from longvlm.pipeline.models.contract import LanguageModel, Timeline
 from longvlm.pipeline.training.packing import (
-    Batch,
     ConversationTokenizer,
     Example,
     PackedConversation,
     PackedSequence,
+    TrainBatch,
     collate,
     pack,
 )
@@ -165,11 +165,11 @@ class Finetuner:
             group["lr"] = factor * group["base_lr"]
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _loss(self, examples: Sequence[Example], batch: Batch) -> Tensor:
+    def _loss(self, examples: Sequence[Example], batch: TrainBatch) -> Tensor:
         loss: Tensor = self.trainable([*examples, self._empty_example()] if self.num_workers > 1 else examples, batch)
         return loss
 
-    def _collate(self, sequences: Sequence[PackedSequence]) -> Batch | None:
+    def _collate(self, sequences: Sequence[PackedSequence]) -> TrainBatch | None:
         """A micro-batch. Where several workers step together none may stay out: an empty one weighs nothing."""
         device, average = self.trainable.model.device, self.recipe.average
         if sequences:

@@ -175,7 +175,7 @@ def _check_length(length: int, num_rows: int, longest: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class TrainBatch:
     """A batch of packed sequences, padded to the longest, as tensors of one device."""
 
     ids: Tensor  # [R, T]: 0 where rows of a video go, and at the end
@@ -199,7 +199,7 @@ class Batch:
         return (((key == 0) | (key == query)) & (order_T[None, :] <= order_T[:, None]))[:, None]
 
 
-def collate(sequences: Sequence[PackedSequence], average: Average, device: torch.device) -> Batch:
+def collate(sequences: Sequence[PackedSequence], average: Average, device: torch.device) -> TrainBatch:
     """Collate packed sequences into a batch. Each label weighs 1, or each answer as a whole (`average`)."""
     num_positions = max(sequence.num_positions for sequence in sequences)
     ids_RT, positions_RT = (np.zeros((len(sequences), num_positions), np.int64) for _ in range(2))
@@ -234,4 +234,4 @@ def collate(sequences: Sequence[PackedSequence], average: Average, device: torch
     ids, position_ids, conversation_ids, at_L, labels_L, weights_L = (
         torch.from_numpy(array).to(device) for array in arrays
     )
-    return Batch(ids, position_ids, conversation_ids, visual_spans, at_L, labels_L, weights_L.float())
+    return TrainBatch(ids, position_ids, conversation_ids, visual_spans, at_L, labels_L, weights_L.float())

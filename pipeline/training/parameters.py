@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from longvlm.pipeline.models.contract import LanguageModel
 from longvlm.pipeline.models.longvlm.model import EMBED, LongVLM
 from longvlm.pipeline.models.prompt import END, START, token_id
-from longvlm.pipeline.training.packing import Batch, Example
+from longvlm.pipeline.training.packing import Example, TrainBatch
 from longvlm.pipeline.training.whitening import Whitening, reinitialise
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import TrainRecipe
@@ -109,7 +109,7 @@ class TrainableModel(nn.Module):
             for (is_visual, decays), members in found.items()
         ]
 
-    def forward(self, examples: Sequence[Example], batch: Batch) -> Tensor:
+    def forward(self, examples: Sequence[Example], batch: TrainBatch) -> Tensor:
         """Cross entropy of the batch's labels, summed by their weights; a scalar in float32."""
         hidden = self.hidden_states(examples, batch)
         with self._autocast(hidden.device):
@@ -117,7 +117,7 @@ class TrainableModel(nn.Module):
         losses_L = nn.functional.cross_entropy(logits_LV.float(), batch.labels, reduction="none")
         return (losses_L * batch.weights).sum()
 
-    def hidden_states(self, examples: Sequence[Example], batch: Batch) -> Tensor:
+    def hidden_states(self, examples: Sequence[Example], batch: TrainBatch) -> Tensor:
         """The language model's last hidden states over a batch, [R, T, D]."""
         with self._autocast(batch.ids.device):
             embeds_RTD = self._embed(batch.ids)

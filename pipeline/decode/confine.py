@@ -86,16 +86,16 @@ def confine() -> list[str]:
     libc.syscall.restype = ctypes.c_long
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return holds
-    if _capabilities(libc):
+    if _drop_capabilities(libc):
         holds.append("capabilities")
-    if _landlock(libc):
+    if _restrict_with_landlock(libc):
         holds.append("landlock")
-    if _seccomp(libc):
+    if _filter_system_calls(libc):
         holds.append("seccomp")
     return holds
 
 
-def _capabilities(libc: ctypes.CDLL) -> bool:
+def _drop_capabilities(libc: ctypes.CDLL) -> bool:
     """Keep none of root's special rights but to read."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     sets = ctypes.create_string_buffer(24)  # effective, permitted, inheritable: their lower halves, then the upper
@@ -105,7 +105,7 @@ def _capabilities(libc: ctypes.CDLL) -> bool:
     return bool(libc.capset(header, struct.pack("=6I", permitted, permitted, 0, 0, 0, 0)) == 0)
 
 
-def _landlock(libc: ctypes.CDLL) -> bool:
+def _restrict_with_landlock(libc: ctypes.CDLL) -> bool:
     """A ruleset without one rule: whatever it handles is refused. What it cannot reach is other processes, too."""
     version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
     if version < 1:
@@ -125,7 +125,7 @@ def _landlock(libc: ctypes.CDLL) -> bool:
     return bool(held)
 
 
-def _seccomp(libc: ctypes.CDLL) -> bool:
+def _filter_system_calls(libc: ctypes.CDLL) -> bool:
     if platform.machine() not in _ARCHITECTURES or sys.maxsize < 2**32:
         return False
     program = b"".join(_program(*_ARCHITECTURES[platform.machine()]))

@@ -29,7 +29,7 @@ def is_same_answer(question: dict[str, Any], one: str, other: str) -> bool:
     values = read_value(question, one), read_value(question, other)
     if None in values:
         return values == (None, None) and one == other
-    return _equal(question["type"], *values)  # type: ignore[arg-type] # neither is None
+    return _is_equal(question["type"], *values)  # type: ignore[arg-type] # neither is None
 
 
 def is_right(question: dict[str, Any], answer: str, right: str) -> bool:
@@ -40,7 +40,7 @@ def is_right(question: dict[str, Any], answer: str, right: str) -> bool:
     if question["type"] == "text":
         return normalised(answer) == normalised(right)
     value, wanted = read_value(question, answer), right_value(question, right)
-    return value is not None and wanted is not None and _equal(question["type"], value, wanted)
+    return value is not None and wanted is not None and _is_equal(question["type"], value, wanted)
 
 
 def read_right_answers(path: str, questions: dict[int, dict[str, Any]]) -> dict[int, str | None]:
@@ -109,7 +109,7 @@ def right_value(question: dict[str, Any], right: str) -> str | None:
     return read_value(question, right)
 
 
-def _equal(kind: str, one: str, other: str) -> bool:
+def _is_equal(kind: str, one: str, other: str) -> bool:
     """Whether two values are equal; numbers and JSON as what they mean, 7 and 7.0 alike."""
     if kind in ("number", "json"):
         return bool(json.loads(one) == json.loads(other))

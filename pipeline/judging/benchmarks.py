@@ -31,7 +31,9 @@ class Benchmark:
     name: str  # as it stands in verdicts
     dimension: str = "qa"
     video_prefix: str = ""  # of videos' file names, where the question file names them without
-    typed: bool = False  # `type` says how a question is answered, as in question files; else it is a kind of question
+    is_typed: bool = (
+        False  # `type` says how a question is answered, as in question files; else it is a kind of question
+    )
 
     @property
     def is_paired(self) -> bool:
@@ -44,7 +46,7 @@ class Benchmark:
         return self.dimension != "qa"
 
 
-TINYWORLD = Benchmark("tinyworld", typed=True)
+TINYWORLD = Benchmark("tinyworld", is_typed=True)
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
@@ -75,7 +77,7 @@ _PUBLISHED: Columns = {
 
 def labels_benchmark(path: str) -> Benchmark:
     """The benchmark of somebody's own labels, named after their file."""
-    return Benchmark(f"labels:{Path(path).stem}", typed=True)
+    return Benchmark(f"labels:{Path(path).stem}", is_typed=True)
 
 
 def read_items(benchmark: Benchmark, questions: str, answers: str | None = None) -> pa.Table:
@@ -91,7 +93,7 @@ def read_items(benchmark: Benchmark, questions: str, answers: str | None = None)
     Raises:
         InputError: a file cannot be read or is empty, or a row lacks something; it names file, row and field.
     """
-    columns = _COLUMNS if benchmark.typed else _PUBLISHED
+    columns = _COLUMNS if benchmark.is_typed else _PUBLISHED
     own = columns if answers is None else {name: columns[name] for name in columns if name not in ("answer", "kind")}
     pieces: list[pa.Table] = []
     num_rows = 0
@@ -105,7 +107,7 @@ def read_items(benchmark: Benchmark, questions: str, answers: str | None = None)
         items = _with_answers(items, questions, answers, columns)
     for field in ("video", "answer", *(["question2"] if benchmark.is_paired else [])):
         _require(items, field, questions, columns)
-    if benchmark.typed:
+    if benchmark.is_typed:
         _check_answers(items, questions)
     return items
 

@@ -176,7 +176,7 @@ from longvlm.pipeline.decode import confine
 libc = ctypes.CDLL(None, use_errno=True)
 if {confined_by!r} == "landlock":
     assert libc.prctl(38, 1, 0, 0, 0) == 0
-    assert confine._landlock(libc)
+    assert confine._restrict_with_landlock(libc)
 print(misdeeds.{name}(*{args!r}))
 """
     path = os.pathsep.join([str(ROOT), *sys.path])

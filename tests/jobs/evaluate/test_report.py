@@ -21,7 +21,7 @@ def labels():
         result(is_right=False, prediction="![x](http://evil)"),
         result("failed"),
     ]
-    return EvaluateReport("run-1", Benchmark("labels:it's", typed=True), "exact#1", "m", "r1", results)
+    return EvaluateReport("run-1", Benchmark("labels:it's", is_typed=True), "exact#1", "m", "r1", results)
 
 
 @pytest.fixture

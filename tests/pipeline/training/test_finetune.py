@@ -83,7 +83,7 @@ def test_only_what_the_stage_names_learns(untrained_folder, folders, model_of):
 
 @pytest.mark.parametrize("base", ["projector", "lora", "full"])
 @pytest.mark.parametrize("whiten", [False, True])
-def test_the_finished_model_does_what_the_trainee_did(untrained_folder, base, whiten, model_of, agree):
+def test_the_finished_model_does_what_the_trainable_one_did(untrained_folder, base, whiten, model_of, agree):
     recipe = replace({"projector": projector, "lora": lora, "full": full}[base](), **QUICK, lora_dropout=0.0)
     finetuner = finetune(model_of(untrained_folder), [examples(i) for i in range(4)], replace(recipe, whiten=whiten), 4)
     trainable = finetuner.trainable.eval()

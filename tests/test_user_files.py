@@ -13,7 +13,7 @@ from pyarrow import parquet
 from longvlm.jobs.operate.forget import read_uris
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.judging.agreement import read_right_answers
-from longvlm.pipeline.judging.benchmarks import BENCHMARKS, labels_in, read_items
+from longvlm.pipeline.judging.benchmarks import BENCHMARKS, labels_benchmark, read_items
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.pipeline.training.conversations import read_conversations
 from longvlm.schemas.errors import InputError
@@ -27,7 +27,7 @@ def manifest(path):
 
 
 def labels(path):
-    items = read_items(labels_in(path), path).to_pylist()
+    items = read_items(labels_benchmark(path), path).to_pylist()
     return [(item["question"], item["video"], item["answer"]) for item in items]
 
 

@@ -67,8 +67,6 @@ MUST_NOT_IMPORT = {
     "tinyworld": {"ray", "duckdb", "deltalake"},
 }
 
-SHARED_CLASS_NAMES = {"Commits", "Terms", "Watch", "_Run", "_Seen"}  # mean two things still; every other one only one
-
 
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -147,8 +145,7 @@ def test_a_class_name_means_one_thing():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef):
                 found[node.name].append(module)
-    shared = {name: modules for name, modules in found.items() if len(modules) > 1}
-    assert {name: modules for name, modules in shared.items() if name not in SHARED_CLASS_NAMES} == {}
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
 
 
 def test_folders_stay_small():

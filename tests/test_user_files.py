@@ -40,8 +40,8 @@ def right_answers(path):
     return list(read_right_answers(path, {0: {"type": "text"}}).values())
 
 
-def talks(path):
-    return [(talk["video"], talk["turns"][0]["question"]) for talk in read_conversations(path).to_pylist()]
+def conversations(path):
+    return [(row["video"], row["turns"][0]["question"]) for row in read_conversations(path).to_pylist()]
 
 
 def asked(path):
@@ -53,7 +53,7 @@ READERS = {
     "question file": (asked, QUESTION, ("Où est le café?", "a.mp4", "7")),
     "label file": (labels, {**QUESTION, "answer": "là"}, ("Où est le café?", "a.mp4", "là")),
     "answer file": (answers, {"question_id": "7", "answer": "là"}, "là"),
-    "conversation file": (talks, {"video_id": "é.mp4", "q": "Où?", "a": "là"}, ("é.mp4", "Où?")),
+    "conversation file": (conversations, {"video_id": "é.mp4", "q": "Où?", "a": "là"}, ("é.mp4", "Où?")),
     "manifest": (manifest, {"uri": "é.mp4", "external_id": "x", "size": "5"}, ("é.mp4", "x", 5)),
     "list of videos": (read_uris, {"uri": "é.mp4", "n": "1"}, "é.mp4"),
 }

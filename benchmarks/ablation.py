@@ -1,4 +1,4 @@
-"""The paper's claim, tested on the tiny world: do local tokens in time order with global ones beat pooled features?
+"""An ablation on the tiny world: do local tokens in time order with global ones beat pooled features?
 
     python -m benchmarks.ablation [--work build/ablation] [--steps 3200] [--videos 1500] [--seeds 3] [--only NAME ...]
         [--results benchmarks/ablation-runs]
@@ -37,7 +37,7 @@ from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.pipeline.models.prompt import PromptLayout
 from longvlm.pipeline.training.finetune import Finetuner
-from longvlm.pipeline.training.packing import PAD, Caption, Lesson, lay_side_by_side, pack
+from longvlm.pipeline.training.packing import PAD, Caption, Example, collate, pack
 from longvlm.pipeline.training.whitening import fit_whitening
 from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.training import TrainRecipe, from_settings
@@ -56,7 +56,7 @@ RECIPE = from_settings(tomllib.loads((Path(tinyworld.__file__).parent / "trainin
 
 @dataclass(frozen=True)
 class Variant:
-    """What stands in a prefix."""
+    """A variant of the prefix: which tokens stand in it."""
 
     name: str
     num_global: int = 5
@@ -66,7 +66,7 @@ class Variant:
 
     @property
     def layout(self) -> PromptLayout:
-        """Of its prompts: without segments there is nothing to mark."""
+        """The layout of its prompts: without segments there is nothing to mark."""
         return "time_markers" if self.has_markers and (self.is_pooled or self.kept) else "plain"
 
     def prefix(self, rows: VideoRows) -> VideoPrefix:
@@ -93,7 +93,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Study:
-    """What all runs have in common."""
+    """The settings that all runs of the study have in common."""
 
     steps: int
     videos: int
@@ -101,85 +101,89 @@ class Study:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that all runs share: results of another study are never taken for this one's."""
+        """A hash of all that the runs share: results of another study are never taken for this one's."""
         shared = {"recipe": RECIPE.fingerprint, "shape": STUDIED, "asked": PER_KIND, "words": vocabulary()}
         return fingerprint({**asdict(self), **shared})
 
 
-def lessons_of(variant: Variant, seed: int, rows: Sequence[VideoRows]) -> tuple[list[Lesson], list[list[str]]]:
-    """Videos as they are learnt from, with captions where there are markers; and the kinds of their questions."""
-    lessons, kinds = [], []
+def examples_of(variant: Variant, seed: int, rows: Sequence[VideoRows]) -> tuple[list[Example], list[list[str]]]:
+    """Training examples, with captions where there are markers; and the kinds of their questions."""
+    examples, kinds = [], []
     for number, video in enumerate(rows):
         scene = draw_scene(seed, number)
         asked = draw_questions(scene, seed, number, PER_KIND if seed == TRAIN_SEED else None)
         prefix = variant.prefix(video)
-        talks: list[Any] = [((one.question, one.answer),) for one in asked]
+        conversations: list[Any] = [((one.question, one.answer),) for one in asked]
         if seed == TRAIN_SEED and prefix.times is not None:
-            talks += [Caption(float(at_s), text) for at_s, text in timed_captions(scene)]
-        lessons.append(Lesson(prefix, talks))
+            conversations += [Caption(float(at_s), text) for at_s, text in timed_captions(scene)]
+        examples.append(Example(prefix, conversations))
         kinds.append([one.kind for one in asked])
-    return lessons, kinds
+    return examples, kinds
 
 
 @torch.no_grad()
-def test(tuner: Finetuner, lessons: Sequence[Lesson], kinds: Sequence[list[str]]) -> dict[str, float]:
-    """Share of whole answers that greedy decoding would give, over all and by kind.
+def measure_accuracy(finetuner: Finetuner, examples: Sequence[Example], kinds: Sequence[list[str]]) -> dict[str, float]:
+    """Accuracy: the share of whole answers that greedy decoding would give, over all and by kind.
 
     An answer is decoded right if, and only if, each of its tokens is the likeliest one after the right ones before it.
     """
-    trainee = tuner.trainee.eval()
+    trainable = finetuner.trainable.eval()
     right: dict[str, list[bool]] = defaultdict(list)
-    for start in range(0, len(lessons), RECIPE.batch_videos):
+    for start in range(0, len(examples), RECIPE.batch_videos):
         some = slice(start, start + RECIPE.batch_videos)
-        own = lessons[some]
-        packed = pack(tuner.speller, own, RECIPE.max_length)
-        sheet = lay_side_by_side(packed.packs, "answer", trainee.model.device)
-        logits_LV = trainee.llm.lm_head(trainee.hidden(own, sheet).flatten(0, 1)[sheet.predicts])
-        hits_L = (logits_LV.argmax(-1) == sheet.labels).numpy()
-        lengths = [int((branch.answer != PAD).sum()) for one in packed.packs for branch in one.branches]
+        own = examples[some]
+        packed = pack(finetuner.tokenizer, own, RECIPE.max_length)
+        batch = collate(packed.sequences, "answer", trainable.model.device)
+        logits_LV = trainable.llm.lm_head(trainable.hidden_states(own, batch).flatten(0, 1)[batch.label_positions])
+        hits_L = (logits_LV.argmax(-1) == batch.labels).numpy()
+        lengths = [
+            int((conversation.answer_index != PAD).sum())
+            for one in packed.sequences
+            for conversation in one.conversations
+        ]
         whole = np.logical_and.reduceat(hits_L, np.cumsum([0, *lengths[:-1]]))
         for kind, is_right in zip((kind for theirs in kinds[some] for kind in theirs), whole.tolist(), strict=True):
             right[kind].append(is_right)
-    trainee.train()
+    trainable.train()
     by_kind = {kind: round(mean(hits), 4) for kind, hits in sorted(right.items())}
     return {"all": round(mean(hit for hits in right.values() for hit in hits), 4), **by_kind}
 
 
 def run(variant: Variant, seed: int, study: Study, work: Path) -> dict[str, Any]:
     """Train and test one variant with one seed."""
-    lessons, _ = lessons_of(variant, TRAIN_SEED, read_rows(work, TRAIN_SEED, study.videos))
-    tested = lessons_of(variant, CHOOSE_SEED, read_rows(work, CHOOSE_SEED, NUM_TESTED))
+    examples, _ = examples_of(variant, TRAIN_SEED, read_rows(work, TRAIN_SEED, study.videos))
+    tested = examples_of(variant, CHOOSE_SEED, read_rows(work, CHOOSE_SEED, NUM_TESTED))
     folder = work / "untrained" / f"{variant.name}-{seed}"
     build_untrained(
         folder, f"{tinyworld.MODEL}/tower", DIM, Shape(words=vocabulary(), layout=variant.layout, **STUDIED), seed=seed
     )
     recipe = replace(RECIPE, seed=seed)
-    tuner = Finetuner(
+    finetuner = Finetuner(
         load_longvlm(str(folder)),
         recipe,
         study.steps,
-        whitening=fit_whitening(lesson.prefix.rows for lesson in lessons),
+        whitening=fit_whitening(example.prefix.rows for example in examples),
     )
-    began_s = time.perf_counter()
+    started_s = time.perf_counter()
     losses: list[float] = []
     tests: list[dict[str, float]] = []
-    for number, batch in zip(range(1, study.steps + 1), _batches(lessons, recipe), strict=False):
-        losses.append(tuner.step(batch).loss)
+    for number, batch in zip(range(1, study.steps + 1), _batches(examples, recipe), strict=False):
+        losses.append(finetuner.step(batch).loss)
         if number % (study.steps // QUARTERS) == 0:
-            tests.append(test(tuner, *tested))
-    rows = mean(len(lesson.prefix.rows) for lesson in lessons)
+            tests.append(measure_accuracy(finetuner, *tested))
+    rows = mean(len(example.prefix.rows) for example in examples)
     curve = [one["all"] for one in tests]
     told = {"accuracy": tests[-1], "curve": curve, "loss": round(mean(losses[-20:]), 4), "rows": round(rows, 1)}
-    return {**told, "seconds": round(time.perf_counter() - began_s, 1), "study": asdict(study)}
+    return {**told, "seconds": round(time.perf_counter() - started_s, 1), "study": asdict(study)}
 
 
-def _batches(lessons: Sequence[Lesson], recipe: TrainRecipe) -> Iterator[list[Lesson]]:
-    """Without end, every epoch in another order, the same for every variant."""
+def _batches(examples: Sequence[Example], recipe: TrainRecipe) -> Iterator[list[Example]]:
+    """Batches without end, every epoch in another order, the same for every variant."""
     random = np.random.default_rng(recipe.seed)
     while True:
-        order = random.permutation(len(lessons)).tolist()
+        order = random.permutation(len(examples)).tolist()
         for start in range(0, len(order) - recipe.batch_videos + 1, recipe.batch_videos):
-            yield [lessons[place] for place in order[start : start + recipe.batch_videos]]
+            yield [examples[place] for place in order[start : start + recipe.batch_videos]]
 
 
 def summarise(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -223,7 +227,7 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
 @click.option("--seeds", default=3)
 @click.option("--only", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))
 def main(work: Path, results: Path, steps: int, videos: int, seeds: int, only: tuple[str, ...]) -> None:
-    """Do the runs that are left, then say what came of all."""
+    """Run what is left of the study, then print its results."""
     study = Study(steps, videos)
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     finished = results / study.fingerprint

@@ -1,4 +1,4 @@
-"""What the variants of the ablation read: videos of the tiny world, watched once through the shipped tower."""
+"""Visual tokens for the ablation: videos of the tiny world, encoded once by the shipped tower."""
 
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from longvlm.pipeline.vision.tower import Tower, load_tower
 from longvlm.schemas.recipe import halving_schedule
 from longvlm.tinyworld.render import write_video
 from longvlm.tinyworld.scenes import draw_scene
-from longvlm.tinyworld.tower import FRAMES_PER_SEGMENT, decode
+from longvlm.tinyworld.tower import FRAMES_PER_SEGMENT, decode_frames
 
 KEPT = (4, 8, 16, 32)  # tokens a segment
 VIDEOS_PER_FILE = 100
@@ -22,7 +22,7 @@ VIDEOS_PER_FILE = 100
 
 @dataclass(frozen=True, eq=False)
 class VideoRows:
-    """Everything that may stand in a prefix, float16 as a store would hold it."""
+    """All visual tokens of a video that a prefix may hold, float16 as a store would hold it."""
 
     local: dict[int, Tensor]  # by tokens kept a segment: [segments, kept, D]
     cls: Tensor  # [layers, D]: mean over all frames, of the last five states
@@ -32,7 +32,7 @@ class VideoRows:
 
 @cache
 def read_rows(work: Path, seed: int, num_videos: int) -> list[VideoRows]:
-    """The rows of videos `0 .. num_videos` of a seed; what is watched is kept in the folder."""
+    """Read the tokens of videos `0 .. num_videos` of a seed; what is watched is kept in the folder."""
     tower = load_tower(f"{tinyworld.MODEL}/tower")
     rows: list[VideoRows] = []
     for start in range(0, num_videos, VIDEOS_PER_FILE):
@@ -51,7 +51,7 @@ def _watch(tower: Tower, seed: int, number: int) -> VideoRows:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write_video(path, draw_scene(seed, number))
-        frames = torch.from_numpy(decode(path))
+        frames = torch.from_numpy(decode_frames(path))
     encoded = tower.encode(frames)
     if encoded.cls is None:
         raise ValueError("the tiny world's tower has a CLS token")

@@ -35,7 +35,7 @@ QUESTION_TOKENS = tuple(28 + round(i * 24 / 7) for i in range(NUM_QUESTIONS))  #
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaShape:
     """Sizes of a LLaMA."""
 
     width: int
@@ -47,7 +47,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of every video, of so many tokens: questions of these lengths, and how long their answers are."""
+    """The load: so many visual tokens a video, questions of these lengths, and how long their answers are."""
 
     question_tokens: tuple[int, ...] = QUESTION_TOKENS
     answer_tokens: tuple[int, ...] = tuple(4 + 8 * (5 * i % NUM_QUESTIONS) for i in range(NUM_QUESTIONS))  # 4 to 60
@@ -66,7 +66,7 @@ class Load:
         return sum(tokens + made for tokens, most in lengths for made in range(1, most))
 
 
-SHAPE, LOAD = Shape(1024, 16, 16, 2816), Load()
+SHAPE, LOAD = LlamaShape(1024, 16, 16, 2816), Load()
 RECIPE = AnswerRecipe("random", "random", "random", max_new_tokens=max(LOAD.answer_tokens))
 
 
@@ -137,7 +137,7 @@ class RandomModel:
 
 
 def random_model(
-    shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16, tower_dim: int = TOWER_DIM
+    shape: LlamaShape, device: torch.device, dtype: torch.dtype = torch.bfloat16, tower_dim: int = TOWER_DIM
 ) -> RandomModel:
     """Weights drawn on the device, in their own precision."""
     config = LlamaConfig(

@@ -25,7 +25,7 @@ FRAMES, ROUNDS, SIDE = 8, 3, 3072  # the last: of the square product that stands
 
 
 @dataclass(frozen=True)
-class Shape:
+class TowerShape:
     """Sizes of a vision tower: CLIP's, whose frames have a CLS row, or SigLIP's, whose have none."""
 
     name: str
@@ -57,10 +57,10 @@ class Shape:
         return 2.0 * (embedding + (self.layers - 1) * block + last_block)
 
 
-VIT_L = Shape("ViT-L/14", 24, 1024, 16, 4096, 224)
+VIT_L = TowerShape("ViT-L/14", 24, 1024, 16, 4096, 224)
 
 
-def random_tower(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tower:
+def random_tower(shape: TowerShape, dtype: torch.dtype, device: torch.device) -> Tower:
     """A tower without weights of its own, drawn on the device."""
     settings = {
         "hidden_size": shape.dim,

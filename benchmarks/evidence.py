@@ -1,4 +1,4 @@
-"""Does evidence point to the right seconds? Counted on questions of the tiny world that rest on one event.
+"""Precision of evidence: does it point to the right seconds? Counted on tiny-world questions that rest on one event.
 
     python -m benchmarks.evidence [--videos 100] [--seed 2]
 
@@ -19,7 +19,7 @@ import torch
 
 from longvlm import tinyworld
 from longvlm.jobs.evaluate.run import EvaluateOrder
-from longvlm.jobs.evaluate.tinyworld import World, run_miniature
+from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec, run_tinyworld
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
@@ -78,7 +78,7 @@ def summarise(hits: list[dict[str, Any]]) -> dict[str, float]:
 def main(videos: int, seed: int) -> None:
     """Ask, then count."""
     with tempfile.TemporaryDirectory() as folder:
-        run_miniature(EvaluateOrder(f"{folder}/store", max_new_tokens=40), World(seed, videos))
+        run_tinyworld(EvaluateOrder(f"{folder}/store", max_new_tokens=40), TinyWorldSpec(seed, videos))
         with catalog.connect(Store.open(f"{folder}/store").pin()) as con:
             rows = catalog.query(con, ANSWERS_SQL).to_pylist()
     hits = count(rows, seed, videos)

@@ -1,4 +1,4 @@
-"""The linear layers that the engine puts in place on a CPU, against torch's own, in bfloat16.
+"""Linear layers in bfloat16 on a CPU: those of the engine against torch's own.
 
     python -m benchmarks.linear
 

@@ -1,4 +1,4 @@
-"""Timing side by side, so that a noisy machine disturbs all alike, and what a device could do at its best."""
+"""Timing functions side by side, so that a noisy machine disturbs all alike, and peak rates of a device."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Memory over a long run: the real clips under 500 names in one run.
+"""Memory use over a long run: the real clips under 500 names in one run.
 
     LONGVLM_VIDEOS=../shared/videos python -m benchmarks.memory [--files 500]
 

@@ -1,4 +1,4 @@
-"""The other side of `benchmarks.index`: one process that does, file by file, what the reference does (LONGVLM.md).
+"""The baseline of `benchmarks.index`: one process that does, file by file, what the reference does (LONGVLM.md).
 
 decord at full size, nearest resize to 224 px, PIL, CLIP's processor, the tower with all hidden states, the plain merge,
 and two pickles a video.

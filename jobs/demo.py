@@ -19,7 +19,7 @@ from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
-from longvlm.tinyworld.world import make_world, read_questions
+from longvlm.tinyworld.world import make_world, read_question_rows
 
 NUM_VIDEOS, QUESTIONS_PER_VIDEO = 6, 4
 HELD_OUT_SEEDS = range(1_000, 1_000_000)  # training draws from seeds below these
@@ -47,7 +47,7 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
     console.print(
         f"1. Making {NUM_VIDEOS} videos of the tiny world, seed {seed}, in {folder / 'videos'}", highlight=False
     )
-    asked = _draw(read_questions(make_world(folder / "videos", seed, NUM_VIDEOS)), seed)
+    asked = _draw(read_question_rows(make_world(folder / "videos", seed, NUM_VIDEOS)), seed)
     console.print("2. Watching every video once, with the small LongVLM that was trained on this world alone")
     order = IndexOrder(
         Source(str(folder / "videos")), str(store), model=tinyworld.MODEL, recipe=tinyworld.RECIPE,

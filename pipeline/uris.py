@@ -32,7 +32,7 @@ def local_path(uri: str) -> str:
 
 
 def locate(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of an address, and the path in it.
+    """Resolve an address: its fsspec filesystem, and the path in it.
 
     Raises:
         InputError: nothing here speaks the address's protocol, or the address holds a secret.
@@ -57,7 +57,7 @@ def locate(uri: str) -> tuple[Any, str]:
 
 
 def canonical_uri(fs: Any, path: str) -> str:
-    """The one spelling of a file's address: an absolute path for local files, else with the scheme."""
+    """The canonical URI of a file: an absolute path for local files, else with the scheme."""
     uri = str(fs.unstrip_protocol(path))
     return uri.removeprefix("file://")
 

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from longvlm.jobs.operate.forget import read_uris
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.judging.agreement import read_right_answers
-from longvlm.pipeline.judging.benchmarks import BENCHMARKS, labels_in, read_items
+from longvlm.pipeline.judging.benchmarks import BENCHMARKS, labels_benchmark, read_items
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.pipeline.training.conversations import read_conversations
 from longvlm.schemas.errors import InputError
@@ -27,7 +27,7 @@ def manifest(path):
 
 
 def labels(path):
-    items = read_items(labels_in(path), path).to_pylist()
+    items = read_items(labels_benchmark(path), path).to_pylist()
     return [(item["question"], item["video"], item["answer"]) for item in items]
 
 
@@ -40,8 +40,8 @@ def right_answers(path):
     return list(read_right_answers(path, {0: {"type": "text"}}).values())
 
 
-def talks(path):
-    return [(talk["video"], talk["turns"][0]["question"]) for talk in read_conversations(path).to_pylist()]
+def conversations(path):
+    return [(row["video"], row["turns"][0]["question"]) for row in read_conversations(path).to_pylist()]
 
 
 def asked(path):
@@ -53,7 +53,7 @@ READERS = {
     "question file": (asked, QUESTION, ("Où est le café?", "a.mp4", "7")),
     "label file": (labels, {**QUESTION, "answer": "là"}, ("Où est le café?", "a.mp4", "là")),
     "answer file": (answers, {"question_id": "7", "answer": "là"}, "là"),
-    "conversation file": (talks, {"video_id": "é.mp4", "q": "Où?", "a": "là"}, ("é.mp4", "Où?")),
+    "conversation file": (conversations, {"video_id": "é.mp4", "q": "Où?", "a": "là"}, ("é.mp4", "Où?")),
     "manifest": (manifest, {"uri": "é.mp4", "external_id": "x", "size": "5"}, ("é.mp4", "x", 5)),
     "list of videos": (read_uris, {"uri": "é.mp4", "n": "1"}, "é.mp4"),
 }

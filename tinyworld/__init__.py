@@ -1,4 +1,4 @@
-"""A procedural miniature world: its videos, its questions, and the small model trained on it."""
+"""A procedural video benchmark, the tiny world: its videos, its questions, and the small model trained on it."""
 
 from pathlib import Path
 

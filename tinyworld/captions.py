@@ -1,10 +1,10 @@
-"""Timed captions: what a language model learns at the marker of each segment, beside questions.
+"""Timed captions of scenes: training data for the time marker of each segment, beside questions.
 
 Finer than any question asks: how an object moves, and which event is next to which, has to be put together from several
 segments, and is learnt sooner where each of them says its part. Each word means one thing.
 """
 
-from longvlm.tinyworld.questions import place_of, third
+from longvlm.tinyworld.questions import place_of, third_of_width
 from longvlm.tinyworld.scenes import FAR_X, HIGH_Y, LARGE, LOW_Y, NEAR_X, SEGMENT_S, SMALL, Scene
 
 _MOTION_WORDS = {
@@ -26,7 +26,7 @@ _ORDINALS = ("opening", "second", "third", "fourth")  # of events
 
 
 def timed_captions(scene: Scene) -> list[tuple[int, str]]:
-    """What each segment shows and which event came before, and from which second on."""
+    """The timed captions of a scene: from which second on, what each segment shows and which event came before."""
     told = []
     for segment in range(scene.num_segments):
         event = scene.event_at(segment)
@@ -43,7 +43,7 @@ def timed_captions(scene: Scene) -> list[tuple[int, str]]:
             _ORDINALS[number],
             *(f"former{word}" for word in scene.events[number - 1].name.split() if number),
             "house",
-            _SIDES[third(house_x)],
+            _SIDES[third_of_width(house_x)],
             _word(_WIDTHS, half, _NARROW, _BROAD),
         ]
         told.append((segment * SEGMENT_S, " ".join(words)))

@@ -1,4 +1,4 @@
-"""Scenes as frames, and as real H.264 files."""
+"""Rendering of scenes, to frames and to H.264 files."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -32,7 +32,7 @@ _Y, _X = _CENTRES[:, None], _CENTRES[None, :]
 
 
 def draw_frame(scene: Scene, segment: float) -> Frame:
-    """The scene at a time (in segments since it began), RGB [SIDE, SIDE, 3]."""
+    """Render a scene at a time (in segments since it began), RGB [SIDE, SIDE, 3]."""
     canvas = np.empty((SIDE, SIDE, 3), np.float32)
     canvas[:] = GROUNDS[scene.place]
     canvas[: round(SKY * SIDE)] = SKIES[scene.place]
@@ -44,8 +44,8 @@ def draw_frame(scene: Scene, segment: float) -> Frame:
     return np.clip(canvas * scene.brightness, 0, 255).astype(np.uint8)
 
 
-def cover(scene: Scene, segment: float) -> tuple[Plane, Plane, Plane]:
-    """How much of each pixel the object, the house and the sky take up, [SIDE, SIDE] each: 0 or 1, soft at edges."""
+def pixel_masks(scene: Scene, segment: float) -> tuple[Plane, Plane, Plane]:
+    """Segmentation masks of the object, the house and the sky, [SIDE, SIDE] each: 0 or 1, soft at edges."""
     x, half = scene.house_at(segment)
     event = scene.event_at(int(segment))
     object_x, object_y, radius = event.at(segment)

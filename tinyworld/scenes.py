@@ -1,4 +1,4 @@
-"""What a video of the tiny world shows: one to look at and move through for a while, drawn by seed.
+"""Scenes of the tiny world, drawn by seed: what each video shows.
 
 A scene is a place, a camera that stays, pans or zooms (a house in the sky band shows it), and two to four events, one
 after the other. An event is one object that moves in one way for three to six segments, so that a model which sees
@@ -25,7 +25,7 @@ RADIUS, SMALL, LARGE = 0.15, 0.09, 0.22
 
 @dataclass(frozen=True)
 class Event:
-    """One object and what it does in `[start, end)`, counted in segments."""
+    """An event of a scene: one object and what it does in `[start, end)`, counted in segments."""
 
     colour: str
     shape: str
@@ -37,7 +37,7 @@ class Event:
 
     @property
     def name(self) -> str:
-        """As questions and answers call it: red circle."""
+        """The object's name in questions and answers: red circle."""
         return f"{self.colour} {self.shape}"
 
     def at(self, segment: float) -> tuple[float, float, float]:
@@ -49,7 +49,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """A video of the tiny world."""
+    """A scene: the contents of one video of the tiny world."""
 
     place: str
     camera: str
@@ -60,11 +60,11 @@ class Scene:
 
     @property
     def num_segments(self) -> int:
-        """How long it is, in segments of `SEGMENT_S` seconds."""
+        """The length, in segments of `SEGMENT_S` seconds."""
         return self.events[-1].end
 
     def event_at(self, segment: int) -> Event:
-        """What is seen in a segment."""
+        """The event of a segment."""
         return next(event for event in self.events if segment < event.end)
 
     def house_at(self, segment: float) -> tuple[float, float]:
@@ -74,14 +74,14 @@ class Scene:
         return x, half
 
 
-def generator(seed: int, number: int, purpose: int = 0) -> np.random.Generator:
-    """The random numbers of one video of a seed: other videos and other worlds have others."""
+def random_generator(seed: int, number: int, purpose: int = 0) -> np.random.Generator:
+    """The random number generator of one video of a seed: other videos and other worlds have others."""
     return np.random.default_rng([WORLD_VERSION, seed, number, purpose])
 
 
 def draw_scene(seed: int, number: int) -> Scene:
-    """The scene of video `number` of a seed; each property is drawn evenly and by itself."""
-    random = generator(seed, number)
+    """Draw the scene of video `number` of a seed; each property is drawn evenly and by itself."""
+    random = random_generator(seed, number)
     num_events = int(random.integers(2, 5))
     lengths = random.integers(3, {2: 7, 3: 5, 4: 4}[num_events], num_events)
     ends = np.cumsum(lengths)

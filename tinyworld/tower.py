@@ -1,4 +1,4 @@
-"""The tiny world's CLIP: trained on frames of real files, for search and to see with.
+"""The tiny world's CLIP tower: trained on frames of real files, for indexing and search.
 
 Two things are trained at once. The contrastive loss of CLIP (arXiv 2103.00020, section 2.3) ties frames to captions,
 for `longvlm search`. And linear heads, dropped afterwards, are read off the hidden state that an index keeps, so that a
@@ -26,7 +26,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from longvlm.schemas.recipe import METRIC_HEADS
 from longvlm.tinyworld.questions import PLACE_ANSWERS, describe_frame
-from longvlm.tinyworld.render import FPS, SIDE, Plane, cover
+from longvlm.tinyworld.render import FPS, SIDE, Plane, pixel_masks
 from longvlm.tinyworld.scenes import COLOURS, PLACES, SEGMENT_S, SHAPES, Scene, draw_scene
 from longvlm.tinyworld.world import video_name
 
@@ -40,7 +40,7 @@ PER_SLOT = SEGMENT_S * FPS // FRAMES_PER_SEGMENT  # frames of a video for each t
 
 
 def write_untrained(folder: Path, seed: int) -> None:
-    """A CLIP folder with random weights, its words those of the world."""
+    """Write a CLIP folder with random weights, its vocabulary that of the world."""
     words = sorted({word for c in COLOURS for s in SHAPES for word in (c, s)} | {"a", "an"} | _place_words())
     special = [
         "<pad>",
@@ -78,8 +78,8 @@ def _place_words() -> set[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Frames:
-    """Frames as an index decodes them, and what is true of each."""
+class LabelledFrames:
+    """Frames as an index decodes them, with their labels."""
 
     pixels: NDArray[np.uint8]  # [B, px, px, 3]
     kinds: NDArray[np.int64]  # [B, P]: GROUND, SKY_BAND, HOUSE or OBJECT
@@ -88,26 +88,28 @@ class Frames:
     house: NDArray[np.float32]  # [B, 3]: the house's x and half width likewise, and 0
     texts: list[str]
 
-    def take(self, rows: NDArray[np.int64]) -> "Frames":
-        """Some of them."""
+    def take(self, rows: NDArray[np.int64]) -> "LabelledFrames":
+        """Select some of the frames."""
         texts = [self.texts[row] for row in rows]
         seen = (self.pixels[rows], self.kinds[rows])
-        return Frames(*seen, self.thing[rows], self.places[rows], self.house[rows], texts)
+        return LabelledFrames(*seen, self.thing[rows], self.places[rows], self.house[rows], texts)
 
 
-def read_frames(folder: Path, seed: int, num_videos: int) -> Frames:
-    """The frames that an index of these videos would look at, with the truth about them."""
-    pixels, truths = [], []
+def read_labelled_frames(folder: Path, seed: int, num_videos: int) -> LabelledFrames:
+    """The frames that an index of these videos would look at, with their labels."""
+    pixels, labels = [], []
     for number in range(num_videos):
         scene = draw_scene(seed, number)
-        pixels.append(decode(folder / f"{video_name(seed, number)}.mp4"))
+        pixels.append(decode_frames(folder / f"{video_name(seed, number)}.mp4"))
         times = (np.arange(len(pixels[-1])) * PER_SLOT + PER_SLOT // 2 + 0.5) / (SEGMENT_S * FPS)
-        truths += [_truth(scene, time) for time in times.tolist()]
-    kinds, thing, places, house, texts = zip(*truths, strict=True)
-    return Frames(np.concatenate(pixels), np.stack(kinds), np.stack(thing), np.stack(places), np.stack(house), [*texts])
+        labels += [_frame_labels(scene, time) for time in times.tolist()]
+    kinds, thing, places, house, texts = zip(*labels, strict=True)
+    return LabelledFrames(
+        np.concatenate(pixels), np.stack(kinds), np.stack(thing), np.stack(places), np.stack(house), [*texts]
+    )
 
 
-def decode(path: Path) -> NDArray[np.uint8]:
+def decode_frames(path: Path) -> NDArray[np.uint8]:
     """The frames of a video that an index would look at, in the tower's size, [frames, px, px, 3]."""
     import decord
 
@@ -116,10 +118,10 @@ def decode(path: Path) -> NDArray[np.uint8]:
     return frames
 
 
-def _truth(
+def _frame_labels(
     scene: Scene, segment: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], str]:
-    object_HW, house_HW, sky_HW = cover(scene, segment)
+    object_HW, house_HW, sky_HW = pixel_masks(scene, segment)
     object_P, house_P, sky_P = (_by_patch(part) for part in (object_HW, house_HW, sky_HW))
     kinds_P = np.where(object_P > 0.25, OBJECT, np.where(house_P > 0.4, HOUSE, np.where(sky_P > 0.5, SKY_BAND, GROUND)))
     event = scene.event_at(int(segment))
@@ -136,8 +138,8 @@ def _by_patch(plane_HW: Plane) -> Plane:
     return plane_HW.reshape(GRID, px, GRID, px).mean(axis=(1, 3)).reshape(-1)
 
 
-class Heads(nn.Module):
-    """What is read off the features while the tower is trained."""
+class AuxiliaryHeads(nn.Module):
+    """Auxiliary heads: linear probes that are trained with the tower and dropped afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class Heads(nn.Module):
         self.metric = nn.Parameter(torch.randn(NUM_COLOURS + 1 + NUM_PLACES * 2, DIM // METRIC_HEADS))
         self.bias = nn.ParameterDict({n: nn.Parameter(torch.zeros(c)) for n, c in (("where", 3), ("house", 3))})
 
-    def forward(self, patches_BPD: Tensor, batch: Frames) -> dict[str, Tensor]:
+    def forward(self, patches_BPD: Tensor, batch: LabelledFrames) -> dict[str, Tensor]:
         """A loss for each head."""
         unit_BPD = patches_BPD * (DIM**0.5 / patches_BPD.norm(dim=-1, keepdim=True))
         kinds = torch.from_numpy(batch.kinds)
@@ -178,7 +180,7 @@ class Heads(nn.Module):
         return unit @ normalize(getattr(self, name), dim=-1).T
 
 
-WEIGHTS = {
+LOSS_WEIGHTS = {
     "kind": 0.5,
     "colour": 1.0,
     "shape": 1.5,
@@ -196,9 +198,9 @@ def train_tower(
     """Train the CLIP in a folder on the videos of a seed, in place; prints a JSON line every 50 steps."""
     model = CLIPModel.from_pretrained(folder, attn_implementation="sdpa")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    frames = read_frames(videos, seed, num_videos)
+    frames = read_labelled_frames(videos, seed, num_videos)
     torch.manual_seed(seed)
-    heads = Heads()
+    heads = AuxiliaryHeads()
     processor = CLIPImageProcessorPil.from_pretrained(folder)
     mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
     optimizer = torch.optim.AdamW(
@@ -213,7 +215,7 @@ def train_tower(
         vision = model.vision_model(pixel_values=pixels, output_hidden_states=True)
         losses = heads(vision.hidden_states[FEATURE_STATE][:, 1:], batch)
         losses["clip"] = _contrastive(model, vision.pooler_output, tokenizer, batch.texts)
-        loss = sum(WEIGHTS[name] * part for name, part in losses.items())
+        loss = sum(LOSS_WEIGHTS[name] * part for name, part in losses.items())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], 1.0)

@@ -1,4 +1,4 @@
-"""Videos of the tiny world in a folder, with a question file that `longvlm answer` and `evaluate` read."""
+"""A folder of tiny-world videos, with a question file that `longvlm answer` and `evaluate` read."""
 
 import json
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ QUESTIONS_FILE = "questions.jsonl"
 
 
 def video_name(seed: int, number: int) -> str:
-    """What a video's file is called, without its ending."""
+    """The name of a video's file, without its ending."""
     return f"tiny-{seed}-{number:05}"
 
 
-def read_questions(path: Path) -> list[dict[str, str]]:
-    """The rows of a question file of `make_world`."""
+def read_question_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a question file of `make_world`."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

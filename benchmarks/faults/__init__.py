@@ -1,1 +1,1 @@
-"""Index runs under fire: a corpus, ways to hurt a run, and what must hold afterwards."""
+"""Fault injection into index runs: a corpus, kinds of faults, and the invariants that must hold afterwards."""

@@ -1,4 +1,4 @@
-"""The gauntlet as `python -m benchmarks.faults`."""
+"""The fault injection as `python -m benchmarks.faults`."""
 
 from benchmarks.faults.gauntlet import main
 

@@ -1,4 +1,4 @@
-"""An S3 server on the loopback that can be out of reach, silent, failing or slow."""
+"""A faulty S3 server on the loopback: out of reach, silent, failing or slow on demand."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What must hold of a store, whatever happened to those who write to it."""
+"""Invariants of a store, whatever happened to those who write to it."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _VIEWS = ("live_videos", "failed_videos", "videos", "failures", "segments", "tok
 
 @dataclass
 class Findings:
-    """What is there, and what is wrong with it; videos go by the names of their files."""
+    """The findings of a check: what is there, and what is wrong; videos go by the names of their files."""
 
     live: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)  # error codes
@@ -36,7 +36,7 @@ class Findings:
 
 
 def inspect(store_uri: str, num_frames: Mapping[str, int]) -> Findings:
-    """Look at everything that a store shows.
+    """Check everything that a store shows.
 
     Args:
         store_uri: of the store; one that was not made yet shows nothing.

@@ -1,4 +1,4 @@
-"""A driver to be hurt: a `longvlm` command as it is, but committing every half second, and with faults from inside.
+"""A driver with injected faults: a `longvlm` command as it is, but committing every half second.
 
     python -m benchmarks.faults.driver '{"slow": 0.05}' index SOURCE --store S ...
 
@@ -134,13 +134,13 @@ FAULTS: dict[str, Callable[[Any], None]] = {
 
 def main() -> None:
     """Install the faults and run the command."""
-    from longvlm.jobs.cli import main as command_line
+    from longvlm.jobs import cli
 
     _put(longvlm.jobs.cluster.commits, COMMIT_EVERY_S=COMMIT_EVERY_S)
     _put(longvlm.jobs.index.run, for_index=lambda *facts: replace(for_index(*facts), units_per_shard=UNITS_PER_SHARD))
     for name, told in json.loads(sys.argv[1]).items():
         FAULTS[name](told)
-    command_line(sys.argv[2:])
+    cli.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Under fire: index runs are hurt in every way we know, and must lose nothing, double nothing and never hang.
+"""All fault trials: index runs are hurt in every way we know, and must lose nothing, double nothing and never hang.
 
     python -m benchmarks.faults [--videos 200] [--only KIND] [--seed 0]
 
@@ -88,7 +88,7 @@ def measure(world: World, folder: Path) -> None:
 
 
 def endure(world: World, fault: Fault, folder: Path) -> Trial:
-    """One trial from beginning to end."""
+    """Run one trial from beginning to end."""
     folder.mkdir()
     trial = Trial.of(world, folder)
     try:
@@ -127,7 +127,7 @@ def _losses(trial: Trial) -> tuple[int, int, int]:
 
 
 def run_gauntlet(world: World, faults: dict[str, Fault]) -> dict[str, object]:
-    """All trials of some faults; prints a line a kind and returns the summary."""
+    """Run all trials of some faults; prints a line a kind and returns the summary."""
     print(f"{'fault':31} {'times':>6} {'survived':>9} {'lost':>5} {'doubled':>8} {'hung':>5} {'second pass':>12}")
     trials: dict[str, list[Trial]] = {}
     skipped: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Faults of processes: drivers, workers, decoders' children, nodes and clusters that die, hang or swell."""
+"""Process faults: drivers, workers, decoders' children, nodes and clusters that die, hang or swell."""
 
 import os
 import signal

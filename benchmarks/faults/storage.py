@@ -1,4 +1,4 @@
-"""Faults of what holds the data: full disks, buckets out of reach, damaged shards, and changes in the source."""
+"""Storage faults: full disks, buckets out of reach, damaged shards, and changes in the source."""
 
 import subprocess
 import time

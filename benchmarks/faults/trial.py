@@ -16,16 +16,16 @@ _POLL_S = 0.02
 
 
 class SkippedError(Exception):
-    """A fault that cannot be made here."""
+    """Skipped: a fault that cannot be made here."""
 
 
 class MissedError(Exception):
-    """A run ended, time and again, before it was hurt."""
+    """Missed: a run ended, time and again, before it was hurt."""
 
 
 @dataclass
 class Trial:
-    """A source and a store of its own, and what went wrong with them."""
+    """A fault trial, with a source and a store of its own, and what went wrong with them."""
 
     world: World
     folder: Path
@@ -102,7 +102,7 @@ class Trial:
     # --- what must hold ---
 
     def look(self) -> Findings:
-        """Everything that must hold at any time; what was live before still is."""
+        """Check all that must hold at any time; what was live before still is."""
         sure = {name: number for name, number in self.num_frames.items() if name not in self.changed}
         found = inspect(self.store, sure)
         self.lost |= {*found.lost, *(self.live - {*found.live})}

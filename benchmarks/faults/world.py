@@ -1,4 +1,4 @@
-"""Where faults happen: a corpus of small videos, Ray heads to be killed, and drivers with deadlines."""
+"""The test bed of the fault trials: a corpus of small videos, Ray heads to be killed, and drivers with deadlines."""
 
 import json
 import os
@@ -32,12 +32,12 @@ _POLL_S = 0.02
 
 
 class HungError(Exception):
-    """Something did not end in its time; it has been killed."""
+    """A hang: something did not end in its time, and has been killed."""
 
 
 @dataclass
 class Corpus:
-    """Small H.264 videos, each of another colour and length, and some files that are none."""
+    """A corpus of small H.264 videos, each of another colour and length, and some files that are none."""
 
     folder: Path
     num_frames: dict[str, int] = field(default_factory=dict)  # of the good ones, by name
@@ -191,7 +191,7 @@ def _await(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
 
 @dataclass
 class Ended:
-    """How a driver ended."""
+    """The result of a driver that has ended."""
 
     code: int  # exit code, negative for the signal that killed it
     lines: list[dict[str, Any]]  # of JSON, on stdout
@@ -252,7 +252,7 @@ class Driver:
 
 @dataclass
 class World:
-    """What all faults share."""
+    """The test bed that all faults share."""
 
     folder: Path
     corpus: Corpus

@@ -1,1 +1,1 @@
-"""One command that proves and measures every CUDA path in minutes: `python -m benchmarks.gpu`."""
+"""Correctness and throughput of every CUDA path in minutes: `python -m benchmarks.gpu`."""

@@ -1,4 +1,4 @@
-"""Prove and measure every CUDA path in minutes, from a bare checkout.
+"""Check and measure every CUDA path in minutes, from a bare checkout.
 
     python -m benchmarks.gpu [--minutes 7] [--only SECTION ...] [--out FOLDER] [--device cuda|cpu] [--tiny]
 
@@ -27,7 +27,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.gpu.section import Outcome, run_section
+from benchmarks.gpu.section import SectionResult, run_section
 
 # By worth, with the seconds that each is meant to need on an H100. The first is always run: it names the folder.
 SECTIONS = {"facts": 15, "right": 110, "memory": 45, "encode": 75, "answer": 110, "train": 60}
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(outcome.error for outcome in outcomes))
 
 
-def _begin(given: argparse.Namespace, ends_s: float) -> tuple[BaseContext, Outcome]:
+def _begin(given: argparse.Namespace, ends_s: float) -> tuple[BaseContext, SectionResult]:
     """The way to start processes on this machine, and what the first of them found.
 
     Forked ones have their libraries at once. Where CUDA cannot be used in such a one, each imports them for itself.
@@ -115,17 +115,19 @@ def _begin(given: argparse.Namespace, ends_s: float) -> tuple[BaseContext, Outco
     return context, facts
 
 
-def _run(context: BaseContext, name: str, given: argparse.Namespace, share_s: float, folder: Path | None) -> Outcome:
+def _run(
+    context: BaseContext, name: str, given: argparse.Namespace, share_s: float, folder: Path | None
+) -> SectionResult:
     print(f"{name}: at most {share_s:.0f} s", flush=True)
 
-    def hear(outcome: Outcome, line: str) -> None:
+    def hear(outcome: SectionResult, line: str) -> None:
         if line:
             print(f"  {line}", flush=True)
         elif folder is not None:
             _write(folder, outcome)
 
     if share_s < 1:
-        outcome = Outcome(name, error="there was no time left for it.")
+        outcome = SectionResult(name, error="there was no time left for it.")
     else:
         outcome = run_section(context, name, given.device, share_s, is_tiny=given.tiny, on_news=hear)
     if outcome.error:
@@ -135,7 +137,7 @@ def _run(context: BaseContext, name: str, given: argparse.Namespace, share_s: fl
     return outcome
 
 
-def summary(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+def summary(outcomes: Iterable[SectionResult]) -> dict[str, Any]:
     """The last line."""
     by_name = {outcome.name: outcome for outcome in outcomes}
     found = {name: outcome.found for name, outcome in by_name.items()}
@@ -146,7 +148,7 @@ def summary(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     }
 
 
-def _print_table(outcomes: Sequence[Outcome]) -> None:
+def _print_table(outcomes: Sequence[SectionResult]) -> None:
     print(f"\n{'section':<8} {'s':>6}  result")
     for outcome in outcomes:
         print(f"{outcome.name:<8} {outcome.wall_s:6.1f}  {outcome.error or 'ok'}")
@@ -157,7 +159,7 @@ def _print_table(outcomes: Sequence[Outcome]) -> None:
         print(f"{figure:<24} {value:>10}  {aim}")
 
 
-def _write(folder: Path, outcome: Outcome) -> None:
+def _write(folder: Path, outcome: SectionResult) -> None:
     """The section's file, whole at any time."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{outcome.name}.json"

@@ -1,4 +1,4 @@
-"""Eight questions on each of 1, 8 and 64 videos, answered by a LLaMA of 7B: how fast, and how fast it could be.
+"""Answering throughput: eight questions on each of 1, 8 and 64 videos by a LLaMA of 7B, beside what it could be.
 
 Answers are of 20 tokens, or yes or no. Prefill is held to the peak of a square product. A decode step's floor is the
 time that reading the weights and the keys and values once takes, at the bandwidth of a matrix-vector product. Beside it
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from benchmarks.answer import (
     TOWER_DIM,
+    LlamaShape,
     Load,
     RandomModel,
-    Shape,
     explain,
     left_padded,
     median_run,
@@ -30,12 +30,12 @@ from benchmarks.measure import bandwidth, finished, interleave, peak_flops
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.schemas.recipe import AnswerRecipe
 
-SHAPE, LOAD, ROUNDS, SIDE = Shape(4096, 32, 32, 11008), Load(answer_tokens=(20,) * 8), 3, 8192
-TINY_SHAPE, TINY_LOAD = Shape(64, 2, 4, 128, vocabulary=256), Load(answer_tokens=(4,) * 8, num_visual=40)
+SHAPE, LOAD, ROUNDS, SIDE = LlamaShape(4096, 32, 32, 11008), Load(answer_tokens=(20,) * 8), 3, 8192
+TINY_SHAPE, TINY_LOAD = LlamaShape(64, 2, 4, 128, vocabulary=256), Load(answer_tokens=(4,) * 8, num_visual=40)
 TINY_SIDE, TINY_BANDWIDTH_ROWS = 256, 64
 VIDEOS, TINY_VIDEOS = (1, 8, 64), (1, 2, 4)
 # Arithmetic of this one is nothing, so that what is left of a step is the host's.
-HOST_SHAPE, HOST_VISUAL, HOST_BEFORE = Shape(64, 32, 4, 64, vocabulary=256), 16, 4
+HOST_SHAPE, HOST_VISUAL, HOST_BEFORE = LlamaShape(64, 32, 4, 64, vocabulary=256), 16, 4
 HOST_TOKENS, TINY_HOST_TOKENS = 40, 8
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from benchmarks.encode import VIT_L, Shape, random_tower
+from benchmarks.encode import VIT_L, TowerShape, random_tower
 from benchmarks.gpu.section import Found, Run, check
 from benchmarks.measure import finished, interleave, peak_flops
 from longvlm.pipeline.transfer import Fetch
@@ -29,10 +29,10 @@ from longvlm.schemas.tables import ENCODED, FRAMES
 
 SHAPES = (
     VIT_L,
-    Shape("ViT-L/14-336", 24, 1024, 16, 4096, 336),
-    Shape("SigLIP so400m/14-384", 27, 1152, 16, 4304, 384, has_cls=False),
+    TowerShape("ViT-L/14-336", 24, 1024, 16, 4096, 336),
+    TowerShape("SigLIP so400m/14-384", 27, 1152, 16, 4304, 384, has_cls=False),
 )
-TINY_SHAPES = (Shape("tiny CLIP", 3, 64, 4, 128, 56), Shape("tiny SigLIP", 3, 64, 4, 128, 70, has_cls=False))
+TINY_SHAPES = (TowerShape("tiny CLIP", 3, 64, 4, 128, 56), TowerShape("tiny SigLIP", 3, 64, 4, 128, 70, has_cls=False))
 UNITS, SEGMENTS_PER_UNIT, SIDE, ROUNDS = 8, 10, 8192, 3
 TINY_UNITS, TINY_SEGMENTS_PER_UNIT, TINY_SIDE, TINY_ROUNDS = 2, 2, 256, 1
 # Atomic sums of a GPU come in any order, which now and then changes what a token is merged with.
@@ -54,7 +54,7 @@ def run(run: Run) -> None:
             torch.cuda.empty_cache()
 
 
-def measure(run: Run, shape: Shape, flops: float) -> Found:
+def measure(run: Run, shape: TowerShape, flops: float) -> Found:
     """One tower: whether its tokens are right, then how fast they come."""
     device = run.device
     tower = random_tower(shape, torch.bfloat16, device)

@@ -1,4 +1,4 @@
-"""What the device is, what is installed, whether video could be decoded on it, and that it computes at all."""
+"""Facts of the device: what it is, what is installed, whether it could decode video, and that it computes at all."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""A device that is full: the engine halves and answers everything, and keys and values stay within their budget.
+"""Memory limits: on a full device the engine halves its batches, and keys and values stay within their budget.
 
 On a GPU the memory is filled with one plain allocation until about a quarter of what the questions need is left. On a
 CPU, which has no such end, a stand-in says that memory is out when keys and values hold more than that.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.answer import Load, RandomModel, Shape, random_model
+from benchmarks.answer import LlamaShape, Load, RandomModel, random_model
 from benchmarks.gpu.section import Found, Run, check
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
@@ -19,8 +19,12 @@ from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
 # In float32 some 3 GB of keys and values, and as much again that passes need: more than what a driver keeps for itself.
-SHAPE, NUM_VIDEOS, LOAD = Shape(1024, 8, 8, 2816, vocabulary=8192), 32, Load(answer_tokens=(40,) * 8)
-TINY_SHAPE, TINY_VIDEOS, TINY_LOAD = Shape(64, 2, 4, 64, vocabulary=256), 4, Load(answer_tokens=(6,) * 8, num_visual=20)
+SHAPE, NUM_VIDEOS, LOAD = LlamaShape(1024, 8, 8, 2816, vocabulary=8192), 32, Load(answer_tokens=(40,) * 8)
+TINY_SHAPE, TINY_VIDEOS, TINY_LOAD = (
+    LlamaShape(64, 2, 4, 64, vocabulary=256),
+    4,
+    Load(answer_tokens=(6,) * 8, num_visual=20),
+)
 TOWER_DIM = 64
 LEFT = 4  # what is needed over what is left
 # Of the texts; other sizes of a product round in another way, which once in a while changes the likeliest token.
@@ -36,7 +40,7 @@ def run(run: Run) -> None:
     asked = Asked(model, prefixes, load)
     engine = asked.engine()
     asked.answers(engine)  # libraries' own memory is taken before any is counted
-    watched, before = Watched(engine), allocated(run.device)
+    watched, before = WatchedEngine(engine), allocated(run.device)
     wanted = asked.answers(engine)
     needed = peak(run.device) - before if run.device.type == "cuda" else watched.most_bytes
     run.note(questions=len(wanted), needed_bytes=needed, kv_bytes=watched.most_bytes)
@@ -91,7 +95,7 @@ def full(run: Run, asked: Asked, wanted: dict[Hashable, str], left_bytes: int) -
         del filler
         torch.cuda.empty_cache()
     else:
-        watched = Watched(engine, left_bytes)
+        watched = WatchedEngine(engine, left_bytes)
         found = asked.answers(engine)
         refusals = watched.refusals
     run.say(f"{left_bytes / 1e6:.1f} MB left: {refusals} times out of memory, rows {rows} -> {engine.max_rows}")
@@ -105,7 +109,7 @@ def full(run: Run, asked: Asked, wanted: dict[Hashable, str], left_bytes: int) -
 def budget(run: Run, asked: Asked, wanted: dict[Hashable, str], kv_bytes: int) -> Found:
     """Keys and values stay within what they were given."""
     engine = asked.engine(kv_bytes)
-    watched, before = Watched(engine), allocated(run.device)
+    watched, before = WatchedEngine(engine), allocated(run.device)
     found = asked.answers(engine)
     passing = peak(run.device) - before if run.device.type == "cuda" else None
     beside = "" if passing is None else f", {passing / 1e6:.1f} MB at the peak of a pass"
@@ -117,7 +121,7 @@ def budget(run: Run, asked: Asked, wanted: dict[Hashable, str], kv_bytes: int) -
     return {"kv_bytes": kv_bytes, "most_kv_bytes": watched.most_bytes, "peak_bytes": passing, "same": same}
 
 
-class Watched:
+class WatchedEngine:
     """What an engine holds of keys and values after each step. All that looks inside an engine is in here.
 
     Args:

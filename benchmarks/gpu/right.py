@@ -1,4 +1,4 @@
-"""The tests themselves, those that take a device: in float32 against the CPU, without TF32, and in bfloat16."""
+"""Correctness on the device: the project's own tests, in float32 against the CPU, without TF32, and in bfloat16."""
 
 import time
 from pathlib import Path
@@ -27,7 +27,7 @@ FEW = (
 MARK, ERROR = "device", "max_error"  # of such a test, and the property in which it leaves its largest difference
 
 
-class Tally:
+class OutcomeCounter:
     """A plugin of pytest that counts."""
 
     def __init__(self, run: Run) -> None:
@@ -70,7 +70,7 @@ class Tally:
 def run(run: Run) -> None:
     """Run them in this process, whose libraries are there already."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    tally = Tally(run)
+    tally = OutcomeCounter(run)
     paths = [str(ROOT / path) for path in (FEW if run.is_tiny else FOLDERS)]
     options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
     options += ["--continue-on-collection-errors", "--device", run.device.type, "-m", MARK]

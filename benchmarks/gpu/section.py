@@ -27,7 +27,7 @@ Found = dict[str, Any]
 
 
 class Failure(Exception):  # noqa: N818 - a section's, not a program's
-    """What is not as it has to be, in a sentence."""
+    """A failed check, as a sentence."""
 
 
 def check(is_so: bool, sentence: str) -> None:  # noqa: FBT001 - as `assert` takes it, but kept under `python -O`
@@ -38,7 +38,7 @@ def check(is_so: bool, sentence: str) -> None:  # noqa: FBT001 - as `assert` tak
 
 @dataclass
 class Run:
-    """What a section works with; `device` is a torch.device."""
+    """The context of a section; `device` is a torch.device."""
 
     device: Any
     is_tiny: bool  # shapes for a rehearsal
@@ -73,8 +73,8 @@ class Run:
 
 
 @dataclass
-class Outcome:
-    """What became of a section."""
+class SectionResult:
+    """The result of a section."""
 
     name: str
     found: Found = field(default_factory=dict)
@@ -95,10 +95,10 @@ def run_section(
     share_s: float,
     *,
     is_tiny: bool,
-    on_news: Callable[[Outcome, str], None],
-) -> Outcome:
+    on_news: Callable[[SectionResult, str], None],
+) -> SectionResult:
     """Run one section in a process of its own; `on_news` is told of each result and line as it comes."""
-    outcome, ours, process = Outcome(name), None, None
+    outcome, ours, process = SectionResult(name), None, None
     started_s = time.monotonic()
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -129,7 +129,9 @@ def run_section(
 _SILENT = "silent"
 
 
-def _listen(ours: Connection, ends_s: float, outcome: Outcome, on_news: Callable[[Outcome, str], None]) -> str | None:
+def _listen(
+    ours: Connection, ends_s: float, outcome: SectionResult, on_news: Callable[[SectionResult, str], None]
+) -> str | None:
     """Take what a section says until it says how it ended; returns its error."""
     while True:
         left_s = ends_s - time.monotonic()

@@ -1,1 +1,1 @@
-"""A million made-up videos: what grows with their number, and how fast."""
+"""Scaling to a million synthetic videos: what grows with their number, and how fast."""

@@ -1,4 +1,4 @@
-"""The journey of a million videos as `python -m benchmarks.scale`."""
+"""The scaling benchmark as `python -m benchmarks.scale`."""
 
 from benchmarks.scale.stages import main
 

@@ -1,4 +1,4 @@
-"""A million videos through list, diff, plan, commit, compact, pin and view, on two cores.
+"""The stages of a store at a million videos: list, diff, plan, commit, compact, pin and view, on two cores.
 
     python -m benchmarks.scale [--videos 1000000]
 
@@ -6,7 +6,7 @@ Only watching is made up (benchmarks/scale/world.py): the bucket answers 1000 ke
 two small tokens, and all else is the code of the index job in the driver's process, without Ray. Everything is done
 with a tenth of the videos first, so that what grows can be told from what does not. Each stage runs in a process of its
 own, whose memory at its peak is told. Then what the log costs: commits of 200 videos, opening a store after 10,000
-commits, requests to an S3 server on the loopback (benchmarks/scale/log.py). The last line is one JSON object.
+commits, requests to an S3 server on the loopback (benchmarks/scale/delta_log.py). The last line is one JSON object.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from benchmarks.scale import log as scale_log
+from benchmarks.scale import delta_log
 from benchmarks.scale.world import SOURCE, MadeUpBucket, Stopwatch, files_below, peak_mb, serve, watch
 from benchmarks.untrained_tower import build_untrained_tower
 from longvlm.jobs.cluster.resources import WAVE_VIDEOS
@@ -40,9 +40,9 @@ from longvlm.schemas import tables
 
 CORES = 2
 LOG_STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "commits": scale_log.commits,
-    "snapshot": scale_log.snapshot,
-    "requests": scale_log.requests,
+    "commits": delta_log.commits,
+    "snapshot": delta_log.snapshot,
+    "requests": delta_log.requests,
 }
 ANSWERS_SQL = """
 SELECT 'q' || j AS question_id, 'Number ' || j || '?' AS question, md5(question) AS question_hash, 'text' AS "type",

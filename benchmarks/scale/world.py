@@ -1,4 +1,4 @@
-"""A bucket of as many videos as one likes that no disk holds, and what stands in for watching them.
+"""A synthetic bucket of as many videos as one likes, and a stand-in for decoding and encoding them.
 
 The bucket speaks as much of S3 as listing needs: 1000 keys an answer. Watching a video is made up: one segment of two
 small tokens, written as shards of 1000 videos by the store's own code.

@@ -10,7 +10,7 @@ from typing import Any
 from longvlm.jobs.terminal import NO_MATPLOTLIB, print_rows, terminal
 from longvlm.pipeline.answering.typed import read_value
 from longvlm.pipeline.engine.requests import Answer
-from longvlm.pipeline.judging.agreement import is_right, same
+from longvlm.pipeline.judging.agreement import is_right, is_same_answer
 from longvlm.schemas.tables import QuestionRow
 
 PLOT = "compare.png"
@@ -105,7 +105,7 @@ class Comparison:
     def _agrees(self, path: PathReport, key: Key) -> bool | None:
         """None where the baseline has no answer."""
         given, wanted = path.answers[key].text, self.paths[0].answers[key].text
-        return None if wanted is None else given is not None and same(self.questions[key[1]], given, wanted)
+        return None if wanted is None else given is not None and is_same_answer(self.questions[key[1]], given, wanted)
 
     def _is_right(self, path: PathReport, key: Key) -> bool | None:
         """None where the right answer is not known."""

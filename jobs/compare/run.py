@@ -89,7 +89,7 @@ def run_compare(order: CompareOrder) -> Comparison:
     _check_fit(index_recipe, spec)
     budgets = _fit_budgets(order, spec)
 
-    run = _Run(order, spec, index_recipe, asked)
+    run = _CompareRun(order, spec, index_recipe, asked)
     run.comparison.num_elsewhere = num_elsewhere
     if spec.family == "longvlm":
         longvlm = load_longvlm(model, order.precision, run.device)
@@ -107,7 +107,7 @@ def run_compare(order: CompareOrder) -> Comparison:
     return run.comparison
 
 
-class _Run:
+class _CompareRun:
     """What all paths of a run share, and the comparison that it fills in."""
 
     def __init__(

@@ -1,1 +1,1 @@
-"""A benchmark or labels to figures."""
+"""The evaluate job: a benchmark or labels to metrics."""

@@ -1,4 +1,4 @@
-"""The command that says how good answers are: evaluate."""
+"""The command `evaluate`: scores of a model's answers."""
 
 import json
 from pathlib import Path
@@ -63,9 +63,9 @@ def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_js
     if report is not None:
         plot_folder(report, "--report")
     if order.benchmark == TINYWORLD and order.questions is None and order.labels is None:
-        from longvlm.jobs.evaluate.tinyworld import World, run_miniature
+        from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec, run_tinyworld
 
-        found = run_miniature(order, World(seed or 0, videos or 100))
+        found = run_tinyworld(order, TinyWorldSpec(seed or 0, videos or 100))
     else:
         found = run_evaluate(order)
     saved = save_report(found, report) if report is not None else None

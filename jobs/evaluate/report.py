@@ -1,4 +1,4 @@
-"""What a person is told of an evaluation: a table, and on request a Markdown report with plots."""
+"""The report of an evaluation for people: a table, and on request Markdown with plots."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from typing import Any
 
 from longvlm.jobs.evaluate.run import EvaluateReport
 from longvlm.jobs.terminal import NO_MATPLOTLIB, print_rows, terminal
-from longvlm.pipeline.judging.score import by_kind
+from longvlm.pipeline.judging.score import metrics_by_kind
 from longvlm.pipeline.store.catalog import quoted
 
 REPORT, PLOT = "report.md", "report.png"
@@ -16,14 +16,14 @@ _MOST_BARS = 20
 _MOST_CLASSES = 30  # of a confusion in the report; the rest is in the table of verdicts
 
 
-def side_by_side(report: EvaluateReport) -> str:
-    """The query that shows this evaluation beside others of the same benchmark."""
+def comparison_query(report: EvaluateReport) -> str:
+    """The SQL query that shows this evaluation beside others of the same benchmark."""
     benchmark = quoted(report.benchmark.name)
     return f"SELECT model, answer_recipe, judge, num_judged, score, accuracy FROM scores WHERE benchmark = {benchmark}"
 
 
-def differences(report: EvaluateReport) -> str:
-    """The query that shows question by question where another evaluation came to another verdict."""
+def differences_query(report: EvaluateReport) -> str:
+    """The SQL query that shows question by question where another evaluation came to another verdict."""
     return (
         "SELECT a.uri, a.question, a.reference, a.prediction, a.score, a.is_right, "
         "b.model AS other, b.prediction AS other_prediction, b.score AS other_score, b.is_right AS other_is_right\n"
@@ -36,7 +36,7 @@ def differences(report: EvaluateReport) -> str:
 
 
 def print_evaluation(report: EvaluateReport, saved: Path | None) -> None:
-    """The figures, what is missing, and how to go on."""
+    """Print the metrics, what is missing, and how to go on."""
     told = report.summary()
     console = terminal()
     console.print(f"{told['benchmark']} ({told['dimension']})", style="bold", markup=False, highlight=False)
@@ -48,7 +48,7 @@ def print_evaluation(report: EvaluateReport, saved: Path | None) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in told["as_reference"].items())
         lines.append(f"In the reference's arithmetic (whole scores, what has no reply left out): {shown}.")
     lines.append(f"{told['verdicts_new']} verdicts are new, {told['verdicts_reused']} were known.")
-    lines.append(f'Beside other models, settings and judges: longvlm sql --store S "{side_by_side(report)}"')
+    lines.append(f'Beside other models, settings and judges: longvlm sql --store S "{comparison_query(report)}"')
     if saved is not None:
         lines.append(f"report: {saved}")
     console.print("\n".join(lines), markup=False, highlight=False)
@@ -79,7 +79,7 @@ def _markdown(report: EvaluateReport, plot: Path | None) -> Iterable[str]:
         for question in report.by_question():
             yield from _question_section(question)
     yield "\n## Beside others\n\n```sql"
-    yield f"{side_by_side(report)};\n\n{differences(report)};\n```"
+    yield f"{comparison_query(report)};\n\n{differences_query(report)};\n```"
 
 
 def _question_section(question: dict[str, Any]) -> Iterable[str]:
@@ -99,7 +99,7 @@ def _rows(report: EvaluateReport) -> list[dict[str, Any]]:
     if report.is_labels:
         groups = {found["question"]: found for found in report.by_question()}
     else:
-        groups = by_kind(report.outcomes)
+        groups = metrics_by_kind(report.results)
     everything = {"all": report.summary() | (report.means() if report.is_labels else {}), **groups}
     known = [name for name in _MEASURES if any(found.get(name) is not None for found in everything.values())]
     return [

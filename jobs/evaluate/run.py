@@ -1,4 +1,4 @@
-"""The evaluate job: a benchmark, or somebody's own labels, to answers, verdicts and figures.
+"""The evaluate job: a benchmark, or somebody's own labels, to answers, verdicts and metrics.
 
 1 items    question and answer files -> what is asked and what is right    driver
 2 answer   what is not answered yet                                        the answer job
@@ -18,13 +18,20 @@ from rich.progress import track
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs
-from longvlm.jobs.evaluate.verdicts import Answered, Verdicts, is_out_of_reach, name_videos, questions_of, read_answered
+from longvlm.jobs.evaluate.verdicts import (
+    AnsweredItem,
+    Verdicts,
+    is_judge_unreachable,
+    match_videos,
+    questions_of,
+    read_answered,
+)
 from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.judging import score
-from longvlm.pipeline.judging.benchmarks import BENCHMARKS, Benchmark, labels_in, read_items
+from longvlm.pipeline.judging.benchmarks import BENCHMARKS, Benchmark, labels_benchmark, read_items
 from longvlm.pipeline.judging.judges import ChatJudge, ExactJudge, Judge
-from longvlm.pipeline.judging.score import Outcome
+from longvlm.pipeline.judging.score import QuestionResult
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id
@@ -35,7 +42,7 @@ _MOST_OUT_OF_REACH = 8  # verdicts in a row, each after its own tries, before a 
 
 @dataclass(frozen=True)
 class JudgeOrder:
-    """Who judges: exact match, unless a model is named."""
+    """The order of a judge: exact match, unless a model is named."""
 
     url: str | None = None  # of an OpenAI-compatible API
     model: str | None = None  # its name there; without a URL a folder or hub id
@@ -44,7 +51,7 @@ class JudgeOrder:
 
 @dataclass(frozen=True)
 class EvaluateOrder:
-    """What to evaluate, on what, and who judges."""
+    """The order of an evaluation: what to evaluate, on what, and who judges."""
 
     store: str
     benchmark: str | None = None  # one of BENCHMARKS
@@ -62,14 +69,14 @@ class EvaluateOrder:
 
 @dataclass
 class EvaluateReport:
-    """What came of an evaluation."""
+    """The report of an evaluation."""
 
     run_id: str
     benchmark: Benchmark
     judge: str = ""
     model: str = ""
     answer_recipe: str = ""
-    outcomes: list[Outcome] = field(default_factory=list)  # in the order of the file
+    results: list[QuestionResult] = field(default_factory=list)  # in the order of the file
     num_reused: int = 0  # verdicts that were known
     num_new: int = 0  # verdicts that the judge was asked for
     wall_s: float = 0.0
@@ -79,12 +86,12 @@ class EvaluateReport:
 
     @property
     def is_labels(self) -> bool:
-        """Whether these are somebody's own labels, which are told question by question."""
+        """Whether these are somebody's own labels, which are reported question by question."""
         return self.benchmark.name.startswith("labels:")
 
     def by_question(self) -> list[dict[str, Any]]:
-        """Precision, recall and confusion by question; see `score.by_question`."""
-        return score.by_question(self.outcomes)
+        """Precision, recall and confusion by question; see `score.metrics_by_question`."""
+        return score.metrics_by_question(self.results)
 
     def means(self) -> dict[str, float | None]:
         """The plain means over questions of precision and recall."""
@@ -93,10 +100,10 @@ class EvaluateReport:
         return {measure: fmean(values) if values else None for measure, values in known.items()}
 
     def summary(self) -> dict[str, Any]:
-        """The figures, and what they are of; this goes into the table `runs`."""
-        kinds = score.by_kind(self.outcomes)
+        """The metrics, and what they are of; this goes into the table `runs`."""
+        kinds = score.metrics_by_kind(self.results)
         measure = "score" if self.benchmark.needs_model else "accuracy"
-        found = score.figures(self.outcomes)
+        found = score.compute_metrics(self.results)
         told = {
             "benchmark": self.benchmark.name,
             "dimension": self.benchmark.dimension,
@@ -104,7 +111,7 @@ class EvaluateReport:
             "answer_recipe": self.answer_recipe,
             "judge": self.judge,
             **found,
-            "as_reference": score.as_reference(self.outcomes, self.benchmark.dimension),
+            "as_reference": score.reference_metrics(self.results, self.benchmark.dimension),
             "by_kind": {kind: of_kind[measure] for kind, of_kind in kinds.items()},
             "num_by_kind": {kind: of_kind["num_questions"] for kind, of_kind in kinds.items()},
         }
@@ -124,7 +131,7 @@ class EvaluateReport:
 
 
 def run_evaluate(order: EvaluateOrder) -> EvaluateReport:
-    """Ask what is not answered, judge what is not judged, count, and note the run in the store.
+    """Evaluate: ask what is not answered, judge what is not judged, compute metrics, and note the run in the store.
 
     Raises:
         InputError: the files, store, model or judge cannot be used; verdicts that came before are kept.
@@ -137,7 +144,7 @@ def run_evaluate(order: EvaluateOrder) -> EvaluateReport:
     store = Store.open(order.store)
     spec, stored = choose_answer_model(store, order.model)
     report = EvaluateReport(new_run_id(), benchmark, judge.name, spec.name)
-    items, num_unknown = name_videos(store, benchmark, items)
+    items, num_unknown = match_videos(store, benchmark, items)
     if num_unknown == len(items):
         raise InputError(
             f"not one of the videos that {path} names is in the store {store.uri}; index them first, or name another."
@@ -165,10 +172,10 @@ def run_evaluate(order: EvaluateOrder) -> EvaluateReport:
     return report
 
 
-def _judge(verdicts: Verdicts, answered: list[Answered], report: EvaluateReport, order: EvaluateOrder) -> None:
-    """Stages 3 and 4; makes the outcomes. A judge that is out of reach, or Ctrl-C, ends them early."""
+def _judge(verdicts: Verdicts, answered: list[AnsweredItem], report: EvaluateReport, order: EvaluateOrder) -> None:
+    """Stages 3 and 4; makes the results. A judge that is out of reach, or Ctrl-C, ends them early."""
     logs.begun("evaluate", report.run_id, store=order.store, judge=report.judge)
-    outcomes = [Outcome(one.item, one.status if one.status != "answered" else "not_judged") for one in answered]
+    results = [QuestionResult(one.item, one.status if one.status != "answered" else "not_judged") for one in answered]
     num_out_of_reach = 0
     rows = verdicts.judge_answers(answered, may_ask=report.stopped is None)
     total = sum(one.status == "answered" for one in answered)
@@ -176,8 +183,8 @@ def _judge(verdicts: Verdicts, answered: list[Answered], report: EvaluateReport,
     shown = track(rows, "judging", total, console=console, transient=True, disable=not order.show_progress)
     try:
         for place, row in shown:
-            outcomes[place] = _outcome(answered[place], row)
-            num_out_of_reach = num_out_of_reach + 1 if is_out_of_reach(row) else 0
+            results[place] = _result(answered[place], row)
+            num_out_of_reach = num_out_of_reach + 1 if is_judge_unreachable(row) else 0
             if num_out_of_reach >= _MOST_OUT_OF_REACH:
                 report.stopped = f"the judge cannot be reached: {row['error']}"
                 break
@@ -185,13 +192,13 @@ def _judge(verdicts: Verdicts, answered: list[Answered], report: EvaluateReport,
         report.stopped = INTERRUPTED
     finally:
         rows.close()
-    report.outcomes = outcomes
+    report.results = results
     report.num_reused, report.num_new = verdicts.num_reused, verdicts.num_new
 
 
-def _outcome(answered: Answered, row: dict[str, Any]) -> Outcome:
+def _result(answered: AnsweredItem, row: dict[str, Any]) -> QuestionResult:
     said = {name: row[name] for name in ("status", "score", "is_right", "prediction", "raw_reply")}
-    return Outcome(answered.item, **said)
+    return QuestionResult(answered.item, **said)
 
 
 def choose_benchmark(order: EvaluateOrder) -> Benchmark:
@@ -207,7 +214,7 @@ def choose_benchmark(order: EvaluateOrder) -> Benchmark:
     if order.labels is not None:
         if order.questions or order.answers:
             raise InputError("--questions and --answers go with --benchmark; labels hold both in one file.")
-        return labels_in(order.labels)
+        return labels_benchmark(order.labels)
     benchmark = BENCHMARKS.get(order.benchmark or "")
     if benchmark is None:
         raise InputError(f"there is no benchmark {order.benchmark}; name one of {', '.join(BENCHMARKS)}.")
@@ -234,9 +241,9 @@ def open_judge(order: JudgeOrder, benchmark: Benchmark) -> Judge:
     if order.url is None:
         if order.key_variable:
             raise InputError("--judge-key-env goes with --judge-url; a model on this machine needs no key.")
-        from longvlm.pipeline.judging.judge_local import LocalChat
+        from longvlm.pipeline.judging.judge_local import LocalChatModel
 
-        return ChatJudge(LocalChat(order.model))
-    from longvlm.pipeline.judging.judge_http import HttpChat
+        return ChatJudge(LocalChatModel(order.model))
+    from longvlm.pipeline.judging.judge_http import HttpChatModel
 
-    return ChatJudge(HttpChat(order.url, order.model, order.key_variable))
+    return ChatJudge(HttpChatModel(order.url, order.model, order.key_variable))

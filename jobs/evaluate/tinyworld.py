@@ -1,4 +1,4 @@
-"""The tiny world as a benchmark that brings its own videos: made, indexed and asked about in one go."""
+"""The tiny world as an evaluation benchmark with videos of its own: made, indexed and asked about in one go."""
 
 import json
 import shutil
@@ -24,14 +24,14 @@ _QUESTIONS = "questions.jsonl"
 
 
 @dataclass(frozen=True)
-class World:
-    """Which world, and how much of it."""
+class TinyWorldSpec:
+    """The seed and size of a tiny world."""
 
     seed: int = 0
     num_videos: int = 100
 
 
-def run_miniature(order: EvaluateOrder, world: World) -> EvaluateReport:
+def run_tinyworld(order: EvaluateOrder, world: TinyWorldSpec) -> EvaluateReport:
     """Make the videos of a world, index them, and evaluate a model on its questions.
 
     Args:
@@ -44,7 +44,7 @@ def run_miniature(order: EvaluateOrder, world: World) -> EvaluateReport:
     """
     model = absolute(order.model or SHIPPED)
     _check_version(model)
-    with _places(order.store, world) as (videos, store):
+    with _folders(order.store, world) as (videos, store):
         questions = videos / _QUESTIONS
         if not videos.is_dir():
             _make(videos, world)
@@ -75,7 +75,7 @@ def _check_version(model: str) -> None:
 
 
 @contextmanager
-def _places(store: str, world: World) -> Iterator[tuple[Path, str]]:
+def _folders(store: str, world: TinyWorldSpec) -> Iterator[tuple[Path, str]]:
     """Where the videos lie, and the store."""
     with tempfile.TemporaryDirectory(prefix="longvlm-tinyworld-") as scratch:
         name = f"tinyworld-{world.seed}-{world.num_videos}"
@@ -86,7 +86,7 @@ def _places(store: str, world: World) -> Iterator[tuple[Path, str]]:
             yield Path(scratch) / name, store or f"{scratch}/store"
 
 
-def _make(folder: Path, world: World) -> None:
+def _make(folder: Path, world: TinyWorldSpec) -> None:
     """Make the folder, whole or not at all. Its questions name videos by path: another world may use their names."""
     from longvlm.tinyworld.world import make_world
 

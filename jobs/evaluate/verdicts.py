@@ -1,4 +1,4 @@
-"""What was answered to a benchmark's items, and what judges said of it: read from the store, and added to it."""
+"""Answers and verdicts of a benchmark's items: read from the store, judged, and added to it."""
 
 import hashlib
 from collections.abc import Generator
@@ -52,17 +52,17 @@ _KEY = ("benchmark", "dimension", "question_id", "question", "reference", "write
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An item with what was answered to it."""
+class AnsweredItem:
+    """A benchmark item with its answers."""
 
-    item: dict[str, Any]  # a row of benchmark_files.ITEMS
+    item: dict[str, Any]  # a row of benchmarks.ITEMS
     status: str  # answered, or why there is no prediction
     predictions: tuple[str, ...] = ()
     given: dict[str, Any] | None = None  # question_id, video_id, uri, write_id and model of the answer
 
 
-def name_videos(store: Store, benchmark: Benchmark, items: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """The items with names of videos that the store knows, and the number of those whose videos it has never known.
+def match_videos(store: Store, benchmark: Benchmark, items: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Match items with the store's videos: the items with names that it knows, and the number of others.
 
     A name that it does not know is tried with the benchmark's prefix before it: `v_` and an id, `video` and a number.
     An item without a video is left with `video` None.
@@ -77,7 +77,7 @@ def name_videos(store: Store, benchmark: Benchmark, items: list[dict[str, Any]])
 
 
 def questions_of(benchmark: Benchmark, items: list[dict[str, Any]]) -> pa.Table:
-    """What is asked, as tables.QUESTIONS: each item's question, and for paired ones then each item's second."""
+    """The questions to ask, as tables.QUESTIONS: each item's question, and for paired ones then each item's second."""
     asked = [item for item in items if item["video"] is not None]
     rows = list(asked)
     if benchmark.is_paired:
@@ -89,8 +89,8 @@ def questions_of(benchmark: Benchmark, items: list[dict[str, Any]]) -> pa.Table:
 
 def read_answered(
     store: Store, benchmark: Benchmark, items: list[dict[str, Any]], index_recipe: str, answer_recipe: str
-) -> list[Answered]:
-    """What the store holds of answers to the items, in their order.
+) -> list[AnsweredItem]:
+    """Read the answers to the items from the store, in their order.
 
     Raises:
         InputError: a name could mean several videos.
@@ -109,19 +109,21 @@ def read_answered(
     answered = []
     for item in items:
         if item["video"] is None:
-            answered.append(Answered(item, NOT_IN_STORE))
+            answered.append(AnsweredItem(item, NOT_IN_STORE))
             continue
         given = next(pairs)
         missing = [row["status"] for row in given if row["status"] not in _PREDICTED]
         texts = tuple(row["answer"] or "" for row in given)
         answered.append(
-            Answered(item, missing[0], given=given[0]) if missing else Answered(item, "answered", texts, given[0])
+            AnsweredItem(item, missing[0], given=given[0])
+            if missing
+            else AnsweredItem(item, "answered", texts, given[0])
         )
     return answered
 
 
 class Verdicts:
-    """The table of verdicts for one evaluation: what is known already, and what comes."""
+    """The verdicts of one evaluation: those that the store knows already, and new ones."""
 
     def __init__(self, store: Store, benchmark: Benchmark, judge: Judge, run_id: str, answer_recipe: str) -> None:
         self.store, self.benchmark, self.judge = store, benchmark, judge
@@ -137,8 +139,10 @@ class Verdicts:
             most_rows=COMMIT_VERDICTS,
         )
 
-    def judge_answers(self, answered: list[Answered], *, may_ask: bool = True) -> Generator[tuple[int, dict[str, Any]]]:
-        """Rows of tables.VERDICTS with the place of what they are about; equal prompts are judged once.
+    def judge_answers(
+        self, answered: list[AnsweredItem], *, may_ask: bool = True
+    ) -> Generator[tuple[int, dict[str, Any]]]:
+        """Judge answers: rows of tables.VERDICTS with the place of what they are about; equal prompts are judged once.
 
         Rows are committed as they come, and the rest when the caller stops.
 
@@ -162,12 +166,12 @@ class Verdicts:
             for prompt_hash, row in known.items():
                 for place in places[prompt_hash]:
                     self.num_reused += 1
-                    yield place, self._keep(answered[place], prompt_hash, row, there)
+                    yield place, self._add_row(answered[place], prompt_hash, row, there)
             asked = ((prompt_hash, case) for prompt_hash, case in cases.items() if prompt_hash not in known)
             for prompt_hash, verdict in judge_all(self.judge, asked if may_ask else ()):
                 for place in places[prompt_hash]:
                     self.num_new += 1
-                    yield place, self._keep(answered[place], prompt_hash, _as_row(verdict), there)
+                    yield place, self._add_row(answered[place], prompt_hash, _as_row(verdict), there)
         finally:
             self._commits.flush()
 
@@ -180,8 +184,12 @@ class Verdicts:
             rows = con.sql(_KNOWN, params=[self.judge.name]).to_arrow_table().to_pylist()
         return {row["prompt_hash"]: row for row in rows}, {tuple(row[name] for name in _KEY): row for row in rows}
 
-    def _keep(
-        self, answered: Answered, prompt_hash: str, said: dict[str, Any], there: dict[tuple[Any, ...], dict[str, Any]]
+    def _add_row(
+        self,
+        answered: AnsweredItem,
+        prompt_hash: str,
+        said: dict[str, Any],
+        there: dict[tuple[Any, ...], dict[str, Any]],
     ) -> dict[str, Any]:
         """The row of a verdict, added to the table unless it is there."""
         item, given = answered.item, answered.given or {}
@@ -215,6 +223,6 @@ def _as_row(verdict: Verdict) -> dict[str, Any]:
     return said | {"error_code": verdict.error_code and verdict.error_code.value}
 
 
-def is_out_of_reach(row: dict[str, Any]) -> bool:
+def is_judge_unreachable(row: dict[str, Any]) -> bool:
     """Whether a verdict failed because the judge could not be reached."""
     return bool(row["error_code"] == ErrorCode.NETWORK.value)

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.resources import IndexResources, for_index
 from longvlm.jobs.index.order import IndexOrder, IndexReport
-from longvlm.jobs.index.projection import COVERAGE, Terms, failure_shares, project
+from longvlm.jobs.index.projection import COVERAGE, CostModel, failure_shares, project
 from longvlm.jobs.index.run import index_source, take_stock
 from longvlm.jobs.terminal import print_report, terminal
 from longvlm.pipeline.source.corpus import Source
@@ -216,7 +216,7 @@ def _from_sample(found: Forecast, order: ForecastOrder, work: dict[str, float], 
     if not watched.rows:
         return
     resources = for_index(open_executor(order.run.ray_address).resources(), int(work["videos"]))
-    values, intervals = project(watched.rows, work, _terms(order, watched, resources), order.seed or 0)
+    values, intervals = project(watched.rows, work, _cost_model(order, watched, resources), order.seed or 0)
     found.measured_on = "sample"
     for name in ("video_hours", "store_bytes", "decode_cpu_hours", "encode_hours"):
         setattr(found, name, values.pop(name))
@@ -231,10 +231,10 @@ def _from_sample(found: Forecast, order: ForecastOrder, work: dict[str, float], 
     }
 
 
-def _terms(order: ForecastOrder, watched: _Watched, resources: IndexResources) -> Terms:
+def _cost_model(order: ForecastOrder, watched: _Watched, resources: IndexResources) -> CostModel:
     segments, decode_s, encode_s = (sum(row[n] for row in watched.rows) for n in ("segments", "decode_s", "encode_s"))
     stages = watched.report.stages
-    return Terms(
+    return CostModel(
         resources,
         segment_bytes=watched.store_bytes / max(segments, 1),
         decoder_s=stages["decode"]["busy_s"] / decode_s if decode_s else 1.0,

@@ -19,8 +19,8 @@ _SUMS = ("video_s", "segments", "decode_s", "encode_s")
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What turns the four sums into figures, on the cluster that the sample ran on."""
+class CostModel:
+    """A cost model: what turns the four sums into figures, on the cluster that the sample ran on."""
 
     resources: IndexResources  # of the whole run
     segment_bytes: float  # in the store's files
@@ -58,7 +58,7 @@ class Terms:
 
 
 def project(
-    rows: list[dict[str, Any]], work: dict[str, float], terms: Terms, seed: int
+    rows: list[dict[str, Any]], work: dict[str, float], cost_model: CostModel, seed: int
 ) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
     """Every figure for all of the work, and the interval it is likely to lie in.
 
@@ -68,7 +68,7 @@ def project(
     Args:
         rows: a video each: size_bytes, video_s, segments, decode_s, encode_s.
         work: as `Changes.workload` gives it.
-        terms: of the projection.
+        cost_model: as the sample gave it.
         seed: of the draws.
     """
     by_bytes = not work["num_unknown_sizes"] and sum(row["size_bytes"] for row in rows) > 0
@@ -80,8 +80,8 @@ def project(
         picks = np.arange(len(rows))[None]
     weights = base[picks].sum(axis=1)
     shares = total / np.where(weights > 0, weights, np.nan)
-    drawn = terms.figures(shares[:, None] * measured[picks].sum(axis=1))
-    all_of_it = terms.figures(total / base.sum() * measured.sum(axis=0, keepdims=True))
+    drawn = cost_model.figures(shares[:, None] * measured[picks].sum(axis=1))
+    all_of_it = cost_model.figures(total / base.sum() * measured.sum(axis=0, keepdims=True))
     tail = (1 - COVERAGE) / 2
     values = {name: _plain(value[0]) for name, value in all_of_it.items()}
     intervals = {

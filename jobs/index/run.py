@@ -32,7 +32,7 @@ from longvlm.jobs.index.stages import Encode, Watch, Write
 from longvlm.jobs.limits import INTERRUPTED, Limits, OutOfTimeError, TooManyFailuresError
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.source.corpus import nothing_in, spool_source
-from longvlm.pipeline.store.changes import Changes, Terms, compare
+from longvlm.pipeline.store.changes import ChangeCriteria, Changes, compare
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas.errors import InputError
@@ -78,14 +78,14 @@ def take_stock(order: IndexOrder, scratch: Path) -> tuple[Store | None, IndexRec
         raise nothing_in(order.source)
     store = Store.find(order.store)
     recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
-    terms = Terms(
+    criteria = ChangeCriteria(
         recipe.fingerprint,
         order.source.home,
         order.source.coverage(),
         retry_failed=order.retry_failed,
         restale=order.restale,
     )
-    changes = compare(str(scratch), store.pin(("videos",)) if store else Snapshot(), terms)
+    changes = compare(str(scratch), store.pin(("videos",)) if store else Snapshot(), criteria)
     if order.prune and not order.allow_mass_delete and changes.num_gone > MAX_LOSS * changes.num_known:
         raise InputError(
             f"{changes.num_gone} of the {changes.num_known} videos known of {order.source.uri} are gone; if that is "

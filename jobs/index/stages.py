@@ -12,7 +12,7 @@ from longvlm.jobs.cluster.resources import DECODE_DEADLINE_S, DECODE_MEMORY_BYTE
 from longvlm.jobs.cluster.retry import persist
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, WORKER, StageReporter
 from longvlm.pipeline.decode.isolate import Decoder
-from longvlm.pipeline.decode.units import failed_unit, watch
+from longvlm.pipeline.decode.units import decode_units, failed_unit
 from longvlm.pipeline.source.scratch import ScratchFolder
 from longvlm.pipeline.store.shards import write_shards
 from longvlm.schemas import tables
@@ -43,7 +43,7 @@ class Watch:
                 yield _noted(failed_unit(video, killer("decoder")))
                 continue
             with self.stage.work([video["write_id"]]) as clock:
-                units = watch(video, self.recipe, self.decoder, self.scratch.name)
+                units = decode_units(video, self.recipe, self.decoder, self.scratch.name)
                 while (frames := clock.time(next, units, None)) is not None:
                     clock.cpu_s += frames["decode_ms"][0].as_py() / 1000  # burnt in the child
                     yield _noted(frames)

@@ -1,1 +1,1 @@
-"""Several small jobs that keep a store running: nightly, maintain, forget, doctor, submit."""
+"""Operations: the jobs that keep a store running (nightly, maintain, forget), doctor and submit."""

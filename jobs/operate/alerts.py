@@ -1,4 +1,4 @@
-"""Alerts: named queries over a store; one that returns rows is told to somebody."""
+"""Alerts: named queries over a store; one that returns rows is posted to a webhook."""
 
 import json
 import re
@@ -30,8 +30,8 @@ _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
-class Query:
-    """A question to a store whose every answer is bad news."""
+class Alert:
+    """An alert: a named SQL query, of which every row is bad news."""
 
     name: str
     sql: str
@@ -39,11 +39,11 @@ class Query:
 
 @dataclass
 class AlertsReport:
-    """What came of the alerts."""
+    """The report of the alerts: which were raised and posted."""
 
     raised: dict[str, int] = field(default_factory=dict)  # name -> number of rows
     posted: int = 0
-    problems: list[str] = field(default_factory=list)  # queries that cannot run, posts that did not get through
+    problems: list[str] = field(default_factory=list)  # alerts that cannot run, posts that did not get through
 
     def as_json(self) -> dict[str, Any]:
         """The part `alerts` of a nightly's counts."""
@@ -51,8 +51,8 @@ class AlertsReport:
         return {"raised": self.raised, "num_raised": len(self.raised), "posted": self.posted, "stopped": stopped}
 
 
-def read_alerts(path: str | None) -> list[Query]:
-    """The queries of a file, or those that come with the project.
+def read_alerts(path: str | None) -> list[Alert]:
+    """Read the alerts of a file, or those that come with the project.
 
     Raises:
         InputError: it cannot be read, a query has no name or another's, or is not one SELECT.
@@ -62,19 +62,19 @@ def read_alerts(path: str | None) -> list[Query]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the alerts {path} cannot be read ({error}); name a file of SQL.") from error
     before, *parts = _NAME.split(text)
-    queries = [Query(name, sql) for name, sql in zip(parts[::2], parts[1::2], strict=True)]
-    if not queries or re.sub(r"--.*", "", before).strip():
+    alerts = [Alert(name, sql) for name, sql in zip(parts[::2], parts[1::2], strict=True)]
+    if not alerts or re.sub(r"--.*", "", before).strip():
         raise InputError(f"the alerts {path} have a query without a name; put a line `-- name: ...` above each.")
-    if len({query.name for query in queries}) < len(queries):
+    if len({alert.name for alert in alerts}) < len(alerts):
         raise InputError(f"two of the alerts {path} have the same name; give each its own.")
     with duckdb.connect() as con:
-        for query in queries:
+        for alert in alerts:
             try:
-                catalog.check_select(con, query.sql)
+                catalog.check_select(con, alert.sql)
             except (InputError, duckdb.Error) as error:
                 reason = catalog.first_line(error)
-                raise InputError(f"the alert {query.name!r} must be one SELECT statement ({reason}).") from error
-    return queries
+                raise InputError(f"the alert {alert.name!r} must be one SELECT statement ({reason}).") from error
+    return alerts
 
 
 def check_webhook(url: str | None) -> None:
@@ -84,16 +84,16 @@ def check_webhook(url: str | None) -> None:
 
 
 def run_alerts(
-    snapshot: Snapshot, run: dict[str, Any], queries: list[Query], about: str, url: str | None
+    snapshot: Snapshot, run: dict[str, Any], alerts: list[Alert], about: str, url: str | None
 ) -> AlertsReport:
-    """Ask all queries, and post those that return rows. One that fails keeps none of the others back.
+    """Run all alerts, and post those that return rows. One that fails keeps none of the others back.
 
     They read the store and nothing else, since what they find leaves the house.
 
     Args:
         snapshot: of the store.
         run: the row of the run under way, as it will stand in `runs`.
-        queries: from `read_alerts`.
+        alerts: from `read_alerts`.
         about: the store's address, for who reads the post.
         url: of the webhook; None posts nothing.
     """
@@ -105,24 +105,24 @@ def run_alerts(
             "FROM (FROM ledger_runs UNION ALL BY NAME FROM run_under_way)"
         )
         access.seal(con, snapshot)
-        for query in queries:
+        for alert in alerts:
             try:
-                found = catalog.query(con, query.sql)
+                found = catalog.query(con, alert.sql)
             except InputError as error:
-                report.problems.append(f"the alert {query.name!r}: {error}")
+                report.problems.append(f"the alert {alert.name!r}: {error}")
                 continue
             if not len(found):
                 continue
-            report.raised[query.name] = len(found)
+            report.raised[alert.name] = len(found)
             if url:
-                problem = post(url, message(query.name, found, about, run["run_id"]))
+                problem = post_webhook(url, webhook_payload(alert.name, found, about, run["run_id"]))
                 report.posted += problem is None
-                report.problems += [f"the alert {query.name!r} was not posted: {problem}"] if problem else []
+                report.problems += [f"the alert {alert.name!r} was not posted: {problem}"] if problem else []
     return report
 
 
-def message(name: str, found: pa.Table, about: str, run_id: str) -> dict[str, Any]:
-    """What is posted: `text` is what chat services show, the rest is for programs."""
+def webhook_payload(name: str, found: pa.Table, about: str, run_id: str) -> dict[str, Any]:
+    """The JSON that is posted to a webhook: `text` is what chat services show, the rest is for programs."""
     rows = found.slice(0, MAX_ROWS).to_pylist()
     rows = json.loads(json.dumps(rows, default=plain), parse_constant=lambda _: None)  # JSON knows no NaN
     told = [", ".join(f"{key} {value}" for key, value in row.items()) for row in rows[:_ROWS_IN_TEXT]]
@@ -132,13 +132,13 @@ def message(name: str, found: pa.Table, about: str, run_id: str) -> dict[str, An
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirected post would arrive as a GET, and a sign-in page would pass for success."""
+    """A redirect handler that follows none: a post would arrive as a GET, and a sign-in page pass for success."""
 
     def redirect_request(self, *_: Any) -> None:
         """Follow nothing: it becomes an HTTPError."""
 
 
-def post(url: str, body: dict[str, Any]) -> str | None:
+def post_webhook(url: str, body: dict[str, Any]) -> str | None:
     """Post JSON, a bounded number of times; returns why it did not get through, if it did not.
 
     The standard library does, since no answer is read and nothing is kept open. The reason never repeats the address,

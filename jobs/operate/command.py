@@ -1,4 +1,4 @@
-"""Commands that run things elsewhere or every night: nightly, submit, doctor."""
+"""The commands `nightly`, `submit` and `doctor`."""
 
 import json
 from typing import Any
@@ -55,7 +55,7 @@ def nightly(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], 
 
 
 def _print_night(report: Any) -> None:
-    """A table a part."""
+    """Print a table for each part of a night."""
     from longvlm.jobs.terminal import print_report
 
     for part, counts in report.parts.items():
@@ -102,21 +102,20 @@ def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **op
     assert isinstance(group, click.Group)
     group.commands[job].make_context(f"longvlm {job}", list(args))  # a slip of the pen is told here and now
 
-    from longvlm.jobs.operate.submit import Submission, read_env
-    from longvlm.jobs.operate.submit import submit as send
+    from longvlm.jobs.operate.submit import JobSubmission, read_env, submit_job
 
     env = read_env(options.pop("env"))
-    submitted = send(Submission((job, *args), address, env=env, **options))
+    submitted = submit_job(JobSubmission((job, *args), address, env=env, **options))
     try:  # from here on the job runs whatever happens to this process
-        click.echo(f"longvlm: {submitted.job_id} is on its way; {submitted.how_to}", err=True)
+        click.echo(f"longvlm: {submitted.job_id} is on its way; {submitted.follow_hint}", err=True)
         if no_wait:
             return
         exit_code, said = submitted.follow()
     except KeyboardInterrupt:
-        click.echo(f"\nlongvlm: the job goes on; {submitted.how_to}.", err=True)
+        click.echo(f"\nlongvlm: the job goes on; {submitted.follow_hint}.", err=True)
         context.exit(STOPPED)
     except ConnectionError as error:
-        click.echo(f"longvlm: {error}; the job may go on; {submitted.how_to}.", err=True)
+        click.echo(f"longvlm: {error}; the job may go on; {submitted.follow_hint}.", err=True)
         context.exit(STOPPED)
     if exit_code is None:
         stop_if(f"{submitted.job_id} ended as {said}")
@@ -134,10 +133,10 @@ def doctor(*, source: str, store: str, model: str | None, ray_address: str | Non
 
     Nothing stays behind: what is written to try the store is removed again.
     """
-    from longvlm.jobs.operate.doctor import DoctorOrder, examine, print_findings
+    from longvlm.jobs.operate.doctor import DoctorOrder, print_findings, run_doctor
     from longvlm.jobs.options import STOPPED
 
-    findings = examine(DoctorOrder(source, store, model, ray_address))
+    findings = run_doctor(DoctorOrder(source, store, model, ray_address))
     if as_json:
         for finding in findings:
             click.echo(json.dumps(vars(finding)))

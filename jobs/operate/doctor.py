@@ -1,4 +1,4 @@
-"""What a run needs, tried where a run needs it: in a worker on every node of the cluster."""
+"""Health checks of a cluster: what a run needs, tried in a worker on every node."""
 
 import shutil
 import sys
@@ -30,7 +30,7 @@ from longvlm.pipeline.uris import is_local, locate
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError
 
-_PATIENCE_S = 300.0  # for a node to start a worker and load a tower
+_TIMEOUT_S = 300.0  # for a node to start a worker and load a tower
 _CHILD_S = 60.0  # for a decoder's child to start
 _MIN_SCRATCH_BYTES = 2 << 30  # a few downloaded videos
 _LIBRARIES = ("av", "decord", *VERSIONS)
@@ -39,7 +39,7 @@ _OPTIONAL = ("decord",)  # there are none for some platforms; PyAV stands in
 
 @dataclass(frozen=True)
 class DoctorOrder:
-    """What a run would be given."""
+    """The order of a health check: what a run would be given."""
 
     source: str
     store: str
@@ -49,7 +49,7 @@ class DoctorOrder:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was tried."""
+    """The result of one check on one node."""
 
     node: str  # its address; `here` for where the command was given
     check: str
@@ -59,39 +59,39 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class _Ask:
-    """What a worker is told."""
+class _NodeCheck:
+    """All that a worker needs to check its node."""
 
     order: DoctorOrder
     node: str
     has_gpu: bool
-    beacon: str  # an object in the store that was written by the driver; empty where it could not be
+    test_object: str  # an object in the store that was written by the driver; empty where it could not be
     versions: dict[str, str | None]
 
 
-def examine(order: DoctorOrder) -> list[Finding]:
-    """Try everything on every node; returns what was found, node by node.
+def run_doctor(order: DoctorOrder) -> list[Finding]:
+    """Run every check on every node; returns the findings, node by node.
 
     Raises:
         InputError: no cluster answers at the address, or no store can be at its own.
     """
     canonical(order.store)
     connect(order.ray_address)
-    with _beacon(order.store) as (beacon, findings):
+    with _test_object(order.store) as (test_object, findings):
         asked = {}
         for node in (node for node in ray.nodes() if node["Alive"]):
             has_gpu = node["Resources"].get("GPU", 0) > 0
-            ask = _Ask(order, node["NodeManagerAddress"], has_gpu, beacon, _versions())
+            node_check = _NodeCheck(order, node["NodeManagerAddress"], has_gpu, test_object, _versions())
             remote = ray.remote(num_cpus=0, num_gpus=0.01 if has_gpu else 0, max_retries=0)(_examine_node)
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[remote.options(scheduling_strategy=here).remote(ask)] = ask.node
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
+            asked[remote.options(scheduling_strategy=here).remote(node_check)] = node_check.node
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT_S)
         for task, node in asked.items():
-            findings.extend(_answer_of(task, node) if task in done else [_silent(node)])
+            findings.extend(_findings_of(task, node) if task in done else [_no_answer(node)])
     return findings
 
 
-def _answer_of(task: Any, node: str) -> list[Finding]:
+def _findings_of(task: Any, node: str) -> list[Finding]:
     try:
         found: list[Finding] = ray.get(task)
     except ray.exceptions.RayError as error:
@@ -100,23 +100,23 @@ def _answer_of(task: Any, node: str) -> list[Finding]:
     return found
 
 
-def _silent(node: str) -> Finding:
-    detail = f"no worker answered within {_PATIENCE_S:.0f} s"
+def _no_answer(node: str) -> Finding:
+    detail = f"no worker answered within {_TIMEOUT_S:.0f} s"
     return Finding(
         node, "worker", ok=False, detail=detail, advice="Is the node busy or its GPU taken? See `ray status`."
     )
 
 
 @contextmanager
-def _beacon(store_uri: str) -> Iterator[tuple[str, list[Finding]]]:
-    """An object in the store for the workers to find, and what came of writing it; nothing stays behind."""
+def _test_object(store_uri: str) -> Iterator[tuple[str, list[Finding]]]:
+    """A test object in the store for the workers to find, and what came of writing it; nothing stays behind."""
     uri = f"{canonical(store_uri)}/.doctor-{uuid.uuid4()}"
     made = _missing_folders(uri)
     try:
         lease.create(uri, b"doctor")
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is what is asked
         advice = "Check the store's address, your credentials and your rights."
-        yield "", [Finding("here", "store", ok=False, detail=_said(error), advice=advice)]
+        yield "", [Finding("here", "store", ok=False, detail=_error_text(error), advice=advice)]
     else:
         try:
             yield uri, []
@@ -134,30 +134,30 @@ def _missing_folders(uri: str) -> list[Path]:
     return [folder for folder in Path(uri).parents if not folder.exists()] if is_local(uri) else []
 
 
-def _examine_node(ask: _Ask) -> list[Finding]:
-    """Runs in a worker."""
-    return [_try(ask, *check) for check in _CHECKS]
+def _examine_node(node_check: _NodeCheck) -> list[Finding]:
+    """Run the checks of a node, in a worker of it."""
+    return [_try(node_check, *check) for check in _CHECKS]
 
 
-def _try(ask: _Ask, name: str, check: Callable[[_Ask], str], advice: str) -> Finding:
+def _try(node_check: _NodeCheck, name: str, check: Callable[[_NodeCheck], str], advice: str) -> Finding:
     try:
-        detail = check(ask)
+        detail = check(node_check)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is what is asked
-        return Finding(ask.node, name, ok=False, detail=_said(error), advice=advice)
-    return Finding(ask.node, name, ok=True, detail=detail)
+        return Finding(node_check.node, name, ok=False, detail=_error_text(error), advice=advice)
+    return Finding(node_check.node, name, ok=True, detail=detail)
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0]
-    return text if isinstance(error, InputError | _UnwellError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, InputError | _CheckFailedError) else f"{type(error).__name__}: {text}"
 
 
-class _UnwellError(Exception):
-    """What a check found to be wrong, as a sentence."""
+class _CheckFailedError(Exception):
+    """A check has failed: what is wrong, as a sentence."""
 
 
 def _versions() -> dict[str, str | None]:
-    """What is installed here, with Python itself; None of what is not."""
+    """Versions of the libraries that are installed here, and of Python; None of those that are not."""
     found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _LIBRARIES:
         try:
@@ -167,20 +167,20 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _libraries(ask: _Ask) -> str:
+def _libraries(node_check: _NodeCheck) -> str:
     here = _versions()
     missing = [name for name, found in here.items() if found is None and name not in _OPTIONAL]
     other = [
         f"{name} {here[name]} (driver: {found})"
-        for name, found in ask.versions.items()
+        for name, found in node_check.versions.items()
         if found and here[name] != found
     ]
     if missing or other:
-        raise _UnwellError("; ".join([*(f"{name} is not installed" for name in missing), *other]))
+        raise _CheckFailedError("; ".join([*(f"{name} is not installed" for name in missing), *other]))
     return ", ".join(f"{name} {found}" for name, found in here.items() if found)
 
 
-def _decoders(_: _Ask) -> str:
+def _decoders(_: _NodeCheck) -> str:
     import av
 
     said = f"PyAV {av.__version__}"
@@ -189,24 +189,24 @@ def _decoders(_: _Ask) -> str:
 
         said += f", decord {decord.__version__}"
     with closing(Decoder(_CHILD_S, DECODE_MEMORY_BYTES)) as decoder:
-        decoder.call(video.forget)  # the least that a child can be asked
+        decoder.call(video.close_video)  # the least that a child can be asked
         return (
             f"{said}; their child starts, confined by {', '.join(decoder.confined) or 'nothing that this kernel has'}"
         )
 
 
-def _scratch(_: _Ask) -> str:
+def _scratch(_: _NodeCheck) -> str:
     folder = tempfile.gettempdir()
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"doctor")
     free = shutil.disk_usage(folder).free
     if free < _MIN_SCRATCH_BYTES:
-        raise _UnwellError(f"{folder} has {free / 1e9:.1f} GB free")
+        raise _CheckFailedError(f"{folder} has {free / 1e9:.1f} GB free")
     return f"{folder} has {free / 1e9:.0f} GB free"
 
 
-def _source(ask: _Ask) -> str:
-    source = Source(ask.order.source)
+def _source(node_check: _NodeCheck) -> str:
+    source = Source(node_check.order.source)
     page = next(iter(list_pages(source)), None)
     if page is None:
         raise nothing_in(source)
@@ -216,27 +216,29 @@ def _source(ask: _Ask) -> str:
     return f"lists {len(page)} videos on its first page; read {len(head)} bytes of {uri}"
 
 
-def _shared_store(ask: _Ask) -> str:
-    if not ask.beacon:
-        raise _UnwellError("not tried, since the store cannot be written from here")
-    fs, path = filesystem(ask.beacon)
+def _shared_store(node_check: _NodeCheck) -> str:
+    if not node_check.test_object:
+        raise _CheckFailedError("not tried, since the store cannot be written from here")
+    fs, path = filesystem(node_check.test_object)
     fs.invalidate_cache()
     if not fs.exists(path):
-        raise _UnwellError("what the driver wrote is not seen here: this is another folder of the same name")
-    uri = f"{ask.beacon}-{uuid.uuid4()}"
+        raise _CheckFailedError("what the driver wrote is not seen here: this is another folder of the same name")
+    uri = f"{node_check.test_object}-{uuid.uuid4()}"
     fs, path = filesystem(uri)
     if not lease.create(uri, b"first"):
-        raise _UnwellError("a conditional put of a new object was refused")
+        raise _CheckFailedError("a conditional put of a new object was refused")
     try:
         if lease.create(uri, b"second"):
-            raise _UnwellError("a conditional put overwrote an object: two runs at once would lose each other's work")
+            raise _CheckFailedError(
+                "a conditional put overwrote an object: two runs at once would lose each other's work"
+            )
     finally:
         fs.rm_file(path)
     return "written, refused a second time, removed"
 
 
-def _tables(ask: _Ask) -> str:
-    store = Store.find(ask.order.store)
+def _tables(node_check: _NodeCheck) -> str:
+    store = Store.find(node_check.order.store)
     if store is None:
         return "no store yet; the first index makes it"
     with catalog.connect(store.pin(("videos", "recipes"))) as con:
@@ -244,28 +246,28 @@ def _tables(ask: _Ask) -> str:
     return f"{number} live videos"
 
 
-def _model(ask: _Ask) -> str:
-    store = Store.find(ask.order.store)
-    if ask.order.model is None and (store is None or store.active_recipe() is None):
+def _model(node_check: _NodeCheck) -> str:
+    store = Store.find(node_check.order.store)
+    if node_check.order.model is None and (store is None or store.active_recipe() is None):
         return "not tried: no --model, and no store that remembers one"
-    recipe, model = choose_index_recipe(store, ask.order.model, None, None)
-    device = "cuda" if ask.has_gpu else "cpu"
+    recipe, model = choose_index_recipe(store, node_check.order.model, None, None)
+    device = "cuda" if node_check.has_gpu else "cpu"
     load_tower(recipe.tower.name, recipe.precision, device)
     return f"the tower {recipe.tower.name} of {model} is loaded on {device}"
 
 
-def _gpu(ask: _Ask) -> str:
+def _gpu(node_check: _NodeCheck) -> str:
     import torch
 
-    if not ask.has_gpu:
+    if not node_check.has_gpu:
         return "none here: encoders take CPUs"
     if not torch.cuda.is_available():
-        raise _UnwellError(f"Ray counts GPUs here, and torch {torch.__version__} sees none")
+        raise _CheckFailedError(f"Ray counts GPUs here, and torch {torch.__version__} sees none")
     free, total = torch.cuda.mem_get_info()
     return f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
 
 
-_CHECKS: tuple[tuple[str, Callable[[_Ask], str], str], ...] = (
+_CHECKS: tuple[tuple[str, Callable[[_NodeCheck], str], str], ...] = (
     ("libraries", _libraries, "Install the same versions on the cluster and where jobs are started: constraints.txt."),
     ("decoders", _decoders, "Install av (and decord) again in the cluster's image, and look at the node's memory."),
     ("scratch", _scratch, "Give the node room, or point TMPDIR to a disk with some: videos are downloaded there."),
@@ -278,7 +280,7 @@ _CHECKS: tuple[tuple[str, Callable[[_Ask], str], str], ...] = (
 
 
 def print_findings(findings: list[Finding]) -> None:
-    """A line a check; several nodes that say the same share one."""
+    """Print a table of the findings, a line a check; several nodes that say the same share one."""
     grouped: dict[tuple[str, bool, str, str], list[str]] = {}
     for found in findings:
         grouped.setdefault((found.check, found.ok, found.detail, found.advice), []).append(found.node)

@@ -1,4 +1,4 @@
-"""Forgetting: the videos that a person names leave the store, down to the last byte."""
+"""The forget job: erasure of named videos from the store, down to the last byte."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ from longvlm.schemas.identity import new_run_id, video_id
 
 @dataclass
 class ForgetReport:
-    """What was erased."""
+    """The report of an erasure."""
 
     run_id: str
     erased: Erased
@@ -63,7 +63,7 @@ def run_forget(store_uri: str, uris: list[str]) -> ForgetReport:
 
 
 def read_uris(file: str) -> list[str]:
-    """The URIs that a file names: the column `uri` of a file of rows (CSV, JSON, JSONL, parquet), else a line each.
+    """Read URIs from a file: the column `uri` of a file of rows (CSV, JSON, JSONL, parquet), else a line each.
 
     Raises:
         InputError: the file cannot be read, or has no column `uri`.

@@ -1,4 +1,4 @@
-"""The maintain job: few files, no dead rows, nothing left behind, and on request a look at every byte."""
+"""The maintain job: compaction, removal of dead rows and unused files, and on request verification of every byte."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from longvlm.schemas.identity import new_run_id
 
 @dataclass(frozen=True)
 class MaintainOrder:
-    """What to look after."""
+    """The order of a maintenance run."""
 
     store: str
     retention_hours: float = MIN_RETENTION_HOURS
@@ -36,7 +36,7 @@ class MaintainOrder:
 
 @dataclass
 class MaintainReport:
-    """What was done."""
+    """The report of a maintenance run."""
 
     run_id: str = field(default_factory=new_run_id)
     erased: Erased | None = None  # what was written of forgotten videos since they were forgotten
@@ -83,7 +83,7 @@ class MaintainReport:
 
 
 def run_maintain(order: MaintainOrder) -> MaintainReport:
-    """Look after a store and note that in it.
+    """Maintain a store and note the run in it.
 
     Raises:
         InputError: there is no store, or the retention is shorter than a run may take.
@@ -132,7 +132,7 @@ def _check_retention(hours: float) -> None:
 
 @contextmanager
 def _bytes_read(snapshot: Snapshot, *, show: bool) -> Iterator[Any]:
-    """A bar over the bytes of all tables."""
+    """A progress bar over the bytes of all tables."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
         num_bytes = sum(file.size_bytes for table in snapshot.tables.values() for file in table.files)

@@ -1,4 +1,4 @@
-"""The nightly job: a store held against its source, asked its standing questions, tidied, and spoken up about.
+"""The nightly job: index what changed, prune, ask the standing questions, maintain the store, and raise alerts.
 
 1 index      what is new or changed, what failed for a passing reason, what is gone    as `longvlm index --prune`
 2 answer     the standing questions, where they have no answer yet                     as `longvlm answer`
@@ -33,7 +33,7 @@ from longvlm.jobs.cluster.resources import MIN_RETENTION_HOURS
 from longvlm.jobs.index.order import IndexOrder, check_order
 from longvlm.jobs.index.run import index_source, take_stock
 from longvlm.jobs.limits import INTERRUPTED
-from longvlm.jobs.operate.alerts import Query, check_webhook, read_alerts, run_alerts
+from longvlm.jobs.operate.alerts import Alert, check_webhook, read_alerts, run_alerts
 from longvlm.jobs.operate.maintain import maintain_store
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.answering.questions import read_questions
@@ -50,7 +50,7 @@ _STOPS = (InputError, OSError, DeltaError, duckdb.Error, StageError)  # what the
 
 @dataclass(frozen=True)
 class NightlyOrder:
-    """What to do every night."""
+    """The order of a nightly run."""
 
     index: IndexOrder  # also names the store, the model, and the hours for all parts together
     questions: str | None = None  # a question file; its owner keeps its versions
@@ -61,7 +61,7 @@ class NightlyOrder:
 
 @dataclass
 class NightlyReport:
-    """How a night went."""
+    """The report of a nightly run."""
 
     started_s: float = field(default_factory=time.time)
     run_id: str = field(default_factory=new_run_id)
@@ -85,7 +85,7 @@ class NightlyReport:
 
 
 def run_nightly(order: NightlyOrder) -> NightlyReport:
-    """One night's work under the lease `nightly`, and its row in `runs`, however it ended.
+    """Run one night's work under the lease `nightly`, and its row in `runs`, however it ended.
 
     Raises:
         InputError: the orders cannot be carried out; nothing is written.
@@ -129,7 +129,7 @@ def _check_first_night(order: IndexOrder) -> None:
         changes.close()
 
 
-def _all_parts(order: NightlyOrder, questions: pa.Table | None, queries: list[Query], report: NightlyReport) -> None:
+def _all_parts(order: NightlyOrder, questions: pa.Table | None, queries: list[Alert], report: NightlyReport) -> None:
     """Parts 1 to 4."""
     with _part("index", report) as counts:
         indexed, _ = index_source(order.index)

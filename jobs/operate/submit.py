@@ -1,4 +1,4 @@
-"""Jobs on somebody's cluster, through Ray's job submission: sent off, followed, and ended with their own exit code."""
+"""Job submission to a Ray cluster: a command is submitted, its log followed, and its exit code given back."""
 
 import asyncio
 import os
@@ -20,13 +20,13 @@ from ray.job_submission import JobSubmissionClient
 from longvlm.schemas.errors import InputError
 
 _TRIES = 60  # to ask after a job, before the cluster counts as out of reach
-_AGAIN_S = 5.0
+_RETRY_S = 5.0
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 @dataclass(frozen=True)
-class Submission:
-    """What to run where."""
+class JobSubmission:
+    """A job to submit: a command, and the cluster it runs on."""
 
     command: tuple[str, ...]  # as it would follow `longvlm`
     address: str  # http(s)://HEAD:8265
@@ -36,14 +36,14 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        """The line that a shell on the cluster is given; every word of the command stays one word.
+        """The shell command line of the job; every word of the command stays one word.
 
         Python is isolated (-I): what is installed there runs, whatever else lies in the folder that is sent along.
         """
         return shlex.join(["python", "-I", "-m", "longvlm", *self.command])
 
     def runtime_env(self) -> dict[str, Any]:
-        """What Ray sets up around the job."""
+        """Ray's runtime environment of the job."""
         # Ray puts the folder on its workers' path, before Python's own library; isolated ones leave it out.
         isolated = "python -I" if self.working_dir else None
         wanted = {
@@ -56,7 +56,7 @@ class Submission:
 
 
 def read_env(settings: tuple[str, ...]) -> dict[str, str]:
-    """NAME=VALUE, or NAME for the value that it has here. Raises InputError without ever repeating a value."""
+    """Read environment settings, NAME=VALUE, or NAME for its value here. InputErrors never repeat a value."""
     env = {}
     for setting in settings:
         name, is_given, value = setting.partition("=")
@@ -68,8 +68,8 @@ def read_env(settings: tuple[str, ...]) -> dict[str, str]:
     return env
 
 
-class Submitted:
-    """A job that a cluster has taken on. Make one with `submit`."""
+class SubmittedJob:
+    """A submitted job. Make one with `submit_job`."""
 
     def __init__(self, client: Any, job_id: str, address: str) -> None:
         self.client = client
@@ -78,8 +78,8 @@ class Submitted:
         self._num_written = 0  # characters of the log
 
     @property
-    def how_to(self) -> str:
-        """What a person may do about it from here."""
+    def follow_hint(self) -> str:
+        """The commands that follow and stop the job."""
         where = f"{self.job_id} --address {self.address}"
         return f"`ray job logs --follow {where}` follows it, `ray job stop {where}` ends it"
 
@@ -98,7 +98,7 @@ class Submitted:
             info = self._info()
             if info.status.is_terminal():
                 return info.driver_exit_code, f"{info.status.value}: {info.message or 'nothing is said of why'}"
-            time.sleep(_AGAIN_S)
+            time.sleep(_RETRY_S)
 
     async def _tail(self, write: Callable[[str], object]) -> None:
         """Write the log as it grows, without the characters that were written before."""
@@ -116,12 +116,12 @@ class Submitted:
             except (requests.RequestException, RuntimeError) as error:
                 if attempt + 1 == _TRIES:
                     raise ConnectionError(f"{self.address} is out of reach ({error})") from error
-                time.sleep(_AGAIN_S)
+                time.sleep(_RETRY_S)
         return None
 
 
-def submit(order: Submission) -> Submitted:
-    """Send a job off.
+def submit_job(order: JobSubmission) -> SubmittedJob:
+    """Submit a job.
 
     Raises:
         InputError: there is no cluster at the address, it refuses who asks, or what is sent along cannot be sent.
@@ -143,4 +143,4 @@ def submit(order: Submission) -> Submitted:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"the cluster at {order.address} did not take the job: {reason}") from error
-    return Submitted(client, job_id, order.address)
+    return SubmittedJob(client, job_id, order.address)

@@ -1,4 +1,4 @@
-"""Commands that look after a store: maintain and forget."""
+"""The commands `maintain` and `forget`, which look after a store."""
 
 import json
 

@@ -1,1 +1,1 @@
-"""Looking into a store: SQL, search, status, recipes, and export."""
+"""Queries of a store: SQL, search, status, recipes, and export."""

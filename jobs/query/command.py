@@ -1,4 +1,4 @@
-"""Commands that only read a store: sql, search, status; and recipe, which also chooses what the views show."""
+"""The commands `sql`, `search` and `status`, which only read a store, and `recipe`, which sets what its views show."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""A store as one DuckDB file that stands on its own: tables instead of views, for people who take it elsewhere."""
+"""Export of a store to one self-contained DuckDB file: tables instead of views, for people who take it elsewhere."""
 
 import os
 import tempfile
@@ -21,7 +21,7 @@ _MEMORY_GB = 2.0  # of DuckDB's; rows stream, only the newest of each video has 
 
 @dataclass
 class ExportReport:
-    """What was written."""
+    """The report of an export."""
 
     path: str
     size_bytes: int = 0
@@ -33,7 +33,7 @@ class ExportReport:
 
 
 def export_store(store_uri: str, target: str, *, segments: bool = False, force: bool = False) -> ExportReport:
-    """Copy what the views show into one DuckDB file; it appears whole or not at all.
+    """Export what the views show to one DuckDB file; it appears whole or not at all.
 
     Args:
         store_uri: a local or remote store.

@@ -1,4 +1,4 @@
-"""The command that takes a store's tables elsewhere: export."""
+"""The command `export`, which copies a store's tables into one DuckDB file."""
 
 import json
 

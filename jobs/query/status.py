@@ -1,4 +1,4 @@
-"""Questions to a store that need no Ray: what it holds, and which segments look like a text."""
+"""Status and search of a store, without Ray: what it holds, and which segments look like a text."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from longvlm.schemas.errors import InputError
 
 
 def describe_store(store_uri: str) -> dict[str, Any]:
-    """What a store holds: videos by status, segments, token_bytes, recipes, last_run (the newest row of `runs`)."""
+    """Describe a store: videos by status, segments, token_bytes, recipes, last_run (the newest row of `runs`)."""
     store = Store.open(store_uri)
     snapshot = store.pin()
     with catalog.connect(snapshot) as con:
@@ -32,7 +32,7 @@ def describe_store(store_uri: str) -> dict[str, Any]:
 
 
 def list_runs(store_uri: str, limit: int) -> list[dict[str, Any]]:
-    """The newest runs of a store, the newest first: finished_at (UTC), job, run_id, wall_s, stopped (why), counts."""
+    """List a store's runs, the newest first: finished_at (UTC), job, run_id, wall_s, stopped (why), counts."""
     sql = "SELECT finished_at, job, run_id, wall_s, counts FROM runs ORDER BY seq DESC LIMIT ?"
     with catalog.connect(Store.open(store_uri).pin(("runs",))) as con:
         rows = con.execute(sql, [limit]).fetchall()
@@ -47,7 +47,7 @@ def list_runs(store_uri: str, limit: int) -> list[dict[str, Any]]:
 
 
 def list_recipes(store: Store) -> list[dict[str, Any]]:
-    """The recipes that a store knows, oldest first."""
+    """List the recipes that a store knows, oldest first."""
     return [
         {"name": entry.name, "recipe": entry.fingerprint, "active": entry.active, "model": entry.model}
         for entry in store.recipes()
@@ -55,7 +55,7 @@ def list_recipes(store: Store) -> list[dict[str, Any]]:
 
 
 def find_segments(store_uri: str, text: str, *, limit: int, where: str | None) -> SearchResult:
-    """The segments of a store whose search embeddings are nearest to a text.
+    """Search segments: those of a store whose search embeddings are nearest to a text.
 
     Raises:
         InputError: the store is empty, or its tower has no text encoder.

@@ -1,1 +1,1 @@
-"""Conversations and stored tokens to a model."""
+"""The train job: conversations and stored tokens to a fine-tuned model."""

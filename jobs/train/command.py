@@ -1,4 +1,4 @@
-"""The command that trains: conversations and stored tokens to a model."""
+"""The command `train`: conversations and stored tokens to a fine-tuned model."""
 
 import json
 from typing import Any
@@ -44,9 +44,7 @@ def train(*, recipe: str, as_json: bool, **options: Any) -> None:
     else:
         stopped = counts.pop("stopped")
         print_report(f"run {counts.pop('run_id')}" + (" (stopped)" if stopped else ""), counts, {}, report.wall_s)
-        hint(
-            report.curriculum.missing, f"conversations are not about indexed videos ({report.curriculum.first_missing})"
-        )
+        hint(report.plan.num_missing, f"conversations are not about indexed videos ({report.plan.first_missing})")
     for refused in report.refused[:SHOWN_REFUSED]:
         click.echo("longvlm: left out {id} ({video}): {error}".format(**refused), err=True)
     if not as_json:

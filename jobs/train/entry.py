@@ -1,10 +1,10 @@
-"""What Ray Train calls in each worker; it loads the code of language models only there."""
+"""The entry point of a training worker, called by Ray Train; it loads the code of language models only there."""
 
 from typing import Any
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Stage 3 and 4 in one worker: `longvlm.jobs.train.learn.learn`."""
-    from longvlm.jobs.train.learn import learn
+    """Run stages 3 and 4 in one worker: `longvlm.jobs.train.loop.run_loop`."""
+    from longvlm.jobs.train.loop import run_loop
 
-    return learn(config["course"])
+    return run_loop(config["worker_config"])

@@ -1,7 +1,7 @@
-"""What a train run learns from, and in which order: made in DuckDB and Arrow by the driver, the same every time.
+"""The plan of a training run: its examples and their order, made by the driver in DuckDB and Arrow, always the same.
 
 The plan is a list of steps, each a batch of videos with all their conversations. It follows from the recipe's seed
-alone, so that a run that goes on simply begins the list later.
+alone, so that a resumed run simply begins the list later.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import TrainRecipe
 
 _CONVERSATION = pa.struct([tables.CONVERSATIONS.field(name) for name in ("id", "turns", "at_s")])
-LESSONS = pa.schema(  # a video and its conversations, in the step that learns from them
+PLANNED = pa.schema(  # a planned example: a video and its conversations, in the step that trains on them
     [("step", pa.int64()), ("write_id", pa.string()), ("uri", pa.string()), ("conversations", pa.list_(_CONVERSATION))]
 )
 MIN_BLOCK_VIDEOS = 32  # read by one task: a shard's footer serves several videos
@@ -45,22 +45,22 @@ _MISSING = "SELECT count(*), coalesce(min(said), '') FROM given WHERE video NOT 
 
 
 @dataclass(frozen=True)
-class Curriculum:
-    """The videos of a run with their conversations, and what could not be used."""
+class TrainPlan:
+    """The plan of a training run: its videos with their conversations, and what could not be used."""
 
     videos: pa.Table  # write_id, uri, conversations; a row a video
-    missing: int = 0  # conversations about videos that are not live in the store
+    num_missing: int = 0  # conversations about videos that are not live in the store
     first_missing: str = ""
     versions: dict[str, int] = field(default_factory=dict)  # of the store's tables
 
     @property
     def num_conversations(self) -> int:
-        """Of all videos."""
+        """Conversations of all videos."""
         return sum(map(len, self.videos["conversations"].to_pylist()))
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any word, any video, and any version of a video's tokens."""
+        """A hash of the data; changes with any word, any video, and any version of a video's tokens."""
         digest = hashlib.sha256()
         for batch in self.videos.to_batches(max_chunksize=1000):
             for row in batch.select(["write_id", "conversations"]).to_pylist():
@@ -79,7 +79,7 @@ class Curriculum:
                 done += 1
 
     def blocks(self, recipe: TrainRecipe, worker: int, num_workers: int, first: int) -> list[pa.Table]:
-        """What one worker learns from, as LESSONS from step `first` on (0 is the first), some steps a block.
+        """What one worker trains on, as PLANNED from step `first` on (0 is the first), some steps a block.
 
         A step's videos are dealt out one by one; a worker may have none in a step.
         """
@@ -90,9 +90,9 @@ class Curriculum:
             for place in places[worker::num_workers]
         ]
         if not rows:
-            return [LESSONS.empty_table()]
+            return [PLANNED.empty_table()]
         steps, places = (pa.array(column, pa.int64()) for column in zip(*rows, strict=True))
-        planned = self.videos.take(places).append_column("step", steps).select(LESSONS.names).cast(LESSONS)
+        planned = self.videos.take(places).append_column("step", steps).select(PLANNED.names).cast(PLANNED)
         numbers = steps.to_numpy()
         steps_per_block = max(1, MIN_BLOCK_VIDEOS * num_workers // recipe.batch_videos)
         starts = np.flatnonzero(np.diff(numbers // steps_per_block, prepend=-1)).tolist()
@@ -100,13 +100,13 @@ class Curriculum:
         return [planned.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
-def draw_up(snapshot: Snapshot, conversations: pa.Table, index_recipe: str) -> Curriculum:
-    """Join conversations with the live videos that they are about.
+def plan_training(snapshot: Snapshot, conversations: pa.Table, index_recipe: str) -> TrainPlan:
+    """Plan a run: join conversations with the live videos that they are about.
 
     Args:
         snapshot: from `Store.pin`.
         conversations: tables.CONVERSATIONS.
-        index_recipe: fingerprint of the tokens to learn from.
+        index_recipe: fingerprint of the tokens to train on.
 
     Raises:
         InputError: none is about a video that is live, or a name could mean several.
@@ -114,26 +114,23 @@ def draw_up(snapshot: Snapshot, conversations: pa.Table, index_recipe: str) -> C
     read = Snapshot({name: table for name, table in snapshot.tables.items() if name == "videos"})
     with catalog.connect(read) as con:
         access.seal(con, read)
-        found = _joined(con, conversations, index_recipe)
-    missing, first = found[1]
-    if not len(found[0]):
+        videos, missing, first = _join(con, conversations, index_recipe)
+    if not len(videos):
         raise InputError(
             f"none of the {len(conversations)} conversations is about a video that is indexed for this model: one is "
             f"about {first!r}; name videos as `longvlm sql` shows them in the view videos, or index them first."
         )
-    return Curriculum(found[0], missing, first, {name: table.version for name, table in snapshot.tables.items()})
+    return TrainPlan(videos, missing, first, {name: table.version for name, table in snapshot.tables.items()})
 
 
-def _joined(
-    con: duckdb.DuckDBPyConnection, conversations: pa.Table, index_recipe: str
-) -> tuple[pa.Table, tuple[int, str]]:
+def _join(con: duckdb.DuckDBPyConnection, conversations: pa.Table, index_recipe: str) -> tuple[pa.Table, int, str]:
     numbers = pa.array(np.arange(len(conversations), dtype=np.int32))
     con.register("conversations", conversations.append_column("q", numbers))
     con.execute(_LIVE, [index_recipe])
     con.execute(_GIVEN)
     con.register("named", match_questions(con, "given", "live"))
     ((missing, first),) = con.execute(_MISSING).fetchall()
-    return con.sql(_VIDEOS).to_arrow_table(), (missing, first)
+    return con.sql(_VIDEOS).to_arrow_table(), missing, first
 
 
 def select_conversations(snapshot: Snapshot, sql: str) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The read stage of training as Ray Data runs it: plan rows in, their tokens out.
+"""The read stage of training as Ray Data runs it: planned examples in, examples with their tokens out.
 
 A module of its own because several processes of a run load it, and what it needs is loaded in a third of the time that
 a language model's code takes.
@@ -17,11 +17,11 @@ from longvlm.jobs.answer.options import ROOM_FOR_QUESTION
 from longvlm.jobs.stored_videos import StoredVideo, read_videos
 from longvlm.pipeline.models.prefix import SegmentTimes, Sight, VideoPrefix, prefix_of
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.training.packing import Caption, Lesson
+from longvlm.pipeline.training.packing import Caption, Example
 from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.schemas.errors import PipelineError, TerminalError
 
-READ = pa.schema(  # a lesson on its way to a worker
+EXAMPLES = pa.schema(  # an example with its tokens, on its way to a worker
     [
         ("step", pa.int64()),
         ("uri", pa.string()),
@@ -39,8 +39,8 @@ READ = pa.schema(  # a lesson on its way to a worker
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a reader has to know besides the plan."""
+class ReaderConfig:
+    """The configuration of a reader: all that it has to know besides the plan."""
 
     snapshot: Snapshot
     sight: Sight  # of the model
@@ -49,7 +49,7 @@ class Reading:
 
     @property
     def budget(self) -> Budget:
-        """How a video is merged on: as answering does where a context could not hold it, evenly."""
+        """How tokens are merged to fit: as answering does where a context could not hold it, evenly."""
         num_global, num_beside = self.sight.num_global_tokens, self.sight.num_marker_tokens
         room = self.longest - 2 * ROOM_FOR_QUESTION
         max_tokens = room if room > num_global + num_beside else None
@@ -57,39 +57,39 @@ class Reading:
 
 
 class Reader:
-    """Plan rows (LESSONS) in, their tokens (READ) out, in the same order.
+    """A reader of stored tokens: planned examples (PLANNED) in, with tokens (EXAMPLES) out, in the same order.
 
     Args:
-        reading: what to read, and how.
-        gives_way: use a core only while nobody else wants it: a reader in a process of its own runs far ahead, and
-            must not take cores from those who learn.
+        config: what to read, and how.
+        low_priority: use a core only while nobody else wants it: a reader in a process of its own runs far ahead, and
+            must not take cores from those who train.
     """
 
-    def __init__(self, reading: Reading, *, gives_way: bool = False) -> None:
-        self.reading = reading
-        if gives_way:
+    def __init__(self, config: ReaderConfig, *, low_priority: bool = False) -> None:
+        self.config = config
+        if low_priority:
             torch.set_num_threads(1)
-            _give_way()
+            _lower_priority()
 
     def __call__(self, plan: pa.Table) -> pa.Table:
-        """One block of the plan."""
+        """Read one block of the plan."""
         rows = plan.to_pylist()
-        videos = read_videos(self.reading.snapshot, [row["write_id"] for row in rows])
-        made = [_lesson_row(row) | self._columns(video) for row, video in zip(rows, videos, strict=True)]
-        return pa.Table.from_pylist(made, READ)
+        videos = read_videos(self.config.snapshot, [row["write_id"] for row in rows])
+        examples = [_example_row(row) | self._columns(video) for row, video in zip(rows, videos, strict=True)]
+        return pa.Table.from_pylist(examples, EXAMPLES)
 
     def _columns(self, video: StoredVideo | PipelineError) -> dict[str, Any]:
-        """A video within its budget in columns of READ, or why there is none."""
+        """A video within its budget in columns of EXAMPLES, or why there is none."""
         if isinstance(video, PipelineError):
             return {"error": video.message}
         try:
-            tokens = fit(video.tokens, self.reading.budget)
+            tokens = fit(video.tokens, self.config.budget)
         except TerminalError as error:
             return {"error": error.message}
-        return _prefix_columns(prefix_of(tokens, video.segments, self.reading.sight))
+        return _prefix_columns(prefix_of(tokens, video.segments, self.config.sight))
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     """Lowest priority, for this thread and those it starts. Ray's workers are at 15 of 19, too near for niceness."""
     os.nice(19)
     if sys.platform == "linux":
@@ -97,7 +97,7 @@ def _give_way() -> None:
 
 
 def _prefix_columns(prefix: VideoPrefix) -> dict[str, Any]:
-    """A prefix in columns of READ; `as_lesson` reads them."""
+    """A prefix in columns of EXAMPLES; `example_from_row` reads them."""
     assert prefix.times is not None, "prefix_of says when segments began"
     return {
         "prefix": prefix.rows.numpy().tobytes(),
@@ -110,22 +110,22 @@ def _prefix_columns(prefix: VideoPrefix) -> dict[str, Any]:
     }
 
 
-def _lesson_row(row: dict[str, Any]) -> dict[str, Any]:
-    talks = [
+def _example_row(row: dict[str, Any]) -> dict[str, Any]:
+    conversations = [
         [one["id"], [[turn["question"], turn["answer"]] for turn in one["turns"]], one["at_s"]]
         for one in row["conversations"]
     ]
-    return {"step": row["step"], "uri": row["uri"], "conversations": json.dumps(talks)}
+    return {"step": row["step"], "uri": row["uri"], "conversations": json.dumps(conversations)}
 
 
-def as_lesson(row: dict[str, Any]) -> Lesson:
-    """A row of READ as the finetuner takes it; without tokens it has no conversations."""
+def example_from_row(row: dict[str, Any]) -> Example:
+    """The example of a row of EXAMPLES; without tokens it has no conversations."""
     if row["error"] is not None:
-        return Lesson(VideoPrefix(torch.empty(0, 1)), [])
-    talks = [
+        return Example(VideoPrefix(torch.empty(0, 1)), [])
+    conversations = [
         tuple((question, answer) for question, answer in turns) if at_s is None else Caption(at_s, turns[0][1])
         for _, turns, at_s in json.loads(row["conversations"])
     ]
     rows = torch.frombuffer(bytearray(row["prefix"]), dtype=getattr(torch, row["dtype"])).view(-1, row["dim"])
     times = SegmentTimes(row["num_global"], tuple(row["counts"]), tuple(row["starts_s"]))
-    return Lesson(VideoPrefix(rows, row["num_whole_frames"], times), talks)
+    return Example(VideoPrefix(rows, row["num_whole_frames"], times), conversations)

@@ -1,9 +1,9 @@
-"""The train job: conversations and stored tokens to a model that answers; no video is opened.
+"""The train job: fine-tune a model on conversations and stored tokens; no video is opened.
 
 1 plan    conversations x live videos, in batches by seed and epoch   driver, in DuckDB and Arrow
 2 read    the plan's videos -> their tokens, in the plan's order      actors of Ray Data, some for each worker
-3 learn   a batch a step, in step with the other workers              workers of Ray Train, a model each or a part of it
-4 keep    a checkpoint now and then; at the end the model             first worker
+3 train   a batch a step, in step with the other workers              workers of Ray Train, each a model or a shard
+4 save    a checkpoint now and then; at the end the model             first worker
 """
 
 import json
@@ -30,13 +30,13 @@ from longvlm.jobs.cluster.session import connect, failure_of, release_failed_exe
 from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.runs import close_run
 from longvlm.jobs.train.entry import train_worker
-from longvlm.jobs.train.plan import Curriculum, draw_up, select_conversations
-from longvlm.jobs.train.read import Reader, Reading, as_lesson
-from longvlm.jobs.train.worker_config import LOSSES, REFUSED, Course, progress_of, read_losses
+from longvlm.jobs.train.plan import TrainPlan, plan_training, select_conversations
+from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
+from longvlm.jobs.train.worker_config import LOSSES, REFUSED, WorkerConfig, num_steps_done, read_losses
 from longvlm.pipeline.models.families import is_llava
 from longvlm.pipeline.models.longvlm.init import begin, is_begun
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.training.card import CARD, Card
+from longvlm.pipeline.training.card import CARD, ModelCard
 from longvlm.pipeline.training.conversations import check_conversations, read_conversations
 from longvlm.pipeline.training.whitening import Whitening, fit_whitening
 from longvlm.schemas.errors import InputError
@@ -50,7 +50,7 @@ MAX_RETRIES = 3  # of a worker group that lost a member; it goes on from the las
 
 @dataclass(frozen=True)
 class TrainOrder:
-    """What to train on what, and where the result goes."""
+    """The order of a training run: what to train on what, and where the result goes."""
 
     store: str
     model: str
@@ -64,14 +64,14 @@ class TrainOrder:
 
 @dataclass
 class TrainReport:
-    """How a run ended."""
+    """The report of a training run: how it ended."""
 
     run_id: str
     folder: Path
     num_steps: int
-    curriculum: Curriculum
+    plan: TrainPlan
     losses: list[dict[str, Any]] = field(default_factory=list)
-    refused: list[dict[str, Any]] = field(default_factory=list)  # id, video, error of what could not be learnt from
+    refused: list[dict[str, Any]] = field(default_factory=list)  # id, video, error of what could not be trained on
     wall_s: float = 0.0
     read_s: float = 0.0  # that steps waited for tokens
     step_s: float = 0.0
@@ -84,10 +84,10 @@ class TrainReport:
             "run_id": self.run_id,
             "steps": len(self.losses),
             "final_loss": self.losses[-1]["loss"] if self.losses else None,
-            "videos": len(self.curriculum.videos),
-            "conversations": self.curriculum.num_conversations,
+            "videos": len(self.plan.videos),
+            "conversations": self.plan.num_conversations,
             "refused": len(self.refused),
-            "not_in_store": self.curriculum.missing,
+            "not_in_store": self.plan.num_missing,
             "wall_s": round(self.wall_s, 3),
             "read_s": round(self.read_s, 3),
             "step_s": round(self.step_s, 3),
@@ -102,7 +102,7 @@ class TrainReport:
 
 
 def run_train(order: TrainOrder) -> TrainReport:
-    """Train, or go on with what was begun in the same folder with the same settings.
+    """Train a model, or resume what was begun in the same folder with the same settings.
 
     Raises:
         InputError: the data, model, store, recipe or folder cannot be used; no step is taken.
@@ -118,24 +118,24 @@ def run_train(order: TrainOrder) -> TrainReport:
         conversations = check_conversations(select_conversations(snapshot, order.sql or ""))
     folder = Path(order.to).absolute()
     check_folder(folder)
-    model = _begun(absolute(order.model), folder, order.recipe)
+    model = _base_model(absolute(order.model), folder, order.recipe)
     spec, stored = choose_answer_model(store, model)
     fit_template(spec, order.recipe.template)
-    curriculum = draw_up(snapshot, conversations, stored.fingerprint)
-    settings = {"recipe": order.recipe.fingerprint, "weights": spec.weights, "data": curriculum.fingerprint}
+    plan = plan_training(snapshot, conversations, stored.fingerprint)
+    settings = {"recipe": order.recipe.fingerprint, "weights": spec.weights, "data": plan.fingerprint}
     claim_folder(folder, settings)
-    report = TrainReport(new_run_id(), folder, order.recipe.num_steps(len(curriculum.videos)), curriculum)
+    report = TrainReport(new_run_id(), folder, order.recipe.num_steps(len(plan.videos)), plan)
     logs.begun("train", report.run_id, store=store.uri, model=order.model)
     if not is_finished(folder, report.num_steps):
         connect(order.ray_address)
-        reading = Reading(
+        reader_config = ReaderConfig(
             snapshot,
             spec.sight,
             min(order.recipe.max_length, spec.context),
             order.recipe.tokens_per_segment,
         )
-        card = Card(order.model if model == absolute(order.model) else model, order.recipe, report.num_steps, 0.0)
-        _learn(order, report, reading, Card(**{**vars(card), "data": _provenance(store, report)}))
+        card = ModelCard(order.model if model == absolute(order.model) else model, order.recipe, report.num_steps, 0.0)
+        _train(order, report, reader_config, ModelCard(**{**vars(card), "data": _provenance(store, report)}))
     report.losses, report.refused = read_losses(folder), _read_refused(folder)
     if not report.stopped:
         plot_losses(report.losses, folder / PLOT)
@@ -145,8 +145,8 @@ def run_train(order: TrainOrder) -> TrainReport:
     return report
 
 
-def _begun(model: str, folder: Path, recipe: TrainRecipe) -> str:
-    """The model, or where it is a bare language model, a LongVLM made of it in the run's folder."""
+def _base_model(model: str, folder: Path, recipe: TrainRecipe) -> str:
+    """The model to train; of a bare language model, a LongVLM that is made in the run's folder."""
     if is_llava(model) or is_begun(model):
         return model
     base = folder / BASE
@@ -156,14 +156,14 @@ def _begun(model: str, folder: Path, recipe: TrainRecipe) -> str:
 
 
 def _provenance(store: Store, report: TrainReport) -> dict[str, Any]:
-    curriculum = report.curriculum
-    versions = ", ".join(f"{name} {version}" for name, version in curriculum.versions.items() if version >= 0)
+    plan = report.plan
+    versions = ", ".join(f"{name} {version}" for name, version in plan.versions.items() if version >= 0)
     return {
         "store": store.uri,
         "versions_of_its_tables": versions,
-        "hash_of_conversations_and_tokens": curriculum.fingerprint,
-        "videos": len(curriculum.videos),
-        "conversations": curriculum.num_conversations,
+        "hash_of_conversations_and_tokens": plan.fingerprint,
+        "videos": len(plan.videos),
+        "conversations": plan.num_conversations,
         "run": report.run_id,
     }
 
@@ -193,22 +193,24 @@ def claim_folder(folder: Path, settings: dict[str, str]) -> None:
     draft.replace(path)
 
 
-def _learn(order: TrainOrder, report: TrainReport, reading: Reading, card: Card) -> None:
+def _train(order: TrainOrder, report: TrainReport, reader_config: ReaderConfig, card: ModelCard) -> None:
     """Stages 2 to 4; what a stopped run has saved is kept, and the same command goes on from there."""
     recipe, folder = order.recipe, report.folder
     resources = for_train(ray.cluster_resources(), order.workers)
     newest = newest_checkpoint(folder)
-    first = (progress_of(newest) or 0) if newest else 0
-    blocks = [report.curriculum.blocks(recipe, i, resources.workers, first) for i in range(resources.workers)]
-    steps_per_epoch = -(-len(report.curriculum.videos) // recipe.batch_videos)
-    whitening = _whitening(report.curriculum, recipe, reading) if recipe.whiten else None
-    given = str(newest) if newest else None
-    course = Course(card, str(folder), report.num_steps, steps_per_epoch, resources.threads, whitening, given)
+    first = (num_steps_done(newest) or 0) if newest else 0
+    blocks = [report.plan.blocks(recipe, i, resources.workers, first) for i in range(resources.workers)]
+    steps_per_epoch = -(-len(report.plan.videos) // recipe.batch_videos)
+    whitening = _fit_whitening(report.plan, recipe, reader_config) if recipe.whiten else None
+    checkpoint = str(newest) if newest else None
+    config = WorkerConfig(
+        card, str(folder), report.num_steps, steps_per_epoch, resources.threads, whitening, checkpoint
+    )
+    datasets = [_read(part, reader_config, resources) for part in blocks]
     try:
-        result = _trainer(course, [_read(part, reading, resources) for part in blocks], resources, report.run_id).fit()
-        told = result.return_value or {}
-        report.stopped = told.get("stopped")
-        report.read_s, report.step_s = told.get("read_s", 0.0), told.get("step_s", 0.0)
+        result = _trainer(config, datasets, resources, report.run_id).fit().return_value or {}
+        report.stopped = result.get("stopped")
+        report.read_s, report.step_s = result.get("read_s", 0.0), result.get("step_s", 0.0)
     except KeyboardInterrupt:
         report.stopped = INTERRUPTED
     except train.WorkerGroupError as error:
@@ -217,15 +219,15 @@ def _learn(order: TrainOrder, report: TrainReport, reading: Reading, card: Card)
         report.stopped = failure_of(error)
     if report.stopped:
         release_failed_execution()
-    _tidy(folder)
+    _remove_stale_attempts(folder)
 
 
-def _read(blocks: list[pa.Table], reading: Reading, resources: TrainResources) -> ray.data.Dataset:
+def _read(blocks: list[pa.Table], config: ReaderConfig, resources: TrainResources) -> ray.data.Dataset:
     """Stage 2, for one worker."""
     return ray.data.from_blocks(blocks).map_batches(
         Reader,
-        fn_constructor_args=(reading,),
-        fn_constructor_kwargs={"gives_way": True},
+        fn_constructor_args=(config,),
+        fn_constructor_kwargs={"low_priority": True},
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=resources.readers),
@@ -233,34 +235,34 @@ def _read(blocks: list[pa.Table], reading: Reading, resources: TrainResources) -
     )
 
 
-def _trainer(course: Course, lessons: list[Any], resources: TrainResources, run_id: str) -> TorchTrainer:
+def _trainer(config: WorkerConfig, datasets: list[Any], resources: TrainResources, run_id: str) -> TorchTrainer:
     """Stages 3 and 4. Each worker has a plan of its own, so nothing is split, and order is what makes runs repeat."""
-    recipe = course.card.recipe
+    recipe = config.card.recipe
     need = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     return TorchTrainer(
         train_worker,
-        train_loop_config={"course": course},
-        datasets={f"lessons-{rank}": part for rank, part in enumerate(lessons)},
+        train_loop_config={"worker_config": config},
+        datasets={f"examples-{rank}": part for rank, part in enumerate(datasets)},
         dataset_config=train.DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)),
         scaling_config=train.ScalingConfig(
             num_workers=resources.workers, use_gpu=bool(resources.gpus), resources_per_worker=need
         ),
         run_config=train.RunConfig(
             name=run_id,
-            storage_path=str(Path(course.folder) / CHECKPOINTS),
+            storage_path=str(Path(config.folder) / CHECKPOINTS),
             checkpoint_config=train.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
             failure_config=train.FailureConfig(max_failures=MAX_RETRIES),
         ),
     )
 
 
-def _whitening(curriculum: Curriculum, recipe: TrainRecipe, reading: Reading) -> Whitening:
-    """Of the videos that come first, the same for every worker and every attempt."""
-    reader = Reader(reading)
+def _fit_whitening(plan: TrainPlan, recipe: TrainRecipe, config: ReaderConfig) -> Whitening:
+    """A whitening of the videos that come first, the same for every worker and every attempt."""
+    reader = Reader(config)
 
     def prefixes() -> Iterator[Any]:
-        for block in islice(curriculum.blocks(recipe, 0, 1, 0), 64):
-            found = (as_lesson(row).prefix.rows for row in reader(block).to_pylist())
+        for block in islice(plan.blocks(recipe, 0, 1, 0), 64):
+            found = (example_from_row(row).prefix.rows for row in reader(block).to_pylist())
             yield from (rows for rows in found if len(rows))
 
     return fit_whitening(prefixes())
@@ -268,18 +270,18 @@ def _whitening(curriculum: Curriculum, recipe: TrainRecipe, reading: Reading) ->
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of any earlier attempt that has done the most steps, and is whole."""
-    done = {path: progress_of(path) for path in (folder / CHECKPOINTS).glob("*/checkpoint_*")}
+    done = {path: num_steps_done(path) for path in (folder / CHECKPOINTS).glob("*/checkpoint_*")}
     return max((path for path in done if done[path]), key=lambda path: done[path] or 0, default=None)
 
 
 def is_finished(folder: Path, num_steps: int) -> bool:
     """Whether all steps were taken and the model was saved, of which the card is the last file."""
     newest = newest_checkpoint(folder)
-    return newest is not None and progress_of(newest) == num_steps and (folder / CARD).is_file()
+    return newest is not None and num_steps_done(newest) == num_steps and (folder / CARD).is_file()
 
 
-def _tidy(folder: Path) -> None:
-    """Drop attempts whose checkpoints are behind the newest one."""
+def _remove_stale_attempts(folder: Path) -> None:
+    """Remove attempts of Ray Train whose checkpoints are behind the newest one."""
     newest = newest_checkpoint(folder)
     for attempt in (folder / CHECKPOINTS).glob("*"):
         if newest is not None and attempt != newest.parent:

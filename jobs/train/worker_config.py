@@ -1,4 +1,4 @@
-"""What the driver of a training run and its workers share: what they are told, and the files of a run.
+"""The configuration of training workers, and the files of a run, which the driver and its workers share.
 
 Ray Train's own processes load this module too, so that a language model's code is loaded where one is trained only.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longvlm.pipeline.training.card import Card
+from longvlm.pipeline.training.card import ModelCard
 from longvlm.pipeline.training.whitening import Whitening
 
 STATE, PROGRESS = "state.pt", "progress.json"
@@ -16,16 +16,16 @@ LOSSES, REFUSED = "loss.jsonl", "refused.jsonl"
 
 
 @dataclass(frozen=True)
-class Course:
-    """What every worker of a run is told."""
+class WorkerConfig:
+    """The configuration of a run's workers, the same for all."""
 
-    card: Card
+    card: ModelCard
     folder: str  # where the model, its losses and what was refused go
     num_steps: int
     steps_per_epoch: int
     threads: int
     whitening: Whitening | None
-    checkpoint: str | None  # to go on from
+    checkpoint: str | None  # to resume from
 
 
 def read_losses(folder: Path) -> list[dict[str, Any]]:
@@ -35,8 +35,8 @@ def read_losses(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def progress_of(checkpoint: Path) -> int | None:
-    """How many steps a checkpoint has done; None where it is not whole."""
+def num_steps_done(checkpoint: Path) -> int | None:
+    """The number of steps that a checkpoint has done; None where it is not whole."""
     try:
         told = json.loads((checkpoint / PROGRESS).read_text())
         is_whole = (checkpoint / STATE).stat().st_size == told["size_bytes"]

@@ -1,1 +1,1 @@
-"""A video file to frames: choose them, and decode them where a bad file can do no harm."""
+"""Frame sampling and decoding of video files, in a child process where a bad file can do no harm."""

@@ -1,4 +1,4 @@
-"""What a decoder child gives up before it opens a video, so that a video that takes it over gains little.
+"""The sandbox of a decoder child: the rights it drops before it opens a video, so that a hostile one gains little.
 
 Linux is asked for what needs no rights and can never be taken back: limits, no capabilities, a system call filter
 (seccomp) and Landlock. Each that the kernel refuses is left out, and the answer says so.
@@ -49,7 +49,7 @@ _KERNEL = {
     "kexec_load": (246, 104), "reboot": (169, 142), "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
 }  # fmt: skip
 _REFUSED = (_NETWORK, _PROCESSES, _FILES, _KERNEL)
-_FIRST_TOO_NEW, _SINCE_THEN_HARMLESS = 424, (436, 439)  # refused: io_uring, pidfds ...; not: close_range, faccessat2
+_FIRST_REFUSED_NEW, _ALLOWED_SINCE = 424, (436, 439)  # refused: io_uring, pidfds ...; not: close_range, faccessat2
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _OPEN, _OPENAT, _CLONE, _IOCTL = (2, None), (257, 56), (56, 220), (16, 29)
 _KEYSTROKES = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX put them into a terminal
@@ -64,7 +64,7 @@ _EPERM, _ENOSYS = 0x00050000 | 1, 0x00050000 | 38
 
 
 def confine() -> list[str]:
-    """Give up what decoding does not need, for good and for all threads to come; returns what holds now.
+    """Sandbox this process: drop what decoding does not need, for good and all threads to come; returns what holds now.
 
     "limits": no core dump, no file larger than 1 MB, 256 open files. "seccomp": no sockets, no processes or programs,
     no opening of files for writing, no signals to others, nothing typed into a terminal. "landlock": no reading of
@@ -86,16 +86,16 @@ def confine() -> list[str]:
     libc.syscall.restype = ctypes.c_long
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return holds
-    if _capabilities(libc):
+    if _drop_capabilities(libc):
         holds.append("capabilities")
-    if _landlock(libc):
+    if _restrict_with_landlock(libc):
         holds.append("landlock")
-    if _seccomp(libc):
+    if _filter_system_calls(libc):
         holds.append("seccomp")
     return holds
 
 
-def _capabilities(libc: ctypes.CDLL) -> bool:
+def _drop_capabilities(libc: ctypes.CDLL) -> bool:
     """Keep none of root's special rights but to read."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     sets = ctypes.create_string_buffer(24)  # effective, permitted, inheritable: their lower halves, then the upper
@@ -105,7 +105,7 @@ def _capabilities(libc: ctypes.CDLL) -> bool:
     return bool(libc.capset(header, struct.pack("=6I", permitted, permitted, 0, 0, 0, 0)) == 0)
 
 
-def _landlock(libc: ctypes.CDLL) -> bool:
+def _restrict_with_landlock(libc: ctypes.CDLL) -> bool:
     """A ruleset without one rule: whatever it handles is refused. What it cannot reach is other processes, too."""
     version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
     if version < 1:
@@ -125,7 +125,7 @@ def _landlock(libc: ctypes.CDLL) -> bool:
     return bool(held)
 
 
-def _seccomp(libc: ctypes.CDLL) -> bool:
+def _filter_system_calls(libc: ctypes.CDLL) -> bool:
     if platform.machine() not in _ARCHITECTURES or sys.maxsize < 2**32:
         return False
     program = b"".join(_program(*_ARCHITECTURES[platform.machine()]))
@@ -136,46 +136,50 @@ def _seccomp(libc: ctypes.CDLL) -> bool:
 
 def _program(audit_arch: int, column: int) -> Iterator[bytes]:
     """The filter, eight bytes an instruction; `column` is that of the architecture in the tables above."""
-    yield _step(_LOAD, 4)  # the architecture
-    yield _step(_EQUALS, audit_arch, 1, 0)
-    yield _step(_RETURN, _KILL)
-    yield _step(_LOAD, 0)  # the number of the call
-    yield from _answer(_AT_LEAST, _X32, _EPERM)
-    for number in _SINCE_THEN_HARMLESS:
-        yield from _answer(_EQUALS, number, _ALLOW)
+    yield _instruction(_LOAD, 4)  # the architecture
+    yield _instruction(_EQUALS, audit_arch, 1, 0)
+    yield _instruction(_RETURN, _KILL)
+    yield _instruction(_LOAD, 0)  # the number of the call
+    yield from _return_if(_AT_LEAST, _X32, _EPERM)
+    for number in _ALLOWED_SINCE:
+        yield from _return_if(_EQUALS, number, _ALLOW)
     # "No such call" rather than "forbidden": libraries then do without; clone3 turns into clone, which can be judged.
-    yield from _answer(_AT_LEAST, _FIRST_TOO_NEW, _ENOSYS)
+    yield from _return_if(_AT_LEAST, _FIRST_REFUSED_NEW, _ENOSYS)
     for calls in _REFUSED:
         for numbers in calls.values():
             if (refused := numbers[column]) is not None:
-                yield from _answer(_EQUALS, refused, _EPERM)
+                yield from _return_if(_EQUALS, refused, _EPERM)
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     for numbers, argument in ((_OPEN, 1), (_OPENAT, 2)):
-        yield from _judged(numbers[column], argument, [_step(_HAS_BITS, writing, 0, 1), _step(_RETURN, _EPERM)])
-    yield from _judged(_CLONE[column], 0, [_step(_HAS_BITS, _CLONE_THREAD, 1, 0), _step(_RETURN, _EPERM)])
-    typing = [step for request in _KEYSTROKES for step in _answer(_EQUALS, request, _EPERM)]
-    yield from _judged(_IOCTL[column], 1, typing)
+        yield from _filter_argument(
+            numbers[column], argument, [_instruction(_HAS_BITS, writing, 0, 1), _instruction(_RETURN, _EPERM)]
+        )
+    yield from _filter_argument(
+        _CLONE[column], 0, [_instruction(_HAS_BITS, _CLONE_THREAD, 1, 0), _instruction(_RETURN, _EPERM)]
+    )
+    typing = [line for request in _KEYSTROKES for line in _return_if(_EQUALS, request, _EPERM)]
+    yield from _filter_argument(_IOCTL[column], 1, typing)
     for name, numbers in _OF_OTHERS.items():
-        own = [_step(_EQUALS, os.getpid(), 1, 0), _step(_RETURN, _EPERM)]
+        own = [_instruction(_EQUALS, os.getpid(), 1, 0), _instruction(_RETURN, _EPERM)]
         if name == "prlimit64":  # 0 is the caller, too
-            own = [_step(_EQUALS, 0, 2, 0), *own]
-        yield from _judged(numbers[column], 0, own)
-    yield _step(_RETURN, _ALLOW)
+            own = [_instruction(_EQUALS, 0, 2, 0), *own]
+        yield from _filter_argument(numbers[column], 0, own)
+    yield _instruction(_RETURN, _ALLOW)
 
 
-def _judged(number: int | None, argument: int, verdict: list[bytes]) -> Iterator[bytes]:
+def _filter_argument(number: int | None, argument: int, verdict: list[bytes]) -> Iterator[bytes]:
     """A call judged by the lower half of one of its arguments; what the verdict does not refuse is allowed."""
     if number is not None:
-        yield _step(_EQUALS, number, 0, len(verdict) + 2)
-        yield _step(_LOAD, 16 + 8 * argument)
+        yield _instruction(_EQUALS, number, 0, len(verdict) + 2)
+        yield _instruction(_LOAD, 16 + 8 * argument)
         yield from verdict
-        yield _step(_RETURN, _ALLOW)
+        yield _instruction(_RETURN, _ALLOW)
 
 
-def _answer(test: int, value: int, answer: int) -> Iterator[bytes]:
-    yield _step(test, value, 0, 1)
-    yield _step(_RETURN, answer)
+def _return_if(test: int, value: int, answer: int) -> Iterator[bytes]:
+    yield _instruction(test, value, 0, 1)
+    yield _instruction(_RETURN, answer)
 
 
-def _step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
+def _instruction(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
     return struct.pack("HBBI", code, if_so, if_not, value)

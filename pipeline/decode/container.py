@@ -1,4 +1,4 @@
-"""What is inside a video file: which stream to watch, how many frames it has, when they are shown, what is wrong.
+"""The container of a video file: its video stream, an index of its frames and their times, and what is wrong with it.
 
 Headers lie, so counts and durations come from the packets, or from an MP4's complete sample index, which spares
 reading the file.
@@ -21,35 +21,35 @@ _DEMUXERS = (
     "mp3,aac,wav,flac,aiff"  # audio, so that it can be told apart from noise
 )
 _MOV, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
-_SLACK_FRAMES = 3
+_MIN_MISSING_FRAMES = 3
 _DEFAULT_FPS = 25.0
 _LONGEST_STILL_S = 600.0  # a longer gap between two frames is a jump of the clock, not a picture that stays
 
 
-def slack(num_frames: int, fps: float) -> int:
-    """How many frames may be missing in one place before a video counts as damaged: 1 %, at least 3, at most 1 s."""
-    return max(_SLACK_FRAMES, min(num_frames // 100, round(fps)))
+def max_missing_frames(num_frames: int, fps: float) -> int:
+    """Most frames that may be missing in one place before a video counts as damaged: 1 %, at least 3, at most 1 s."""
+    return max(_MIN_MISSING_FRAMES, min(num_frames // 100, round(fps)))
 
 
 @dataclass(frozen=True)
-class Timeline:
-    """The frames of a stream in display order, N of them, and the K keyframes among them."""
+class FrameIndex:
+    """The frame index of a stream: its N frames in display order, and the K keyframes among them."""
 
     num_frames: int
     duration_s: float
     keyframes: NDArray[np.int64]  # [K] frame numbers, ascending
-    seeks: NDArray[np.int64]  # [K] when each is shown: where to seek for it, in the stream's time base
+    seek_pts: NDArray[np.int64]  # [K] when each is shown: where to seek for it, in the stream's time base
     pts: NDArray[np.int64] | None  # [N] when each is shown; None where taken from the index, or not known at all
-    closed_gops: bool = False  # no frame is shown before the keyframe that it follows in the file
+    has_closed_gops: bool = False  # no frame is shown before the keyframe that it follows in the file
 
-    def number_at(self, pts: int) -> int:
+    def frame_at_pts(self, pts: int) -> int:
         """The number of the frame shown at a presentation time stamp."""
         assert self.pts is not None
         return int(np.searchsorted(self.pts, pts, side="right")) - 1
 
 
 class VideoFile:
-    """An open file, with the stream to watch chosen: what a player would choose, never a cover picture.
+    """An open container, with its video stream chosen: what a player would choose, never a cover picture.
 
     Raises:
         TerminalError: with the code that says why there is nothing to watch.
@@ -98,22 +98,22 @@ class VideoFile:
         return str(self.container.format.name)
 
     @property
-    def seekable(self) -> bool:
+    def is_seekable(self) -> bool:
         """Whether seeking lands where it should; elsewhere (TS, AVI, raw streams) reading in order is safer."""
         return self.format_name in (_MOV, _MATROSKA)
 
-    def timeline_of_packets(self) -> Timeline:
-        """From all packets: reads the whole file without decoding it, and leaves it at its end."""
-        packets = np.fromiter(self._stamps(), dtype=[("pts", "f8"), ("is_key", "?"), ("duration", "f8")])
+    def frame_index_from_packets(self) -> FrameIndex:
+        """The frame index by all packets: reads the whole file without decoding it, and leaves it at its end."""
+        packets = np.fromiter(self._packet_times(), dtype=[("pts", "f8"), ("is_key", "?"), ("duration", "f8")])
         if not len(packets):
-            raise self._nothing_to_show()
+            raise self._no_frames_error()
         if self.stream.frames:
             self._check_complete(self.stream.frames, len(packets))
         is_key = packets["is_key"]
         if not is_key.any():
             is_key[0] = True
         if np.isnan(packets["pts"]).any():
-            return self._timeline_in_order(np.flatnonzero(is_key), len(packets))
+            return self._frame_index_in_order(np.flatnonzero(is_key), len(packets))
         shown = packets["pts"].astype(np.int64)
         pts = np.unique(shown[shown >= shown[is_key].min()])  # before the first keyframe nothing can be shown
         if len(shown) - len(pts) > len(shown) // 2:
@@ -126,16 +126,16 @@ class VideoFile:
         time_base = float(self.stream.time_base)
         span = float(np.minimum(np.diff(pts), _LONGEST_STILL_S / time_base).sum())  # in ticks: whole, so added exactly
         last = float(packets["duration"][shown.argmax()]) or span / max(len(pts) - 1, 1)
-        return Timeline(
+        return FrameIndex(
             num_frames=len(pts),
-            duration_s=(span + last) * time_base or 1 / self.rate,
+            duration_s=(span + last) * time_base or 1 / self.header_fps,
             keyframes=np.searchsorted(pts, key_pts),
-            seeks=key_pts,
+            seek_pts=key_pts,
             pts=pts,
-            closed_gops=bool((shown >= np.maximum.accumulate(np.where(is_key, shown, shown.min()))).all()),
+            has_closed_gops=bool((shown >= np.maximum.accumulate(np.where(is_key, shown, shown.min()))).all()),
         )
 
-    def _stamps(self) -> Iterator[tuple[float, bool, int]]:
+    def _packet_times(self) -> Iterator[tuple[float, bool, int]]:
         """Per packet of a frame that will be shown: pts (NaN where unknown), whether a keyframe, duration."""
         import av
 
@@ -147,8 +147,8 @@ class VideoFile:
         except av.InvalidDataError:  # the rest cannot be read: what is missing shows in the counts
             return
 
-    def timeline_of_index(self) -> Timeline | None:
-        """From an MP4's sample index, without reading the file; None where there is no complete one.
+    def frame_index_from_samples(self) -> FrameIndex | None:
+        """The frame index by an MP4's sample table, without reading the file; None where there is no complete one.
 
         Frame numbers then count in file order, which for keyframes is display order but for a few frames in open GOPs.
         """
@@ -157,7 +157,7 @@ class VideoFile:
         entries = [entry for entry in self.stream.index_entries if not entry.is_discard]
         within = sum(entry.pos + entry.size <= self.size_bytes for entry in entries)
         if not within:
-            raise self._nothing_to_show()
+            raise self._no_frames_error()
         self._check_complete(len(entries), within)
         keys = [number for number, entry in enumerate(entries) if entry.is_keyframe] or [0]
         decode_to_show = (self.stream.start_time or 0) - entries[0].timestamp  # the index has decoding times
@@ -166,47 +166,47 @@ class VideoFile:
         content_s = span_s * len(entries) / max(len(entries) - 1, 1)
         header_s = (self.stream.duration or 0) * time_base
         trusted = span_s < header_s <= 2 * content_s + 10  # the last frame may be a still that stays for a while
-        return Timeline(
+        return FrameIndex(
             num_frames=len(entries),
-            duration_s=(header_s if trusted else content_s) or 1 / self.rate,
+            duration_s=(header_s if trusted else content_s) or 1 / self.header_fps,
             keyframes=np.array(keys, dtype=np.int64),
-            seeks=np.array([entries[key].timestamp + decode_to_show for key in keys], dtype=np.int64),
+            seek_pts=np.array([entries[key].timestamp + decode_to_show for key in keys], dtype=np.int64),
             pts=None,
         )
 
-    def _timeline_in_order(self, keyframes: NDArray[np.int64], num_frames: int) -> Timeline:
-        """For streams without time stamps, such as raw H.264: frames are counted as they come."""
-        return Timeline(num_frames, num_frames / self.rate, keyframes, np.zeros_like(keyframes), pts=None)
+    def _frame_index_in_order(self, keyframes: NDArray[np.int64], num_frames: int) -> FrameIndex:
+        """The frame index of a stream without time stamps, such as raw H.264: frames are counted as they come."""
+        return FrameIndex(num_frames, num_frames / self.header_fps, keyframes, np.zeros_like(keyframes), pts=None)
 
     @property
-    def rate(self) -> float:
+    def header_fps(self) -> float:
         """Frames per second by the header: good enough to judge what is missing."""
         return float(self.stream.average_rate or self.stream.guessed_rate or _DEFAULT_FPS)
 
     def _check_complete(self, expected: int, found: int) -> None:
-        if expected - found > slack(expected, self.rate):
+        if expected - found > max_missing_frames(expected, self.header_fps):
             raise TerminalError(
                 ErrorCode.TRUNCATED,
                 f"The file is cut off: {found} of its {expected} frames are there; upload it again.",
             )
 
-    def _nothing_to_show(self) -> TerminalError:
+    def _no_frames_error(self) -> TerminalError:
         if formats.is_encrypted(self.path):
-            return encrypted()
+            return encrypted_error()
         return TerminalError(ErrorCode.NO_FRAMES, "The file has a header but not one video frame; upload it again.")
 
     def rewind(self) -> None:
-        """Back to the first packet, by opening the file anew: the one way that works for every format."""
+        """Go back to the first packet, by opening the file anew: the one way that works for every format."""
         self.close()
         fresh = VideoFile(self.path)
         self.container, self.stream, self.codec = fresh.container, fresh.stream, fresh.codec
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.container.close()
 
 
-def encrypted() -> TerminalError:
+def encrypted_error() -> TerminalError:
     """The error of a video that is protected against copying."""
     return TerminalError(ErrorCode.ENCRYPTED, "The video is encrypted (DRM) and there is no key for it; decrypt it.")
 

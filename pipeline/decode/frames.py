@@ -1,11 +1,11 @@
-"""Decoded frames of an open video by number, through PyAV: exact, or the keyframes alone."""
+"""Decoding frames of an open video by number, with PyAV: exactly, or the keyframes alone."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from longvlm.pipeline.decode.container import Timeline, VideoFile, encrypted, slack
+from longvlm.pipeline.decode.container import FrameIndex, VideoFile, encrypted_error, max_missing_frames
 from longvlm.pipeline.source.formats import is_encrypted
 from longvlm.schemas.errors import ErrorCode, TerminalError
 
@@ -15,22 +15,22 @@ _HIDDEN = {"vp8": 2, "vp9": 2, "libvpx": 2, "libvpx-vp9": 2}  # time stamps in a
 
 
 class KeyframeMissingError(Exception):
-    """A keyframe that the index promised could not be decoded by itself."""
+    """A keyframe is missing: one that the index promised could not be decoded by itself."""
 
 
 class FrameReader:
-    """Frames of one video; remembers where it stands, so that reading forward in many calls decodes nothing twice.
+    """A reader of one video's frames that keeps its position: reading forward in many calls decodes nothing twice.
 
     Raises:
         TerminalError: no frame of the video can be decoded.
     """
 
-    def __init__(self, file: VideoFile, timeline: Timeline) -> None:
+    def __init__(self, file: VideoFile, frame_index: FrameIndex) -> None:
         self.file = file
-        self.timeline = timeline
-        self._slack = slack(timeline.num_frames, file.rate)
-        self._seekable = file.seekable and timeline.pts is not None
-        self._skips = self._seekable and file.codec.name in _SKIPPABLE
+        self.frame_index = frame_index
+        self._max_missing = max_missing_frames(frame_index.num_frames, file.header_fps)
+        self._can_seek = file.is_seekable and frame_index.pts is not None
+        self._can_skip_packets = self._can_seek and file.codec.name in _SKIPPABLE
         self._targets: set[int] = set()
         self._keys_in_order: Iterator[Any] | None = None
         self._key_place = -1
@@ -42,7 +42,7 @@ class FrameReader:
         self._ahead = next(self._decoding, None)
         if self._ahead is None:
             if is_encrypted(file.path):
-                raise encrypted()
+                raise encrypted_error()
             raise TerminalError(
                 ErrorCode.DECODE_FAILED, f"Not one frame could be decoded ({file.codec.name}); transcode the video."
             )
@@ -51,8 +51,8 @@ class FrameReader:
 
     def _seek(self, key: int) -> None:
         """Go to a keyframe, by its place among the keyframes; 0 is the start, also where seeking is unreliable."""
-        if self.file.seekable:
-            self.file.container.seek(int(self.timeline.seeks[key]), stream=self.file.stream)
+        if self.file.is_seekable:
+            self.file.container.seek(int(self.frame_index.seek_pts[key]), stream=self.file.stream)
         else:
             self.file.rewind()
         self._fed, self._last, self._ahead, self._decoding = -1, None, None, self._decode()
@@ -64,7 +64,7 @@ class FrameReader:
         codec, count = self.file.codec, 0
         for packet in self.file.container.demux(self.file.stream):
             number = self._number(packet.pts, self._fed + 1)
-            if self._skips:
+            if self._can_skip_packets:
                 codec.skip_frame = "NONREF" if self._targets and number not in self._targets else "DEFAULT"
             self._fed = max(self._fed, number)
             try:
@@ -80,38 +80,42 @@ class FrameReader:
                     yield number, frame
 
     def _number(self, pts: int | None, in_order: int) -> int:
-        return in_order if pts is None or self.timeline.pts is None else self.timeline.number_at(pts)
+        return in_order if pts is None or self.frame_index.pts is None else self.frame_index.frame_at_pts(pts)
 
     def close(self) -> None:
-        """Let go of file, decoder and frames at once: left to the garbage collector they would pile up."""
+        """Close file, decoder and frames at once: left to the garbage collector they would pile up."""
         self._decoding = iter(())
         self._keys_in_order = self._last = self._ahead = None
         self.file.close()
 
     # --- exact ---
 
-    def exact(self, wanted: list[int]) -> Iterator[tuple[int, Any]]:
+    def read_exact(self, wanted: list[int]) -> Iterator[tuple[int, Any]]:
         """(number shown, frame) for each of `wanted`, which ascend.
 
         Where a frame is missing, the one shown at its time stands in for it, if it is near.
 
         Raises:
-            TerminalError: more is missing than `slack` allows.
+            TerminalError: more is missing than `max_missing_frames` allows.
         """
-        if self._skips and self._targets and self._fed >= wanted[0]:  # may have been skipped, not having been wanted
+        if (
+            self._can_skip_packets and self._targets and self._fed >= wanted[0]
+        ):  # may have been skipped, not having been wanted
             self._seek(self._key_before(wanted[0]))
         self._targets = set(wanted)
         for number in wanted:
             key = self._key_before(number)
-            if self._position > number or (self._seekable and self.timeline.keyframes[key] > self._fed):
+            if self._position > number or (self._can_seek and self.frame_index.keyframes[key] > self._fed):
                 self._seek(key)
             shown = self._shown_at(number)
-            if self._seekable and (shown is None or number - shown[0] > _HIDDEN.get(self.file.codec.name, 0)):
-                self._seekable = self._skips = False  # seeking does not land where it should: from now on, in order
+            if self._can_seek and (shown is None or number - shown[0] > _HIDDEN.get(self.file.codec.name, 0)):
+                self._can_seek = self._can_skip_packets = (
+                    False  # seeking does not land where it should: from now on, in order
+                )
                 self._seek(0)
                 shown = self._shown_at(number)
             shown = shown or self._ahead
-            if shown is None or abs(number - shown[0]) > self._slack:
+            if shown is None or abs(number - shown[0]) > self._max_missing:
                 raise self._missing(number)
             yield shown
 
@@ -120,9 +124,9 @@ class FrameReader:
         return -1 if self._last is None else self._last[0]
 
     def _key_before(self, number: int) -> int:
-        if not self._seekable:
+        if not self._can_seek:
             return 0
-        return max(int(np.searchsorted(self.timeline.keyframes, number, side="right")) - 1, 0)
+        return max(int(np.searchsorted(self.frame_index.keyframes, number, side="right")) - 1, 0)
 
     def _shown_at(self, number: int) -> tuple[int, Any] | None:
         """The last frame with at most this number, decoding on as far as needed."""
@@ -136,17 +140,17 @@ class FrameReader:
                 return self._last
 
     def _missing(self, number: int) -> TerminalError:
-        timeline = self.timeline
-        time_s = number * timeline.duration_s / timeline.num_frames
+        frame_index = self.frame_index
+        time_s = number * frame_index.duration_s / frame_index.num_frames
         return TerminalError(
             ErrorCode.DECODE_FAILED,
-            f"The video is damaged: nothing can be decoded around {time_s:.1f} s of {timeline.duration_s:.1f} s; "
+            f"The video is damaged: nothing can be decoded around {time_s:.1f} s of {frame_index.duration_s:.1f} s; "
             "upload it again.",
         )
 
     # --- keyframes ---
 
-    def keyframes(self, keys: list[int]) -> Iterator[tuple[int, Any]]:
+    def read_keyframes(self, keys: list[int]) -> Iterator[tuple[int, Any]]:
         """(number, frame) of keyframes, by their place among the keyframes, ascending: one packet decoded for each.
 
         Raises:
@@ -154,7 +158,7 @@ class FrameReader:
         """
         import av
 
-        if keys[0] == 0 and self._first[0] == self.timeline.keyframes[0]:
+        if keys[0] == 0 and self._first[0] == self.frame_index.keyframes[0]:
             yield self._first
             keys = keys[1:]
         for key, packet in zip(keys, self._key_packets(keys), strict=True):
@@ -167,16 +171,16 @@ class FrameReader:
             codec.flush_buffers()
             if not frames:
                 raise KeyframeMissingError
-            yield int(self.timeline.keyframes[key]), frames[0]
+            yield int(self.frame_index.keyframes[key]), frames[0]
 
     def _key_packets(self, keys: list[int]) -> Iterator[Any]:
         """The packet of each keyframe: by seeking, or where that is unreliable by reading on to it."""
         for key in keys:
-            if self.file.seekable:
-                self.file.container.seek(int(self.timeline.seeks[key]), stream=self.file.stream)
+            if self.file.is_seekable:
+                self.file.container.seek(int(self.frame_index.seek_pts[key]), stream=self.file.stream)
                 packet = next(self.file.container.demux(self.file.stream))
-                number = self._number(packet.pts, int(self.timeline.keyframes[key]))
-                if not (packet.size and packet.is_keyframe and number == self.timeline.keyframes[key]):
+                number = self._number(packet.pts, int(self.frame_index.keyframes[key]))
+                if not (packet.size and packet.is_keyframe and number == self.frame_index.keyframes[key]):
                     raise KeyframeMissingError
                 yield packet
             else:

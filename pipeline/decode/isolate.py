@@ -1,4 +1,4 @@
-"""Decoding in a child process, so that a decoder can hang, crash, swallow all memory or be taken over alone.
+"""Decoding in a sandboxed child process, so that a decoder can hang, crash, swallow all memory or be taken over alone.
 
 The child imports no more than numpy and the decoders, gives up its rights (`confine`) before it opens a video, and has
 none of the credentials that may stand in its parent's environment. It is watched from outside, because a decoder may
@@ -23,7 +23,7 @@ import psutil
 
 from longvlm.pipeline.decode import messages, video
 from longvlm.pipeline.decode.confine import confine
-from longvlm.pipeline.decode.video import NEAREST_PX, Decoded, Mode, Resize
+from longvlm.pipeline.decode.video import NEAREST_PX, DecodedFrames, Mode, Resize
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.timeline import VideoInfo
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _POLL_S = 0.05  # how often memory is looked at: at 4 GB/s the limit may be passed by 200 MB
 _VIDEOS_PER_CHILD = 1000  # the decoders' libraries keep some 5 KB of each
 _START_S = 120.0  # to start Python and import the decoders on a machine that is busy
-_LAST_WORDS_BYTES = 4096  # of what libraries print
+_STDERR_TAIL_BYTES = 4096  # of what libraries print
 _CHILD_ENV = {
     "OPENBLAS_NUM_THREADS": "1",
     # With glibc's own settings the child grows to twice the size and stays there: frames leave holes behind.
@@ -48,7 +48,7 @@ _SERVE = (
 
 
 class Decoder:
-    """A child that probes and decodes one video at a time; replaced after each failure that costs its life.
+    """A decoder in a child process, for one video at a time; the child is replaced after each failure that ends it.
 
     Args:
         deadline_s: wall seconds that one call may take.
@@ -68,26 +68,26 @@ class Decoder:
         """See `video.probe`; further failures as in `call`."""
         if self._num_probed >= _VIDEOS_PER_CHILD:
             self.close()
-        info = self._checked(lambda: messages.video_info(self.call(video.probe, path, mode)))
+        info = self._checked(lambda: messages.read_video_info(self.call(video.probe, path, mode)))
         self._num_probed += 1
         return info
 
     def decode(
         self, path: str, frames: list[int], px: int, mode: Mode = "exact", resize: Resize = "decoder"
-    ) -> Decoded:
+    ) -> DecodedFrames:
         """See `video.decode`; further failures as in `call`."""
         px_out = NEAREST_PX if resize == "nearest" else px
         pixels = np.empty((len(frames), px_out, px_out, 3), dtype=np.uint8)
         args = (path, frames, px, mode, resize)
-        value = self._ask(video.decode, args, pixels.reshape(-1).data)
-        shown, decoder = self._checked(lambda: messages.shown(value, frames))
-        return Decoded(pixels, shown, decoder)
+        value = self._call_into(video.decode, args, pixels.reshape(-1).data)
+        shown, decoder = self._checked(lambda: messages.read_frame_numbers(value, frames))
+        return DecodedFrames(pixels, shown, decoder)
 
-    def forget(self) -> None:
+    def close_video(self) -> None:
         """Have the child close the video that it still holds open."""
         if self._child is not None and self._child.poll() is None:
             with suppress(TerminalError):  # a child that dies of it holds nothing any more
-                self.call(video.forget)
+                self.call(video.close_video)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run an importable function in the child; arguments and result are what JSON can say.
@@ -96,9 +96,9 @@ class Decoder:
             TerminalError: what the function raised, with DECODE_FAILED for errors without a code; DEADLINE,
                 MEMORY_LIMIT or DECODER_CRASHED where the child had to be, or was, ended.
         """
-        return self._ask(function, args, memoryview(b""))
+        return self._call_into(function, args, memoryview(b""))
 
-    def _ask(self, function: Callable[..., Any], args: tuple[Any, ...], into: memoryview) -> Any:
+    def _call_into(self, function: Callable[..., Any], args: tuple[Any, ...], into: memoryview) -> Any:
         """The value that a function returns; `into` is filled with the bytes that come with it."""
         if self._child is None or self._child.poll() is not None:
             self._start()
@@ -109,22 +109,22 @@ class Decoder:
             self._socket.settimeout(self.deadline_s)
             self._socket.sendall(messages.request(function, args))
         except TimeoutError as error:
-            raise self._late(self.deadline_s) from error
+            raise self._deadline_error(self.deadline_s) from error
         except OSError as error:
-            raise self._crashed() from error
+            raise self._crash_error() from error
         message = self._message(self.deadline_s, into)
-        self.cpu_ms += self._checked(lambda: messages.cpu_ms_in(message))
-        if failure := self._checked(lambda: messages.error_in(message)):
+        self.cpu_ms += self._checked(lambda: messages.read_cpu_ms(message))
+        if failure := self._checked(lambda: messages.read_error(message)):
             raise failure
         return message.get("value")
 
     def _checked(self, check: Callable[[], T]) -> T:
-        """The result of a check of what the child said; a child that talks nonsense is ended."""
+        """The result of checking a reply; a child that sends a malformed one is ended."""
         try:
             return check()
-        except messages.NonsenseError as error:
-            raise self._end(
-                ErrorCode.DECODER_CRASHED, f"The decoder talks nonsense ({error}); transcode the video."
+        except messages.InvalidMessageError as error:
+            raise self._kill(
+                ErrorCode.DECODER_CRASHED, f"The decoder's reply is malformed ({error}); transcode the video."
             ) from error
 
     def _start(self) -> None:
@@ -136,7 +136,7 @@ class Decoder:
         # was started in, where somebody's types.py would be taken for Python's.
         package = sys.modules[__name__.partition(".")[0]]
         path = [str(Path(package.__path__[0]).parent), *filter(None, sys.path)]
-        kept = {name: value for name, value in os.environ.items() if _is_harmless(name)}
+        kept = {name: value for name, value in os.environ.items() if _is_safe_variable(name)}
         env = {**kept, **_CHILD_ENV}
         self._child = subprocess.Popen(  # noqa: S603 - this interpreter, running `serve`
             [sys.executable, "-I", "-c", _SERVE, str(theirs.fileno()), str(self.deadline_s), *path],
@@ -156,14 +156,14 @@ class Decoder:
         deadline = time.monotonic() + limit_s
         try:
             length = self._receive(bytearray(messages.LENGTH_BYTES), deadline, limit_s)
-            num_bytes = self._checked(lambda: messages.text_size(length))
+            num_bytes = self._checked(lambda: messages.read_length(length))
             text = self._receive(bytearray(num_bytes), deadline, limit_s)
-            message = self._checked(lambda: messages.unpacked(text))
+            message = self._checked(lambda: messages.parse(text))
             if "error" not in message:
                 self._checked(lambda: messages.check_size(message, len(into)))
                 self._receive(into, deadline, limit_s)
         except (EOFError, OSError) as error:
-            raise self._crashed() from error
+            raise self._crash_error() from error
         return message
 
     def _receive(self, buffer: Any, deadline: float, limit_s: float) -> Any:
@@ -183,7 +183,7 @@ class Decoder:
                 looked = now
                 self._check_memory()
                 if now > deadline:
-                    raise self._late(limit_s)
+                    raise self._deadline_error(limit_s)
         return buffer
 
     def _check_memory(self) -> None:
@@ -193,28 +193,28 @@ class Decoder:
             return  # it died just now: the socket is at its end
         if used > self.memory_limit_bytes:
             limit_mb = self.memory_limit_bytes / 1e6
-            raise self._end(
+            raise self._kill(
                 ErrorCode.MEMORY_LIMIT, f"Decoding took more than {limit_mb:.0f} MB; raise the limit or transcode."
             )
 
-    def _late(self, limit_s: float) -> TerminalError:
-        return self._end(
+    def _deadline_error(self, limit_s: float) -> TerminalError:
+        return self._kill(
             ErrorCode.DEADLINE,
             f"Decoding was not done after {limit_s:.0f} s; raise the deadline or transcode the video.",
         )
 
-    def _end(self, code: ErrorCode, message: str) -> TerminalError:
+    def _kill(self, code: ErrorCode, message: str) -> TerminalError:
         spent = self._process.cpu_times()
         self.cpu_ms += (spent.user + spent.system) * 1e3
         self.close()
         return TerminalError(code, message)
 
-    def _crashed(self) -> TerminalError:
+    def _crash_error(self) -> TerminalError:
         assert self._child is not None
         self._child.kill()  # it may have closed the pipe only
         status = self._child.wait()
-        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
-        words = self._errors.read(_LAST_WORDS_BYTES).decode(errors="replace").strip().splitlines()
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _STDERR_TAIL_BYTES))
+        words = self._errors.read(_STDERR_TAIL_BYTES).decode(errors="replace").strip().splitlines()
         last_line = messages.one_line(words[-1]) if words else ""
         how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         self.close()
@@ -224,7 +224,7 @@ class Decoder:
         )
 
     def close(self) -> None:
-        """End the child; the next call would start another."""
+        """End the child process; the next call would start another."""
         self._num_probed = 0
         if self._child is not None:
             self._child.kill()
@@ -247,22 +247,22 @@ class Decoder:
         self.close()
 
 
-def _is_harmless(name: str) -> bool:
+def _is_safe_variable(name: str) -> bool:
     """Whether a variable of the environment may be known to a child that runs hostile data: no credential may."""
     return name in _KEPT_ENV or name.startswith(_KEPT_ENV_PREFIXES)
 
 
 def serve(descriptor: int, deadline_s: float) -> None:
-    """The child: answers calls until its parent closes the socket."""
+    """The child's main loop: answer calls until the parent closes the socket."""
     import av
 
     av.logging.set_level(None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its child
     parent = socket.socket(fileno=descriptor)
     requests = parent.makefile("rb")
-    parent.sendall(messages.packed({"value": confine()}))
+    parent.sendall(messages.serialise({"value": confine()}))
     while length := requests.read(messages.LENGTH_BYTES):
-        function, args = messages.called(messages.unpacked(requests.read(messages.text_size(length))))
+        function, args = messages.read_request(messages.parse(requests.read(messages.read_length(length))))
         # A child whose parent was killed in the middle of a call may hang with nobody left to end it.
         signal.setitimer(signal.ITIMER_REAL, deadline_s + 60)
         started = time.process_time()

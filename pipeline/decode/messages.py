@@ -1,4 +1,4 @@
-"""What a decoder child and its parent say to each other: JSON, and frames as bare bytes after it.
+"""The protocol between a decoder child and its parent: messages in JSON, and frames as bare bytes after them.
 
 Never pickles: a video that takes the child over must not get at the parent by what the child answers. For the same
 reason the parent takes nothing on trust, and refuses what no honest child would say.
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-from longvlm.pipeline.decode.video import Decoded
+from longvlm.pipeline.decode.video import DecodedFrames
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.timeline import VideoInfo
 
@@ -22,16 +22,16 @@ _MAX_NUMBER = 2**31 - 1  # of frames and pixels
 _MAX_DURATION_S = 30 * 86400.0  # segments are laid out in the parent: a made-up length must not fill its memory
 
 
-class NonsenseError(Exception):
-    """A message that no honest child sends."""
+class InvalidMessageError(Exception):
+    """A malformed message, such as no honest child sends."""
 
 
 def request(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     """A call of an importable function, to be sent as it is."""
-    return packed({"module": function.__module__, "function": function.__name__, "args": args})
+    return serialise({"module": function.__module__, "function": function.__name__, "args": args})
 
 
-def called(message: dict[str, Any]) -> tuple[Callable[..., Any], list[Any]]:
+def read_request(message: dict[str, Any]) -> tuple[Callable[..., Any], list[Any]]:
     """The function and arguments of a request."""
     return getattr(import_module(message["module"]), message["function"]), message["args"]
 
@@ -42,68 +42,68 @@ def reply(value: Any, cpu_ms: float) -> tuple[bytes, memoryview]:
     said: dict[str, Any] = {"cpu_ms": cpu_ms}
     if isinstance(value, PipelineError):
         said |= {"code": value.code.value, "error": value.message}
-    elif isinstance(value, Decoded):
+    elif isinstance(value, DecodedFrames):
         frames = value.frames.reshape(-1).data
         said |= {"value": {"shown": value.shown, "decoder": value.decoder}, "num_bytes": len(frames)}
     else:
         said["value"] = asdict(value) if isinstance(value, VideoInfo) else value
-    return packed(said), frames
+    return serialise(said), frames
 
 
-def packed(message: dict[str, Any]) -> bytes:
-    """A message with its length in front."""
+def serialise(message: dict[str, Any]) -> bytes:
+    """Serialise a message, with its length in front."""
     text = json.dumps(message).encode()
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def text_size(length: bytes | bytearray) -> int:
-    """How many bytes of JSON follow; NonsenseError where that is too much."""
+def read_length(length: bytes | bytearray) -> int:
+    """The number of bytes of JSON that follow; InvalidMessageError where that is too much."""
     num_bytes = int.from_bytes(length, "little")
     if num_bytes > MAX_JSON_BYTES:
-        raise NonsenseError(f"a message of {num_bytes} bytes")
+        raise InvalidMessageError(f"a message of {num_bytes} bytes")
     return num_bytes
 
 
-def unpacked(text: bytes | bytearray) -> dict[str, Any]:
-    """A message out of its JSON; NonsenseError where it is none."""
+def parse(text: bytes | bytearray) -> dict[str, Any]:
+    """Parse a message; InvalidMessageError where it is none."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise NonsenseError(f"no JSON ({type(error).__name__})") from error
+        raise InvalidMessageError(f"no JSON ({type(error).__name__})") from error
     if not isinstance(message, dict):
-        raise NonsenseError("no message")
+        raise InvalidMessageError("no message")
     return message
 
 
 def check_size(message: dict[str, Any], num_bytes: int) -> None:
-    """NonsenseError where a reply comes with more or fewer bytes than were asked for."""
+    """Raise InvalidMessageError where a reply comes with more or fewer bytes than were asked for."""
     if message.get("num_bytes", 0) != num_bytes:
-        raise NonsenseError("frames of another size")
+        raise InvalidMessageError("frames of another size")
 
 
-def error_in(message: dict[str, Any]) -> TerminalError | None:
+def read_error(message: dict[str, Any]) -> TerminalError | None:
     """The error that a reply holds, its text cut to one line of at most `_MAX_TEXT` characters."""
     if "error" not in message:
         return None
     if message.get("code") not in list(ErrorCode):
-        raise NonsenseError("an error without a known code")
+        raise InvalidMessageError("an error without a known code")
     return TerminalError(ErrorCode(message["code"]), one_line(str(message["error"])))
 
 
-def cpu_ms_in(message: dict[str, Any]) -> float:
+def read_cpu_ms(message: dict[str, Any]) -> float:
     """The CPU milliseconds that a reply reports."""
     return _number(message, "cpu_ms")
 
 
-def video_info(value: Any) -> VideoInfo:
+def read_video_info(value: Any) -> VideoInfo:
     """The facts of a video, each within bounds.
 
     Raises:
         TerminalError: DECODE_FAILED, the video claims to be too long to be one.
-        NonsenseError: they are none.
+        InvalidMessageError: they are none.
     """
     if not isinstance(value, dict) or set(value) != set(VideoInfo.__dataclass_fields__):
-        raise NonsenseError("no facts of a video")
+        raise InvalidMessageError("no facts of a video")
     duration_s = _number(value, "duration_s")
     if duration_s > _MAX_DURATION_S:
         raise TerminalError(
@@ -122,19 +122,19 @@ def video_info(value: Any) -> VideoInfo:
             decoder=_name(value, "decoder"),
         )
     except ValueError as error:
-        raise NonsenseError("a video without frames") from error
+        raise InvalidMessageError("a video without frames") from error
 
 
-def shown(value: Any, wanted: list[int]) -> tuple[tuple[int, ...], str]:
+def read_frame_numbers(value: Any, wanted: list[int]) -> tuple[tuple[int, ...], str]:
     """The numbers of decoded frames, one for each wanted and in no other order, and the decoder's name."""
     numbers = value.get("shown") if isinstance(value, dict) else None
     if not isinstance(numbers, list) or len(numbers) != len(wanted):
-        raise NonsenseError("not the frames that were asked for")
+        raise InvalidMessageError("not the frames that were asked for")
     if any(type(number) is not int or not 0 <= number <= _MAX_NUMBER for number in numbers):
-        raise NonsenseError("numbers of no frames")
+        raise InvalidMessageError("numbers of no frames")
     steps = zip(wanted, wanted[1:], numbers, numbers[1:], strict=False)
     if any(before <= after and first > second for before, after, first, second in steps):
-        raise NonsenseError("frames out of order")
+        raise InvalidMessageError("frames out of order")
     return tuple(numbers), _name(value, "decoder")
 
 
@@ -146,13 +146,13 @@ def one_line(text: str) -> str:
 def _number(message: dict[str, Any], name: str) -> float:
     value = message.get(name)
     if not isinstance(value, int | float) or not 0 <= value <= _MAX_FLOAT:
-        raise NonsenseError(f"{name} is no number")
+        raise InvalidMessageError(f"{name} is no number")
     return float(value)
 
 
 def _whole(message: dict[str, Any], name: str) -> int:
     if type(message.get(name)) is not int or not 0 <= message[name] <= _MAX_NUMBER:
-        raise NonsenseError(f"{name} is no number")
+        raise InvalidMessageError(f"{name} is no number")
     return int(message[name])
 
 

@@ -1,4 +1,4 @@
-"""Which frames stand for a video: uniform sampling as the reference does it, and segments of fixed length."""
+"""Frame sampling: uniform over a video as the reference does it, or in segments of fixed length."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A planned video -> its frames, one work unit at a time, as they are decoded."""
+"""The decode stage of the index job: a planned video to its frames, one work unit at a time."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import plan_segments
-from longvlm.pipeline.decode.video import Decoded
+from longvlm.pipeline.decode.video import DecodedFrames
 from longvlm.pipeline.source.copies import local_copy
 from longvlm.schemas.errors import PipelineError
 from longvlm.schemas.recipe import IndexRecipe
@@ -17,8 +17,8 @@ from longvlm.schemas.tables import FRAMES
 from longvlm.schemas.timeline import Segment, VideoInfo, cut_into_units
 
 
-def watch(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, scratch_dir: str) -> Iterator[pa.Table]:
-    """Watch one video (a row of tables.PLAN) as a recipe asks: yields tables.FRAMES, one row a unit.
+def decode_units(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, scratch_dir: str) -> Iterator[pa.Table]:
+    """Decode one video (a row of tables.PLAN) as a recipe asks: yields tables.FRAMES, one row a unit.
 
     Whatever goes wrong with the video ends in a last row with `error_code` and `error`; there is always a row.
     """
@@ -39,7 +39,7 @@ def watch(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, scratch_
                     spent_ms = decoder.cpu_ms
                     yield _unit(row, _as_shown(unit, decoded, info), decoded)
             finally:
-                decoder.forget()
+                decoder.close_video()
     except PipelineError as error:
         yield failed_unit(row | {"decode_ms": decoder.cpu_ms - spent_ms}, error)
 
@@ -51,7 +51,7 @@ def failed_unit(video: dict[str, Any], error: PipelineError) -> pa.Table:
     return pa.Table.from_pylist([row], schema=FRAMES)
 
 
-def _as_shown(unit: list[Segment], decoded: Decoded, info: VideoInfo) -> list[Segment]:
+def _as_shown(unit: list[Segment], decoded: DecodedFrames, info: VideoInfo) -> list[Segment]:
     """The segments with the frames that were really decoded."""
     shown, segments = iter(decoded.shown), []
     for segment in unit:
@@ -60,7 +60,7 @@ def _as_shown(unit: list[Segment], decoded: Decoded, info: VideoInfo) -> list[Se
     return segments
 
 
-def _unit(row: dict[str, Any], segments: list[Segment], decoded: Decoded) -> pa.Table:
+def _unit(row: dict[str, Any], segments: list[Segment], decoded: DecodedFrames) -> pa.Table:
     described = [
         {"segment": s.index, "start_s": s.start_s, "end_s": s.end_s, "frames": list(s.frames)} for s in segments
     ]

@@ -1,4 +1,4 @@
-"""A video file -> its frames: exact through decord, PyAV where decord cannot, or keyframes alone. Local files only."""
+"""Decoding of local video files: exactly with decord, with PyAV where decord cannot, or keyframes alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longvlm.pipeline.decode.container import Timeline, VideoFile
+from longvlm.pipeline.decode.container import FrameIndex, VideoFile
 from longvlm.pipeline.decode.frames import FrameReader, KeyframeMissingError
 from longvlm.schemas.timeline import VideoInfo
 
@@ -20,31 +20,31 @@ _CODEC_NAMES = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Square RGB frames, the numbers they have in the video, and the decoder that made them."""
+class DecodedFrames:
+    """Decoded frames: square, RGB, with the numbers they have in the video and the decoder that made them."""
 
     frames: NDArray[np.uint8]  # [F, px, px, 3]
     shown: tuple[int, ...]  # [F]; as asked for, but in keyframe mode and where a frame is missing
     decoder: str
 
     def __post_init__(self) -> None:
-        """A frame for each number, square."""
+        """Check the shape: a frame for each number, square."""
         if self.frames.shape[0] != len(self.shown) or self.frames.shape[1] != self.frames.shape[2]:
             raise ValueError(f"{len(self.shown)} numbers for frames of shape {self.frames.shape}")
 
 
 def probe(path: str, mode: Mode = "exact") -> VideoInfo:
-    """Look at a video: opens it, counts its frames and decodes the first.
+    """Probe a video: open it, count its frames and decode the first.
 
     Raises:
         TerminalError: with the code that says why it cannot be watched.
     """
-    forget()  # first, so that two videos are never held at once
-    _OPEN.append(Video(path, mode))
+    close_video()  # first, so that two videos are never held at once
+    _OPEN.append(OpenVideo(path, mode))
     return _OPEN[0].info
 
 
-def decode(path: str, frames: list[int], px: int, mode: Mode = "exact", resize: Resize = "decoder") -> Decoded:
+def decode(path: str, frames: list[int], px: int, mode: Mode = "exact", resize: Resize = "decoder") -> DecodedFrames:
     """Decode frames by number, resized to px x px without keeping the aspect, as the reference does.
 
     With resize "nearest" they are 224 x 224 whatever `px` says. The video probed or decoded last is still open, so
@@ -58,64 +58,68 @@ def decode(path: str, frames: list[int], px: int, mode: Mode = "exact", resize: 
     return _OPEN[0].decode(frames, px, resize)
 
 
-def forget() -> None:
+def close_video() -> None:
     """Close the video that is still open."""
     while _OPEN:
         _OPEN.pop().reader.close()
 
 
-class Video:
-    """An open video: its facts, and its frames on demand."""
+class OpenVideo:
+    """A video that is open for decoding: its properties, and its frames on demand."""
 
     def __init__(self, path: str, mode: Mode) -> None:
         from av.video.reformatter import VideoReformatter
 
         self.file = VideoFile(path)
         self.mode = mode
-        timeline = self.file.timeline_of_index() if mode == "keyframe" else None
-        self.reader = FrameReader(self.file, timeline or self.file.timeline_of_packets())
-        self.info = self._info(self.reader.timeline)
-        self._keyframes_fit = mode == "keyframe"
+        frame_index = self.file.frame_index_from_samples() if mode == "keyframe" else None
+        self.reader = FrameReader(self.file, frame_index or self.file.frame_index_from_packets())
+        self.info = self._info(self.reader.frame_index)
+        self._can_use_keyframes = mode == "keyframe"
         self._swscale: Any = VideoReformatter()
         self._decord: tuple[int, Any] | None = None  # px, reader
-        self._decord_fits = (
+        self._can_use_decord = (
             mode == "exact"
             and find_spec("decord") is not None
-            and self.file.seekable
+            and self.file.is_seekable
             and self.file.codec.name in _DECORD_CODECS
-            and self.reader.timeline.closed_gops
+            and self.reader.frame_index.has_closed_gops
             and not self.reader.rotation  # it turns MP4 but not Matroska
         )
 
-    def _info(self, timeline: Timeline) -> VideoInfo:
+    def _info(self, frame_index: FrameIndex) -> VideoInfo:
         width, height = self.file.stream.width, self.file.stream.height
         return VideoInfo(
-            num_frames=timeline.num_frames,
-            fps=timeline.num_frames / timeline.duration_s,
-            duration_s=timeline.duration_s,
+            num_frames=frame_index.num_frames,
+            fps=frame_index.num_frames / frame_index.duration_s,
+            duration_s=frame_index.duration_s,
             width=height if self.reader.rotation % 180 else width,
             height=width if self.reader.rotation % 180 else height,
             codec=_CODEC_NAMES.get(self.file.codec.name, self.file.codec.name),
             decoder="pyav",
         )
 
-    def decode(self, frames: list[int], px: int, resize: Resize) -> Decoded:
+    def decode(self, frames: list[int], px: int, resize: Resize) -> DecodedFrames:
         """See the function `decode`."""
         wanted = sorted(set(frames))
-        if self.mode == "exact" and resize == "decoder" and (pixels := self._through_decord(wanted, px)) is not None:
+        if (
+            self.mode == "exact"
+            and resize == "decoder"
+            and (pixels := self._decode_with_decord(wanted, px)) is not None
+        ):
             shown, decoder = wanted, "decord"
         else:
-            shown, pixels = self._through_pyav(wanted, px, resize)
+            shown, pixels = self._decode_with_pyav(wanted, px, resize)
             decoder = "pyav"
         place = {number: index for index, number in enumerate(wanted)}
         order = [place[number] for number in frames]
         if order != list(range(len(wanted))):
             pixels = pixels[order]
-        return Decoded(pixels, tuple(shown[index] for index in order), decoder)
+        return DecodedFrames(pixels, tuple(shown[index] for index in order), decoder)
 
-    def _through_decord(self, wanted: list[int], px: int) -> NDArray[np.uint8] | None:
+    def _decode_with_decord(self, wanted: list[int], px: int) -> NDArray[np.uint8] | None:
         """Frames of the decoder's own resize; None where decord does not see the video as it is."""
-        if not self._decord_fits:
+        if not self._can_use_decord:
             return None
         import decord
 
@@ -129,24 +133,24 @@ class Video:
         except (decord.DECORDError, RuntimeError):  # PyAV gets through, or says in a sentence why not
             pixels = None
         if pixels is None:
-            self._decord, self._decord_fits = None, False
+            self._decord, self._can_use_decord = None, False
         return pixels
 
-    def _through_pyav(self, wanted: list[int], px: int, resize: Resize) -> tuple[list[int], NDArray[np.uint8]]:
-        if self._keyframes_fit:
-            keyframes = self.reader.timeline.keyframes
-            near = nearest_of(keyframes, np.array(wanted))
+    def _decode_with_pyav(self, wanted: list[int], px: int, resize: Resize) -> tuple[list[int], NDArray[np.uint8]]:
+        if self._can_use_keyframes:
+            keyframes = self.reader.frame_index.keyframes
+            near = nearest_indices(keyframes, np.array(wanted))
             distinct, places = np.unique(near, return_inverse=True)
             try:
-                pixels = self._shrunk(self.reader.keyframes(distinct.tolist()), len(distinct), px, resize)[1]
+                pixels = self._resized(self.reader.read_keyframes(distinct.tolist()), len(distinct), px, resize)[1]
                 return keyframes[near].tolist(), pixels[places]
             except KeyframeMissingError:  # then all frames are needed to get at the wanted ones
-                self._keyframes_fit = False
+                self._can_use_keyframes = False
                 self.file.rewind()
-                self.reader = FrameReader(self.file, self.file.timeline_of_packets())
-        return self._shrunk(self.reader.exact(wanted), len(wanted), px, resize)
+                self.reader = FrameReader(self.file, self.file.frame_index_from_packets())
+        return self._resized(self.reader.read_exact(wanted), len(wanted), px, resize)
 
-    def _shrunk(
+    def _resized(
         self, source: Iterator[tuple[int, Any]], num_frames: int, px: int, resize: Resize
     ) -> tuple[list[int], NDArray[np.uint8]]:
         """The frames of a source, each made small as it comes: at full size no more than a few are held."""
@@ -158,21 +162,21 @@ class Video:
                 pixels[index] = pixels[index - 1]
             elif resize == "nearest":
                 full = self._swscale.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                pixels[index] = nearest(upright(full, self.reader.rotation), px)
+                pixels[index] = resize_nearest(rotate_upright(full, self.reader.rotation), px)
             else:
                 small = self._swscale.reformat(frame, px, px, "rgb24", interpolation="BILINEAR", threads=1)
-                pixels[index] = upright(small.to_ndarray(), self.reader.rotation)
+                pixels[index] = rotate_upright(small.to_ndarray(), self.reader.rotation)
             shown.append(number)
         return shown, pixels
 
 
-def upright(frame: NDArray[np.uint8], rotation: int) -> NDArray[np.uint8]:
-    """A frame [H, W, 3] turned as its display matrix says, in degrees counter-clockwise, to the nearest quarter."""
+def rotate_upright(frame: NDArray[np.uint8], rotation: int) -> NDArray[np.uint8]:
+    """Rotate a frame [H, W, 3] as its display matrix says, in degrees counter-clockwise, to the nearest quarter."""
     return np.rot90(frame, round(rotation / 90))
 
 
-def nearest(frame: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
-    """Nearest resize [H, W, 3] -> [px, px, 3]: source = floor(target * float32(in / out)) (LONGVLM.md section 2)."""
+def resize_nearest(frame: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
+    """Resize to [px, px, 3] by nearest neighbour: source = floor(target * float32(in / out)) (LONGVLM.md section 2)."""
     rows, columns = (_nearest_sources(size, px) for size in frame.shape[:2])
     return frame[rows[:, None], columns]
 
@@ -182,7 +186,7 @@ def _nearest_sources(size: int, px: int) -> NDArray[np.int64]:
     return np.minimum((np.arange(px, dtype=np.float32) * scale).astype(np.int64), size - 1)
 
 
-def nearest_of(sorted_numbers: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+def nearest_indices(sorted_numbers: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each wanted number, the place of the closest of `sorted_numbers`; the earlier of two equally close."""
     right = np.clip(np.searchsorted(sorted_numbers, wanted), 1, max(len(sorted_numbers) - 1, 1))
     right = np.minimum(right, len(sorted_numbers) - 1)
@@ -190,4 +194,4 @@ def nearest_of(sorted_numbers: NDArray[np.int64], wanted: NDArray[np.int64]) -> 
     return np.where(wanted - sorted_numbers[left] <= sorted_numbers[right] - wanted, left, right)
 
 
-_OPEN: list[Video] = []  # the video in hand, at most one: units of one video are decoded one after the other
+_OPEN: list[OpenVideo] = []  # the video in hand, at most one: units of one video are decoded one after the other

@@ -1,1 +1,1 @@
-"""Benchmarks, judges and scores."""
+"""Evaluation: benchmarks, judges of answers, and metrics."""

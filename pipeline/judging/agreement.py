@@ -1,4 +1,4 @@
-"""Whether two answers say the same: equal values for typed questions, equal text for the others."""
+"""Agreement of answers: equal values for typed questions, equal text for the others."""
 
 import json
 import string
@@ -17,7 +17,7 @@ _ARTICLES = {"a", "an", "the"}
 _YES, _NO = ("yes", "true"), ("no", "false")
 
 
-def same(question: Mapping[str, Any], one: str, other: str) -> bool:
+def is_same_answer(question: Mapping[str, Any], one: str, other: str) -> bool:
     """Whether two answers of a model are the same: as values, and as they are where neither is of the question's type.
 
     Args:
@@ -28,7 +28,7 @@ def same(question: Mapping[str, Any], one: str, other: str) -> bool:
     values = read_value(question, one), read_value(question, other)
     if None in values:
         return values == (None, None) and one == other
-    return _equal(question["type"], *values)  # type: ignore[arg-type] # neither is None
+    return _is_equal(question["type"], *values)  # type: ignore[arg-type] # neither is None
 
 
 def is_right(question: Mapping[str, Any], answer: str, right: str) -> bool:
@@ -39,7 +39,7 @@ def is_right(question: Mapping[str, Any], answer: str, right: str) -> bool:
     if question["type"] == "text":
         return normalised(answer) == normalised(right)
     value, wanted = read_value(question, answer), right_value(question, right)
-    return value is not None and wanted is not None and _equal(question["type"], value, wanted)
+    return value is not None and wanted is not None and _is_equal(question["type"], value, wanted)
 
 
 def read_right_answers(path: str, questions: Mapping[int, Mapping[str, Any]]) -> dict[int, str | None]:
@@ -66,7 +66,7 @@ def read_right_answers(path: str, questions: Mapping[int, Mapping[str, Any]]) ->
 
 
 def right_value(question: Mapping[str, Any], right: str) -> str | None:
-    """What people write as a right answer, as `read_value` gives values."""
+    """The value of a right answer as people write it, in the form of `read_value`."""
     if question["type"] == "bool":
         said = normalised(right)
         return "true" if said in _YES else "false" if said in _NO else None
@@ -75,7 +75,7 @@ def right_value(question: Mapping[str, Any], right: str) -> str | None:
     return read_value(question, right)
 
 
-def _equal(kind: str, one: str, other: str) -> bool:
+def _is_equal(kind: str, one: str, other: str) -> bool:
     """Whether two values are equal; numbers and JSON as what they mean, 7 and 7.0 alike."""
     if kind in ("number", "json"):
         return bool(json.loads(one) == json.loads(other))
@@ -88,7 +88,7 @@ def _as_choice(text: str) -> str:
 
 
 def normalised(text: str) -> str:
-    """A text in lower case, without articles, punctuation around its words, and more than a space between them.
+    """Normalise a text: lower case, without articles, punctuation around its words, and more than a space between them.
 
     Signs inside a word stay: 3.5 is not 35. What consists of such words alone keeps its articles.
     """

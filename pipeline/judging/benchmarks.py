@@ -1,4 +1,4 @@
-"""Benchmarks and labels as they are published: question and answer files to one table of items."""
+"""Evaluation benchmarks: published question and answer files, or somebody's labels, as one table of items."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ ITEMS = pa.schema(  # one row a question of a benchmark
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is asked, and in which respect answers are judged."""
+    """A benchmark: what is asked, and in which dimension answers are judged."""
 
     name: str  # as it stands in verdicts
     dimension: str = "qa"
     video_prefix: str = ""  # of videos' file names, where the question file names them without
-    typed: bool = False  # `type` says how a question is answered, as in question files; else it is a kind of question
+    is_typed: bool = False  # `type` says how a question is answered, as in question files; else a kind of question
     file_kind: str = "question file"  # what sentences call its file
 
     @property
@@ -45,7 +45,7 @@ class Benchmark:
         return self.dimension != "qa"
 
 
-TINYWORLD = Benchmark("tinyworld", typed=True)
+TINYWORLD = Benchmark("tinyworld", is_typed=True)
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
@@ -74,9 +74,9 @@ _PUBLISHED: Columns = {
 }
 
 
-def labels_in(path: str) -> Benchmark:
-    """Somebody's own right answers as a benchmark, named after their file."""
-    return Benchmark(f"labels:{PurePosixPath(path).stem}", typed=True, file_kind="label file")
+def labels_benchmark(path: str) -> Benchmark:
+    """The benchmark of somebody's own labels, named after their file."""
+    return Benchmark(f"labels:{PurePosixPath(path).stem}", is_typed=True, file_kind="label file")
 
 
 def read_items(benchmark: Benchmark, questions: str, answers: str | None = None) -> pa.Table:
@@ -92,7 +92,7 @@ def read_items(benchmark: Benchmark, questions: str, answers: str | None = None)
     Raises:
         InputError: a file cannot be read or is empty, or a row lacks something; it names file, row and field.
     """
-    columns = _COLUMNS if benchmark.typed else _PUBLISHED
+    columns = _COLUMNS if benchmark.is_typed else _PUBLISHED
     own = columns if answers is None else {name: columns[name] for name in columns if name not in ("answer", "kind")}
     file = UserFile(questions, benchmark.file_kind)
     pieces: list[pa.Table] = []
@@ -107,7 +107,7 @@ def read_items(benchmark: Benchmark, questions: str, answers: str | None = None)
         items = _with_answers(items, file, UserFile(answers, "answer file"), columns)
     for field in ("video", "answer", *(["question2"] if benchmark.is_paired else [])):
         _require(items, field, file, columns)
-    if benchmark.typed:
+    if benchmark.is_typed:
         _check_answers(items, file)
     return items
 

@@ -1,4 +1,4 @@
-"""A judge behind any OpenAI-compatible chat endpoint."""
+"""A chat model behind any OpenAI-compatible endpoint, as a judge."""
 
 import os
 import random
@@ -16,19 +16,19 @@ from longvlm.pipeline.judging.judges import Messages
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError, TransientError
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # where no other is named
-WIDTH = 8  # requests under way: services allow some, and a local server batches them
+CONCURRENCY = 8  # requests under way: services allow some, and a local server batches them
 _PATH = "/chat/completions"
 _TRIES = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # doubled from try to try ...
 _LONGEST_WAIT_S = 300.0  # ... but what the server asks for is given, up to this
 _MAX_SHOWN = 200  # characters of a server's own words
 
-# The time may cure these; with any other, the same request would fail again.
-_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+# Tried again; with any other status the same request would fail again.
+_TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
 class _RetryError(Exception):
-    """A try that failed in a way that another may not."""
+    """A transient failure of one try, after which another may succeed."""
 
     def __init__(self, reason: str, code: ErrorCode, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -36,8 +36,8 @@ class _RetryError(Exception):
         self.wait_s = wait_s  # what the server asked for
 
 
-class HttpChat:
-    """One model at one address, at temperature 0. Threads may share it."""
+class HttpChatModel:
+    """A chat model at an HTTP endpoint, at temperature 0. Threads may share it."""
 
     def __init__(self, url: str, model: str, key_variable: str | None = None, timeout_s: float = 60.0) -> None:
         """Prepare, without a request.
@@ -60,18 +60,18 @@ class HttpChat:
         self.host = parts.netloc
         self.model = model
         self.name = f"http:{model}@{self.host}"
-        self.width = WIDTH
+        self.concurrency = CONCURRENCY
         self._key, self._key_variable = key, key_variable or KEY_VARIABLE
         self._url = parts._replace(path=parts.path.rstrip("/").removesuffix(_PATH) + _PATH).geturl()
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=timeout_s,
-            limits=httpx2.Limits(max_connections=WIDTH),
+            limits=httpx2.Limits(max_connections=CONCURRENCY),
         )
         self._closed = threading.Event()
 
     def reply(self, messages: Messages) -> str:
-        """What the model says next; what may pass is tried again after growing pauses, or those the server asks for.
+        """The model's reply; transient failures are tried again after growing pauses, or those the server asks for.
 
         Raises:
             InputError: the key is refused, or there is no such model or endpoint.
@@ -83,12 +83,12 @@ class HttpChat:
                 return self._try(messages)
             except _RetryError as error:
                 if attempt + 1 == _TRIES or self._closed.is_set():
-                    raise self._gave_up(error) from error
+                    raise self._out_of_tries_error(error) from error
                 self._closed.wait(_pause_s(attempt, error.wait_s))
         raise AssertionError("the last try returns or raises")
 
     def close(self) -> None:
-        """Wake what waits for another try. Requests under way may still be answered: their connections stay open."""
+        """Stop: wake what waits for another try. Requests under way may still be answered, on open connections."""
         self._closed.set()
 
     def _try(self, messages: Messages) -> str:
@@ -125,12 +125,12 @@ class HttpChat:
                 f"the judge at {self.host} knows no model {self.model}, or has no chat at this address ({status}: "
                 f"{said}); check --judge-model and --judge-url."
             )
-        if status in _PASSING:
+        if status in _TRANSIENT_STATUSES:
             asked_s = _asked_wait_s(response.headers.get("Retry-After"))
             raise _RetryError(f"{status}: {said}", ErrorCode.NETWORK, asked_s)
         raise TerminalError(ErrorCode.JUDGE_FAILED, f"the judge at {self.host} refused ({status}: {said}).")
 
-    def _gave_up(self, error: _RetryError) -> TransientError | TerminalError:
+    def _out_of_tries_error(self, error: _RetryError) -> TransientError | TerminalError:
         family: Callable[..., Any] = TransientError if error.code == ErrorCode.NETWORK else TerminalError
         return family(error.code, f"the judge at {self.host} gave no reply in {_TRIES} tries ({error}); run again.")
 

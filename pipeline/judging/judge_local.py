@@ -1,4 +1,4 @@
-"""A judge on this machine: the folder of a causal language model with a chat template."""
+"""A chat model on this machine, as a judge: the folder of a causal language model with a chat template."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 _MAX_NEW_TOKENS = 128  # a dictionary of two, and words around it
 
 
-class LocalChat:
-    """A model of transformers that replies greedily, one conversation at a time."""
+class LocalChatModel:
+    """A chat model of transformers that replies greedily, one conversation at a time."""
 
-    width = 1
+    concurrency = 1
 
     def __init__(self, model: str) -> None:
         """Load a folder's (or hub snapshot's) weights and tokenizer; remote code is never run.
@@ -51,7 +51,7 @@ class LocalChat:
 
     @torch.inference_mode()
     def reply(self, messages: Messages) -> str:
-        """What the model says next.
+        """The model's reply.
 
         Raises:
             TerminalError: JUDGE_FAILED: its template or context cannot take the messages.
@@ -72,4 +72,4 @@ class LocalChat:
         return reply.strip()
 
     def close(self) -> None:
-        """Nothing is waited for; the memory goes with the object."""
+        """Do nothing: no reply is waited for, and the memory goes with the object."""

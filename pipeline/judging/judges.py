@@ -1,4 +1,4 @@
-"""Judges: what says whether a predicted answer is right, and how good it is.
+"""Judges of predicted answers: whether an answer is right, and how good it is.
 
 Exact match needs no model. A chat model is shown a prompt out of `judging.toml` and replies with a dictionary; how it
 is reached (`judge_http.py`, `judge_local.py`) makes no difference here.
@@ -32,16 +32,16 @@ _FLAT_DICT = re.compile(r"\{[^{}]*\}")
 
 @dataclass(frozen=True)
 class Case:
-    """An answer to be judged."""
+    """An evaluation case: an answer to be judged."""
 
     dimension: str  # qa | correctness | detail | context | temporal | consistency
-    question: dict[str, Any]  # a row of benchmark_files.ITEMS
+    question: dict[str, Any]  # a row of benchmarks.ITEMS
     predictions: tuple[str, ...]  # one, or two of consistency
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of a case."""
+    """The verdict of a judge on a case."""
 
     status: str  # judged | unparsed | failed
     score: float | None = None  # 0 to 5
@@ -52,42 +52,42 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Who judges. Equal names and equal prompts mean equal verdicts, so that none is asked for twice."""
+    """A judge of answers. Equal names and equal prompts mean equal verdicts, so that none is asked for twice."""
 
     name: str  # KIND:MODEL@HOST#PROMPTS, without credentials
-    width: int  # cases at a time
+    concurrency: int  # cases at a time
 
     def prompt(self, case: Case) -> str:
-        """All that the judge goes by, as one text."""
+        """The prompt: all that the judge goes by, as one text."""
 
     def judge(self, case: Case) -> Verdict:
         """The verdict; a failure of this one case is a verdict too. InputError where no case can be judged."""
 
     def close(self) -> None:
-        """Let go of the model; a case under way fails soon."""
+        """Close the judge's model; a case under way fails soon."""
 
 
-class Chat(Protocol):
+class ChatModel(Protocol):
     """A chat model. Raises PipelineError for one conversation, InputError where none is possible."""
 
     name: str
-    width: int
+    concurrency: int
 
     def reply(self, messages: Messages) -> str:
-        """What the model says next."""
+        """The model's reply."""
 
     def close(self) -> None:
-        """Let go of it; a reply that is waited for fails soon."""
+        """Close it; a reply that is waited for fails soon."""
 
 
 class ExactJudge:
-    """Equal values of typed questions; equal texts but for capitals, articles, punctuation and white space."""
+    """Exact match: equal values of typed questions; equal texts but for case, articles, punctuation and white space."""
 
     name = "exact#1"
-    width = 1
+    concurrency = 1
 
     def prompt(self, case: Case) -> str:
-        """What is compared."""
+        """The prompt: what is compared."""
         asked = {name: case.question[name] for name in ("type", "choices", "schema", "answer")}
         return compact({**asked, "predictions": case.predictions})
 
@@ -97,23 +97,23 @@ class ExactJudge:
         return Verdict("judged", is_right=right)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no model is held."""
 
 
 class ChatJudge:
-    """A chat model as judge; what is no dictionary of the right kind is asked for once more."""
+    """A chat model as judge (LLM-as-a-judge); a reply that is no dictionary of the right kind is asked for again."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: ChatModel) -> None:
         self.chat = chat
         self.name = f"{chat.name}#{PROMPT_VERSION}"
-        self.width = chat.width
+        self.concurrency = chat.concurrency
 
     def prompt(self, case: Case) -> str:
-        """The conversation as JSON."""
+        """The prompt: the conversation as JSON."""
         return compact(messages_for(case))
 
     def judge(self, case: Case) -> Verdict:
-        """As the model replies; `unparsed` if that says nothing twice, `failed` if there is no reply."""
+        """The verdict that the model replies; `unparsed` if that says nothing twice, `failed` if there is no reply."""
         messages = messages_for(case)
         try:
             reply = self.chat.reply(messages)
@@ -128,12 +128,12 @@ class ChatJudge:
         return verdict
 
     def close(self) -> None:
-        """Let go of the chat model."""
+        """Close the chat model."""
         self.chat.close()
 
 
 def messages_for(case: Case) -> Messages:
-    """What a chat model is told: the criterion of the dimension, then question, right answer and predictions."""
+    """The messages to a chat model: the criterion of the dimension, then question, right answer and predictions."""
     told = [_PROMPTS["role"], _PROMPTS["criteria"][case.dimension]]
     told.append(_PROMPTS["match_reply" if case.dimension == "qa" else "score_reply"])
     lines = {"Question": case.question["question"]}
@@ -150,7 +150,7 @@ def messages_for(case: Case) -> Messages:
 
 
 def read_reply(reply: str, dimension: str) -> Verdict:
-    """What a reply says: `judged` with a score from 0 to 5 (and of qa, whether the answer is right), or `unparsed`."""
+    """Parse a reply: `judged` with a score from 0 to 5 (and of qa, whether the answer is right), or `unparsed`."""
     said = reply_dict(reply)
     score = None if said is None else _score(said.get("score"))
     right = None if said is None or dimension != "qa" else _yes_or_no(said.get("pred"))
@@ -160,7 +160,7 @@ def read_reply(reply: str, dimension: str) -> Verdict:
 
 
 def reply_dict(reply: str) -> dict[Any, Any] | None:
-    """The dictionary that a reply is, in JSON or Python; else the one that stands in it; None if there are two."""
+    """Parse the dictionary of a reply, in JSON or Python; else the one that stands in it; None if there are two."""
     whole = _literal(reply)
     if whole is not None:
         return whole
@@ -205,11 +205,11 @@ def judge_all(judge: Judge, cases: Iterable[tuple[K, Case]]) -> Iterator[tuple[K
     """
     todo = iter(cases)
     waiting: dict[Future[Verdict], K] = {}
-    pool = ThreadPoolExecutor(judge.width, thread_name_prefix="judge")
+    pool = ThreadPoolExecutor(judge.concurrency, thread_name_prefix="judge")
     refused: InputError | None = None
     try:
         while True:
-            for key, case in islice(todo, 0 if refused else 2 * judge.width - len(waiting)):
+            for key, case in islice(todo, 0 if refused else 2 * judge.concurrency - len(waiting)):
                 waiting[pool.submit(judge.judge, case)] = key
             if not waiting:
                 break

@@ -1,4 +1,4 @@
-"""From verdicts to figures: averages that say what is missing, and precision and recall by question."""
+"""Metrics of an evaluation: averages that say what is missing, and precision and recall by question."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,10 +16,10 @@ NO_VALUE = "(none)"  # what was answered, where that is not of the question's ty
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one question of a benchmark."""
+class QuestionResult:
+    """The result of one question of a benchmark."""
 
-    question: dict[str, Any]  # a row of benchmark_files.ITEMS
+    question: dict[str, Any]  # a row of benchmarks.ITEMS
     status: str  # judged, or why there is no verdict: not_in_store, not_answered, unparsed, failed, ...
     score: float | None = None
     is_right: bool | None = None
@@ -27,66 +27,66 @@ class Outcome:
     raw_reply: str | None = None
 
 
-def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Averages over what was judged; beside them how much is missing, and what they are if that counts for nothing.
+def compute_metrics(results: Sequence[QuestionResult]) -> dict[str, Any]:
+    """Average score and accuracy over what was judged, beside how much is missing and what they are if that counts 0.
 
     Returns:
         num_questions, num_judged, num_missing, missing_share and missing (why, how many); score, from 0 to 5, and
         score_missing_as_zero; accuracy and accuracy_missing_as_wrong. None where a judge gives no such figure, or
         nothing was judged.
     """
-    judged = [outcome for outcome in outcomes if outcome.status == JUDGED]
-    num_missing = len(outcomes) - len(judged)
+    judged = [result for result in results if result.status == JUDGED]
+    num_missing = len(results) - len(judged)
     found: dict[str, Any] = {
-        "num_questions": len(outcomes),
+        "num_questions": len(results),
         "num_judged": len(judged),
         "num_missing": num_missing,
-        "missing_share": num_missing / len(outcomes) if outcomes else 0.0,
-        "missing": dict(Counter(outcome.status for outcome in outcomes if outcome.status != JUDGED)),
+        "missing_share": num_missing / len(results) if results else 0.0,
+        "missing": dict(Counter(result.status for result in results if result.status != JUDGED)),
     }
-    scores = [outcome.score for outcome in judged if outcome.score is not None]
-    rights = [outcome.is_right for outcome in judged if outcome.is_right is not None]
+    scores = [result.score for result in judged if result.score is not None]
+    rights = [result.is_right for result in judged if result.is_right is not None]
     return found | {
         "score": fmean(scores) if scores else None,
-        "score_missing_as_zero": sum(scores) / len(outcomes) if scores else None,
+        "score_missing_as_zero": sum(scores) / len(results) if scores else None,
         "accuracy": fmean(rights) if rights else None,
-        "accuracy_missing_as_wrong": sum(rights) / len(outcomes) if rights else None,
+        "accuracy_missing_as_wrong": sum(rights) / len(results) if rights else None,
     }
 
 
-def by_kind(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Any]]:
-    """The figures of each kind of question, where the benchmark's file says one."""
-    groups: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        if outcome.question["kind"] is not None:
-            groups[outcome.question["kind"]].append(outcome)
-    return {kind: figures(groups[kind]) for kind in sorted(groups)}
+def metrics_by_kind(results: Iterable[QuestionResult]) -> dict[str, dict[str, Any]]:
+    """The metrics of each kind of question, where the benchmark's file says one."""
+    groups: dict[str, list[QuestionResult]] = defaultdict(list)
+    for result in results:
+        if result.question["kind"] is not None:
+            groups[result.question["kind"]].append(result)
+    return {kind: compute_metrics(groups[kind]) for kind in sorted(groups)}
 
 
-def by_question(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """How well each question, asked of several videos, was answered: a dict a question, in the order of first sight.
+def metrics_by_question(results: Iterable[QuestionResult]) -> list[dict[str, Any]]:
+    """Metrics of each question that is asked of several videos: a dict a question, in the order of first sight.
 
-    Each has the figures of `figures`, `classes` (by right answer: precision, recall, support), precision and recall
+    Each has what `compute_metrics` gives, `classes` (by right answer: precision, recall, support), precision and recall
     (their plain means over the right answers' classes) and `confusion` {right answer: {given answer: count}}. The
     class of a typed answer is its value, that of a text the text as `normalised`. A class that nothing was taken for
     has precision 0.
     """
-    groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        groups[outcome.question["question"], outcome.question["type"]].append(outcome)
+    groups: dict[tuple[str, str], list[QuestionResult]] = defaultdict(list)
+    for result in results:
+        groups[result.question["question"], result.question["type"]].append(result)
     found = []
     for (question, kind), members in groups.items():
         confusion: dict[str, Counter[str]] = defaultdict(Counter)
-        for outcome in members:
-            if outcome.status == JUDGED:
-                confusion[_right_class(outcome)][_given_class(outcome)] += 1
+        for result in members:
+            if result.status == JUDGED:
+                confusion[_right_class(result)][_given_class(result)] += 1
         classes = {name: _class_figures(confusion, name) for name in sorted(confusion)}
         means = {
             measure: fmean(one[measure] for one in classes.values()) if classes else None
             for measure in ("precision", "recall")
         }
         told = {name: dict(given) for name, given in sorted(confusion.items())}
-        found.append({"question": question, "type": kind, **figures(members), **means, "classes": classes})
+        found.append({"question": question, "type": kind, **compute_metrics(members), **means, "classes": classes})
         found[-1]["confusion"] = told
     return found
 
@@ -97,29 +97,29 @@ def _class_figures(confusion: dict[str, Counter[str]], name: str) -> dict[str, f
     return {"precision": hits / num_taken if num_taken else 0.0, "recall": hits / support, "support": support}
 
 
-def _right_class(outcome: Outcome) -> str:
-    item = outcome.question
+def _right_class(result: QuestionResult) -> str:
+    item = result.question
     return normalised(item["answer"]) if item["type"] == "text" else right_value(item, item["answer"]) or NO_VALUE
 
 
-def _given_class(outcome: Outcome) -> str:
+def _given_class(result: QuestionResult) -> str:
     """The class that an answer falls in: the right one if the judge says so, whatever its words."""
-    if outcome.is_right:
-        return _right_class(outcome)
-    item, said = outcome.question, outcome.prediction or ""
+    if result.is_right:
+        return _right_class(result)
+    item, said = result.question, result.prediction or ""
     return (normalised(said) if item["type"] == "text" else read_value(item, said)) or NO_VALUE
 
 
-def as_reference(outcomes: Iterable[Outcome], dimension: str) -> dict[str, float] | None:
-    """The same replies in the reference's arithmetic; None where that breaks off or nothing was replied."""
-    replies = [said for outcome in outcomes if outcome.raw_reply and (said := reply_dict(outcome.raw_reply))]
+def reference_metrics(results: Iterable[QuestionResult], dimension: str) -> dict[str, float] | None:
+    """Metrics of the same replies in the reference's arithmetic; None where that breaks off or nothing was replied."""
+    replies = [said for result in results if result.raw_reply and (said := reply_dict(result.raw_reply))]
     with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
         return reference_average(replies, dimension)
     return None
 
 
 def reference_average(replies: Iterable[dict[str, Any]], dimension: str) -> dict[str, float]:
-    """What LongVLM's scripts make of judges' replies, for comparison with published numbers (LONGVLM.md, section 8).
+    """Average judges' replies as LongVLM's scripts do, for comparison with published numbers (LONGVLM.md, section 8).
 
     Scores are cut to whole numbers, whatever has no reply is left out, a missing score is 0 for correctness. A `pred`
     with "yes" in it is a match, else one with "no" in it is none, "unknown" included; a reply without it is skipped.

@@ -1,1 +1,1 @@
-"""What videos there are: listings of folders, buckets and manifests, and local copies of remote objects."""
+"""Sources of videos: listings of folders, buckets and manifests, and local copies of remote objects."""

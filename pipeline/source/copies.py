@@ -1,4 +1,4 @@
-"""Files wherever fsspec reaches: what is known of them, and a local copy of one while it is decoded."""
+"""Local copies of remote files, for as long as they are decoded, and what is known of files wherever fsspec reaches."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ _PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
 def facts(info: dict[str, Any]) -> dict[str, Any]:
-    """Etag, size and time of change out of a filesystem's answer, whatever it calls them."""
+    """Etag, size and modification time out of a filesystem's answer, whatever it calls them."""
     etag = info.get("ETag") or info.get("etag")
     if info.get("islink") and Path(info["name"]).exists():  # a change of the file, not of the link, counts
         info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
@@ -41,7 +41,7 @@ def facts(info: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def local_copy(uri: str, scratch_dir: str) -> Iterator[str]:
-    """The path of a file to read: local files in place, others downloaded for as long as the context lasts.
+    """A local copy of a file, by its path: local files in place, others downloaded for as long as the context lasts.
 
     A copy lies right in the scratch folder under a name of our own, whatever the file's name is.
 

@@ -1,4 +1,4 @@
-"""A source of videos -> its listing, page by page."""
+"""Listing a source of videos, page by page."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _ROW_GROUP = 10_000  # rows of a listing that are held in memory
 
 @dataclass(frozen=True)
 class Source:
-    """Where the videos are: an fsspec prefix, one video, or a manifest (a file of rows with a column `uri`).
+    """A source of videos: an fsspec prefix, one video, or a manifest (a file of rows with a column `uri`).
 
     `include` and `exclude` are fnmatch patterns on the path relative to the source (to the manifest's folder).
     """
@@ -41,11 +41,11 @@ class Source:
 
     @property
     def home(self) -> str:
-        """The one spelling of the source's address, as it stands in the column `source`."""
+        """The canonical URI of the source, as it stands in the column `source`."""
         return canonical_uri(*locate(self.uri))
 
     def coverage(self) -> Callable[[str], bool] | None:
-        """What says whether a video at a canonical URI would be listed; None without patterns, for then each would."""
+        """The predicate whether a video at a canonical URI would be listed; None without patterns: then each would."""
         if not self.include and not self.exclude:
             return None
         home = self.home
@@ -56,7 +56,7 @@ class Source:
 
 
 def list_source(source: Source) -> pa.Table:
-    """Every video of a source in memory, as tables.LISTING, sorted by uri, each once.
+    """List a source in memory: every video, as tables.LISTING, sorted by uri, each once.
 
     A folder is listed recursively: videos by extension, and files without any extension by their first bytes.
 
@@ -92,7 +92,7 @@ def spool_source(source: Source, path: str) -> int:
 
 
 def list_pages(source: Source) -> Iterator[pa.Table]:
-    """The videos of a source as tables.LISTING, a page of the listing at a time, in no order; InputError as above."""
+    """List the videos of a source as tables.LISTING, page by page, in no order; InputError as above."""
     fs, path = locate(source.uri)
     home = canonical_uri(fs, path)
     with refusals_as_sentences(source.uri, "listed"):
@@ -112,7 +112,7 @@ def nothing_in(source: Source) -> InputError:
 
 
 def _list(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[str, Any]]]:
-    """What is known of each video, by canonical URI, a page at a time."""
+    """List each video with what is known of it, by canonical URI, a page at a time."""
     info = fs.info(path)
     is_file = fs.isfile(path) if info.get("islink") else info["type"] == "file"
     if not is_file:

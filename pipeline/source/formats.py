@@ -1,4 +1,4 @@
-"""How video files look from outside: their extensions, and their first bytes."""
+"""Video file formats: their extensions, and the signatures in their first bytes."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A manifest: a file of rows (CSV, JSON, JSONL or parquet) that names videos, with what the user knows of them."""
+"""Manifests: files of rows (CSV, JSON, JSONL or parquet) that name videos, with what the user knows of them."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ _COLUMNS = {
 
 
 def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[dict[str, dict[str, Any]]]:
-    """What is known of each video that a manifest names, by canonical URI, some hundreds of its rows at a time.
+    """List the videos of a manifest with what is known of each, by canonical URI, some hundreds of its rows at a time.
 
     Relative URIs count from the manifest's folder, and so do the paths that `takes` judges. Where neither etag nor
     size is given they are asked for; a file that is not there is listed all the same, to fail with its reason.

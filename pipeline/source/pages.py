@@ -1,11 +1,11 @@
-"""The files below a folder of any filesystem, some at a time: a bucket may hold more than memory does."""
+"""Paged listing of the files below a folder of any filesystem: a bucket may hold more than memory does."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
 def pages_below(fs: Any, path: str) -> Iterator[list[dict[str, Any]]]:
-    """Every file below a folder, as the filesystem describes it, page by page and in no order.
+    """List every file below a folder, as the filesystem describes it, page by page and in no order.
 
     From S3 a page is one answer of the service (1000 keys). Elsewhere it is a folder, which fsspec can list only whole.
     Nothing is kept in fsspec's own cache of listings.

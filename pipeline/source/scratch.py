@@ -1,4 +1,4 @@
-"""Room on the scratch disk, which the decoders of a machine share with each other and with whatever else runs there."""
+"""Scratch disk space, which the decoders of a machine share with each other and with whatever else runs there."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ _YOUNG_S = 60.0  # a folder is without its lock for a moment after it was made
 
 
 class ScratchFolder:
-    """A folder for copies of videos, which goes when this object or its process does.
+    """A scratch folder for copies of videos, which is removed when this object or its process does.
 
     A process that is killed leaves its folder behind, but not the lock on it: whoever makes a scratch folder next, or
     waits for room, removes those that nobody holds.
@@ -44,7 +44,7 @@ class ScratchFolder:
 
 @contextmanager
 def scratch_file(folder: str, suffix: str) -> Iterator[str]:
-    """The path of a new empty file, which is removed at the end."""
+    """A new empty scratch file, by its path; it is removed at the end."""
     descriptor, path = tempfile.mkstemp(dir=folder, prefix="video-", suffix=suffix)
     os.close(descriptor)
     try:
@@ -54,7 +54,7 @@ def scratch_file(folder: str, suffix: str) -> Iterator[str]:
 
 
 def await_room(num_bytes: int, folder: str) -> None:
-    """Return as soon as so much is free on the disk of a scratch folder.
+    """Wait until so much is free on the disk of a scratch folder.
 
     Waits only for what the decoders of other scratch folders hold, because they will give it back.
 

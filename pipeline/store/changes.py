@@ -113,8 +113,8 @@ WHERE $prune AND source = $home
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a listing is held against the ledger for."""
+class ChangeCriteria:
+    """The criteria by which files of a listing count as work, as unchanged or as gone."""
 
     recipe: str  # fingerprint
     home: str  # of the source that was listed, completely
@@ -126,9 +126,9 @@ class Terms:
 class Changes:
     """What has become of a source since it was indexed. Close it: it holds a database."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, terms: Terms, num_still_there: int) -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, criteria: ChangeCriteria, num_still_there: int) -> None:
         self.con = con
-        self.terms = terms
+        self.criteria = criteria
         counts = dict(con.execute("SELECT way, count(*) FROM judged GROUP BY way").fetchall())
         self.num_work: int = counts.pop("work", 0)
         self.others: dict[str, int] = counts  # listed, not work: unchanged, moved, known_failed, stale, forgotten
@@ -167,8 +167,8 @@ class Changes:
         A moved video takes over the writes of the one that is gone, which is deleted in the same commit. With `prune`
         what else is gone is deleted, and what was forgotten is so no longer once its file is gone.
         """
-        lifted = _LIFTED if self.terms.covers is None else f"{_LIFTED} AND false"  # what was forgotten has no uri
-        values = {"home": self.terms.home, "run_id": run_id, "prune": prune}
+        lifted = _LIFTED if self.criteria.covers is None else f"{_LIFTED} AND false"  # what was forgotten has no uri
+        values = {"home": self.criteria.home, "run_id": run_id, "prune": prune}
         parts = " UNION ALL BY NAME ".join(f"({part})" for part in (_ADOPTED, _DELETED, lifted))
         sql = f"(FROM ledger_videos WHERE false) UNION ALL BY NAME {parts}"
         return self.con.sql(sql, params=values).to_arrow_table().cast(tables.VIDEOS)
@@ -187,7 +187,7 @@ class Changes:
         self.close()
 
 
-def compare(listing: str, snapshot: Snapshot, terms: Terms) -> Changes:
+def compare(listing: str, snapshot: Snapshot, criteria: ChangeCriteria) -> Changes:
     """Hold a complete listing of a source against what a store knows of it.
 
     Neither comes into Python row by row, so that millions fit: both are joined in DuckDB, within `_MEMORY_GB`.
@@ -195,22 +195,22 @@ def compare(listing: str, snapshot: Snapshot, terms: Terms) -> Changes:
     Args:
         listing: path of a parquet file of tables.LISTING, each video once.
         snapshot: with the table `videos`.
-        terms: of the comparison.
+        criteria: by which files count as work, as unchanged or as gone.
     """
     con = catalog.connect(snapshot)
     con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
     con.execute(f"SET temp_directory = '{tempfile.gettempdir()}'")
     con.execute(f"CREATE TEMP VIEW listed AS FROM read_parquet('{listing}')")
     for statement in _KNOWN.split(";")[:-1]:
-        con.execute(statement, {"home": terms.home} if "$home" in statement else None)
-    if terms.covers is not None:
-        _leave_out_uncovered(con, terms.covers)
-    num_still_there = _number(con, _STILL_THERE, [terms.home])
+        con.execute(statement, {"home": criteria.home} if "$home" in statement else None)
+    if criteria.covers is not None:
+        _leave_out_uncovered(con, criteria.covers)
+    num_still_there = _number(con, _STILL_THERE, [criteria.home])
     for statement in _MOVES.split(";")[:-1]:
-        values = {"retry": list(terms.retry_failed), "restale": terms.restale, "recipe": terms.recipe}
+        values = {"retry": list(criteria.retry_failed), "restale": criteria.restale, "recipe": criteria.recipe}
         con.execute(statement, values if "$recipe" in statement else None)
     con.execute(_WORK)
-    changes = Changes(con, terms, num_still_there)
+    changes = Changes(con, criteria, num_still_there)
     con.execute("DROP TABLE known; DROP TABLE judged")  # a run takes hours, and needs the memory for other things
     return changes
 

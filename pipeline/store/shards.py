@@ -109,8 +109,8 @@ class _Footer(NamedTuple):
     spans: list[tuple[str, str]]  # first and last write id of each row group
 
 
-class _Run(NamedTuple):
-    """Consecutive rows of one write: ordering such runs moves no blob."""
+class _RowRun(NamedTuple):
+    """A run of consecutive rows of one write: ordering such runs moves no blob."""
 
     write_id: str
     segments: list[int]
@@ -177,13 +177,13 @@ def _opened(uri: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.Pa
         yield pq.ParquetFile(remote, pre_buffer=True, metadata=metadata)
 
 
-def _runs(rows: pa.Table, wanted: set[str]) -> Iterator[_Run]:
+def _runs(rows: pa.Table, wanted: set[str]) -> Iterator[_RowRun]:
     """The wanted rows; of a row group that several videos share, only theirs."""
     for batch in rows.to_batches():
         segments = batch["segment"].to_pylist()
         for write_id, start, end in _spans(batch["write_id"].to_pylist()):
             if write_id in wanted:
-                yield _Run(write_id, segments[start:end], batch.slice(start, end - start))
+                yield _RowRun(write_id, segments[start:end], batch.slice(start, end - start))
 
 
 def _spans(values: list[str]) -> Iterator[tuple[str, int, int]]:

@@ -1,1 +1,1 @@
-"""Conversations and tokens to new weights."""
+"""Fine-tuning: conversations and stored tokens to new weights."""

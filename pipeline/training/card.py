@@ -1,4 +1,4 @@
-"""A model card: how a trained model came to be."""
+"""The model card of a trained model: how it came to be."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ _PACKAGES = ("longvlm-index", "torch", "transformers", "peft", "safetensors", "t
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a reader of a trained model wants to know; no weight depends on it."""
+class ModelCard:
+    """A model card: what a reader of a trained model wants to know; no weight depends on it."""
 
     model: str  # what was trained, as the user named it
     recipe: TrainRecipe
@@ -21,8 +21,8 @@ class Card:
     final_loss: float
     data: dict[str, Any] = field(default_factory=dict)  # where it came from: store, versions, hashes, counts
 
-    def text(self) -> str:
-        """As Markdown; the recipe is TOML that `longvlm train --recipe` reads."""
+    def as_markdown(self) -> str:
+        """The card as Markdown; the recipe is TOML that `longvlm train --recipe` reads."""
         packages = "\n".join(f"* {name} {found}" for name in _PACKAGES if (found := _version(name)))
         facts = "\n".join(f"* {name.replace('_', ' ')}: {value}" for name, value in self.data.items())
         return (

@@ -1,4 +1,4 @@
-"""Conversations to train on: files in the reference's format or of instruction rows, read and checked (LONGVLM.md, 7).
+"""Training data: files of conversations in the reference's format or of instruction rows, checked (LONGVLM.md, 7).
 
 A row of the reference's format is `{"id", "video", "conversations": [{"from": "human" | "gpt", "value"}]}`, an
 instruction row `{"video_id", "q", "a"}`. Wherever a file puts `<video>` in the first question, the video comes before
@@ -74,11 +74,11 @@ def _checked(number: int, row: Any, name: str) -> dict[str, Any]:
         return _timed(key, name, row)
     if row.get("conversations") is None:
         video, question, answer = _instruction(row, name)
-        return _row(key, video, [{"question": shown_first(question), "answer": answer}])
+        return _row(key, video, [{"question": strip_placeholder(question), "answer": answer}])
     turns = _alternating(row["conversations"], name)
     if any(VIDEO in text for text in turns[1:]):
         raise InputError(f"{name} has {VIDEO} after its first question, and a video is shown once; take that out.")
-    turns[0] = shown_first(turns[0])
+    turns[0] = strip_placeholder(turns[0])
     pairs = [{"question": turns[i], "answer": turns[i + 1]} for i in range(0, len(turns), 2)]
     return _row(key, _id(row, ("video", "id"), name), pairs)
 
@@ -107,7 +107,7 @@ def _row(key: str, video: str, turns: list[dict[str, str]], at_s: float | None =
     return {"id": key, "video": video, "turns": turns, "at_s": at_s}
 
 
-def shown_first(question: str) -> str:
+def strip_placeholder(question: str) -> str:
     """A first question without the placeholder and the line break that sets it off."""
     return question.replace(f"{VIDEO}\n", "").replace(f"\n{VIDEO}", "").replace(VIDEO, "")
 

@@ -1,7 +1,7 @@
-"""Training on stored tokens: steps over batches of lessons, with a state to go on from. Needs no Ray.
+"""The fine-tuning loop: optimizer steps over batches of stored tokens, with a state to resume from. Needs no Ray.
 
-A step's random numbers come from the recipe's seed, the step and the worker, so that a run that goes on from a state
-is the run that was never interrupted.
+A step's random numbers come from the recipe's seed, the step and the worker, so that a resumed run is the run that was
+never interrupted.
 """
 
 import itertools
@@ -26,19 +26,27 @@ from torch.distributed.checkpoint.state_dict import (
 
 from longvlm.pipeline.models.contract import LanguageModel
 from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
-from longvlm.pipeline.training.packing import Branch, Lesson, Pack, Sheet, Speller, lay_side_by_side, pack
-from longvlm.pipeline.training.parameters import Trainee, whole
+from longvlm.pipeline.training.packing import (
+    ConversationTokenizer,
+    Example,
+    PackedConversation,
+    PackedSequence,
+    TrainBatch,
+    collate,
+    pack,
+)
+from longvlm.pipeline.training.parameters import TrainableModel, full_tensor
 from longvlm.pipeline.training.whitening import Whitening, fit_whitening
 from longvlm.schemas.training import TrainRecipe
 
 
 class DivergedError(Exception):
-    """The loss is no number any more: one sentence that says when, and what to do."""
+    """Training has diverged, its loss is no number any more: one sentence that says when, and what to do."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a step did. Loss, rate and norm are of all workers; the rest is of this one."""
+class StepResult:
+    """The metrics of an optimizer step. Loss, rate and norm are of all workers; the rest is of this one."""
 
     step: int  # 1 is the first
     loss: float  # before the step; 0 where there was nothing to learn
@@ -48,20 +56,20 @@ class Step:
     videos: int
     conversations: int  # learnt from
     tokens: int  # positions of all packed sequences
-    refused: tuple[tuple[int, int, str], ...] = ()  # lesson, its conversation, and why it could not be learnt from
+    refused: tuple[tuple[int, int, str], ...] = ()  # example, its conversation, and why it could not be learnt from
 
 
 class Finetuner:
-    """A model, its optimizer, and how far they are. The model is the tuner's own until `finish`.
+    """A training run's model, optimizer and progress. The model is the run's own until `merge_and_unload`.
 
-    Where torch.distributed runs, every worker takes every step, with its share of the step's lessons.
+    Where torch.distributed runs, every worker takes every step, with its share of the step's examples.
 
     Args:
         model: as `load_model` gives it.
         recipe: how it is trained.
         num_steps: of the whole run, by which the learning rate falls.
         whitening: of the tokens, where the recipe asks for one (`fit_whitening`).
-        shard: what spreads the weights over workers, called before the optimizer is made.
+        shard: what shards the weights over workers, called before the optimizer is made.
     """
 
     def __init__(
@@ -71,135 +79,135 @@ class Finetuner:
         num_steps: int,
         *,
         whitening: Whitening | None = None,
-        shard: Callable[[Trainee], None] | None = None,
+        shard: Callable[[TrainableModel], None] | None = None,
     ) -> None:
         if recipe.whiten != (whitening is not None):
             raise ValueError("a whitening is given where the recipe asks for one, and only there")
         self.recipe, self.num_steps, self.num_done = recipe, num_steps, 0
-        self.speller = Speller(model, recipe.template or model.templates[0])
-        self.trainee = Trainee(model, recipe, whitening)
+        self.tokenizer = ConversationTokenizer(model, recipe.template or model.templates[0])
+        self.trainable = TrainableModel(model, recipe, whitening)
         if shard is not None:
-            shard(self.trainee)
+            shard(self.trainable)
         self.optimizer = torch.optim.AdamW(
-            self.trainee.groups(), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps
+            self.trainable.parameter_groups(), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps
         )
         self.rank, self.num_workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-    def step(self, lessons: Sequence[Lesson]) -> Step:
-        """Learn from one batch.
+    def step(self, examples: Sequence[Example]) -> StepResult:
+        """Take one optimizer step, on a batch of examples.
 
         Raises:
             DivergedError: the loss is not a number; the weights are as they were before the step.
         """
         started_s = time.perf_counter()
         torch.manual_seed(hash((self.recipe.seed, self.num_done, self.rank)) & 0x7FFFFFFFFFFFFFFF)
-        packed = pack(self.speller, lessons, self.recipe.max_length)
-        sheets = [self._sheet(packs) for packs in _parts(packed.packs, self.recipe.accumulation)]
-        learnable = [sheet for sheet in sheets if sheet is not None]
-        total = self._sum(sum(float(sheet.weights.sum()) for sheet in learnable))
-        rate = self._set_rates()
+        packed = pack(self.tokenizer, examples, self.recipe.max_length)
+        batches = [self._collate(part) for part in _micro_batches(packed.sequences, self.recipe.accumulation)]
+        micro_batches = [batch for batch in batches if batch is not None]
+        total = self._all_reduce(sum(float(batch.weights.sum()) for batch in micro_batches))
+        rate = self._set_learning_rates()
         self.optimizer.zero_grad()
-        loss = torch.zeros((), device=self.trainee.model.device)
-        for sheet in learnable:
-            part = self._trainee_loss(lessons, sheet) / max(total, 1.0)
+        loss = torch.zeros((), device=self.trainable.model.device)
+        for batch in micro_batches:
+            part = self._loss(examples, batch) / max(total, 1.0)
             (part * self.num_workers).backward()  # type: ignore[no-untyped-call] # workers' gradients are averaged
             loss += part.detach()
-        mean = self._sum(float(loss))
+        mean = self._all_reduce(float(loss))
         if not math.isfinite(mean):
             raise DivergedError(
                 f"the loss of step {self.num_done + 1} is {mean}; lower the learning rate, or train in "
                 "another precision."
             )
-        norm = nn.utils.clip_grad_norm_(list(self._learning()), self.recipe.clip_norm)
+        norm = nn.utils.clip_grad_norm_(list(self._trained_parameters()), self.recipe.clip_norm)
         self.optimizer.step()
         self.num_done += 1
-        return Step(
+        return StepResult(
             self.num_done,
             mean,
             rate,
-            float(whole(norm)),
+            float(full_tensor(norm)),
             time.perf_counter() - started_s,
-            len(lessons),
-            sum(len(one.branches) for one in packed.packs),
-            sum(sheet.num_tokens for sheet in learnable),
+            len(examples),
+            sum(len(one.conversations) for one in packed.sequences),
+            sum(batch.num_tokens for batch in micro_batches),
             tuple(packed.refused),
         )
 
-    def rate_at(self, step: int) -> float:
-        """Share of the learning rate at a step, 0 being the first: linear from 0, then half a cosine to 0."""
+    def lr_factor(self, step: int) -> float:
+        """Factor of the learning rate at a step, 0 being the first: linear warmup from 0, then a cosine to 0."""
         warmup = math.ceil(self.recipe.warmup_ratio * self.num_steps)
         if step < warmup:
             return step / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.num_steps - warmup, 1)))
 
-    def state(self) -> dict[str, Any]:
-        """All that a run needs to go on: whole on the first worker, which saves it; every worker has to ask."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to resume: whole on the first worker, which saves it; every worker has to ask."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return {
             "num_done": self.num_done,
-            "model": get_model_state_dict(self.trainee, options=options),
-            "optimizer": get_optimizer_state_dict(self.trainee, self.optimizer, options=options),
+            "model": get_model_state_dict(self.trainable, options=options),
+            "optimizer": get_optimizer_state_dict(self.trainable, self.optimizer, options=options),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave, with the same recipe and model; every worker has to be given it."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from what `state_dict` gave, with the same recipe and model; every worker has to be given it."""
         options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
-        set_model_state_dict(self.trainee, state["model"], options=options)
-        set_optimizer_state_dict(self.trainee, self.optimizer, state["optimizer"], options=options)
+        set_model_state_dict(self.trainable, state["model"], options=options)
+        set_optimizer_state_dict(self.trainable, self.optimizer, state["optimizer"], options=options)
         self.num_done = state["num_done"]
 
-    def _learning(self) -> Iterator[nn.Parameter]:
+    def _trained_parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
 
-    def _set_rates(self) -> float:
+    def _set_learning_rates(self) -> float:
         """Set the rates of this step; returns the language model's, or the only one there is."""
-        share = self.rate_at(self.num_done)
+        factor = self.lr_factor(self.num_done)
         for group in self.optimizer.param_groups:
-            group["lr"] = share * group["base_lr"]
+            group["lr"] = factor * group["base_lr"]
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _trainee_loss(self, lessons: Sequence[Lesson], sheet: Sheet) -> Tensor:
-        loss: Tensor = self.trainee([*lessons, self._nothing()] if self.num_workers > 1 else lessons, sheet)
+    def _loss(self, examples: Sequence[Example], batch: TrainBatch) -> Tensor:
+        loss: Tensor = self.trainable([*examples, self._empty_example()] if self.num_workers > 1 else examples, batch)
         return loss
 
-    def _sheet(self, packs: Sequence[Pack]) -> Sheet | None:
-        """Some packs as tensors. Where several workers step together none may stay out: an empty one weighs nothing."""
-        device, average = self.trainee.model.device, self.recipe.average
-        if packs:
-            return lay_side_by_side(packs, average, device)
+    def _collate(self, sequences: Sequence[PackedSequence]) -> TrainBatch | None:
+        """A micro-batch. Where several workers step together none may stay out: an empty one weighs nothing."""
+        device, average = self.trainable.model.device, self.recipe.average
+        if sequences:
+            return collate(sequences, average, device)
         if self.num_workers == 1:
             return None
-        model, nothing = self.trainee.model, self._nothing()
-        blank = Branch(np.array([model.eos_ids[0]] * 2), np.array([-1, 0]))
-        one = Pack(-1, self.speller.before, model.count_rows(nothing.prefix), [blank])
-        sheet = lay_side_by_side([one], average, device)
-        sheet.weights.zero_()
-        return sheet
+        model, empty = self.trainable.model, self._empty_example()
+        blank = PackedConversation(np.array([model.eos_ids[0]] * 2), np.array([-1, 0]))
+        one = PackedSequence(-1, self.tokenizer.head_ids, model.count_rows(empty.prefix), [blank])
+        batch = collate([one], average, device)
+        batch.weights.zero_()
+        return batch
 
-    def _nothing(self) -> Lesson:
+    def _empty_example(self) -> Example:
         """A video of one empty token."""
-        row = torch.zeros(1, self.trainee.model.mm_hidden_size)
-        return Lesson(VideoPrefix(row, times=SegmentTimes(0, (1,), (0.0,))), [])
+        row = torch.zeros(1, self.trainable.model.mm_hidden_size)
+        return Example(VideoPrefix(row, times=SegmentTimes(0, (1,), (0.0,))), [])
 
-    def _sum(self, number: float) -> float:
-        """Over all workers."""
+    def _all_reduce(self, number: float) -> float:
+        """The sum over all workers."""
         if self.num_workers == 1:
             return number
-        summed = torch.tensor(number, dtype=torch.float64, device=self.trainee.model.device)
+        summed = torch.tensor(number, dtype=torch.float64, device=self.trainable.model.device)
         dist.all_reduce(summed)
         return float(summed)
 
 
-def fit(
+def finetune(
     model: LanguageModel,
-    batches: Iterable[Sequence[Lesson]],
+    batches: Iterable[Sequence[Example]],
     recipe: TrainRecipe,
     num_steps: int,
     *,
     whitening: Whitening | None = None,
-    on_step: Callable[[Step], object] | None = None,
+    on_step: Callable[[StepResult], object] | None = None,
 ) -> Finetuner:
-    """Train on batches, one a step, in this process; `.trainee.finish()` of what is returned gives the model back.
+    """Train on batches, one a step, in this process; `.trainable.merge_and_unload()` of the result is the model.
 
     Args:
         model: as `load_model` gives it.
@@ -217,19 +225,19 @@ def fit(
     source = iter(batches)
     if recipe.whiten and whitening is None:
         for_sample, source = itertools.tee(source)
-        whitening = fit_whitening(lesson.prefix.rows for lessons in for_sample for lesson in lessons)
+        whitening = fit_whitening(example.prefix.rows for examples in for_sample for example in examples)
         del for_sample  # or it would keep every batch
-    tuner = Finetuner(model, recipe, num_steps, whitening=whitening)
-    for lessons in islice(source, num_steps):
-        step = tuner.step(lessons)
+    finetuner = Finetuner(model, recipe, num_steps, whitening=whitening)
+    for examples in islice(source, num_steps):
+        result = finetuner.step(examples)
         if on_step is not None:
-            on_step(step)
-    if tuner.num_done < num_steps:
-        raise ValueError(f"there were batches for {tuner.num_done} of {num_steps} steps")
-    return tuner
+            on_step(result)
+    if finetuner.num_done < num_steps:
+        raise ValueError(f"there were batches for {finetuner.num_done} of {num_steps} steps")
+    return finetuner
 
 
-def _parts(packs: Sequence[Pack], number: int) -> list[Sequence[Pack]]:
-    """So many runs of packs, as even as can be; some may be empty."""
-    ends = [len(packs) * i // number for i in range(number + 1)]
-    return [packs[start:end] for start, end in itertools.pairwise(ends)]
+def _micro_batches(sequences: Sequence[PackedSequence], number: int) -> list[Sequence[PackedSequence]]:
+    """So many runs of sequences, as even as can be; some may be empty."""
+    ends = [len(sequences) * i // number for i in range(number + 1)]
+    return [sequences[start:end] for start, end in itertools.pairwise(ends)]

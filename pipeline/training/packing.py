@@ -1,13 +1,13 @@
-"""Conversations packed behind one prefix: a video is read once, and all conversations about it branch off from there.
+"""Sequence packing: all conversations about a video in one training sequence, behind one copy of its visual tokens.
 
-A packed sequence is the prompt's head, the video's rows, then one branch after the other. A branch sees the prefix and
-itself, and its positions go on where the prefix ends, so that losses and gradients are those of the conversations one
-by one. For one-word answers that is about ten times cheaper.
+A packed sequence is the prompt's head, the video's rows, then one conversation after the other. A conversation attends
+to the prefix and itself, and its positions go on where the prefix ends, so that losses and gradients are those of the
+conversations one by one. For one-word answers that is about ten times cheaper.
 
 Timed captions are learnt in the prefix itself: where a segment's time marker stands, each word of what is seen then
 should be likely, in any order. So the marker comes to hold what its segment shows, for later questions to find.
 
-Shape letters: R packs, T positions of a pack, L supervised tokens.
+Shape letters: R packed sequences, T positions of one, L supervised tokens.
 """
 
 # ruff: noqa: N806 - arrays are named by their shape
@@ -28,65 +28,65 @@ from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from longvlm.schemas.training import Average
 
 Turns = tuple[tuple[str, str], ...]  # question and answer, one or more
-_REMEMBERED = 100_000  # conversations whose ids are kept, of some hundred bytes each
-PAD = -1
+_CACHED_CONVERSATIONS = 100_000  # whose ids are kept, of some hundred bytes each
+PAD = -1  # no answer, and no conversation
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is seen from a second on."""
+    """A timed caption: what is seen from a second on."""
 
     at_s: float
     text: str
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """A video's tokens, and the conversations and captions about it to learn from."""
+class Example:
+    """A training example: a video's tokens, and the conversations and captions about it."""
 
     prefix: VideoPrefix
     conversations: Sequence[Turns | Caption]
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
-    """A conversation from the video's last row on, as ids; those of answers are to be learnt."""
+class PackedConversation:
+    """A tokenized conversation, from the video's last row on; the ids of answers are supervised."""
 
     ids: NDArray[np.int64]
-    answer: NDArray[np.int64]  # for each id the number of its answer within the branch, or -1 where it is given
+    answer_index: NDArray[np.int64]  # for each id the number of its answer in the conversation; PAD: not supervised
 
 
 @dataclass(frozen=True, eq=False)
-class Pack:
-    """One sequence: the ids ahead of the video, its rows, and branches."""
+class PackedSequence:
+    """One training sequence: the prompt's head, a video's rows, and conversations."""
 
-    lesson: int  # whose rows, by their place in the batch
-    before: NDArray[np.int64]
+    example: int  # whose rows, by its place in the batch
+    head_ids: NDArray[np.int64]  # ahead of the video
     num_rows: int
-    branches: list[Branch]
+    conversations: list[PackedConversation]
     captions: list[tuple[int, NDArray[np.int64]]] = field(default_factory=list)  # a marker's place, words' ids
 
     @property
     def num_prefix(self) -> int:
-        """Positions that all branches see."""
-        return len(self.before) + self.num_rows
+        """Positions of head and video, which all conversations attend to."""
+        return len(self.head_ids) + self.num_rows
 
     @property
     def num_positions(self) -> int:
-        """Its whole length."""
-        return self.num_prefix + sum(len(branch.ids) for branch in self.branches)
+        """Length in tokens."""
+        return self.num_prefix + sum(len(conversation.ids) for conversation in self.conversations)
 
 
-class Speller:
-    """Conversations to ids, as the model will be asked: each distinct text is tokenized once."""
+class ConversationTokenizer:
+    """A tokenizer of whole conversations, as the model will be asked; each distinct one is tokenized once."""
 
     def __init__(self, model: LanguageModel, template: str) -> None:
         self.model, self.template = model, template
         prompt = model.lay_out("?", 1, template)
-        self.before = np.array(prompt.ids[: prompt.first_patch], np.int64)
-        self.spell = lru_cache(_REMEMBERED)(self._spell)
+        self.head_ids = np.array(prompt.ids[: prompt.first_patch], np.int64)
+        self.tokenize = lru_cache(_CACHED_CONVERSATIONS)(self._tokenize)
 
-    def _spell(self, turns: Turns) -> Branch:
+    def _tokenize(self, turns: Turns) -> PackedConversation:
         """One conversation: questions as `lay_out` puts them, and each answer with the mark that closes it.
 
         Raises:
@@ -95,7 +95,7 @@ class Speller:
         ids: list[int] = []
         answers: list[int] = []
         for number, (question, answer) in enumerate(turns):
-            asked = self.model.turn_ids(question, self.template) if number else self._first(question)
+            asked = self.model.turn_ids(question, self.template) if number else self._first_turn_ids(question)
             (told,) = self.model.option_ids([answer])
             closing = self.model.eos_ids[0]
             texts = (*told, *asked) if number else told  # `lay_out` has seen to the first question
@@ -103,10 +103,10 @@ class Speller:
                 raise InputError("it holds a mark of the video's place or of an answer's end; take that out.")
             ids += [*asked, *told, closing]
             answers += [PAD] * len(asked) + [number] * (len(told) + 1)
-        return Branch(np.array(ids, np.int64), np.array(answers, np.int64))
+        return PackedConversation(np.array(ids, np.int64), np.array(answers, np.int64))
 
-    def caption(self, caption: Caption, times: SegmentTimes | None) -> tuple[int, NDArray[np.int64]]:
-        """Where among the video's rows the marker of a caption's segment ends, and the ids of its words.
+    def tokenize_caption(self, caption: Caption, times: SegmentTimes | None) -> tuple[int, NDArray[np.int64]]:
+        """Tokenize a caption: where among the video's rows its segment's marker ends, and the ids of its words.
 
         Raises:
             InputError: prompts of this model have no markers, or the caption has no words of its own.
@@ -118,49 +118,49 @@ class Speller:
         (words,) = self.model.option_ids([caption.text])
         return times.num_global + sum(times.counts[: segment + 1]) + markers - 1, np.array(words, np.int64)
 
-    def _first(self, question: str) -> tuple[int, ...]:
-        """What follows the video's last row."""
+    def _first_turn_ids(self, question: str) -> tuple[int, ...]:
+        """The ids of a prompt from the video's last row on."""
         prompt = self.model.lay_out(question, 1, self.template)
         return prompt.ids[prompt.first_patch + 1 :]
 
 
 @dataclass
-class Packed:
-    """A batch in packs, and what could not be packed."""
+class PackingResult:
+    """The packed sequences of a batch of examples, and what could not be packed."""
 
-    packs: list[Pack] = field(default_factory=list)
-    refused: list[tuple[int, int, str]] = field(default_factory=list)  # lesson, its conversation, and why
+    sequences: list[PackedSequence] = field(default_factory=list)
+    refused: list[tuple[int, int, str]] = field(default_factory=list)  # example, its conversation, and why
 
 
-def pack(speller: Speller, lessons: Iterable[Lesson], max_length: int) -> Packed:
-    """Every lesson in as few packs as hold it; a conversation that is longer than any may be is refused, with a reason.
+def pack(tokenizer: ConversationTokenizer, examples: Iterable[Example], max_length: int) -> PackingResult:
+    """Pack a batch of examples, each into as few sequences as hold it; conversations that are too long are refused.
 
     Args:
-        speller: of the model that is to learn.
-        lessons: a batch.
-        max_length: positions of a pack at most; the model's context holds as well.
+        tokenizer: of the model in training.
+        examples: a batch.
+        max_length: of a sequence, in tokens; the model's context holds as well.
     """
-    packed = Packed()
-    longest = min(max_length, speller.model.context)
-    for number, lesson in enumerate(lessons):
-        num_rows = speller.model.count_rows(lesson.prefix)
-        current = Pack(number, speller.before, num_rows, [])
-        for place, turns in enumerate(lesson.conversations):
+    packed = PackingResult()
+    longest = min(max_length, tokenizer.model.context)
+    for number, example in enumerate(examples):
+        num_rows = tokenizer.model.count_rows(example.prefix)
+        current = PackedSequence(number, tokenizer.head_ids, num_rows, [])
+        for place, turns in enumerate(example.conversations):
             try:
                 if isinstance(turns, Caption):
-                    current.captions.append(speller.caption(turns, lesson.prefix.times))
+                    current.captions.append(tokenizer.tokenize_caption(turns, example.prefix.times))
                     continue
-                branch = speller.spell(turns)
-                _check_length(current.num_prefix + len(branch.ids), num_rows, longest)
+                conversation = tokenizer.tokenize(turns)
+                _check_length(current.num_prefix + len(conversation.ids), num_rows, longest)
             except (InputError, TerminalError) as error:
                 packed.refused.append((number, place, str(error)))
                 continue
-            if current.num_positions + len(branch.ids) > longest:
-                packed.packs.append(current)
-                current = Pack(number, speller.before, num_rows, [])
-            current.branches.append(branch)
-        if current.branches or current.captions:
-            packed.packs.append(current)
+            if current.num_positions + len(conversation.ids) > longest:
+                packed.sequences.append(current)
+                current = PackedSequence(number, tokenizer.head_ids, num_rows, [])
+            current.conversations.append(conversation)
+        if current.conversations or current.captions:
+            packed.sequences.append(current)
     return packed
 
 
@@ -174,56 +174,63 @@ def _check_length(length: int, num_rows: int, longest: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
-    """Some packs side by side, padded to the longest, as tensors of one device."""
+class TrainBatch:
+    """A batch of packed sequences, padded to the longest, as tensors of one device."""
 
     ids: Tensor  # [R, T]: 0 where rows of a video go, and at the end
-    positions: Tensor  # [R, T]: of each in its own conversation
-    branch: Tensor  # [R, T]: 0 in a prefix, 1.. in a branch, -1 at the end
-    rows_at: list[tuple[int, int, int]]  # for each pack: its lesson, and where its rows begin and end
-    predicts: Tensor  # [L]: which of the R * T positions predict a token that is to be learnt ...
+    position_ids: Tensor  # [R, T]: within the prefix and one conversation
+    conversation_ids: Tensor  # [R, T]: 0 in a prefix, 1.. in a conversation, PAD at the end
+    visual_spans: list[tuple[int, int, int]]  # for each sequence: its example, and where its rows begin and end
+    label_positions: Tensor  # [L]: which of the R * T positions predict a supervised token ...
     labels: Tensor  # [L]: ... that token ...
     weights: Tensor  # [L]: ... and its share of the loss
 
     @property
     def num_tokens(self) -> int:
         """Positions that are no padding."""
-        return int((self.branch != PAD).sum())
+        return int((self.conversation_ids != PAD).sum())
 
-    def mask(self) -> Tensor:
-        """Who sees whom, bool [R, 1, T, T]: what came before, in the prefix or in one's own branch."""
-        num_positions = self.branch.shape[1]
-        order_T = torch.arange(num_positions, device=self.branch.device)
-        query, key = self.branch[:, :, None], self.branch[:, None, :]
+    def attention_mask(self) -> Tensor:
+        """The causal mask, bool [R, 1, T, T]: what came before, in the prefix or in one's own conversation."""
+        num_positions = self.conversation_ids.shape[1]
+        order_T = torch.arange(num_positions, device=self.conversation_ids.device)
+        query, key = self.conversation_ids[:, :, None], self.conversation_ids[:, None, :]
         return (((key == 0) | (key == query)) & (order_T[None, :] <= order_T[:, None]))[:, None]
 
 
-def lay_side_by_side(packs: Sequence[Pack], average: Average, device: torch.device) -> Sheet:
-    """Packs as one batch. Weights of labels are one each, or one for each answer (`average`)."""
-    num_positions = max(pack.num_positions for pack in packs)
-    ids_RT, positions_RT = (np.zeros((len(packs), num_positions), np.int64) for _ in range(2))
-    branch_RT = np.full((len(packs), num_positions), PAD, np.int64)
-    rows_at, predicts, labels, weights = [], [], [], []
-    for number, pack in enumerate(packs):
-        at = pack.num_prefix
-        for place, words in pack.captions:
-            predicts.append(np.full(len(words), number * num_positions + len(pack.before) + place))
+def collate(sequences: Sequence[PackedSequence], average: Average, device: torch.device) -> TrainBatch:
+    """Collate packed sequences into a batch. Each label weighs 1, or each answer as a whole (`average`)."""
+    num_positions = max(sequence.num_positions for sequence in sequences)
+    ids_RT, positions_RT = (np.zeros((len(sequences), num_positions), np.int64) for _ in range(2))
+    conversation_RT = np.full((len(sequences), num_positions), PAD, np.int64)
+    visual_spans, label_positions, labels, weights = [], [], [], []
+    for number, sequence in enumerate(sequences):
+        at = sequence.num_prefix
+        for place, words in sequence.captions:
+            label_positions.append(np.full(len(words), number * num_positions + len(sequence.head_ids) + place))
             labels.append(words)
             weights.append(np.full(len(words), 1 / len(words) if average == "answer" else 1.0))
-        ids_RT[number, : len(pack.before)] = pack.before
-        positions_RT[number, :at], branch_RT[number, :at] = np.arange(at), 0
-        rows_at.append((pack.lesson, len(pack.before), at))
-        for index, branch in enumerate(pack.branches, start=1):
-            here = slice(at, at + len(branch.ids))
-            ids_RT[number, here], branch_RT[number, here] = branch.ids, index
-            positions_RT[number, here] = np.arange(pack.num_prefix, pack.num_prefix + len(branch.ids))
-            learnt = np.flatnonzero(branch.answer != PAD)
-            answers = branch.answer[learnt]
-            # What predicts a token stands before it, and a branch never begins with an answer.
-            predicts.append(number * num_positions + at + learnt - 1)
-            labels.append(branch.ids[learnt])
-            weights.append(1 / np.bincount(answers)[answers] if average == "answer" else np.ones(len(learnt)))
+        ids_RT[number, : len(sequence.head_ids)] = sequence.head_ids
+        positions_RT[number, :at], conversation_RT[number, :at] = np.arange(at), 0
+        visual_spans.append((sequence.example, len(sequence.head_ids), at))
+        for index, conversation in enumerate(sequence.conversations, start=1):
+            here = slice(at, at + len(conversation.ids))
+            ids_RT[number, here], conversation_RT[number, here] = conversation.ids, index
+            positions_RT[number, here] = np.arange(sequence.num_prefix, sequence.num_prefix + len(conversation.ids))
+            supervised = np.flatnonzero(conversation.answer_index != PAD)
+            answers = conversation.answer_index[supervised]
+            # What predicts a token stands before it, and a conversation never begins with an answer.
+            label_positions.append(number * num_positions + at + supervised - 1)
+            labels.append(conversation.ids[supervised])
+            weights.append(1 / np.bincount(answers)[answers] if average == "answer" else np.ones(len(supervised)))
             at = here.stop
-    arrays = [ids_RT, positions_RT, branch_RT, *(np.concatenate(parts) for parts in (predicts, labels, weights))]
-    ids, positions, branch_of, at_L, labels_L, weights_L = (torch.from_numpy(array).to(device) for array in arrays)
-    return Sheet(ids, positions, branch_of, rows_at, at_L, labels_L, weights_L.float())
+    arrays = [
+        ids_RT,
+        positions_RT,
+        conversation_RT,
+        *(np.concatenate(parts) for parts in (label_positions, labels, weights)),
+    ]
+    ids, position_ids, conversation_ids, at_L, labels_L, weights_L = (
+        torch.from_numpy(array).to(device) for array in arrays
+    )
+    return TrainBatch(ids, position_ids, conversation_ids, visual_spans, at_L, labels_L, weights_L.float())

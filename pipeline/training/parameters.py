@@ -1,10 +1,10 @@
-"""What learns in each stage of training, and what its weights are when it is done.
+"""Trainable parameters: what each stage of training trains, and the weights that come out of it.
 
 projector  the projector, and of the language model only the embeddings of <vid_start> and <vid_end> (LONGVLM.md, 7)
 full       projector and language model
 lora       the projector, and adapters of the language model that are merged into it at the end
 
-Shape letters: N prefix rows, M rows after projection, R packs, T positions, D model width, L supervised tokens.
+Shape letters: N prefix rows, M rows after projection, R sequences, T positions, D model width, L supervised tokens.
 """
 
 # ruff: noqa: N806 - tensors are named by their shape
@@ -20,22 +20,22 @@ from torch.distributed.tensor import DTensor
 from longvlm.pipeline.models.contract import LanguageModel
 from longvlm.pipeline.models.longvlm.model import EMBED, LongVLM
 from longvlm.pipeline.models.prompt import END, START, token_id
-from longvlm.pipeline.training.packing import Lesson, Sheet
-from longvlm.pipeline.training.whitening import Whitening, redraw
+from longvlm.pipeline.training.packing import Example, TrainBatch
+from longvlm.pipeline.training.whitening import Whitening, reinitialise
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import TrainRecipe
 
 
 @dataclass(frozen=True, eq=False)
-class Learnt:
-    """Tensors that training has changed, float32 on the CPU, by their names in the two modules."""
+class TrainedWeights:
+    """The weights that training has changed, float32 on the CPU, by their names in the two modules."""
 
     llm: dict[str, Tensor]
     projector: dict[str, Tensor]
 
 
-class Trainee(nn.Module):
-    """A model in training. What learns is kept in float32, what does not in the recipe's precision.
+class TrainableModel(nn.Module):
+    """A model in training: its trained parameters are in float32, frozen ones in the recipe's precision.
 
     Raises:
         InputError: the recipe cannot be carried out with this model.
@@ -53,10 +53,10 @@ class Trainee(nn.Module):
         self.projector.requires_grad_(requires_grad=True).float()
         self.mark_ids, self.marks = self._marks()
         if recipe.stage == "lora":
-            self._adapt()
+            self._inject_adapters()
         if whitening is not None:
             first = first_linear(model)
-            redraw(first, self.llm.get_input_embeddings().weight, recipe.seed)
+            reinitialise(first, self.llm.get_input_embeddings().weight, recipe.seed)
         if recipe.gradient_checkpointing:
             self.llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.train()
@@ -69,7 +69,7 @@ class Trainee(nn.Module):
         ids = [token_id(model.tokenizer, token) for token in (START, END)]
         return ids, nn.Parameter(self.llm.get_input_embeddings().weight.detach()[ids].float().clone())
 
-    def _adapt(self) -> None:
+    def _inject_adapters(self) -> None:
         """Put adapters beside the linear layers that the recipe names."""
         try:
             from peft import LoraConfig, inject_adapter_in_model
@@ -95,8 +95,8 @@ class Trainee(nn.Module):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
-    def groups(self) -> list[dict[str, Any]]:
-        """What learns, for an optimizer: with its rate (`base_lr`); norms and biases do not decay."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trained parameters for an optimizer, with their rate (`base_lr`); norms and biases do not decay."""
         recipe = self.recipe
         rates = {True: recipe.projector_learning_rate or recipe.learning_rate, False: recipe.learning_rate}
         found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -109,25 +109,25 @@ class Trainee(nn.Module):
             for (is_visual, decays), members in found.items()
         ]
 
-    def forward(self, lessons: Sequence[Lesson], sheet: Sheet) -> Tensor:
-        """Cross entropy of the sheet's labels, summed by their weights; a scalar in float32."""
-        hidden = self.hidden(lessons, sheet)
+    def forward(self, examples: Sequence[Example], batch: TrainBatch) -> Tensor:
+        """Cross entropy of the batch's labels, summed by their weights; a scalar in float32."""
+        hidden = self.hidden_states(examples, batch)
         with self._autocast(hidden.device):
-            logits_LV = self.llm.lm_head(hidden.flatten(0, 1)[sheet.predicts])
-        losses_L = nn.functional.cross_entropy(logits_LV.float(), sheet.labels, reduction="none")
-        return (losses_L * sheet.weights).sum()
+            logits_LV = self.llm.lm_head(hidden.flatten(0, 1)[batch.label_positions])
+        losses_L = nn.functional.cross_entropy(logits_LV.float(), batch.labels, reduction="none")
+        return (losses_L * batch.weights).sum()
 
-    def hidden(self, lessons: Sequence[Lesson], sheet: Sheet) -> Tensor:
-        """The language model's last hidden states over some packs, [R, T, D]."""
-        with self._autocast(sheet.ids.device):
-            embeds_RTD = self._embed(sheet.ids)
-            rows_of = {number: self._project(lessons[number]) for number, _, _ in sheet.rows_at}
-            for place, (number, start, end) in enumerate(sheet.rows_at):
+    def hidden_states(self, examples: Sequence[Example], batch: TrainBatch) -> Tensor:
+        """The language model's last hidden states over a batch, [R, T, D]."""
+        with self._autocast(batch.ids.device):
+            embeds_RTD = self._embed(batch.ids)
+            rows_of = {number: self._project(examples[number]) for number, _, _ in batch.visual_spans}
+            for place, (number, start, end) in enumerate(batch.visual_spans):
                 embeds_RTD[place, start:end] = rows_of[number].to(embeds_RTD.dtype)
             found: Tensor = self.llm.model(
                 inputs_embeds=embeds_RTD,
-                attention_mask=sheet.mask(),
-                position_ids=sheet.positions,
+                attention_mask=batch.attention_mask(),
+                position_ids=batch.position_ids,
                 use_cache=False,
             ).last_hidden_state
         return found
@@ -140,44 +140,44 @@ class Trainee(nn.Module):
                 embeds = torch.where((ids_RT == token)[..., None], row.to(embeds.dtype), embeds)
         return embeds
 
-    def _project(self, lesson: Lesson) -> Tensor:
-        rows_NC = lesson.prefix.rows.to(self.model.device)
+    def _project(self, example: Example) -> Tensor:
+        rows_NC = example.prefix.rows.to(self.model.device)
         if self.whitening is not None:
             rows_NC = self.whitening(rows_NC)
-        return self.model.project(replace(lesson.prefix, rows=rows_NC))
+        return self.model.project(replace(example.prefix, rows=rows_NC))
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
-    # --- what became of it ---
+    # --- trained weights ---
 
-    def learnt(self) -> Learnt:
-        """All that training changed, whole: every worker has to ask, where the weights are spread over several."""
-        projector = {name: whole(tensor) for name, tensor in self.projector.state_dict().items()}
+    def trained_weights(self) -> TrainedWeights:
+        """All that training changed, whole: every worker has to ask, where the weights are sharded."""
+        projector = {name: full_tensor(tensor) for name, tensor in self.projector.state_dict().items()}
         if self.whitening is not None:
             first, name = first_linear(self.model), _first_name(self.model)
-            weight, bias = self.whitening.folded(whole(first.weight), whole(first.bias))
+            weight, bias = self.whitening.folded(full_tensor(first.weight), full_tensor(first.bias))
             projector |= {f"{name}weight": weight, f"{name}bias": bias}
         llm: dict[str, Tensor] = {}
         if self.recipe.stage == "full":
-            llm = {name: whole(tensor) for name, tensor in self.llm.state_dict().items()}
+            llm = {name: full_tensor(tensor) for name, tensor in self.llm.state_dict().items()}
         elif self.recipe.stage == "lora":
             llm = {f"{name}.weight": _merged(module) for name, module in _adapters(self.llm).items()}
         elif self.marks is not None:
-            llm[EMBED] = whole(self.llm.get_input_embeddings().weight)
-            llm[EMBED][self.mark_ids] = whole(self.marks)
-        return Learnt(llm, projector)
+            llm[EMBED] = full_tensor(self.llm.get_input_embeddings().weight)
+            llm[EMBED][self.mark_ids] = full_tensor(self.marks)
+        return TrainedWeights(llm, projector)
 
-    def finish(self) -> LanguageModel:
-        """The model with all that it has learnt in place: adapters and whitening merged, ready to answer.
+    def merge_and_unload(self) -> LanguageModel:
+        """Merge adapters and whitening into the model and give it back, ready to answer.
 
         For weights that lie in one process. Training cannot go on afterwards.
         """
-        learnt = self.learnt()
+        trained = self.trained_weights()
         for name, module in _adapters(self.llm).items():
             self.llm.set_submodule(name, module.base_layer)
-        self.llm.load_state_dict(learnt.llm, strict=False)
-        self.projector.load_state_dict(learnt.projector)
+        self.llm.load_state_dict(trained.llm, strict=False)
+        self.projector.load_state_dict(trained.projector)
         self.whitening = self.marks = None
         if self.recipe.gradient_checkpointing:
             self.llm.gradient_checkpointing_disable()
@@ -199,8 +199,8 @@ def _first_name(model: LanguageModel) -> str:
     return "" if isinstance(model.projector, nn.Linear) else "linear_1."
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor, or one that is spread over workers, float32 on this worker's CPU; never a view of the given one."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor of one that may be sharded, float32 on this worker's CPU; never a view of the given one."""
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
@@ -215,12 +215,12 @@ def _adapters(llm: nn.Module) -> dict[str, Any]:
 def _merged(module: Any) -> Tensor:
     """W + scaling B A (arXiv 2106.09685, section 4.1)."""
     ((adapter, scaling),) = module.scaling.items()
-    down, up = (whole(part[adapter].weight) for part in (module.lora_A, module.lora_B))
-    return whole(module.base_layer.weight) + scaling * (up @ down)
+    down, up = (full_tensor(part[adapter].weight) for part in (module.lora_A, module.lora_B))
+    return full_tensor(module.base_layer.weight) + scaling * (up @ down)
 
 
-def spread(trainee: Trainee) -> None:
-    """Spread what a trainee holds over all workers of the process group (FSDP), a unit a layer of the model.
+def apply_fsdp(trainable: TrainableModel) -> None:
+    """Shard a model in training over all workers of the process group (FSDP), a unit a layer of the model.
 
     Each holds a part, and gathers a layer whole only while it computes it. Every worker has to come with the same
     weights, and to take every step from then on.
@@ -229,7 +229,7 @@ def spread(trainee: Trainee) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(trainee.model.device.type, (dist.get_world_size(),))
-    for layer in trainee.llm.model.layers:
+    mesh = init_device_mesh(trainable.model.device.type, (dist.get_world_size(),))
+    for layer in trainable.llm.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(trainee, mesh=mesh)
+    fully_shard(trainable, mesh=mesh)

@@ -1,4 +1,4 @@
-"""Trained models on disk: whole checkpoints in the layout of the one they come from, with a card that says how."""
+"""Saving trained models: whole checkpoints in the layout of the one they come from, with a model card."""
 
 import json
 import shutil
@@ -12,8 +12,8 @@ from longvlm.pipeline.models.families import is_llava
 from longvlm.pipeline.models.llava.checkpoint import find_llava
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, find_checkpoint
 from longvlm.pipeline.models.longvlm.model import EMBED, PROJECT, PROJECT_BIAS, assemble
-from longvlm.pipeline.training.card import CARD, Card
-from longvlm.pipeline.training.parameters import Learnt
+from longvlm.pipeline.training.card import CARD, ModelCard
+from longvlm.pipeline.training.parameters import TrainedWeights
 
 _COPIED = (  # what belongs to a checkpoint besides its weights and config.json
     "generation_config.json",
@@ -32,13 +32,13 @@ _COPIED = (  # what belongs to a checkpoint besides its weights and config.json
 )
 
 
-def save(learnt: Learnt, card: Card, folder: Path) -> None:
+def save_model(weights: TrainedWeights, card: ModelCard, folder: Path) -> None:
     """Write a whole checkpoint that `answer` loads: the trained tensors among those of the model that was trained.
 
     Tensors keep the type that they had on disk.
 
     Args:
-        learnt: from `Trainee.learnt`.
+        weights: from `TrainableModel.trained_weights`.
         card: its `model` is read once more from where it lies.
         folder: where to; files of the same names are replaced.
 
@@ -47,15 +47,15 @@ def save(learnt: Learnt, card: Card, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if is_llava(card.model):
-        _save_llava(learnt, card.model, folder)
+        _save_llava(weights, card.model, folder)
     else:
-        _save_longvlm(learnt, find_checkpoint(card.model), card.recipe.template, folder)
-    (folder / CARD).write_text(card.text())
+        _save_longvlm(weights, find_checkpoint(card.model), card.recipe.template, folder)
+    (folder / CARD).write_text(card.as_markdown())
 
 
-def _save_longvlm(learnt: Learnt, checkpoint: Checkpoint, template: str | None, folder: Path) -> None:
+def _save_longvlm(weights: TrainedWeights, checkpoint: Checkpoint, template: str | None, folder: Path) -> None:
     tensors, tokenizer = assemble(checkpoint)
-    changed = {**learnt.llm, PROJECT: learnt.projector["weight"], PROJECT_BIAS: learnt.projector["bias"]}
+    changed = {**weights.llm, PROJECT: weights.projector["weight"], PROJECT_BIAS: weights.projector["bias"]}
     merged = {name: changed.get(name, tensor).to(tensor.dtype).contiguous() for name, tensor in tensors.items()}
     _write(merged, folder)
     _copy(checkpoint.folder, folder)
@@ -70,14 +70,14 @@ def _save_longvlm(learnt: Learnt, checkpoint: Checkpoint, template: str | None, 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _save_llava(learnt: Learnt, model: str, folder: Path) -> None:
+def _save_llava(weights: TrainedWeights, model: str, folder: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
     source = find_llava(model).folder
     whole = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
     targets: dict[str, Tensor] = whole.state_dict()
-    changed = {f"model.multi_modal_projector.{name}": tensor for name, tensor in learnt.projector.items()}
-    for name, tensor in learnt.llm.items():
+    changed = {f"model.multi_modal_projector.{name}": tensor for name, tensor in weights.projector.items()}
+    for name, tensor in weights.llm.items():
         changed[
             "lm_head.weight" if name == "lm_head.weight" else f"model.language_model.{name.removeprefix('model.')}"
         ] = tensor

@@ -1,4 +1,4 @@
-"""Whitening: stored tokens turned and scaled so that every direction of them is equally easy to learn from.
+"""PCA whitening of stored tokens, turned and scaled so that every direction is equally easy to learn from.
 
 Patch features lie in a few directions: a linear projector sees those at once and the others hardly at all. While
 training it is given whitened tokens; when saved, the whitening becomes a part of its weights.
@@ -22,7 +22,7 @@ SAMPLED_TOKENS = 20_000  # enough for the covariance of a thousand channels
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """x -> (x - mean) P, after which the tokens it was made of have about unit covariance."""
+    """An affine map x -> (x - mean) P, after which the tokens it was fitted to have about unit covariance."""
 
     mean: Tensor  # [C]
     basis: Tensor  # P, [C, C]
@@ -65,8 +65,8 @@ def fit_whitening(prefixes: Iterable[Tensor]) -> Whitening:
     return Whitening(mean_C.float(), (vectors_CC * (values_C + SHRINKAGE * scale).rsqrt()).float())
 
 
-def redraw(linear: nn.Linear, embedding: Tensor, seed: int) -> None:
-    """New weights for a linear layer over whitened tokens, whose outputs are spread as the rows of an embedding are."""
+def reinitialise(linear: nn.Linear, embedding: Tensor, seed: int) -> None:
+    """Draw weights for a linear layer over whitened tokens, its outputs spread as the rows of an embedding are."""
     generator = torch.Generator().manual_seed(seed)
     std = float(embedding.detach().float().std()) / linear.in_features**0.5
     drawn = torch.randn(linear.weight.shape, generator=generator) * std

@@ -1,1 +1,1 @@
-"""Frames to tokens: encode them, merge their patches, keep what a language model needs."""
+"""Vision encoding: frames to visual tokens, whose patches are merged, as a language model needs them."""

@@ -1,4 +1,4 @@
-"""Blobs of an Arrow column as tensors over the very same bytes: a value taken out of a column is a copy of it."""
+"""Zero-copy tensors over blobs of an Arrow column: a value taken out of a column would be a copy of it."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch.utils.dlpack import from_dlpack
 
 
 def buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
-    """The bytes of each value of a (large) binary column, where they lie; None for null."""
+    """The buffers of each value of a (large) binary column, where they lie; None for null."""
     for chunk in column.chunks:
         data, ends = chunk.buffers()[2], bounds(chunk).tolist()
         for i, valid in enumerate(chunk.is_valid().to_pylist()):
@@ -20,13 +20,13 @@ def buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
 
 
 def bounds(values: pa.Array) -> NDArray[Any]:
-    """Where in their buffer the values of a (large) binary array begin, and where the last one ends."""
+    """The offsets in their buffer where values of a (large) binary array begin, and where the last one ends."""
     offset_type = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     return np.frombuffer(values.buffers()[1], offset_type)[values.offset : values.offset + len(values) + 1]
 
 
 def as_tensor(buffer: pa.Buffer, kind: pa.DataType, shape: tuple[int, ...]) -> Tensor:
-    """A buffer as a tensor of a shape, whose first side may be -1: as many rows as there are bytes for.
+    """View a buffer as a tensor of a shape, whose first side may be -1: as many rows as there are bytes for.
 
     Raises:
         ValueError: the bytes are too few or too many.

@@ -1,4 +1,4 @@
-"""Units of decoded frames -> units of stored tokens: the encode stage of the index job.
+"""The encode stage of the index job: units of decoded frames to units of stored tokens.
 
 Shape letters: F frames, P patches, S segments, T tokens of a segment, K tokens kept, D channels, G global layers,
 E search channels.
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class MergedSegment:
-    """What is kept of a segment, on the CPU, in float32 and not checked yet."""
+    """A merged segment on the CPU: what is kept of it, in float32 and not checked yet."""
 
     local: Tensor  # [K, D]
     sizes: Tensor  # [K]

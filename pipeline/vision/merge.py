@@ -27,14 +27,14 @@ MAX_SCORES_GPU = 1 << 27
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Merged:
-    """Tokens [S, K, D] float32, how many inputs each stands for, and the first and last position it draws on."""
+    """Merged tokens [S, K, D] float32, how many inputs each stands for, and the first and last position it draws on."""
 
     tokens: Tensor
     sizes: Tensor  # [S, K] int64
     spans: Tensor  # [S, K, 2] int64, inclusive
 
     def __post_init__(self) -> None:
-        """All three speak of the same tokens."""
+        """Check shapes: all three speak of the same tokens."""
         if self.sizes.shape != self.tokens.shape[:2] or self.spans.shape != (*self.tokens.shape[:2], 2):
             raise ValueError(f"tokens, sizes and spans do not fit together: {self}")
 

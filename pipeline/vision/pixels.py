@@ -1,4 +1,4 @@
-"""Frames as decoded -> what a tower takes in, exactly as its image processor would (LONGVLM.md, section 2)."""
+"""Image preprocessing: decoded frames to a tower's input, exactly as its image processor does (LONGVLM.md, 2)."""
 
 import functools
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _PLACES = (
 
 @dataclass(frozen=True)
 class Pixels:
-    """How square RGB frames become a tower's input; read from the model's processor file."""
+    """The preprocessing of square RGB frames for a tower; read from the model's processor file."""
 
     resize_px: int  # frames of another size than `image_size` are resized to this, then cut to `image_size`
     image_size: int  # what the tower takes
@@ -63,7 +63,7 @@ class Pixels:
         )
 
     def prepare(self, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Frames uint8 [F, px, px, 3] on the CPU -> [F, 3, image_size, image_size] on the device.
+        """Preprocess frames uint8 [F, px, px, 3] on the CPU -> [F, 3, image_size, image_size] on the device.
 
         Bytes travel, from pinned memory (frames that lie there already are not copied into it once more), while the
         device computes and without the host's waiting; converting and normalising happens on the device, in float32.

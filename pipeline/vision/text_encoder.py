@@ -1,4 +1,4 @@
-"""Texts -> search embeddings: the text encoders that belong to CLIP and SigLIP towers.
+"""Text encoders of CLIP and SigLIP towers: texts to search embeddings.
 
 Shape letters: N texts, D channels, E search channels.
 """
@@ -54,7 +54,7 @@ class TextEncoder:
 
 
 def load_text_encoder(model: str) -> TextEncoder:
-    """The text encoder that belongs to a tower, for search; runs on the CPU in float32.
+    """Load the text encoder that belongs to a tower, for search; runs on the CPU in float32.
 
     Raises:
         InputError: the model has no text part, or lacks a file of it.

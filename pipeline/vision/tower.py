@@ -1,4 +1,4 @@
-"""Frames -> patch tokens, global tokens and search embeddings: the CLIP and SigLIP vision towers of transformers.
+"""CLIP and SigLIP vision towers of transformers: frames to patch tokens, global tokens and search embeddings.
 
 Keeps only what LongVLM needs of a tower (LONGVLM.md, section 3): one hidden state's patches and the CLS rows of the
 last few. The blocks are run here, one by one, so that no other hidden state outlives the next block.
@@ -51,7 +51,7 @@ _VISION_PREFIX = re.compile(r"^(?:.*\.)?(?:vision_tower|vision_model)\.(?:vision
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What a tower saw: patches [F, P, D], and CLS rows [F, G, D] and embeddings [F, E] where it has them."""
+    """The outputs of a tower: patches [F, P, D], and CLS rows [F, G, D] and embeddings [F, E] where it has them."""
 
     patches: Tensor  # in the tower's precision
     cls: Tensor | None  # in the tower's precision; None without a CLS token or where no global layers are asked for
@@ -156,7 +156,7 @@ def _concatenated(parts: list[Tensor | None]) -> Tensor | None:
 
 
 def describe_tower(model: str) -> TowerSpec:
-    """What a recipe needs to know of a tower, without building it: shapes, and a fingerprint of its weights.
+    """Describe a tower for a recipe, without building it: shapes, and a fingerprint of its weights.
 
     The fingerprint covers the vision tensors that tokens come from, under the names they have inside the tower, so that
     a tower saved with its text encoder, without it (and without SigLIP's pooling head, which only search embeddings

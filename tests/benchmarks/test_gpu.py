@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu import section
 from benchmarks.gpu.__main__ import FIGURES, SECTIONS, summary
-from benchmarks.gpu.section import Outcome, check, run_section
+from benchmarks.gpu.section import SectionResult, check, run_section
 from support import ROOT
 
 # What the machine that it is meant for lacks; but for httpx2, which transformers here cannot do without.
@@ -152,6 +152,8 @@ def test_an_error_is_a_sentence(outcome):
 
 
 def test_the_last_line_says_what_did_not_run():
-    found = summary([Outcome("facts", {"device": "H"}), Outcome("answer", {"bool_per_s": 9.0}, "it broke.")])
+    found = summary(
+        [SectionResult("facts", {"device": "H"}), SectionResult("answer", {"bool_per_s": 9.0}, "it broke.")]
+    )
     assert found["sections"] == {"facts": "ok", "answer": "it broke."}
     assert (found["device"], found["answer_bool_per_s"], found["right_max_error"]) == ("H", 9.0, None)

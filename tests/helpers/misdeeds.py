@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longvlm.pipeline.decode.video import Decoded
+from longvlm.pipeline.decode.video import DecodedFrames
 from support import ROOT
 
 
@@ -72,7 +72,7 @@ def shout_and_leave():
 
 
 def too_many_frames(path, frames, px, mode, resize):  # noqa: ARG001 - a stand-in for decode.decode
-    return Decoded(np.zeros((2, px, px, 3), dtype=np.uint8), (1, 2), "pyav")
+    return DecodedFrames(np.zeros((2, px, px, 3), dtype=np.uint8), (1, 2), "pyav")
 
 
 def limits():
@@ -176,7 +176,7 @@ from longvlm.pipeline.decode import confine
 libc = ctypes.CDLL(None, use_errno=True)
 if {confined_by!r} == "landlock":
     assert libc.prctl(38, 1, 0, 0, 0) == 0
-    assert confine._landlock(libc)
+    assert confine._restrict_with_landlock(libc)
 print(misdeeds.{name}(*{args!r}))
 """
     path = os.pathsep.join([str(ROOT), *sys.path])

@@ -69,8 +69,8 @@ def preprocess(turns, tokenizer, max_length=2048, num_patches=305):
     return ids, labels
 
 
-def collate(examples):
-    """Padded on the right: ids, labels, mask."""
+def reference_collate(examples):
+    """Collate examples, padded on the right: ids, labels, mask."""
     longest = max(len(ids) for ids, _ in examples)
     shape = (len(examples), longest)
     all_ids, all_labels = np.full(shape, PAD), np.full(shape, IGNORED)

@@ -7,7 +7,7 @@ import pytest
 from longvlm.jobs.demo import NUM_VIDEOS, QUESTIONS_PER_VIDEO, _draw, run_demo
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
-from longvlm.tinyworld.world import make_world, read_questions
+from longvlm.tinyworld.world import make_world, read_question_rows
 
 ASKED = NUM_VIDEOS * QUESTIONS_PER_VIDEO
 
@@ -46,6 +46,6 @@ def test_the_store_stays_and_its_queries_run(demo):
 
 
 def test_questions_are_drawn_by_seed_each_of_another_kind(tmp_path):
-    rows = read_questions(make_world(tmp_path / "other", 4712, 2))
+    rows = read_question_rows(make_world(tmp_path / "other", 4712, 2))
     assert _draw(rows, 1) == _draw(rows, 1) != _draw(rows, 2)
     assert len({row["kind"] for row in _draw(rows, 1) if row["video"].endswith("00000")}) == QUESTIONS_PER_VIDEO

@@ -5,7 +5,7 @@ from longvlm import tinyworld
 from longvlm.jobs.cli import main
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.store.ledger import Store
-from longvlm.tinyworld.make import make, vocabulary
+from longvlm.tinyworld.make import make_model, vocabulary
 from longvlm.tinyworld.world import video_name
 
 
@@ -13,7 +13,7 @@ def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, 
     monkeypatch.setattr(
         longvlm.tinyworld.make, "_run", lambda *words: main(words, standalone_mode=False)
     )  # saves starting Ray
-    model = make(tmp_path / "work", num_videos=4, tower_steps=2)
+    model = make_model(tmp_path / "work", num_videos=4, tower_steps=2)
     config = json.loads((model / "config.json").read_text())
     assert config[tinyworld.VERSION_FIELD] == tinyworld.WORLD_VERSION
     assert (config["mm_prompt_layout"], config["mm_prompt_template"]) == ("time_markers", "brief")
@@ -22,9 +22,9 @@ def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, 
     assert card.count("## Recipe ") == 2
     assert str(tmp_path) not in card
     assert Store.open(str(tmp_path / "work" / "store")).active_recipe().recipe.name == "tinyworld"
-    lessons = [json.loads(line) for line in (tmp_path / "work" / "lessons.jsonl").read_text().splitlines()]
-    assert {row["video_id"] for row in lessons} == {video_name(0, number) for number in range(4)}
-    assert any("caption" in row for row in lessons)
+    rows = [json.loads(line) for line in (tmp_path / "work" / "conversations.jsonl").read_text().splitlines()]
+    assert {row["video_id"] for row in rows} == {video_name(0, number) for number in range(4)}
+    assert any("caption" in row for row in rows)
     capfd.readouterr()  # of the commands
 
 

@@ -9,7 +9,7 @@ from longvlm.pipeline.vision.text_encoder import load_text_encoder
 from longvlm.pipeline.vision.tower import describe_tower
 from longvlm.tinyworld.captions import timed_captions
 from longvlm.tinyworld.questions import all_questions
-from longvlm.tinyworld.scenes import draw_scene, generator
+from longvlm.tinyworld.scenes import draw_scene, random_generator
 
 MODEL = Path(tinyworld.MODEL)
 
@@ -34,7 +34,7 @@ def test_it_knows_every_word_of_its_world():
     unknown = tokenizer.token_to_id("<unk>")
     for number in range(200):
         scene = draw_scene(77, number)
-        asked = all_questions(scene, generator(77, number, 1))
+        asked = all_questions(scene, random_generator(77, number, 1))
         texts = [text for one in asked for text in (one.question, one.answer)]
         for text in [*texts, *(caption for _, caption in timed_captions(scene))]:
             assert unknown not in tokenizer.encode(text).ids, text

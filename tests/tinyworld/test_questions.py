@@ -2,14 +2,14 @@ import hashlib
 import json
 
 from longvlm.tinyworld import WORLD_VERSION
-from longvlm.tinyworld.questions import KINDS, all_questions, caption, draw_questions, named
-from longvlm.tinyworld.scenes import draw_scene, generator
+from longvlm.tinyworld.questions import KINDS, all_questions, caption, draw_questions, with_article
+from longvlm.tinyworld.scenes import draw_scene, random_generator
 
 SCENES = [draw_scene(5, number) for number in range(200)]
 
 
 def _asked(number):
-    return all_questions(SCENES[number], generator(5, number, 1))
+    return all_questions(SCENES[number], random_generator(5, number, 1))
 
 
 def test_a_question_about_a_video_has_one_answer():
@@ -27,19 +27,21 @@ def test_answers_are_what_the_scene_shows():
     for number, scene in enumerate(SCENES):
         by_question = {asked.question: asked.answer for asked in _asked(number)}
         names = [event.name for event in scene.events]
-        assert by_question["what appears first?"] == named(names[0])
-        assert by_question[f"what comes after the {names[0]}?"] == named(names[1])
-        assert by_question["what is seen at 0:04?"] == named(scene.event_at(2).name)
-        assert by_question["what happens in the video?"].split(", then ")[0].startswith(named(names[0]))
+        assert by_question["what appears first?"] == with_article(names[0])
+        assert by_question[f"what comes after the {names[0]}?"] == with_article(names[1])
+        assert by_question["what is seen at 0:04?"] == with_article(scene.event_at(2).name)
+        assert by_question["what happens in the video?"].split(", then ")[0].startswith(with_article(names[0]))
         for event in scene.events:
-            assert by_question[f"is there {named(event.name)}?"] == "yes"
+            assert by_question[f"is there {with_article(event.name)}?"] == "yes"
 
 
 def test_things_that_are_not_there_are_answered_with_no():
     for number, scene in enumerate(SCENES):
         denied = [asked for asked in _asked(number) if asked.answer == "no"]
         assert len(denied) == len(scene.events)
-        assert not {asked.question for asked in denied} & {f"is there {named(event.name)}?" for event in scene.events}
+        assert not {asked.question for asked in denied} & {
+            f"is there {with_article(event.name)}?" for event in scene.events
+        }
 
 
 def test_nobody_is_asked_for_a_place_near_a_border():

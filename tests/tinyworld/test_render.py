@@ -2,7 +2,7 @@ import decord
 import numpy as np
 import pytest
 
-from longvlm.tinyworld.render import FPS, GROUNDS, PAINTS, SIDE, SKIES, cover, draw_frame, write_video
+from longvlm.tinyworld.render import FPS, GROUNDS, PAINTS, SIDE, SKIES, draw_frame, pixel_masks, write_video
 from longvlm.tinyworld.scenes import SEGMENT_S, draw_scene
 
 SCENES = [draw_scene(4, number) for number in range(40)]
@@ -12,7 +12,7 @@ SCENES = [draw_scene(4, number) for number in range(40)]
 def test_what_is_covered_by_the_object_has_its_colour(scene):
     for segment in range(scene.num_segments):
         frame, event = draw_frame(scene, segment + 0.5), scene.event_at(segment)
-        thing, house, _ = cover(scene, segment + 0.5)
+        thing, house, _ = pixel_masks(scene, segment + 0.5)
         expected = np.clip(np.array(PAINTS[event.colour]) * scene.brightness, 0, 255)
         assert np.abs(frame[thing == 1] - expected).max() <= 1
         assert 0.01 < thing.mean() < 0.15

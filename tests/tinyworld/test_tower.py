@@ -7,7 +7,16 @@ import torch
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
 from longvlm.pipeline.vision.tower import describe_tower, load_tower
 from longvlm.tinyworld.scenes import COLOURS, draw_scene
-from longvlm.tinyworld.tower import DIM, GRID, HOUSE, IMAGE_PX, OBJECT, read_frames, train_tower, write_untrained
+from longvlm.tinyworld.tower import (
+    DIM,
+    GRID,
+    HOUSE,
+    IMAGE_PX,
+    OBJECT,
+    read_labelled_frames,
+    train_tower,
+    write_untrained,
+)
 from longvlm.tinyworld.world import make_world
 
 SEED = 31
@@ -20,7 +29,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frames(videos):
-    return read_frames(videos, SEED, 3)
+    return read_labelled_frames(videos, SEED, 3)
 
 
 def test_frames_are_those_that_an_index_looks_at(frames):

@@ -1,33 +1,33 @@
 import pytest
 
 from longvlm.jobs.evaluate import report as evaluation
-from longvlm.jobs.evaluate.report import differences, print_evaluation, save_report, side_by_side
+from longvlm.jobs.evaluate.report import comparison_query, differences_query, print_evaluation, save_report
 from longvlm.jobs.evaluate.run import EvaluateReport
 from longvlm.pipeline.judging.benchmarks import BENCHMARKS, ITEMS, Benchmark
-from longvlm.pipeline.judging.score import Outcome
+from longvlm.pipeline.judging.score import QuestionResult
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.snapshot import Snapshot
 
 
-def outcome(status="judged", **fields):
+def result(status="judged", **fields):
     item = dict.fromkeys(ITEMS.names) | {"question": "What | where?", "answer": "a dog", "type": "text"}
-    return Outcome(item | {name: fields.pop(name) for name in list(fields) if name in item}, status, **fields)
+    return QuestionResult(item | {name: fields.pop(name) for name in list(fields) if name in item}, status, **fields)
 
 
 @pytest.fixture
 def labels():
-    outcomes = [
-        outcome(is_right=True, prediction="dog"),
-        outcome(is_right=False, prediction="![x](http://evil)"),
-        outcome("failed"),
+    results = [
+        result(is_right=True, prediction="dog"),
+        result(is_right=False, prediction="![x](http://evil)"),
+        result("failed"),
     ]
-    return EvaluateReport("run-1", Benchmark("labels:it's", typed=True), "exact#1", "m", "r1", outcomes)
+    return EvaluateReport("run-1", Benchmark("labels:it's", is_typed=True), "exact#1", "m", "r1", results)
 
 
 @pytest.fixture
 def scored():
-    outcomes = [outcome(score=3.0, kind="a", raw_reply="{'score': 3.0}"), outcome("unparsed", kind="b")]
-    return EvaluateReport("run-2", BENCHMARKS["videochatgpt-detail"], "http:j@h#1", "m", "r1", outcomes)
+    results = [result(score=3.0, kind="a", raw_reply="{'score': 3.0}"), result("unparsed", kind="b")]
+    return EvaluateReport("run-2", BENCHMARKS["videochatgpt-detail"], "http:j@h#1", "m", "r1", results)
 
 
 def test_a_report_says_what_is_missing_and_obeys_no_markup_of_answers(labels, tmp_path):
@@ -57,5 +57,5 @@ def test_a_person_is_told_the_reference_arithmetic_too(scored, capsys):
 
 def test_the_queries_run(labels):
     with catalog.connect(Snapshot()) as con:
-        for query in (side_by_side(labels), differences(labels)):
+        for query in (comparison_query(labels), differences_query(labels)):
             assert catalog.query(con, query).num_rows == 0

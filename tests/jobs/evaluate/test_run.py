@@ -130,7 +130,7 @@ def test_qa_files_as_published_with_an_answer_file(store, tmp_path, server):
 
 
 def test_a_judge_that_is_out_of_reach_stops_the_run_and_the_next_goes_on(answered, server, labels, monkeypatch):
-    monkeypatch.setattr(judge_http, "WIDTH", 1)
+    monkeypatch.setattr(judge_http, "CONCURRENCY", 1)
     monkeypatch.setattr(evaluate, "_MOST_OUT_OF_REACH", 2)
     server.say = lambda _, number: LIKES if number < 2 else (503, {}, "down")
     report = run_evaluate(order(answered, labels=labels, judge=by_http(server)))
@@ -155,7 +155,7 @@ def test_ctrl_c_keeps_what_is_judged(answered, server, labels, monkeypatch):
     calls = []
     server.say = lambda *_: LIKES
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "is_out_of_reach", interrupted)
+        patch.setattr(evaluate, "is_judge_unreachable", interrupted)
         report = run_evaluate(order(answered, labels=labels, judge=by_http(server)))
     assert report.stopped == "interrupted"
     assert 0 < len(rows(answered, "FROM verdicts")) <= 18

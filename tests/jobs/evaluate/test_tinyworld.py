@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from longvlm import tinyworld
 from longvlm.jobs.cli import main
 from longvlm.jobs.evaluate.run import EvaluateOrder
-from longvlm.jobs.evaluate.tinyworld import World, run_miniature
+from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec, run_tinyworld
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import InputError
@@ -47,10 +47,10 @@ def test_beside_a_store_the_world_stays_and_nothing_is_done_twice(tmp_path):
     order = EvaluateOrder(str(tmp_path / "store"), model="tinyworld", max_new_tokens=2)
     (tmp_path / ".store-tinyworld-0-2").mkdir()  # of a run that was killed
     (tmp_path / ".store-tinyworld-0-2" / "half").touch()
-    first = run_miniature(order, World(num_videos=2)).as_json()
-    again = run_miniature(order, World(num_videos=2)).as_json()
+    first = run_tinyworld(order, TinyWorldSpec(num_videos=2)).as_json()
+    again = run_tinyworld(order, TinyWorldSpec(num_videos=2)).as_json()
     assert (again["verdicts_new"], again["verdicts_reused"]) == (0, first["verdicts_new"])
-    other = run_miniature(order, World(num_videos=1)).as_json()  # the same names in another folder
+    other = run_tinyworld(order, TinyWorldSpec(num_videos=1)).as_json()  # the same names in another folder
     assert (other["num_missing"], other["verdicts_new"]) == (0, 0)
     assert other["verdicts_reused"] == other["num_questions"]
     with catalog.connect(Store.open(order.store).pin()) as con:
@@ -64,5 +64,5 @@ def test_a_model_of_another_world_is_refused(tmp_path, model):
     config = json.loads((Path(model) / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {tinyworld.VERSION_FIELD: 99}))
     with pytest.raises(InputError, match="version 99 of the tiny world"):
-        run_miniature(EvaluateOrder(str(tmp_path / "store"), model=str(tmp_path)), World(num_videos=2))
+        run_tinyworld(EvaluateOrder(str(tmp_path / "store"), model=str(tmp_path)), TinyWorldSpec(num_videos=2))
     assert not (tmp_path / "store").exists()

@@ -15,10 +15,10 @@ import stores
 from judge_server import LIKES, JudgeServer
 from longvlm.jobs.answer.plan import HASH
 from longvlm.jobs.evaluate import verdicts as module
-from longvlm.jobs.evaluate.verdicts import NOT_IN_STORE, Verdicts, name_videos, read_answered
+from longvlm.jobs.evaluate.verdicts import NOT_IN_STORE, Verdicts, match_videos, read_answered
 from longvlm.pipeline.judging import judge_http
 from longvlm.pipeline.judging.benchmarks import ITEMS, Benchmark
-from longvlm.pipeline.judging.judge_http import HttpChat
+from longvlm.pipeline.judging.judge_http import HttpChatModel
 from longvlm.pipeline.judging.judges import ChatJudge
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
@@ -71,12 +71,12 @@ def server(monkeypatch):
 
 
 def answered(store, items, benchmark=QA):
-    named, _ = name_videos(store, benchmark, items)
+    named, _ = match_videos(store, benchmark, items)
     return read_answered(store, benchmark, named, stores.LONG.fingerprint, RECIPE)
 
 
 def judge(store, server, items, benchmark=QA, run_id="run", **options):
-    judged = Verdicts(store, benchmark, ChatJudge(HttpChat(server.url, "j")), run_id, RECIPE)
+    judged = Verdicts(store, benchmark, ChatJudge(HttpChatModel(server.url, "j")), run_id, RECIPE)
     return judged, dict(judged.judge_answers(answered(store, items, benchmark), **options))
 
 
@@ -89,7 +89,7 @@ def test_answers_meet_their_items_and_what_is_missing_says_why(store):
     answer(store, "v3", "what?", None, status="failed")
     answer(store, "v4", "what?", "another model's", answer_recipe="other")
     items = [item(name) for name in ("v1", "v3", "v4", "gone", "unknown")] + [item("2", question_id="7.5")]
-    named, num_unknown = name_videos(store, QA, items)
+    named, num_unknown = match_videos(store, QA, items)
     assert ([one["video"] for one in named], num_unknown) == (["v1", "v3", "v4", "gone", None, "v2"], 1)
     found = answered(store, items)
     statuses = ["answered", "answer_failed", "not_answered", "not_indexed", NOT_IN_STORE, "answered"]
@@ -147,7 +147,7 @@ def test_another_answer_or_judge_is_judged_anew_and_the_newest_answer_counts(sto
     judge(store, server, [item("v1")])
     assert len(server.requests) == 2
     assert rows(store, "SELECT prediction, is_right FROM verdicts") == [{"prediction": "a cat", "is_right": False}]
-    other = Verdicts(store, QA, ChatJudge(HttpChat(server.url, "other")), "run", RECIPE)
+    other = Verdicts(store, QA, ChatJudge(HttpChatModel(server.url, "other")), "run", RECIPE)
     assert len(list(other.judge_answers(answered(store, [item("v1")])))) == 1
     assert len(rows(store, "FROM scores")) == 2
 
@@ -184,7 +184,7 @@ def test_the_key_stands_in_no_row(store, server, monkeypatch):
 
 
 def test_denied_access_keeps_what_came_before(store, server, monkeypatch):
-    monkeypatch.setattr(judge_http, "WIDTH", 1)
+    monkeypatch.setattr(judge_http, "CONCURRENCY", 1)
     for number in range(1, 5):
         answer(store, f"v{number}", "what?", f"dog {number}")
     server.say = lambda _, number: (401, {}, "expired") if number >= 2 else LIKES
@@ -213,9 +213,9 @@ sys.path[:0] = {[str(HELPERS), str(Path(__file__).parent)]!r}
 import test_verdicts as helper
 from longvlm.jobs.evaluate import verdicts
 from longvlm.pipeline.judging import judge_http
-verdicts.COMMIT_VERDICTS = judge_http.WIDTH = 1
+verdicts.COMMIT_VERDICTS = judge_http.CONCURRENCY = 1
 store = helper.Store.open({store.uri!r})
-judge = helper.ChatJudge(helper.HttpChat({server.url!r}, "j"))
+judge = helper.ChatJudge(helper.HttpChatModel({server.url!r}, "j"))
 answered = helper.answered(store, [helper.item("v1", question) for question in {questions!r}])
 list(helper.Verdicts(store, helper.QA, judge, "killed", helper.RECIPE).judge_answers(answered))
 """
@@ -238,10 +238,10 @@ list(helper.Verdicts(store, helper.QA, judge, "killed", helper.RECIPE).judge_ans
 
 def test_rows_are_committed_every_so_often(store, server, monkeypatch):
     monkeypatch.setattr(module, "COMMIT_VERDICTS", 2)
-    monkeypatch.setattr(judge_http, "WIDTH", 1)
+    monkeypatch.setattr(judge_http, "CONCURRENCY", 1)
     for number in range(5):
         answer(store, "v1", f"what {number}?", "a dog")
-    judged = Verdicts(store, QA, ChatJudge(HttpChat(server.url, "j")), "run", RECIPE)
+    judged = Verdicts(store, QA, ChatJudge(HttpChatModel(server.url, "j")), "run", RECIPE)
     counts = []
     for _ in judged.judge_answers(answered(store, [item("v1", f"what {number}?") for number in range(5)])):
         counts.append(len(rows(store, "FROM ledger_verdicts")))  # noqa: PERF401 - counted while it runs

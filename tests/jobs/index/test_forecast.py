@@ -13,7 +13,7 @@ import longvlm.jobs.index.run
 from clips import write_clip
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.resources import for_index
-from longvlm.jobs.index.projection import Terms, failure_shares, project, wilson
+from longvlm.jobs.index.projection import CostModel, failure_shares, project, wilson
 from longvlm.pipeline.source import corpus
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
@@ -183,7 +183,7 @@ def made_up(number, seed=0):
     ]
 
 
-GPU = Terms(for_index({"CPU": 32, "GPU": 2}, 10_000), 160_000.0, 1.5, 1.1, 1.0, gpu_price=3.0, cpu_price=0.04)
+GPU = CostModel(for_index({"CPU": 32, "GPU": 2}, 10_000), 160_000.0, 1.5, 1.1, 1.0, gpu_price=3.0, cpu_price=0.04)
 
 
 def test_projections_of_samples_hold_what_all_of_it_is():
@@ -207,7 +207,7 @@ def test_figures_follow_from_the_sums():
     assert (figures["video_hours"], figures["store_bytes"], figures["cpus_per_encoder"]) == (2, 720 * 160_000, 20)
     assert figures["cost"] == pytest.approx(0.04 + 0.05 * 3)
     assert figures["wall_hours"] == pytest.approx(1.5 / GPU.resources.decoders)
-    cpu = Terms(for_index({"CPU": 8}, 10), 1.0, 1.0, 1.0, 2.0, gpu_price=None, cpu_price=1.0)
+    cpu = CostModel(for_index({"CPU": 8}, 10), 1.0, 1.0, 1.0, 2.0, gpu_price=None, cpu_price=1.0)
     assert cpu.figures(np.array([[0.0, 0, 3600, 1800]]))["cost"][0] == pytest.approx(2)
 
 

@@ -5,7 +5,7 @@ from stores import LONG, index
 from webhook import Webhook
 
 from longvlm.jobs.operate import alerts
-from longvlm.jobs.operate.alerts import Query, check_webhook, post, read_alerts, run_alerts
+from longvlm.jobs.operate.alerts import Alert, check_webhook, post_webhook, read_alerts, run_alerts
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas.errors import InputError
@@ -43,8 +43,8 @@ def store(tmp_path):
 def test_a_query_with_rows_is_posted_and_one_without_is_not(store, webhook):
     server = webhook(200)
     asked = [
-        Query("videos there are", "SELECT uri, 0.0 / 0.0 AS nothing FROM videos ORDER BY uri"),
-        Query("none of these", "SELECT 1 WHERE false"),
+        Alert("videos there are", "SELECT uri, 0.0 / 0.0 AS nothing FROM videos ORDER BY uri"),
+        Alert("none of these", "SELECT 1 WHERE false"),
     ]
     report = run_alerts(store.pin(), RUN, asked, store.uri, server.url)
     assert report.as_json() == {"raised": {"videos there are": 30}, "num_raised": 1, "posted": 1, "stopped": None}
@@ -55,13 +55,13 @@ def test_a_query_with_rows_is_posted_and_one_without_is_not(store, webhook):
 
 
 def test_the_run_under_way_is_among_the_runs(store):
-    asked = [Query("now", "SELECT * FROM runs WHERE run_id = 'run-7' AND finished_at IS NOT NULL")]
+    asked = [Alert("now", "SELECT * FROM runs WHERE run_id = 'run-7' AND finished_at IS NOT NULL")]
     assert run_alerts(store.pin(), RUN, asked, store.uri, None).raised == {"now": 1}
 
 
 def test_a_query_that_cannot_run_keeps_no_other_back(store, webhook):
     server = webhook(200)
-    asked = [Query("broken", "SELECT nonsense FROM videos"), Query("good", "SELECT 1")]
+    asked = [Alert("broken", "SELECT nonsense FROM videos"), Alert("good", "SELECT 1")]
     report = run_alerts(store.pin(), RUN, asked, store.uri, server.url)
     assert report.raised == {"good": 1}
     assert len(server.posts) == 1
@@ -71,7 +71,7 @@ def test_a_query_that_cannot_run_keeps_no_other_back(store, webhook):
 
 def test_a_query_sees_nothing_but_the_store(store, tmp_path):
     (tmp_path / "secret.csv").write_text("password\nsesame\n")
-    asked = [Query("curious", f"SELECT * FROM read_csv('{tmp_path}/secret.csv')")]
+    asked = [Alert("curious", f"SELECT * FROM read_csv('{tmp_path}/secret.csv')")]
     report = run_alerts(store.pin(), RUN, asked, store.uri, None)
     assert report.raised == {}
     assert "'curious'" in report.as_json()["stopped"]
@@ -79,14 +79,14 @@ def test_a_query_sees_nothing_but_the_store(store, tmp_path):
 
 def test_a_webhook_that_stumbles_is_tried_again(webhook):
     server = webhook(500, 429, 200)
-    assert post(server.url, {"text": "hello"}) is None
+    assert post_webhook(server.url, {"text": "hello"}) is None
     assert len(server.posts) == 3
 
 
 @pytest.mark.parametrize(("status", "tries"), [(503, 3), (403, 1), (302, 1)])
 def test_a_webhook_that_refuses_is_a_reason_without_its_address(webhook, status, tries):
     server = webhook(status)
-    problem = post(server.url, {"text": "hello"})
+    problem = post_webhook(server.url, {"text": "hello"})
     assert str(status) in problem
     assert "SECRET" not in problem
     assert len(server.posts) == tries
@@ -96,7 +96,7 @@ def test_nobody_there_is_a_reason_and_the_alert_is_kept(store, webhook):
     server = webhook(200)
     server.shutdown()
     server.server_close()
-    report = run_alerts(store.pin(), RUN, [Query("good", "SELECT 1")], store.uri, server.url)
+    report = run_alerts(store.pin(), RUN, [Alert("good", "SELECT 1")], store.uri, server.url)
     assert report.as_json()["raised"] == {"good": 1}
     assert "was not posted" in report.as_json()["stopped"]
     assert "SECRET" not in report.as_json()["stopped"]

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from longvlm.jobs.cli import main
 from longvlm.jobs.operate import doctor
-from longvlm.jobs.operate.doctor import DoctorOrder, examine
+from longvlm.jobs.operate.doctor import DoctorOrder, run_doctor
 from longvlm.jobs.runs import VERSIONS
 from longvlm.schemas.errors import InputError
 
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.usefixtures("on_ray")
 CHECKS = ["libraries", "decoders", "scratch", "source", "store", "tables", "gpu", "model"]
 
 
-def ask(source="", store="", model=None, beacon="", versions=None):
+def ask(source="", store="", model=None, test_object="", versions=None):
     order = DoctorOrder(str(source), str(store), model)
-    return doctor._Ask(order, "a", has_gpu=False, beacon=str(beacon), versions=versions or {})
+    return doctor._NodeCheck(order, "a", has_gpu=False, test_object=str(test_object), versions=versions or {})
 
 
 def by_check(findings):
@@ -27,7 +27,7 @@ def by_check(findings):
 
 
 def test_a_healthy_cluster_passes_and_nothing_stays_behind(tmp_path, clips, model):
-    findings = examine(DoctorOrder(str(clips), str(tmp_path / "deep" / "store"), model))
+    findings = run_doctor(DoctorOrder(str(clips), str(tmp_path / "deep" / "store"), model))
     assert [found.check for found in findings] == CHECKS
     assert [found for found in findings if not found.ok] == []
     found = by_check(findings)
@@ -41,7 +41,7 @@ def test_a_healthy_cluster_passes_and_nothing_stays_behind(tmp_path, clips, mode
 def test_a_store_that_is_there_stays_as_it_was(tmp_path, indexed, clips):
     store = shutil.copytree(indexed, tmp_path / "store")
     before = sorted(store.rglob("*"))
-    found = by_check(examine(DoctorOrder(str(clips), str(store))))
+    found = by_check(run_doctor(DoctorOrder(str(clips), str(store))))
     assert all(each.ok for each in found.values())
     assert "12 live videos" in found["tables"].detail
     assert "is loaded" in found["model"].detail  # the one that the store remembers
@@ -50,9 +50,9 @@ def test_a_store_that_is_there_stays_as_it_was(tmp_path, indexed, clips):
 
 def test_a_bucket_passes(s3, clips):
     s3.upload_file(str(clips / "clip-00.mp4"), "bucket", "videos/0.mp4")
-    with doctor._beacon("s3://bucket/store") as (beacon, findings):
+    with doctor._test_object("s3://bucket/store") as (test_object, findings):
         assert findings == []
-        assert doctor._shared_store(ask(beacon=beacon)).startswith("written")
+        assert doctor._shared_store(ask(test_object=test_object)).startswith("written")
         assert "read" in doctor._source(ask("s3://bucket/videos"))
     assert s3.list_objects_v2(Bucket="bucket", Prefix="store").get("KeyCount") == 0
 
@@ -65,8 +65,11 @@ def test_a_bucket_that_does_not_heed_conditions_is_found_out(s3, monkeypatch):
         self.call_s3("put_object", Bucket=bucket, Key=key, Body=data)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "pipe_file", heedless)
-    with doctor._beacon("s3://bucket/store") as (beacon, _), pytest.raises(Exception, match="overwrote an object"):
-        doctor._shared_store(ask(beacon=beacon))
+    with (
+        doctor._test_object("s3://bucket/store") as (test_object, _),
+        pytest.raises(Exception, match="overwrote an object"),
+    ):
+        doctor._shared_store(ask(test_object=test_object))
     assert s3.list_objects_v2(Bucket="bucket", Prefix="store").get("KeyCount") == 0
 
 
@@ -97,12 +100,12 @@ def test_versions_that_differ_are_named():
 def test_a_folder_that_is_not_shared_is_found_out(tmp_path):
     """Another node has a folder of the same name, and the driver's object is not in it."""
     with pytest.raises(Exception, match="another folder of the same name"):
-        doctor._shared_store(ask(beacon=tmp_path / ".doctor-of-another-node"))
+        doctor._shared_store(ask(test_object=tmp_path / ".doctor-of-another-node"))
 
 
 def test_an_address_where_no_store_can_be_is_wrong_input(clips):
     with pytest.raises(InputError, match="cannot be at"):
-        examine(DoctorOrder(str(clips), "ftp://host/store"))
+        run_doctor(DoctorOrder(str(clips), "ftp://host/store"))
 
 
 def test_help_is_light():

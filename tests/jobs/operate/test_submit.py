@@ -19,7 +19,7 @@ import pytest
 import strays
 
 from clips import write_clip
-from longvlm.jobs.operate.submit import Submission, Submitted, read_env
+from longvlm.jobs.operate.submit import JobSubmission, SubmittedJob, read_env
 from longvlm.schemas.errors import InputError
 from support import ROOT
 
@@ -169,7 +169,7 @@ def test_wrong_input_is_told_before_anything_is_sent(args, says):
 
 
 def test_every_word_of_a_command_stays_one_word():
-    order = Submission(("answer", "--ask", "Who's there; $HOME?"), "http://head:8265", env={"A": "secret"})
+    order = JobSubmission(("answer", "--ask", "Who's there; $HOME?"), "http://head:8265", env={"A": "secret"})
     assert order.entrypoint == "python -I -m longvlm answer --ask 'Who'\"'\"'s there; $HOME?'"
     assert order.runtime_env() == {"env_vars": {"A": "secret"}}
     assert "secret" not in repr(order)
@@ -181,10 +181,10 @@ def test_settings_are_given_or_taken_from_here(monkeypatch):
 
 
 def test_an_address_is_a_dashboard():
-    from longvlm.jobs.operate.submit import submit as send
+    from longvlm.jobs.operate.submit import submit_job
 
     with pytest.raises(InputError, match="http://HEAD:8265"):
-        send(Submission(("maintain",), "ray://head:10001"))
+        submit_job(JobSubmission(("maintain",), "ray://head:10001"))
 
 
 class CutOff:
@@ -206,7 +206,7 @@ class CutOff:
 
 
 def test_a_log_that_is_cut_off_goes_on_where_it_was(monkeypatch):
-    monkeypatch.setattr("longvlm.jobs.operate.submit._AGAIN_S", 0)
+    monkeypatch.setattr("longvlm.jobs.operate.submit._RETRY_S", 0)
     said = []
-    assert Submitted(CutOff(), "job", "http://head").follow(said.append) == (0, "SUCCEEDED: fine")
+    assert SubmittedJob(CutOff(), "job", "http://head").follow(said.append) == (0, "SUCCEEDED: fine")
     assert "".join(said) == "one two three four"

@@ -13,17 +13,17 @@ import pytest
 
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.jobs.cli import main
-from longvlm.jobs.train.plan import draw_up
-from longvlm.jobs.train.read import Reader, Reading, as_lesson
+from longvlm.jobs.train.plan import plan_training
+from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
 from longvlm.jobs.train.run import LOSSES, TrainOrder, newest_checkpoint, run_train
-from longvlm.jobs.train.worker_config import progress_of
+from longvlm.jobs.train.worker_config import num_steps_done
 from longvlm.pipeline.answering.questions import ask
 from longvlm.pipeline.models.families import sight_of
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.training.conversations import read_conversations
-from longvlm.pipeline.training.finetune import fit
+from longvlm.pipeline.training.finetune import finetune
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import full, projector
 from support import ROOT
@@ -61,13 +61,15 @@ def straight(store, model, data, recipe):
     """The loss curve and the model of a run without Ray, from the same plan and tokens."""
     opened = Store.open(store)
     snapshot, stored = opened.pin(), opened.active_recipe().recipe
-    curriculum = draw_up(snapshot, read_conversations(str(data)), stored.fingerprint)
-    plan = pa.concat_tables(curriculum.blocks(recipe, 0, 1, 0))
-    rows = Reader(Reading(snapshot, sight_of(model), recipe.max_length, None))(plan).to_pylist()
-    batches = [list(map(as_lesson, members)) for _, members in groupby(rows, key=lambda row: row["step"])]
+    plan = plan_training(snapshot, read_conversations(str(data)), stored.fingerprint)
+    plan = pa.concat_tables(plan.blocks(recipe, 0, 1, 0))
+    rows = Reader(ReaderConfig(snapshot, sight_of(model), recipe.max_length, None))(plan).to_pylist()
+    batches = [list(map(example_from_row, members)) for _, members in groupby(rows, key=lambda row: row["step"])]
     curve = []
-    tuner = fit(load_longvlm(model), batches, recipe, len(batches), on_step=lambda step: curve.append(step.loss))
-    return curve, tuner.trainee.finish()
+    finetuner = finetune(
+        load_longvlm(model), batches, recipe, len(batches), on_step=lambda step: curve.append(step.loss)
+    )
+    return curve, finetuner.trainable.merge_and_unload()
 
 
 def losses(folder):
@@ -77,7 +79,7 @@ def losses(folder):
 def test_a_model_learns_from_stored_tokens_and_answers(store, model, data, tmp_path, monkeypatch):
     to = tmp_path / "trained"
     report = run_train(order_for(store, model, data, to, replace(RECIPE, epochs=8)))
-    assert (report.stopped, report.refused, report.curriculum.missing) == (None, [], 0)
+    assert (report.stopped, report.refused, report.plan.num_missing) == (None, [], 0)
     told = report.as_json()
     assert (told["steps"], told["videos"], told["conversations"]) == (24, 12, 24)
     assert 0 < told["step_s"] < told["wall_s"]
@@ -120,7 +122,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(store, model, data, tmp
     driver.communicate()
     time.sleep(3)  # its workers notice that they are alone
     begun = len(losses(cut))
-    reached = progress_of(newest_checkpoint(cut))
+    reached = num_steps_done(newest_checkpoint(cut))
     assert reached is not None
     assert 10 <= reached < 42, "it was killed too late"
     assert not (cut / "model.safetensors").exists()
@@ -152,7 +154,7 @@ def test_what_cannot_be_learnt_from_is_counted_and_listed(store, model, data, tm
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
     report = run_train(order_for(store, model, path, tmp_path / "to", replace(projector(), batch_videos=12, epochs=1)))
-    assert (report.stopped, report.curriculum.missing, report.curriculum.first_missing) == (None, 1, "gone.mp4")
+    assert (report.stopped, report.plan.num_missing, report.plan.first_missing) == (None, 1, "gone.mp4")
     (refused,) = report.refused
     assert refused["id"] == "26"
     assert "more than the 2048 that a sequence may have" in refused["error"]

@@ -1,13 +1,13 @@
 import pytest
 
 from clips import write_clip
-from longvlm.pipeline.decode.container import VideoFile, slack
+from longvlm.pipeline.decode.container import VideoFile, max_missing_frames
 from longvlm.schemas.errors import ErrorCode, TerminalError
 
 
 def timeline_of(path, *, indexed=False):
     file = VideoFile(str(path))
-    return file.timeline_of_index() if indexed else file.timeline_of_packets()
+    return file.frame_index_from_samples() if indexed else file.frame_index_from_packets()
 
 
 def failure_of(path, *, indexed=False):
@@ -47,41 +47,41 @@ def test_half_a_file_is_truncated(tmp_path, indexed):
 
 def test_index_and_packets_tell_the_same(tmp_path):
     file = VideoFile(str(write_clip(tmp_path / "a.mp4", 100, options={"preset": "medium", "bf": "2"})))
-    index, packets = file.timeline_of_index(), file.timeline_of_packets()
+    index, packets = file.frame_index_from_samples(), file.frame_index_from_packets()
     assert index is not None
     assert index.num_frames == packets.num_frames == 100
     assert index.duration_s == pytest.approx(packets.duration_s) == pytest.approx(4.0)
     assert index.keyframes.tolist() == packets.keyframes.tolist()
-    assert index.seeks.tolist() == packets.seeks.tolist()
-    assert packets.closed_gops
+    assert index.seek_pts.tolist() == packets.seek_pts.tolist()
+    assert packets.has_closed_gops
 
 
 def test_other_containers_have_no_complete_index(tmp_path):
-    assert VideoFile(str(write_clip(tmp_path / "a.mkv", 20))).timeline_of_index() is None
+    assert VideoFile(str(write_clip(tmp_path / "a.mkv", 20))).frame_index_from_samples() is None
 
 
 def test_the_last_frame_may_stay_for_long(tmp_path):
     times_s = [0.0, 1.0, 2.0, 8.0]
-    timeline = VideoFile(str(write_clip(tmp_path / "a.mp4", 4, times_s=times_s))).timeline_of_packets()
-    assert timeline.num_frames == 4
-    assert 8.0 <= timeline.duration_s <= 14.0
+    frame_index = VideoFile(str(write_clip(tmp_path / "a.mp4", 4, times_s=times_s))).frame_index_from_packets()
+    assert frame_index.num_frames == 4
+    assert 8.0 <= frame_index.duration_s <= 14.0
 
 
 def test_a_jump_of_the_clock_is_no_duration(tmp_path):
     times_s = [*(number / 25 for number in range(50)), *(20_000 + number / 25 for number in range(50))]
-    timeline = VideoFile(str(write_clip(tmp_path / "a.mkv", 100, times_s=times_s))).timeline_of_packets()
-    assert timeline.num_frames == 100
-    assert timeline.duration_s < 1000
+    frame_index = VideoFile(str(write_clip(tmp_path / "a.mkv", 100, times_s=times_s))).frame_index_from_packets()
+    assert frame_index.num_frames == 100
+    assert frame_index.duration_s < 1000
 
 
 def test_open_gops_are_seen(tmp_path):
     options = {"preset": "medium", "x264-params": "open-gop=1:keyint=12:bframes=3"}
-    timeline = VideoFile(str(write_clip(tmp_path / "a.mp4", 100, options=options))).timeline_of_packets()
-    assert not timeline.closed_gops
+    frame_index = VideoFile(str(write_clip(tmp_path / "a.mp4", 100, options=options))).frame_index_from_packets()
+    assert not frame_index.has_closed_gops
 
 
 def test_slack_grows_with_the_video_up_to_a_second():
-    assert [slack(num_frames, 25.0) for num_frames in (1, 200, 1000, 100_000)] == [3, 3, 10, 25]
+    assert [max_missing_frames(num_frames, 25.0) for num_frames in (1, 200, 1000, 100_000)] == [3, 3, 10, 25]
 
 
 def test_a_cover_picture_is_not_the_video(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 
 from longvlm.pipeline.decode import messages, video
 from longvlm.pipeline.decode.isolate import Decoder
-from longvlm.pipeline.decode.messages import NonsenseError
-from longvlm.pipeline.decode.video import Decoded
+from longvlm.pipeline.decode.messages import InvalidMessageError
+from longvlm.pipeline.decode.video import DecodedFrames
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.timeline import VideoInfo
 
@@ -20,25 +20,25 @@ INFO = VideoInfo(num_frames=50, fps=25.0, duration_s=2.0, width=64, height=48, c
 
 def received(value):
     header, frames = messages.reply(value, 1.5)
-    assert messages.text_size(header[: messages.LENGTH_BYTES]) == len(header) - messages.LENGTH_BYTES
-    return messages.unpacked(header[messages.LENGTH_BYTES :]), frames
+    assert messages.read_length(header[: messages.LENGTH_BYTES]) == len(header) - messages.LENGTH_BYTES
+    return messages.parse(header[messages.LENGTH_BYTES :]), frames
 
 
 def test_facts_cross_whole():
-    assert messages.video_info(received(INFO)[0]["value"]) == INFO
+    assert messages.read_video_info(received(INFO)[0]["value"]) == INFO
 
 
 def test_frames_cross_as_bare_bytes():
     pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    message, frames = received(Decoded(pixels, (3, 9), "decord"))
+    message, frames = received(DecodedFrames(pixels, (3, 9), "decord"))
     assert message["num_bytes"] == len(frames) == pixels.nbytes
     assert bytes(frames) == pixels.tobytes()
-    assert messages.shown(message["value"], [3, 10]) == ((3, 9), "decord")
+    assert messages.read_frame_numbers(message["value"], [3, 10]) == ((3, 9), "decord")
 
 
 def test_errors_cross_as_one_line():
     error = TerminalError(ErrorCode.TRUNCATED, "cut off\n\x1b[31m" + "x" * 5000)
-    again = messages.error_in(received(error)[0])
+    again = messages.read_error(received(error)[0])
     assert type(again) is TerminalError
     assert again.code == ErrorCode.TRUNCATED
     assert again.message.startswith("cut off  [31mxxx")
@@ -54,13 +54,13 @@ def test_errors_cross_as_one_line():
     ],
 )  # fmt: skip
 def test_facts_that_cannot_be(field, value):
-    with pytest.raises(NonsenseError):
-        messages.video_info(received(INFO)[0]["value"] | {field: value})
+    with pytest.raises(InvalidMessageError):
+        messages.read_video_info(received(INFO)[0]["value"] | {field: value})
 
 
 def test_a_video_that_claims_to_last_for_ages_is_a_failed_row():
     with pytest.raises(TerminalError, match="claims to last 11574 days") as caught:
-        messages.video_info(received(INFO)[0]["value"] | {"duration_s": 1e9})
+        messages.read_video_info(received(INFO)[0]["value"] | {"duration_s": 1e9})
     assert caught.value.code == ErrorCode.DECODE_FAILED
 
 
@@ -68,19 +68,19 @@ def test_a_video_that_claims_to_last_for_ages_is_a_failed_row():
     "numbers", [[1], [1, 2, 3], [2, 1], [1, -1], [1, 2**40], [1, "2"], [1, 2.0], [1, True], None, "12"]
 )
 def test_frames_that_were_not_asked_for(numbers):
-    with pytest.raises(NonsenseError):
-        messages.shown({"shown": numbers, "decoder": "pyav"}, [1, 2])
+    with pytest.raises(InvalidMessageError):
+        messages.read_frame_numbers({"shown": numbers, "decoder": "pyav"}, [1, 2])
 
 
 def test_text_that_is_no_message():
     for text in (pickle.dumps(INFO), b"[1]", b"[" * 100_000, b"9" * 5000, b"\xff", b""):
-        with pytest.raises(NonsenseError):
-            messages.unpacked(text)
-    with pytest.raises(NonsenseError, match="4294967295 bytes"):
-        messages.text_size(b"\xff\xff\xff\xff")
+        with pytest.raises(InvalidMessageError):
+            messages.parse(text)
+    with pytest.raises(InvalidMessageError, match="4294967295 bytes"):
+        messages.read_length(b"\xff\xff\xff\xff")
     for message in ({"error": "x"}, {"error": "x", "code": "new"}, {"error": "x", "code": ["network"]}):
-        with pytest.raises(NonsenseError):
-            messages.error_in(message)
+        with pytest.raises(InvalidMessageError):
+            messages.read_error(message)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def decoder():
         yield decoder
 
 
-def packed(message):
+def serialise(message):
     text = message if isinstance(message, bytes) else json.dumps(message).encode()
     return len(text).to_bytes(messages.LENGTH_BYTES, "little") + text
 
@@ -99,16 +99,16 @@ def packed(message):
     ("said", "code"),
     [
         (pickle.dumps(misdeeds.Bomb()), ErrorCode.DECODER_CRASHED),
-        (packed(pickle.dumps(misdeeds.Bomb())), ErrorCode.DECODER_CRASHED),
+        (serialise(pickle.dumps(misdeeds.Bomb())), ErrorCode.DECODER_CRASHED),
         (b"\xff\xff\xff\xff", ErrorCode.DECODER_CRASHED),
-        (packed({"value": None}), ErrorCode.DECODER_CRASHED),
-        (packed({"value": None, "cpu_ms": float("nan")}), ErrorCode.DECODER_CRASHED),
-        (packed({"value": None, "cpu_ms": 1, "num_bytes": 1 << 40}), ErrorCode.DECODER_CRASHED),
-        (packed({"error": "x", "code": "x", "cpu_ms": 1}), ErrorCode.DECODER_CRASHED),
-        (packed({"value": None, "cpu_ms": 1})[:-3], ErrorCode.DEADLINE),  # and then silence
+        (serialise({"value": None}), ErrorCode.DECODER_CRASHED),
+        (serialise({"value": None, "cpu_ms": float("nan")}), ErrorCode.DECODER_CRASHED),
+        (serialise({"value": None, "cpu_ms": 1, "num_bytes": 1 << 40}), ErrorCode.DECODER_CRASHED),
+        (serialise({"error": "x", "code": "x", "cpu_ms": 1}), ErrorCode.DECODER_CRASHED),
+        (serialise({"value": None, "cpu_ms": 1})[:-3], ErrorCode.DEADLINE),  # and then silence
     ],
 )
-def test_a_child_that_talks_nonsense_costs_its_video_and_itself(decoder, said, code, capfd):
+def test_a_child_whose_reply_is_malformed_costs_its_video_and_itself(decoder, said, code, capfd):
     victim = decoder.call(misdeeds.process_id)
     if code == ErrorCode.DEADLINE:
         decoder.deadline_s = 1

@@ -6,7 +6,7 @@ import pytest
 from clips import damage, read_number, write_clip
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import plan_segments
-from longvlm.pipeline.decode.units import failed_unit, watch
+from longvlm.pipeline.decode.units import decode_units, failed_unit
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import IndexRecipe, TowerSpec, paper, tiny
@@ -29,7 +29,7 @@ def planned(uri):
 
 
 def rows_of(uri, recipe, decoder, scratch):
-    tables = list(watch(planned(uri), recipe, decoder, str(scratch)))
+    tables = list(decode_units(planned(uri), recipe, decoder, str(scratch)))
     assert all(table.schema == FRAMES and table.num_rows == 1 for table in tables)
     return [table.to_pylist()[0] for table in tables]
 
@@ -126,7 +126,7 @@ def test_remote_videos_are_fetched_and_removed(tmp_path, decoder, s3):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (listed,) = list_source(Source("s3://bucket/v")).to_pylist()
-    units = watch({**listed, "write_id": "w"}, paper(TOWER), decoder, str(scratch))
+    units = decode_units({**listed, "write_id": "w"}, paper(TOWER), decoder, str(scratch))
     row = next(units).to_pylist()[0]
     assert row["num_frames"] == 50
     assert len(list(scratch.iterdir())) == 1

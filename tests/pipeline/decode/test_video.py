@@ -7,7 +7,7 @@ import pytest
 from clips import damage, is_upright, read_number, write_clip
 from longvlm.pipeline.decode import video as decoding
 from longvlm.pipeline.decode.sampling import uniform_indices, upsample_positions
-from longvlm.pipeline.decode.video import Decoded, decode, nearest, nearest_of, probe
+from longvlm.pipeline.decode.video import DecodedFrames, decode, nearest_indices, probe, resize_nearest
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from support import GOLDENS, VIDEOS, cases
 
@@ -18,7 +18,7 @@ SLOW = {"preset": "medium"}
 @pytest.fixture(autouse=True)
 def _nothing_left_open():
     yield
-    decoding.forget()
+    decoding.close_video()
 
 
 @pytest.fixture
@@ -144,13 +144,13 @@ def test_the_video_stays_open_between_units(tmp_path):
 
 def test_frames_and_numbers_have_to_agree():
     with pytest.raises(ValueError, match="2 numbers"):
-        Decoded(np.zeros((3, 8, 8, 3), dtype=np.uint8), (1, 2), "pyav")
+        DecodedFrames(np.zeros((3, 8, 8, 3), dtype=np.uint8), (1, 2), "pyav")
 
 
 def test_nearest_of_takes_the_closest():
-    places = nearest_of(np.array([0, 10, 20]), np.array([0, 4, 5, 6, 15, 16, 99]))
+    places = nearest_indices(np.array([0, 10, 20]), np.array([0, 4, 5, 6, 15, 16, 99]))
     assert places.tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert nearest_of(np.array([7]), np.array([0, 7, 9])).tolist() == [0, 0, 0]
+    assert nearest_indices(np.array([7]), np.array([0, 7, 9])).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parity
@@ -159,7 +159,7 @@ def test_nearest_resize_is_the_references(goldens):
     assert golden_cases
     for case in golden_cases:
         rows, columns = np.meshgrid(np.arange(case["h"]), np.arange(case["w"]), indexing="ij")
-        resized = nearest(np.stack([rows, columns], axis=-1), 224)
+        resized = resize_nearest(np.stack([rows, columns], axis=-1), 224)
         assert resized[:, 0, 0].tolist() == case["row_source"]
         assert resized[0, :, 1].tolist() == case["col_source"]
 
@@ -177,7 +177,7 @@ def test_frames_at_224_are_the_references(path):
         sampled = uniform_indices(meta["total_frames"], meta["num_frames"])
         assert sampled == meta["indices"]
         upsampled = [sampled[position] for position in upsample_positions(len(sampled), meta["num_frames"])]
-        frames = np.stack([nearest(np.load(path)["video_frames"][number], 224) for number in upsampled])
+        frames = np.stack([resize_nearest(np.load(path)["video_frames"][number], 224) for number in upsampled])
     if list(frames.shape) == meta.get("frames224_shape"):
         assert hashlib.sha256(np.ascontiguousarray(frames)).hexdigest() == meta["frames224_sha256"]
     assert frames.shape[1:] == (224, 224, 3)

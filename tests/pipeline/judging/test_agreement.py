@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longvlm.pipeline.answering.questions import read_questions
-from longvlm.pipeline.judging.agreement import is_right, read_right_answers, same
+from longvlm.pipeline.judging.agreement import is_right, is_same_answer, read_right_answers
 from longvlm.schemas.errors import InputError
 
 
@@ -34,7 +34,7 @@ def rows_of(path):
     ],
 )
 def test_answers_are_the_same_if_their_values_are(kind, one, other, equal):
-    assert same(question(kind), one, other) is same(question(kind), other, one) is equal
+    assert is_same_answer(question(kind), one, other) is is_same_answer(question(kind), other, one) is equal
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longvlm.pipeline.judging.benchmarks import BENCHMARKS, labels_in, read_items
+from longvlm.pipeline.judging.benchmarks import BENCHMARKS, labels_benchmark, read_items
 from longvlm.schemas.errors import InputError
 
 QA, GENERIC, PAIRED = (
@@ -59,9 +59,9 @@ def test_labels_are_typed_and_come_in_every_format(write, tmp_path):
     csv.write_text("video,question,answer,type,kind\na,red?,yes,bool,colour\nb,how many?,7,number,\n")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "l.parquet")
     for path in (write(rows), write(rows, "l.jsonl"), csv, tmp_path / "l.parquet"):
-        items = read_items(labels_in(str(path)), str(path))
+        items = read_items(labels_benchmark(str(path)), str(path))
         assert picked(items, "video", "answer", "type", "kind") == expected
-    assert labels_in(str(csv)).name == "labels:l"
+    assert labels_benchmark(str(csv)).name == "labels:l"
 
 
 @pytest.mark.parametrize(
@@ -107,4 +107,4 @@ def test_an_empty_file_and_an_answer_of_another_type_are_told(write):
     with pytest.raises(
         InputError, match=r"row 1 of the label file .* is of type bool, but its answer, 'perhaps', is not"
     ):
-        read_items(labels_in(wrong), wrong)
+        read_items(labels_benchmark(wrong), wrong)

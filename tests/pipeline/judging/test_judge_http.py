@@ -8,7 +8,7 @@ import pytest
 
 from judge_server import LIKES, JudgeServer, chat, once
 from longvlm.pipeline.judging import judge_http
-from longvlm.pipeline.judging.judge_http import HttpChat
+from longvlm.pipeline.judging.judge_http import HttpChatModel
 from longvlm.pipeline.judging.judges import Case, ChatJudge, judge_all
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError, TransientError
 
@@ -30,7 +30,7 @@ def server():
 
 
 def chat_with(server, **settings):
-    return HttpChat(server.url, "judge-1", **settings)
+    return HttpChatModel(server.url, "judge-1", **settings)
 
 
 def test_a_request_names_the_model_and_leaves_nothing_to_chance(server):
@@ -40,9 +40,9 @@ def test_a_request_names_the_model_and_leaves_nothing_to_chance(server):
     expected = {"model": "judge-1", "messages": HELLO, "temperature": 0, "path": "/v1/chat/completions"}
     assert server.requests == [expected]
     assert "Authorization" not in server.headers[0]
-    assert HttpChat(f"{server.url}/chat/completions/", "m").reply(HELLO) == LIKES
+    assert HttpChatModel(f"{server.url}/chat/completions/", "m").reply(HELLO) == LIKES
     assert server.requests[1]["path"] == "/v1/chat/completions"
-    HttpChat(f"{server.url}?api-version=1", "m").reply(HELLO)
+    HttpChatModel(f"{server.url}?api-version=1", "m").reply(HELLO)
     assert server.requests[2]["path"] == "/v1/chat/completions?api-version=1"
 
 
@@ -109,7 +109,7 @@ def test_a_refused_connection_fails_as_network():
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     with pytest.raises(TransientError, match="gave no reply in 5 tries"):
-        HttpChat(f"http://127.0.0.1:{port}/v1", "m").reply(HELLO)
+        HttpChatModel(f"http://127.0.0.1:{port}/v1", "m").reply(HELLO)
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_any_other_refusal_is_of_this_one_request(server):
 @pytest.mark.parametrize("url", ["host/v1", "ftp://host/v1", "https://me:pw@host/v1", "http://", "http://host:port/v1"])
 def test_an_address_is_https_without_secrets(url):
     with pytest.raises(InputError, match="URL must be like") as refused:
-        HttpChat(url, "m")
+        HttpChatModel(url, "m")
     assert "pw" not in str(refused.value)
 
 
 def test_a_key_variable_that_is_named_must_be_set(monkeypatch):
     monkeypatch.delenv("NO_KEY", raising=False)
     with pytest.raises(InputError, match="NO_KEY with the judge's key is not set"):
-        HttpChat("https://host/v1", "m", "NO_KEY")
+        HttpChatModel("https://host/v1", "m", "NO_KEY")
     monkeypatch.setenv("NO_KEY", "a\nb")
     with pytest.raises(InputError, match="NO_KEY holds no key"):
-        HttpChat("https://host/v1", "m", "NO_KEY")
+        HttpChatModel("https://host/v1", "m", "NO_KEY")
 
 
 def test_what_no_table_could_hold_is_replaced(server):

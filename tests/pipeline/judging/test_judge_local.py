@@ -1,7 +1,7 @@
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longvlm.pipeline.judging.judge_local import LocalChat
+from longvlm.pipeline.judging.judge_local import LocalChatModel
 from longvlm.pipeline.judging.judges import Case, ChatJudge
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from models import byte_tokenizer, save_clip_tower
@@ -31,9 +31,9 @@ def folder(tmp_path_factory):
 
 
 def test_a_folder_replies_the_same_each_time_and_its_random_words_are_unparsed(folder):
-    chat = LocalChat(folder)
+    chat = LocalChatModel(folder)
     assert chat.name.startswith("local:small-judge@")
-    assert chat.reply([{"role": "user", "content": "hello"}]) == LocalChat(folder).reply(
+    assert chat.reply([{"role": "user", "content": "hello"}]) == LocalChatModel(folder).reply(
         [{"role": "user", "content": "hello"}]
     )
     verdict = ChatJudge(chat).judge(Case("qa", QUESTION, ("dog",)))
@@ -42,7 +42,7 @@ def test_a_folder_replies_the_same_each_time_and_its_random_words_are_unparsed(f
 
 
 def test_what_the_judge_cannot_take_fails_alone(folder):
-    chat = LocalChat(folder)
+    chat = LocalChatModel(folder)
     with pytest.raises(TerminalError, match="do not fit the judge's 4096 of context") as failed:
         chat.reply([{"role": "user", "content": "x" * 5000}])
     assert failed.value.code == ErrorCode.JUDGE_FAILED
@@ -52,9 +52,9 @@ def test_what_the_judge_cannot_take_fails_alone(folder):
 
 def test_what_is_no_judge_is_told(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        LocalChat(str(tmp_path / "nowhere"))
+        LocalChatModel(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="has no chat template"):
-        LocalChat(save_judge(tmp_path / "base", template=None))
+        LocalChatModel(save_judge(tmp_path / "base", template=None))
     save_clip_tower(tmp_path / "tower")
     with pytest.raises(InputError, match="has no chat template"):
-        LocalChat(str(tmp_path / "tower"))
+        LocalChatModel(str(tmp_path / "tower"))

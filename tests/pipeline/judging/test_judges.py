@@ -22,7 +22,7 @@ QUESTION |= {"choices": None, "schema": None, "kind": None}
 class Parrot:
     """A chat model that says what it is told to, one thing after the other."""
 
-    name, width = "parrot:1", 2
+    name, concurrency = "parrot:1", 2
 
     def __init__(self, *replies):
         self.replies = list(replies)
@@ -150,7 +150,7 @@ def test_all_cases_are_judged_and_the_judge_is_closed():
 
 def test_what_no_case_can_cure_is_raised_after_what_was_under_way():
     chat = Parrot("{'score': 1}", InputError("no access."), *["{'score': 1}"] * 9)
-    chat.width = 1
+    chat.concurrency = 1
     cases = [(i, Case("detail", QUESTION, (f"{i}",))) for i in range(9)]
     found = []
     with pytest.raises(InputError, match="no access"):

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from longvlm.pipeline.judging.score import Outcome, as_reference, by_kind, by_question, figures, reference_average
+from longvlm.pipeline.judging.score import (
+    QuestionResult,
+    compute_metrics,
+    metrics_by_kind,
+    metrics_by_question,
+    reference_average,
+    reference_metrics,
+)
 
 ITEM = {
     "question": "q",
@@ -15,15 +22,15 @@ ITEM = {
 }
 
 
-def outcome(status="judged", **fields):
+def result(status="judged", **fields):
     item = {name: fields.pop(name) for name in list(fields) if name in ITEM}
-    return Outcome(ITEM | item, status, **fields)
+    return QuestionResult(ITEM | item, status, **fields)
 
 
 def test_averages_are_over_what_was_judged_and_say_what_is_missing():
-    outcomes = [outcome(score=4.5, is_right=True), outcome(score=1.5, is_right=False)]
-    outcomes += [outcome("unparsed"), outcome("not_in_store"), outcome("not_in_store")]
-    assert figures(outcomes) == {
+    results = [result(score=4.5, is_right=True), result(score=1.5, is_right=False)]
+    results += [result("unparsed"), result("not_in_store"), result("not_in_store")]
+    assert compute_metrics(results) == {
         "num_questions": 5,
         "num_judged": 2,
         "num_missing": 3,
@@ -37,23 +44,23 @@ def test_averages_are_over_what_was_judged_and_say_what_is_missing():
 
 
 def test_where_nothing_was_judged_there_is_no_average():
-    found = figures([outcome("failed")])
+    found = compute_metrics([result("failed")])
     assert (found["score"], found["accuracy"], found["missing_share"]) == (None, None, 1.0)
-    assert figures([])["missing_share"] == 0
+    assert compute_metrics([])["missing_share"] == 0
 
 
 def test_kinds_are_counted_apart():
-    outcomes = [outcome(kind="b", is_right=True), outcome(kind="a", is_right=False), outcome("failed", kind="a")]
-    found = by_kind([*outcomes, outcome(is_right=True)])
+    results = [result(kind="b", is_right=True), result(kind="a", is_right=False), result("failed", kind="a")]
+    found = metrics_by_kind([*results, result(is_right=True)])
     assert {kind: (of["accuracy"], of["num_questions"]) for kind, of in found.items()} == {"a": (0, 2), "b": (1, 1)}
 
 
 def test_precision_recall_and_confusion_by_question():
     pairs = [("yes", "Yes"), ("yes", "No"), ("no", "Yes"), ("no", "No"), ("no", "No"), ("no", "what?")]
     pairs = [(right, said, right == said.lower()) for right, said in pairs]
-    outcomes = [outcome(type="bool", answer=right, prediction=said, is_right=is_so) for right, said, is_so in pairs]
-    texts = [outcome(question="t", answer="A dog.", prediction=said, is_right=said == "dog") for said in ("dog", "cat")]
-    typed, free = by_question([*outcomes, *texts, outcome("failed", question="t")])
+    results = [result(type="bool", answer=right, prediction=said, is_right=is_so) for right, said, is_so in pairs]
+    texts = [result(question="t", answer="A dog.", prediction=said, is_right=said == "dog") for said in ("dog", "cat")]
+    typed, free = metrics_by_question([*results, *texts, result("failed", question="t")])
     assert typed["confusion"] == {"false": {"true": 1, "false": 2, "(none)": 1}, "true": {"true": 1, "false": 1}}
     assert typed["classes"]["false"] == {"precision": 2 / 3, "recall": 0.5, "support": 4}
     assert typed["classes"]["true"] == {"precision": 0.5, "recall": 0.5, "support": 2}
@@ -64,10 +71,10 @@ def test_precision_recall_and_confusion_by_question():
 
 
 def test_as_the_reference_counts_replies():
-    outcomes = [outcome(raw_reply="{'score': 4.8}"), outcome("unparsed", raw_reply="prose"), outcome("failed")]
-    assert as_reference(outcomes, "detail") == {"score": 4.0}
-    assert as_reference([*outcomes, outcome(raw_reply="{'points': 1}")], "detail") is None
-    assert as_reference(outcomes[1:], "detail") is None
+    results = [result(raw_reply="{'score': 4.8}"), result("unparsed", raw_reply="prose"), result("failed")]
+    assert reference_metrics(results, "detail") == {"score": 4.0}
+    assert reference_metrics([*results, result(raw_reply="{'points': 1}")], "detail") is None
+    assert reference_metrics(results[1:], "detail") is None
 
 
 # --- held to what the reference printed ---
@@ -112,7 +119,7 @@ def test_where_ours_differs_from_the_references_and_why(goldens):
         if dimension != "correctness" or name != "one_unparseable":
             continue
         scores = [float(reply["score"]) for reply, _ in run["combined"].values()]
-        found = figures([*(outcome(score=score) for score in scores), outcome("unparsed")])
+        found = compute_metrics([*(result(score=score) for score in scores), result("unparsed")])
         assert found["score"] == pytest.approx(14.8 / 5)  # the reference: 2.8
         assert found["score_missing_as_zero"] == pytest.approx(14.8 / 6)
         assert (found["num_missing"], found["num_questions"]) == (1, 6)

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from longvlm.pipeline.store.changes import Terms, compare
+from longvlm.pipeline.store.changes import ChangeCriteria, compare
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.schemas.errors import ANY_CODE
 from longvlm.schemas.tables import LISTING, VIDEOS
@@ -31,7 +31,7 @@ def hold(tmp_path):
         parquet.write_table(pa.Table.from_pylist(ledger, VIDEOS), tmp_path / "videos.parquet")
         files = (DataFile(str(tmp_path / "videos.parquet"), 1, len(ledger)),)
         snapshot = Snapshot({"videos": PinnedTable(1, files if ledger else ())})
-        changes = compare(str(tmp_path / "listing.parquet"), snapshot, Terms(recipe, home, **settings))
+        changes = compare(str(tmp_path / "listing.parquet"), snapshot, ChangeCriteria(recipe, home, **settings))
         opened.append(changes)
         return changes
 

@@ -10,14 +10,14 @@ import torch
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.pipeline.training.conversations import check_conversations
-from longvlm.pipeline.training.packing import Caption, Lesson, Speller, lay_side_by_side, pack
-from longvlm.pipeline.training.parameters import Trainee
+from longvlm.pipeline.training.packing import Caption, ConversationTokenizer, Example, collate, pack
+from longvlm.pipeline.training.parameters import TrainableModel
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import full
 
 TIMES = SegmentTimes(2, (3, 1, 2), (0.0, 10.0, 20.0))
 PREFIX = VideoPrefix(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), times=TIMES)
-TALK = (("What is red?", "the square"),)
+CONVERSATION = (("What is red?", "the square"),)
 
 
 @pytest.fixture
@@ -29,48 +29,48 @@ def marked(untrained_folder, tmp_path):
     return load_longvlm(str(folder))
 
 
-def sheet_of(model, talks, average="answer"):
-    packed = pack(Speller(model, model.templates[0]), [Lesson(PREFIX, talks)], 512)
-    return packed, lay_side_by_side(packed.packs, average, model.device)
+def batch_of(model, conversations, average="answer"):
+    packed = pack(ConversationTokenizer(model, model.templates[0]), [Example(PREFIX, conversations)], 512)
+    return packed, collate(packed.sequences, average, model.device)
 
 
 @pytest.mark.parametrize(("at_s", "segment"), [(0.0, 0), (9.9, 0), (10.0, 1), (99.0, 2)])
 def test_a_caption_is_learnt_at_the_end_of_its_segments_marker(marked, at_s, segment):
-    _, sheet = sheet_of(marked, [Caption(at_s, "red square"), TALK])
-    (place,) = sheet.predicts[sheet.predicts < sheet.rows_at[0][2]].unique().tolist()
+    _, batch = batch_of(marked, [Caption(at_s, "red square"), CONVERSATION])
+    (place,) = batch.label_positions[batch.label_positions < batch.visual_spans[0][2]].unique().tolist()
     markers = [len(marked.marker_ids(start_s)) for start_s in TIMES.starts_s]
-    _, start, end = sheet.rows_at[0]
+    _, start, end = batch.visual_spans[0]
     assert place == start + 2 + sum(TIMES.counts[: segment + 1]) + sum(markers[: segment + 1]) - 1 < end
-    words = sheet.labels[sheet.predicts == place].tolist()
+    words = batch.labels[batch.label_positions == place].tolist()
     assert marked.decode(words) == "red square"
 
 
 def test_a_caption_counts_as_an_answer_does(marked):
-    _, sheet = sheet_of(marked, [Caption(0.0, "red square"), Caption(10.0, "a large yellow square"), TALK])
-    assert float(sheet.weights.sum()) == pytest.approx(3)
-    _, by_token = sheet_of(marked, [Caption(0.0, "red square"), TALK], "token")
+    _, batch = batch_of(marked, [Caption(0.0, "red square"), Caption(10.0, "a large yellow square"), CONVERSATION])
+    assert float(batch.weights.sum()) == pytest.approx(3)
+    _, by_token = batch_of(marked, [Caption(0.0, "red square"), CONVERSATION], "token")
     assert set(by_token.weights.tolist()) == {1.0}
 
 
 def test_captions_change_nothing_about_the_loss_of_answers(marked):
-    trainee = Trainee(marked, replace(full(), precision="float32", gradient_checkpointing=False))
-    _, alone = sheet_of(marked, [TALK])
-    _, beside = sheet_of(marked, [Caption(0.0, "red square"), TALK])
-    beside.weights[beside.predicts < beside.rows_at[0][2]] = 0
-    lessons = [Lesson(PREFIX, [])]
+    trainable = TrainableModel(marked, replace(full(), precision="float32", gradient_checkpointing=False))
+    _, alone = batch_of(marked, [CONVERSATION])
+    _, beside = batch_of(marked, [Caption(0.0, "red square"), CONVERSATION])
+    beside.weights[beside.label_positions < beside.visual_spans[0][2]] = 0
+    examples = [Example(PREFIX, [])]
     with torch.no_grad():
-        assert trainee(lessons, alone).item() == pytest.approx(trainee(lessons, beside).item(), abs=1e-5)
+        assert trainable(examples, alone).item() == pytest.approx(trainable(examples, beside).item(), abs=1e-5)
 
 
 def test_a_model_learns_from_captions_alone(marked):
-    trainee = Trainee(marked, replace(full(), precision="float32", gradient_checkpointing=False))
-    lessons = [Lesson(PREFIX, [])]
-    _, sheet = sheet_of(marked, [Caption(0.0, "red"), Caption(20.0, "blue")])
-    optimizer = torch.optim.Adam(trainee.parameters(), lr=1e-2)
+    trainable = TrainableModel(marked, replace(full(), precision="float32", gradient_checkpointing=False))
+    examples = [Example(PREFIX, [])]
+    _, batch = batch_of(marked, [Caption(0.0, "red"), Caption(20.0, "blue")])
+    optimizer = torch.optim.Adam(trainable.parameters(), lr=1e-2)
     losses = []
     for _ in range(12):
         optimizer.zero_grad()
-        loss = trainee(lessons, sheet)
+        loss = trainable(examples, batch)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -78,7 +78,7 @@ def test_a_model_learns_from_captions_alone(marked):
 
 
 def test_without_time_markers_a_caption_is_refused(untrained_folder):
-    packed, _ = sheet_of(load_longvlm(str(untrained_folder)), [Caption(0.0, "red"), TALK])
+    packed, _ = batch_of(load_longvlm(str(untrained_folder)), [Caption(0.0, "red"), CONVERSATION])
     ((_, place, reason),) = packed.refused
     assert place == 0
     assert "no time markers" in reason

@@ -8,9 +8,9 @@ from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.llava.model import load_llava
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.models.prefix import VideoPrefix
-from longvlm.pipeline.training.finetune import DivergedError, Finetuner, fit
-from longvlm.pipeline.training.packing import Lesson
-from longvlm.pipeline.training.parameters import Trainee, first_linear
+from longvlm.pipeline.training.finetune import DivergedError, Finetuner, finetune
+from longvlm.pipeline.training.packing import Example
+from longvlm.pipeline.training.parameters import TrainableModel, first_linear
 from longvlm.pipeline.training.whitening import fit_whitening
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import AnswerRecipe
@@ -23,14 +23,14 @@ QUICK = {"precision": "float32", "gradient_checkpointing": False, "learning_rate
 FULL = replace(full(), **QUICK)
 
 
-def lessons(seed, number=4):
+def examples(seed, number=4):
     """The answer stands in the tokens: which of four channels is large."""
     random = torch.Generator().manual_seed(seed)
     made = []
     for i in range(number):
         prefix = torch.randn(6, 64, generator=random)
         prefix[:, i % 4] += 6
-        made.append(Lesson(VideoPrefix(prefix), [(("What color is it?", WORDS[i % 4]),), (("Is it night?", "no"),)]))
+        made.append(Example(VideoPrefix(prefix), [(("What color is it?", WORDS[i % 4]),), (("Is it night?", "no"),)]))
     return made
 
 
@@ -40,8 +40,8 @@ def model_of(device):
     return lambda folder: load_longvlm(str(folder), device=str(device))
 
 
-def weights(trainee):
-    return {name: parameter.detach().clone() for name, parameter in trainee.named_parameters()}
+def weights(trainable):
+    return {name: parameter.detach().clone() for name, parameter in trainable.named_parameters()}
 
 
 def changed(before, after):
@@ -51,12 +51,12 @@ def changed(before, after):
 def test_a_model_learns_to_see_and_answers_right_away(untrained_folder, model_of):
     losses = []
     recipe = replace(FULL, warmup_ratio=0.1)
-    tuner = fit(
-        model_of(untrained_folder), map(lessons, range(40)), recipe, 40, on_step=lambda s: losses.append(s.loss)
+    finetuner = finetune(
+        model_of(untrained_folder), map(examples, range(40)), recipe, 40, on_step=lambda s: losses.append(s.loss)
     )
     assert losses[-1] < 0.1 * losses[0]
-    model = tuner.trainee.finish()
-    asked = [Group(one.prefix, [Request(i, "What color is it?")]) for i, one in enumerate(lessons(99))]
+    model = finetuner.trainable.merge_and_unload()
+    asked = [Group(one.prefix, [Request(i, "What color is it?")]) for i, one in enumerate(examples(99))]
     answers = Engine(model, AnswerRecipe("m", "w", "i", precision="float32", max_new_tokens=3)).answer(iter(asked))
     assert {answer.key: answer.text for answer in answers} == dict(enumerate(WORDS))
 
@@ -64,38 +64,38 @@ def test_a_model_learns_to_see_and_answers_right_away(untrained_folder, model_of
 def test_only_what_the_stage_names_learns(untrained_folder, folders, model_of):
     before_after = {}
     for name, recipe in (("projector", projector()), ("lora", lora()), ("full", full())):
-        tuner = Finetuner(model_of(untrained_folder), replace(recipe, **QUICK, lora_rank=2, warmup_ratio=0.0), 2)
-        before = weights(tuner.trainee)
-        tuner.step(lessons(0))
-        tuner.step(lessons(1))
-        before_after[name] = changed(before, weights(tuner.trainee))
+        finetuner = Finetuner(model_of(untrained_folder), replace(recipe, **QUICK, lora_rank=2, warmup_ratio=0.0), 2)
+        before = weights(finetuner.trainable)
+        finetuner.step(examples(0))
+        finetuner.step(examples(1))
+        before_after[name] = changed(before, weights(finetuner.trainable))
     assert before_after["projector"] == {"projector.weight", "projector.bias", "marks"}
-    assert before_after["full"] == set(weights(Trainee(model_of(untrained_folder), FULL)))
+    assert before_after["full"] == set(weights(TrainableModel(model_of(untrained_folder), FULL)))
     adapters = before_after["lora"] - {"projector.weight", "projector.bias"}
     assert len(adapters) == 2 * 7 * 2  # two matrices beside seven layers in each of two blocks
     assert all(".lora_" in name for name in adapters)
-    tuner = Finetuner(load_llava(str(folders["llava"])), replace(projector(), **QUICK, warmup_ratio=0.0), 1)
-    before = weights(tuner.trainee)
-    tuner.step([Lesson(VideoPrefix(torch.randn(6, 64)), [(("What?", "red"),)])])
-    assert changed(before, weights(tuner.trainee)) == {
+    finetuner = Finetuner(load_llava(str(folders["llava"])), replace(projector(), **QUICK, warmup_ratio=0.0), 1)
+    before = weights(finetuner.trainable)
+    finetuner.step([Example(VideoPrefix(torch.randn(6, 64)), [(("What?", "red"),)])])
+    assert changed(before, weights(finetuner.trainable)) == {
         f"projector.linear_{i}.{n}" for i in (1, 2) for n in ("weight", "bias")
     }
 
 
 @pytest.mark.parametrize("base", ["projector", "lora", "full"])
 @pytest.mark.parametrize("whiten", [False, True])
-def test_the_finished_model_does_what_the_trainee_did(untrained_folder, base, whiten, model_of, agree):
+def test_the_finished_model_does_what_the_trainable_one_did(untrained_folder, base, whiten, model_of, agree):
     recipe = replace({"projector": projector, "lora": lora, "full": full}[base](), **QUICK, lora_dropout=0.0)
-    tuner = fit(model_of(untrained_folder), [lessons(i) for i in range(4)], replace(recipe, whiten=whiten), 4)
-    trainee = tuner.trainee.eval()
-    from longvlm.pipeline.training.packing import lay_side_by_side, pack
+    finetuner = finetune(model_of(untrained_folder), [examples(i) for i in range(4)], replace(recipe, whiten=whiten), 4)
+    trainable = finetuner.trainable.eval()
+    from longvlm.pipeline.training.packing import collate, pack
 
-    held_out = lessons(9)
-    sheet = lay_side_by_side(pack(tuner.speller, held_out, 2048).packs, "token", trainee.model.device)
+    held_out = examples(9)
+    batch = collate(pack(finetuner.tokenizer, held_out, 2048).sequences, "token", trainable.model.device)
     with torch.no_grad():
-        expected = trainee(held_out, sheet)
-        model = trainee.finish()
-        found = Trainee(model, FULL)(held_out, sheet)
+        expected = trainable(held_out, batch)
+        model = trainable.merge_and_unload()
+        found = TrainableModel(model, FULL)(held_out, batch)
     agree(found, expected, atol=1e-3, rtol=1e-4)
     assert not any("lora" in name for name, _ in model.llm.named_parameters())
 
@@ -104,42 +104,42 @@ def test_the_finished_model_does_what_the_trainee_did(untrained_folder, base, wh
 def test_a_restored_run_is_the_run_that_went_on(untrained_folder, base, model_of, device, agree):
     recipe = replace(base(), **QUICK, lora_rank=2)
     whole = Finetuner(model_of(untrained_folder), recipe, 6)
-    expected = [whole.step(lessons(i)) for i in range(6)]
+    expected = [whole.step(examples(i)) for i in range(6)]
     first = Finetuner(model_of(untrained_folder), recipe, 6)
     for i in range(3):
-        first.step(lessons(i))
-    state = first.state()
+        first.step(examples(i))
+    state = first.state_dict()
     torch.rand(7)  # what others draw in between makes no difference
     second = Finetuner(model_of(untrained_folder), recipe, 6)
-    second.restore(state)
-    went_on = [second.step(lessons(i)) for i in range(3, 6)]
+    second.load_state_dict(state)
+    went_on = [second.step(examples(i)) for i in range(3, 6)]
     assert [(s.step, s.lr) for s in went_on] == [(s.step, s.lr) for s in expected[3:]]
     for mine, other in zip(went_on, expected[3:], strict=True):
         agree(mine.loss, other.loss, atol=LOSS_APART[device.type])
-    for mine, other in zip(weights(whole.trainee).values(), weights(second.trainee).values(), strict=True):
+    for mine, other in zip(weights(whole.trainable).values(), weights(second.trainable).values(), strict=True):
         agree(mine, other, atol=WEIGHT_APART[device.type])
 
 
 @pytest.mark.parametrize("changes", [{"accumulation": 3}, {"gradient_checkpointing": True}])
 def test_saving_memory_changes_nothing(untrained_folder, changes, model_of):
     def curve(recipe):
-        tuner = Finetuner(model_of(untrained_folder), recipe, 3)
-        return [tuner.step(lessons(i, 5)).loss for i in range(3)]
+        finetuner = Finetuner(model_of(untrained_folder), recipe, 3)
+        return [finetuner.step(examples(i, 5)).loss for i in range(3)]
 
     assert curve(replace(FULL, **changes)) == pytest.approx(curve(FULL), abs=1e-5)
 
 
 def test_bfloat16_learns_too_and_keeps_float32_weights(untrained_folder, model_of):
-    tuner = fit(model_of(untrained_folder), map(lessons, range(3)), replace(FULL, precision="bfloat16"), 3)
-    assert {parameter.dtype for parameter in tuner.trainee.parameters()} == {torch.float32}
+    finetuner = finetune(model_of(untrained_folder), map(examples, range(3)), replace(FULL, precision="bfloat16"), 3)
+    assert {parameter.dtype for parameter in finetuner.trainable.parameters()} == {torch.float32}
 
 
 def test_each_answer_counts_the_same_or_each_token_does(untrained_folder, model_of):
-    one = Lesson(
+    one = Example(
         VideoPrefix(torch.randn(6, 64)),
         [(("Is it night?", "no"),), (("What?", "a large yellow square moves to the left"),)],
     )
-    single = [replace_talks(one, [talk]) for talk in one.conversations]
+    single = [with_conversations(one, [conversation]) for conversation in one.conversations]
     first, second = (Finetuner(model_of(untrained_folder), FULL, 1).step([part]).loss for part in single)
     both = {
         average: Finetuner(model_of(untrained_folder), replace(FULL, average=average), 1).step([one]).loss
@@ -149,23 +149,23 @@ def test_each_answer_counts_the_same_or_each_token_does(untrained_folder, model_
     assert both["token"] == pytest.approx((2 * first + 9 * second) / 11, abs=1e-5)
 
 
-def replace_talks(one, talks):
-    return Lesson(one.prefix, talks)
+def with_conversations(one, conversations):
+    return Example(one.prefix, conversations)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_suffer(untrained_folder, model_of):
-    tuner = Finetuner(model_of(untrained_folder), FULL, 2)
-    broken = lessons(0)
+    finetuner = Finetuner(model_of(untrained_folder), FULL, 2)
+    broken = examples(0)
     broken[1].prefix.rows[2] = torch.inf
-    before = weights(tuner.trainee)
+    before = weights(finetuner.trainable)
     with pytest.raises(DivergedError, match=r"the loss of step 1 is nan; lower the learning rate"):
-        tuner.step(broken)
-    assert changed(before, weights(tuner.trainee)) == set()
+        finetuner.step(broken)
+    assert changed(before, weights(finetuner.trainable)) == set()
 
 
 def test_a_step_with_nothing_to_learn_is_a_step(untrained_folder, model_of):
     step = Finetuner(model_of(untrained_folder), FULL, 2).step(
-        [Lesson(VideoPrefix(torch.randn(4, 64)), [(("What?", "a " * 9000),)])]
+        [Example(VideoPrefix(torch.randn(4, 64)), [(("What?", "a " * 9000),)])]
     )
     assert (step.loss, step.conversations, len(step.refused)) == (0.0, 0, 1)
 
@@ -174,7 +174,7 @@ def test_wrong_recipes_are_told(untrained_folder, model_of):
     with pytest.raises(InputError, match="has no linear layers called other"):
         Finetuner(model_of(untrained_folder), replace(lora(), lora_targets=("other",)), 1)
     with pytest.raises(ValueError, match="there were batches for 1 of 3 steps"):
-        fit(model_of(untrained_folder), [lessons(0)], FULL, 3)
+        finetune(model_of(untrained_folder), [examples(0)], FULL, 3)
     with pytest.raises(ValueError, match="a whitening is given where the recipe asks for one"):
         Finetuner(model_of(untrained_folder), FULL, 1, whitening=fit_whitening([torch.randn(9, 64)]))
     model = model_of(untrained_folder)

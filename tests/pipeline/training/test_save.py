@@ -7,10 +7,10 @@ import torch
 
 from longvlm.pipeline.models.families import describe_model, load_model
 from longvlm.pipeline.models.prefix import VideoPrefix
-from longvlm.pipeline.training.card import Card
-from longvlm.pipeline.training.finetune import fit
-from longvlm.pipeline.training.packing import Lesson
-from longvlm.pipeline.training.save import save
+from longvlm.pipeline.training.card import ModelCard
+from longvlm.pipeline.training.finetune import finetune
+from longvlm.pipeline.training.packing import Example
+from longvlm.pipeline.training.save import save_model
 from longvlm.schemas.training import RECIPES
 from models import LLAVAS
 
@@ -20,9 +20,9 @@ PREFIX = VideoPrefix(torch.randn(8, 64, generator=torch.Generator().manual_seed(
 
 def trained(model, base="full", **changes):
     recipe = replace(RECIPES[base](), **QUICK, lora_rank=2, **changes)
-    tuner = fit(load_model(str(model)), [[Lesson(PREFIX, [(("What?", "red"),)])]] * 2, recipe, 2)
-    learnt = tuner.trainee.learnt()
-    return learnt, recipe, tuner.trainee.finish()
+    finetuner = finetune(load_model(str(model)), [[Example(PREFIX, [(("What?", "red"),)])]] * 2, recipe, 2)
+    weights = finetuner.trainable.trained_weights()
+    return weights, recipe, finetuner.trainable.merge_and_unload()
 
 
 def logits(model):
@@ -35,8 +35,8 @@ def logits(model):
 
 @pytest.mark.parametrize("base", ["projector", "full", "lora"])
 def test_a_longvlm_comes_back_with_tower_and_tokenizer(untrained_folder, tmp_path, base):
-    learnt, recipe, model = trained(untrained_folder, base, whiten=base == "full")
-    save(learnt, Card(str(untrained_folder), recipe, 2, 1.5), tmp_path / "to")
+    weights, recipe, model = trained(untrained_folder, base, whiten=base == "full")
+    save_model(weights, ModelCard(str(untrained_folder), recipe, 2, 1.5), tmp_path / "to")
     moved = shutil.move(tmp_path / "to", tmp_path / "elsewhere")
     found = load_model(str(moved))
     torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=1e-5)
@@ -48,8 +48,8 @@ def test_a_longvlm_comes_back_with_tower_and_tokenizer(untrained_folder, tmp_pat
 
 @pytest.mark.parametrize("family", list(LLAVAS))
 def test_a_llava_comes_back_whole(folders, tmp_path, family):
-    learnt, recipe, model = trained(folders[family], "lora")
-    save(learnt, Card(str(folders[family]), recipe, 2, 1.5), tmp_path / "to")
+    weights, recipe, model = trained(folders[family], "lora")
+    save_model(weights, ModelCard(str(folders[family]), recipe, 2, 1.5), tmp_path / "to")
     found = load_model(str(tmp_path / "to"))
     torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=1e-5)
     assert found.chat.template == model.chat.template
@@ -61,7 +61,7 @@ def test_a_llava_comes_back_whole(folders, tmp_path, family):
 def test_a_base_with_its_projector_apart_becomes_one_checkpoint(golden, tmp_path):
     base = shutil.copytree(golden.folder / "base", tmp_path / "base")
     shutil.copy(golden.folder / "mm_projector.safetensors", base)
-    learnt, recipe, model = trained(base, "projector")
-    save(learnt, Card(str(base), recipe, 2, 1.5), tmp_path / "to")
+    weights, recipe, model = trained(base, "projector")
+    save_model(weights, ModelCard(str(base), recipe, 2, 1.5), tmp_path / "to")
     torch.testing.assert_close(logits(load_model(str(tmp_path / "to"))), logits(model), atol=1e-5, rtol=1e-5)
     assert json.loads((tmp_path / "to" / "config.json").read_text())["vocab_size"] == 643

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from reference_training import IGNORED, SlowTokenizer, collate, preprocess
+from reference_training import IGNORED, SlowTokenizer, preprocess, reference_collate
 from safetensors.torch import save_file
 
 from longvlm.pipeline.models.longvlm.checkpoint import find_checkpoint
@@ -14,8 +14,8 @@ from longvlm.pipeline.models.longvlm.model import EMBED, HEAD, PROJECT, PROJECT_
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.training.conversations import to_reference
 from longvlm.pipeline.training.finetune import Finetuner
-from longvlm.pipeline.training.packing import Branch, Lesson, Pack, Packed, lay_side_by_side
-from longvlm.pipeline.training.parameters import Trainee
+from longvlm.pipeline.training.packing import Example, PackedConversation, PackedSequence, PackingResult, collate
+from longvlm.pipeline.training.parameters import TrainableModel
 from longvlm.schemas.training import TrainRecipe
 
 pytestmark = pytest.mark.parity
@@ -54,8 +54,8 @@ def begun(goldens, arrays, tmp_path, device):
 
 @pytest.fixture
 def batch(arrays):
-    """The reference's batch as lessons and packs: its ids, not ours."""
-    lessons, packs = [], []
+    """The reference's batch as examples and sequences: its ids, not ours."""
+    examples, sequences = [], []
     features = torch.from_numpy(
         np.concatenate([arrays["collate_memory_features"], arrays["collate_local_features"]], axis=1)
     )
@@ -65,10 +65,10 @@ def batch(arrays):
         first = int((ids == 640).argmax())
         after = slice(first + NUM_PATCHES, None)
         assert (labels[: after.start] == IGNORED).all()
-        branch = Branch(ids[after], np.where(labels[after] == IGNORED, -1, 0))
-        packs.append(Pack(number, ids[:first], NUM_PATCHES, [branch]))
-        lessons.append(Lesson(VideoPrefix(features[number].float()), []))
-    return lessons, packs
+        conversation = PackedConversation(ids[after], np.where(labels[after] == IGNORED, -1, 0))
+        sequences.append(PackedSequence(number, ids[:first], NUM_PATCHES, [conversation]))
+        examples.append(Example(VideoPrefix(features[number].float()), []))
+    return examples, sequences
 
 
 def recipe(**changes):
@@ -102,7 +102,7 @@ def test_a_collated_batch(about, arrays, slow):
     made = [preprocess(turns, slow) for turns in examples]
     wanted = [np.trim_zeros(row, "b") for row in arrays["collate_input_ids"]]
     chosen = [next(one for one in made if np.array_equal(one[0], row)) for row in wanted]
-    for ours, name in zip(collate(chosen), ("input_ids", "labels", "attention_mask"), strict=True):
+    for ours, name in zip(reference_collate(chosen), ("input_ids", "labels", "attention_mask"), strict=True):
         np.testing.assert_array_equal(ours, arrays[f"collate_{name}"])
 
 
@@ -118,29 +118,29 @@ def test_new_rows_are_drawn_as_the_reference_draws_them(goldens, arrays):
 
 
 def test_loss_and_gradients_of_the_first_batch(begun, batch, arrays, agree):
-    lessons, packs = batch
-    trainee = Trainee(begun, recipe())
-    sheet = lay_side_by_side(packs, "token", begun.device)
-    loss = trainee(lessons, sheet) / sheet.weights.sum()
+    examples, sequences = batch
+    trainable = TrainableModel(begun, recipe())
+    batch = collate(sequences, "token", begun.device)
+    loss = trainable(examples, batch) / batch.weights.sum()
     loss.backward()
     agree(loss, float(arrays["loss0"]), atol=1e-5)
-    found = {"proj_w": trainee.projector.weight, "proj_b": trainee.projector.bias, "embed_rows": trainee.marks}
+    found = {"proj_w": trainable.projector.weight, "proj_b": trainable.projector.bias, "embed_rows": trainable.marks}
     for name, parameter in found.items():
         agree(parameter.grad, arrays[f"grad_{name}"], atol=1e-5, rtol=1e-4)
-    assert {name for name, parameter in trainee.named_parameters() if parameter.requires_grad} == {
+    assert {name for name, parameter in trainable.named_parameters() if parameter.requires_grad} == {
         "projector.weight", "projector.bias", "marks",
     }  # fmt: skip
 
 
 def test_ten_steps(begun, batch, about, arrays, monkeypatch, agree):
-    lessons, packs = batch
+    examples, sequences = batch
     told = about["facts"]["traj"]
-    monkeypatch.setattr("longvlm.pipeline.training.finetune.pack", lambda *_: Packed(packs))
-    tuner = Finetuner(begun, recipe(), told["total_steps"])
-    steps = [tuner.step(lessons) for _ in range(told["total_steps"])]
+    monkeypatch.setattr("longvlm.pipeline.training.finetune.pack", lambda *_: PackingResult(sequences))
+    finetuner = Finetuner(begun, recipe(), told["total_steps"])
+    steps = [finetuner.step(examples) for _ in range(told["total_steps"])]
     for ours, theirs in (("loss", "losses"), ("lr", "lrs"), ("grad_norm", "grad_norms")):
         assert [getattr(step, ours) for step in steps] == pytest.approx(told[theirs], abs=1e-4), ours
-    model = tuner.trainee.finish()
+    model = finetuner.trainable.merge_and_unload()
     agree(model.projector.weight, arrays["proj_w10"], atol=1e-4)
     embed = model.llm.get_input_embeddings().weight
     agree(embed[-3:], arrays["embed_rows10"], atol=1e-4)

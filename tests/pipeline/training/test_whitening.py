@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from longvlm.pipeline.training.whitening import SHRINKAGE, fit_whitening, redraw
+from longvlm.pipeline.training.whitening import SHRINKAGE, fit_whitening, reinitialise
 from longvlm.schemas.errors import InputError
 
 
@@ -46,7 +46,7 @@ def test_folding_gives_the_same_outputs(device, agree):
 
 def test_a_redrawn_layer_speaks_as_loud_as_words_do(device):
     found, linear, embedding = tokens(), nn.Linear(32, 256, device=device), torch.randn(100, 256, device=device) * 0.3
-    redraw(linear, embedding, seed=1)
+    reinitialise(linear, embedding, seed=1)
     rows = linear(fit_whitening([found])(found.to(device)))
     assert rows.std().item() == pytest.approx(0.3, rel=0.2)
 

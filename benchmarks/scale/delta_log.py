@@ -1,4 +1,4 @@
-"""What the log of a store costs: commits, opening it after many, and the requests that they are on S3."""
+"""Costs of a store's Delta log: commits, opening it after many, and the requests that they are on S3."""
 
 import logging
 import os

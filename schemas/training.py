@@ -21,7 +21,7 @@ _CHOICES = {
 _INDIFFERENT = ("name", "save_every_steps", "keep_checkpoints")
 # What does, beside the fields; schemas/fingerprint.py says when to raise a number.
 TRAIN_RULES = {
-    "lessons": 1,  # which videos make a step, and how their conversations are packed
+    "packing": 1,  # which videos make a step, and how their conversations are packed
     "learning": 1,  # losses, and what an optimizer makes of them
 }
 

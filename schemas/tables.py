@@ -5,6 +5,7 @@ the first commit to that table, and their files are not touched. Columns are nev
 type; `pipeline/store/delta.py` says what it takes to change what rows mean.
 """
 
+from datetime import datetime
 from typing import TypedDict
 
 import pyarrow as pa
@@ -215,6 +216,26 @@ LISTING = pa.schema(  # one row a listed video
 
 PLAN = pa.schema([*LISTING, VIDEOS.field("write_id"), VIDEOS.field("attempts")])  # one row a video to watch
 
+
+class WorkRow(TypedDict):
+    """A row of LISTING that is to be watched."""
+
+    video_id: str
+    source: str
+    uri: str
+    external_id: str | None
+    etag: str | None
+    size_bytes: int | None
+    modified_at: datetime | None
+    attempts: int | None  # at this content; None before the first
+
+
+class PlanRow(WorkRow):
+    """A row of PLAN."""
+
+    write_id: str
+
+
 _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code null means good so far
     [
         ("video_id", pa.string()),
@@ -256,6 +277,38 @@ SHARD = pa.struct(  # a closed parquet file, as Delta's log will describe it
 OUTCOMES = pa.schema(  # one row a unit: what the driver accounts for
     [*_UNIT, ("encode_ms", pa.float64()), ("tokens_shard", SHARD), ("segments_shard", SHARD)]
 )
+
+
+class ShardRow(TypedDict):
+    """A SHARD."""
+
+    path: str
+    size_bytes: int
+    stats: str
+
+
+class OutcomeRow(TypedDict):
+    """A row of OUTCOMES."""
+
+    video_id: str
+    write_id: str
+    unit: int
+    num_units: int
+    duration_s: float | None
+    fps: float | None
+    width: int | None
+    height: int | None
+    num_frames: int | None
+    codec: str | None
+    decoder: str | None
+    num_segments: int | None
+    error_code: str | None
+    error: str | None
+    decode_ms: float | None
+    encode_ms: float | None
+    tokens_shard: ShardRow | None
+    segments_shard: ShardRow | None
+
 
 # --- batches between the operators of the answer job ---
 

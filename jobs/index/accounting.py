@@ -1,6 +1,7 @@
 """The accounting of an index run: every planned video ends as exactly one row, whatever Ray reports."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode
 from longvlm.schemas.identity import new_write_id
+from longvlm.schemas.tables import OutcomeRow, PlanRow, WorkRow
 
 _FACTS = ("duration_s", "fps", "width", "height", "num_frames", "codec", "decoder", "num_segments")
 
@@ -22,20 +24,23 @@ class Account:
 
     recipe: str
     run_id: str
-    planned: dict[str, dict[str, Any]] = field(default_factory=dict)  # write_id -> PLAN row, until settled
-    landed: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)  # write_id -> unit -> outcome
+    planned: dict[str, PlanRow] = field(default_factory=dict)  # by write_id, until settled
+    landed: dict[str, dict[int, OutcomeRow]] = field(default_factory=dict)  # by write_id and unit
     settled: Counter[str] = field(default_factory=Counter)  # videos by status
 
-    def plan(self, work: list[dict[str, Any]]) -> pa.Table:
+    def plan(self, work: Sequence[WorkRow]) -> pa.Table:
         """Plan videos: a new write_id and one more attempt each. Returns tables.PLAN."""
-        rows = [video | {"write_id": new_write_id(), "attempts": (video["attempts"] or 0) + 1} for video in work]
+        rows: list[PlanRow] = [
+            {**video, "write_id": new_write_id(), "attempts": (video["attempts"] or 0) + 1} for video in work
+        ]
         self.planned |= {row["write_id"]: row for row in rows}
         return pa.Table.from_pylist(rows, schema=tables.PLAN)
 
     def add(self, outcomes: pa.Table) -> list[dict[str, Any]]:
         """Take in tables.OUTCOMES; returns the VIDEOS rows (without seq) of the videos that this settles."""
         settled = []
-        for outcome in outcomes.drop_columns(["tokens_shard", "segments_shard"]).to_pylist():
+        rows: list[OutcomeRow] = outcomes.to_pylist()
+        for outcome in rows:
             write_id = outcome["write_id"]
             if write_id not in self.planned:  # failed by an earlier unit already
                 continue
@@ -45,11 +50,13 @@ class Account:
                 settled.append(self._settle(write_id, outcome, units))
         return settled
 
-    def _settle(self, write_id: str, outcome: dict[str, Any], units: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    def _settle(self, write_id: str, outcome: OutcomeRow, units: dict[int, OutcomeRow]) -> dict[str, Any]:
         failed = outcome["error_code"] is not None
         row = self._close(write_id, "failed" if failed else "indexed", outcome["error_code"], outcome["error"])
-        row |= {name: outcome[name] for name in _FACTS}
-        row |= {name: sum(unit[name] or 0.0 for unit in units.values()) for name in ("decode_ms", "encode_ms")}
+        facts: Mapping[str, Any] = outcome
+        row |= {name: facts[name] for name in _FACTS}
+        row["decode_ms"] = sum(unit["decode_ms"] or 0.0 for unit in units.values())
+        row["encode_ms"] = sum(unit["encode_ms"] or 0.0 for unit in units.values())
         return row
 
     def _close(self, write_id: str, status: str, error_code: str | None, error: str | None) -> dict[str, Any]:
@@ -64,14 +71,14 @@ class Account:
             "indexed_at": datetime.now(UTC).replace(tzinfo=None),
         }
 
-    def unaccounted(self) -> list[dict[str, Any]]:
+    def unaccounted(self) -> list[PlanRow]:
         """Forget what is planned and not settled, and return it as work to plan again."""
         lost = list(self.planned.values())
         self.planned.clear()
         self.landed.clear()
         return lost
 
-    def lost(self, work: list[dict[str, Any]], passes: int) -> list[dict[str, Any]]:
+    def lost(self, work: list[PlanRow], passes: int) -> list[dict[str, Any]]:
         """The failed VIDEOS rows of videos that vanished in every pass."""
         self.planned |= {video["write_id"]: video for video in work}
         message = (

@@ -12,7 +12,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import IndexRecipe
+from longvlm.schemas.tables import WorkRow
 
 
 def run_index(order: IndexOrder) -> IndexReport:
@@ -163,7 +164,7 @@ class IndexRun:
         self.account = Account(recipe, report.run_id)
         self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, partial(commit_to, store))
 
-    def index_wave(self, wave: list[dict[str, Any]]) -> None:
+    def index_wave(self, wave: Sequence[WorkRow]) -> None:
         """One wave; what is lost in a pass is planned again, then fails as lost."""
         for _ in range(MAX_PASSES):
             for outcomes in self.stages(self.account.plan(wave)):
@@ -171,10 +172,10 @@ class IndexRun:
                 if not self.account.planned:  # nothing more to wait for, while Ray still takes the stages down
                     self.flush()
                 self.limits.check(self.account.settled)
-            wave = self.account.unaccounted()
-            if not wave:
+            wave = left = self.account.unaccounted()
+            if not left:
                 return
-        self._finish(Finished(None, self.account.lost(wave, MAX_PASSES)))
+        self._finish(Finished(None, self.account.lost(left, MAX_PASSES)))
 
     def flush(self) -> None:
         """Commit what is finished."""

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import duckdb
 import numpy as np
@@ -137,7 +137,7 @@ class Changes:
         self.num_known = num_still_there + num_gone  # videos of this source in the ledger
         self.num_gone = num_gone - _number(con, "SELECT DISTINCT old_id FROM moves")
 
-    def waves(self, num_videos: int, limit: int | None = None) -> Iterator[list[dict[str, Any]]]:
+    def waves(self, num_videos: int, limit: int | None = None) -> Iterator[list[tables.WorkRow]]:
         """The work in the order of uris, so many videos at a time: tables.LISTING, and `attempts` at this content."""
         end = self._end(limit)
         for start in range(0, end, num_videos):

@@ -1,5 +1,5 @@
 from longvlm.schemas import tables
-from longvlm.schemas.tables import AskedQuestion, GroupRow, QuestionRow
+from longvlm.schemas.tables import AskedQuestion, GroupRow, OutcomeRow, PlanRow, QuestionRow, ShardRow
 
 
 def test_each_operator_gets_what_it_needs():
@@ -21,6 +21,9 @@ def test_every_stored_row_says_which_recipe_made_it():
 
 def test_rows_as_functions_take_them_have_the_columns_of_their_tables():
     assert QuestionRow.__required_keys__ == {*tables.QUESTIONS.names}
+    assert PlanRow.__required_keys__ == {*tables.PLAN.names}
+    assert OutcomeRow.__required_keys__ == {*tables.OUTCOMES.names}
+    assert ShardRow.__required_keys__ == {field.name for field in tables.SHARD}
     assert GroupRow.__required_keys__ == {*tables.GROUPS.names}
     asked = tables.GROUPS.field("questions").type.value_type
     assert AskedQuestion.__required_keys__ == {field.name for field in asked}

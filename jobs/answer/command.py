@@ -33,7 +33,9 @@ _ANSWER_FIELDS = (
 )
 @click.option("--choices", metavar="A,B,...", help="What --ask may be answered with, where its type is choice.")
 @click.option(
-    "--questions", metavar="FILE", help="Many questions: JSONL, CSV, parquet or a VideoChatGPT ground-truth JSON."
+    "--questions",
+    metavar="FILE",
+    help="Many questions: CSV, TSV, JSON, JSONL or parquet, or a VideoChatGPT ground-truth JSON.",
 )
 @WHERE
 @click.option("--limit", type=click.IntRange(min=1), help="Ask about at most this many videos.")

@@ -31,7 +31,7 @@ TINYWORLD = "tinyworld"
 @click.option(
     "--labels",
     metavar="FILE",
-    help="Your own right answers instead: CSV, JSONL, JSON or parquet with video, question, answer, perhaps type.",
+    help="Your own right answers instead: CSV, TSV, JSON, JSONL or parquet with video, question, answer, perhaps type.",
 )
 @MODEL
 @click.option("--budget", type=click.IntRange(min=1), help="Most visual tokens of a video, as for answer.")

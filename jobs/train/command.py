@@ -19,7 +19,7 @@ SHOWN_REFUSED = 5  # to a person; all are in refused.jsonl
 @click.option(
     "--data",
     metavar="FILE",
-    help="Conversations (id, video, conversations) or instruction rows (video_id, q, a): JSON, JSONL, CSV or parquet.",
+    help="Conversations (id, video, conversations) or rows (video_id, q, a): CSV, TSV, JSON, JSONL or parquet.",
 )
 @click.option("--sql", metavar="QUERY", help="Instruction rows by a query over the store instead, as for sql.")
 @click.option(

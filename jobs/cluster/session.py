@@ -29,12 +29,12 @@ def connect(ray_address: str | None) -> None:
     Raises:
         InputError: no cluster answers at the address, or there is to be none.
     """
-    if IN_PROCESS in (ray_address, not ray_address and os.environ.get("RAY_ADDRESS")):
+    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == IN_PROCESS:
         raise InputError(
             f"this job needs Ray; leave out --ray-address {IN_PROCESS} (or RAY_ADDRESS) to start a local one."
         )
     if not ray.is_initialized():
-        address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
         try:
             if address == "local":
                 _start_local()

@@ -5,6 +5,8 @@ import sys
 import pytest
 
 from longvlm.jobs.cluster import session
+from longvlm.jobs.cluster.executor import IN_PROCESS
+from longvlm.schemas.errors import InputError
 
 
 def test_an_address_where_nobody_listens_is_a_sentence_at_once():
@@ -21,3 +23,10 @@ def test_an_address_where_nobody_listens_is_a_sentence_at_once():
 @pytest.mark.parametrize("address", ["auto", "ray-head"])
 def test_names_without_a_port_are_left_to_ray(address):
     session._knock(address)
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_job_that_needs_ray_says_so_where_there_is_to_be_none(monkeypatch, way):
+    monkeypatch.setenv("RAY_ADDRESS", IN_PROCESS if way == "environment" else "local")
+    with pytest.raises(InputError, match="this job needs Ray"):
+        session.connect(IN_PROCESS if way == "option" else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from support import GOLDENS, VIDEOS, largest_error, missing
+from support import VIDEOS, largest_error, missing
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two processes that spin for each other's cores are slow
@@ -78,13 +78,6 @@ def agree(request, record_property):
         torch.testing.assert_close(found, wanted, atol=atol, rtol=rtol)
 
     return agree
-
-
-@pytest.fixture(scope="session")
-def goldens() -> Path:
-    if not GOLDENS.is_dir():
-        missing(GOLDENS, "reference outputs")
-    return GOLDENS
 
 
 @pytest.fixture(scope="session")

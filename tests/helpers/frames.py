@@ -1,46 +1,9 @@
-"""Frames for tests: those of the reference outputs, and units of them as the decode stage hands them on."""
-
-import json
+"""Units of frames for tests, as the decode stage hands them on."""
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from longvlm.schemas import tables
-from longvlm.schemas.recipe import IndexRecipe, TowerSpec
-
-
-def golden_frames(case) -> torch.Tensor:
-    """The frames that a golden case encodes, resized to 224 px by nearest as its reference did (LONGVLM.md, 2)."""
-    meta, golden = json.loads((case / "meta.json").read_text()), np.load(case / "golden.npz")
-    if "decoded_frames" in golden:
-        frames = golden["decoded_frames"]
-    else:
-        frames = golden["video_frames"][meta["indices"]]
-        frames = frames[meta.get("order", range(len(frames)))]
-    rows, columns = (
-        np.minimum(np.arange(224, dtype=np.float32) * np.float32(side / 224), side - 1).astype(int)
-        for side in frames.shape[1:3]
-    )
-    return torch.from_numpy(np.ascontiguousarray(frames[:, rows][:, :, columns]))
-
-
-def golden_recipe(case, tower: TowerSpec) -> IndexRecipe:
-    """The recipe in which a golden case was made."""
-    meta, golden = json.loads((case / "meta.json").read_text()), np.load(case / "golden.npz")
-    num_segments = meta["num_frames"] // meta["frames_per_group"]
-    return IndexRecipe(
-        name=case.name,
-        tower=tower,
-        sampling="uniform",
-        num_segments=num_segments,
-        frames_per_segment=meta["frames_per_group"],
-        tokens_per_segment=golden["local"].shape[0] // num_segments,
-        num_global_layers=golden["memory"].shape[0],
-        merge_schedule=tuple(max(step, 0) for step in meta["r_list"]),
-        resize="nearest",
-        precision="float32",
-    )
 
 
 def frames_table(*units: dict) -> pa.Table:

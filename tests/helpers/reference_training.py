@@ -7,7 +7,8 @@ from tokenizers import Tokenizer
 
 from longvlm.pipeline.models.prompt import TEMPLATES, VIDEO_TOKENS
 
-IGNORED, PAD = -100, 0
+IGNORED = -100
+UNKNOWN, START, END = "<unk>", "<s>", "</s>"  # the first is what the reference pads with
 _VICUNA = TEMPLATES["vicuna_v1"]
 _INSTRUCTION = " ASSISTANT: "
 
@@ -17,15 +18,20 @@ class SlowTokenizer:
 
     def __init__(self, path):
         content = json.loads(path.read_text())
-        model = content["model"]
-        model["merges"] = ["▁ ▁", *model["merges"]]  # the first one, which the conversion drops
-        content["added_tokens"] = content["post_processor"] = None
-        self.pieces = Tokenizer.from_str(json.dumps({**content, "added_tokens": []}))
-        size = len(model["vocab"])
-        self.special = {"<unk>": 0, "<s>": 1, "</s>": 2, **{token: size + i for i, token in enumerate(VIDEO_TOKENS)}}
+        vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+        made = {"".join(merge) for merge in merges}
+        dropped = [tuple(piece) for piece in vocab if len(piece) == 2 and piece not in made]  # by the conversion: the
+        model = {**content["model"], "merges": [*dropped, *merges]}  # first merge, whose score is zero
+        self.pieces = Tokenizer.from_str(
+            json.dumps({**content, "model": model, "added_tokens": [], "post_processor": None})
+        )
+        self.special = {token: vocab[token] for token in (UNKNOWN, START, END)}
+        self.special |= {token: len(vocab) + i for i, token in enumerate(VIDEO_TOKENS)}
+        self.pad = self.special[UNKNOWN]
 
     def __call__(self, text):
-        ids, rest, strip_left = [1], text, False
+        ids, rest, strip_left = [self.special[START]], text, False
         while rest:
             found = [(rest.find(token), token) for token in self.special if token in rest]
             at, token = min(found, default=(len(rest), None))
@@ -42,13 +48,13 @@ def render(turns):
     """Turns (role, text) as the reference's vicuna v1.1: system, then rounds, each closed by </s>; nothing if empty."""
     text, joint = _VICUNA.system, " "
     for role, value in turns:
-        name, end = ("USER", "") if role == "human" else ("ASSISTANT", "</s>")
+        name, end = ("USER", "") if role == "human" else ("ASSISTANT", END)
         text += f"{joint}{name}:" + (f" {value}{end}" if value else "")
         joint = " " if role == "human" else ""
     return text
 
 
-def preprocess(turns, tokenizer, max_length=2048, num_patches=305):
+def preprocess(turns, tokenizer, num_patches, max_length=2048):
     """Input ids and labels of one conversation."""
     turns = turns[1:] if turns[0][0] == "gpt" else turns
     video = VIDEO_TOKENS[1] + VIDEO_TOKENS[0] * num_patches + VIDEO_TOKENS[2]
@@ -56,7 +62,7 @@ def preprocess(turns, tokenizer, max_length=2048, num_patches=305):
     ids = np.array(tokenizer(text)[:max_length])
     labels = ids.copy()
     labels[0], at = IGNORED, 1
-    for one in text.split("</s>"):
+    for one in text.split(END):
         parts = one.split(_INSTRUCTION)
         if not one or len(parts) != 2:
             break
@@ -64,16 +70,16 @@ def preprocess(turns, tokenizer, max_length=2048, num_patches=305):
         labels[at : at + num_instruction] = IGNORED
         at += len(tokenizer(one))
     labels[at:] = IGNORED
-    if at < max_length and at != int((ids != PAD).sum()):
+    if at < max_length and at != int((ids != tokenizer.pad).sum()):
         labels[:] = IGNORED
     return ids, labels
 
 
-def reference_collate(examples):
+def reference_collate(examples, pad):
     """Collate examples, padded on the right: ids, labels, mask."""
     longest = max(len(ids) for ids, _ in examples)
     shape = (len(examples), longest)
-    all_ids, all_labels = np.full(shape, PAD), np.full(shape, IGNORED)
+    all_ids, all_labels = np.full(shape, pad), np.full(shape, IGNORED)
     for row, (ids, labels) in enumerate(examples):
         all_ids[row, : len(ids)], all_labels[row, : len(labels)] = ids, labels
-    return all_ids, all_labels, all_ids != PAD
+    return all_ids, all_labels, all_ids != pad

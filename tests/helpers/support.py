@@ -2,7 +2,9 @@
 
 import copy
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -10,13 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HELPERS = Path(__file__).resolve().parent
 GOLDENS = Path(os.environ.get("LONGVLM_GOLDENS", ROOT.parent / "shared" / "goldens"))
 VIDEOS = Path(os.environ.get("LONGVLM_VIDEOS", ROOT.parent / "shared" / "videos"))
-
-
 CRDS = Path(os.environ.get("LONGVLM_CRDS", ROOT.parent / "shared" / "crds"))
 LENT = {"goldens": GOLDENS, "videos": VIDEOS, "crds": CRDS}  # what may be missing, by its name in LONGVLM_FAIL_WITHOUT
 
 
-def missing(folder: Path, what: str) -> None:
+def missing(folder: Path, what: str) -> NoReturn:
     """Skip a test for what one of the lent folders lacks, or fail it where LONGVLM_FAIL_WITHOUT names the folder."""
     name = next(name for name, lent in LENT.items() if folder.is_relative_to(lent))
     reason = f"no {what} in {folder}; set LONGVLM_{name.upper()}"
@@ -25,12 +25,21 @@ def missing(folder: Path, what: str) -> None:
     pytest.skip(reason)
 
 
+def lent(path: Path) -> Path:
+    """A file or folder in one of the lent folders, which may lack it."""
+    return path if path.exists() else missing(path.parent, path.name)
+
+
+def parameters(found: Iterable[tuple[str, object]], folder: Path, what: str) -> list[object]:
+    """Pytest parameters for the named things found in a lent folder; one case that is missing where there are none."""
+    cases = [pytest.param(value, id=name) for name, value in found]
+    return cases or [pytest.param(None, id=what.replace(" ", "-"), marks=pytest.mark.missing(folder, what))]
+
+
 def cases(folder: Path, pattern: str) -> list[object]:
-    """Pytest parameters for what a lent folder holds; one case that is missing where it holds nothing."""
+    """Pytest parameters for the files and folders in a lent folder whose names have a pattern."""
     found = sorted(folder.glob(pattern)) if folder.is_dir() else []
-    if not found:
-        return [pytest.param(None, id=pattern, marks=pytest.mark.missing(folder, pattern))]
-    return [pytest.param(path, id=path.name) for path in found]
+    return parameters([(path.name, path) for path in found], folder, pattern)
 
 
 def largest_error(found, wanted) -> float:

@@ -1,15 +1,15 @@
 import hashlib
-import json
 
 import numpy as np
 import pytest
+from reference_outputs import REFERENCE_PX, clip_cases, read_json
 
 from clips import damage, is_upright, read_number, write_clip
 from longvlm.pipeline.decode import video as decoding
 from longvlm.pipeline.decode.sampling import uniform_indices, upsample_positions
 from longvlm.pipeline.decode.video import DecodedFrames, decode, nearest_indices, probe, resize_nearest
 from longvlm.schemas.errors import ErrorCode, TerminalError
-from support import GOLDENS, VIDEOS, cases
+from support import GOLDENS, VIDEOS, cases, missing
 
 WANTED = [0, 5, 6, 30, 30, 31, 77, 120, 121, 199]
 SLOW = {"preset": "medium"}
@@ -154,33 +154,32 @@ def test_nearest_of_takes_the_closest():
 
 
 @pytest.mark.parity
-def test_nearest_resize_is_the_references(goldens):
-    golden_cases = json.loads((goldens / "sampling.json").read_text())["spatial_nearest_to_224"]
-    assert golden_cases
-    for case in golden_cases:
+def test_nearest_resize_is_the_references():
+    name = "spatial_nearest_to_224"
+    for case in read_json("sampling.json").get(name) or missing(GOLDENS, name):
         rows, columns = np.meshgrid(np.arange(case["h"]), np.arange(case["w"]), indexing="ij")
-        resized = resize_nearest(np.stack([rows, columns], axis=-1), 224)
+        resized = resize_nearest(np.stack([rows, columns], axis=-1), REFERENCE_PX)
         assert resized[:, 0, 0].tolist() == case["row_source"]
         assert resized[0, :, 1].tolist() == case["col_source"]
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("path", cases(GOLDENS, "clip_tiny*/golden.npz"))
-def test_frames_at_224_are_the_references(path):
-    meta = json.loads((path.parent / "meta.json").read_text())
-    video = path.parent / "video.mp4"
-    if video.exists():
-        decoded = decode(str(video), meta["indices"], 56, resize="nearest")
+@pytest.mark.parametrize("reference", clip_cases())
+def test_frames_at_224_are_the_references(reference):
+    meta = reference.meta
+    if reference.video:
+        decoded = decode(str(reference.video), meta["indices"], 56, resize="nearest")
         assert decoded.shown == tuple(meta["indices"])
         frames = decoded.frames
     else:
         sampled = uniform_indices(meta["total_frames"], meta["num_frames"])
         assert sampled == meta["indices"]
         upsampled = [sampled[position] for position in upsample_positions(len(sampled), meta["num_frames"])]
-        frames = np.stack([resize_nearest(np.load(path)["video_frames"][number], 224) for number in upsampled])
-    if list(frames.shape) == meta.get("frames224_shape"):
-        assert hashlib.sha256(np.ascontiguousarray(frames)).hexdigest() == meta["frames224_sha256"]
-    assert frames.shape[1:] == (224, 224, 3)
+        frames = np.stack(
+            [resize_nearest(reference.arrays["video_frames"][number], REFERENCE_PX) for number in upsampled]
+        )
+    assert list(frames.shape) == meta["frames224_shape"]
+    assert hashlib.sha256(np.ascontiguousarray(frames)).hexdigest() == meta["frames224_sha256"]
 
 
 @pytest.mark.corpus

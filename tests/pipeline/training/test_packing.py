@@ -156,9 +156,10 @@ def test_piecewise_ids_are_those_of_whole_rounds(golden, template):
         f"<vid_start><vid_patch><vid_end>\n{turns[0][0]} ASSISTANT: {turns[0][1]}",
         f"USER: {turns[1][0]} ASSISTANT: {turns[1][1]}",
     ]  # the reference's fast tokenizer does not know </s> within a text, so a round at a time
-    rounds = [[*model.tokenizer.encode(text, add_special_tokens=False).ids, 2] for text in whole]
+    end = golden.about["token_ids"]["</s>"]
+    rounds = [[*model.tokenizer.encode(text, add_special_tokens=False).ids, end] for text in whole]
     expected = [*rounds[0], *rounds[1]]
-    patch = expected.index(model.tokenizer.token_to_id("<vid_patch>"))
+    patch = expected.index(golden.about["token_ids"]["<vid_patch>"])
     assert ids[len(tokenizer.head_ids) :] == expected[patch + 1 :]
 
 

@@ -7,28 +7,35 @@ import torch
 
 from longvlm.pipeline.models.families import describe_model, load_model
 from longvlm.pipeline.models.prefix import VideoPrefix
+from longvlm.pipeline.models.prompt import VIDEO_TOKENS
 from longvlm.pipeline.training.card import ModelCard
 from longvlm.pipeline.training.finetune import finetune
 from longvlm.pipeline.training.packing import Example
 from longvlm.pipeline.training.save import save_model
 from longvlm.schemas.training import RECIPES
 from models import LLAVAS
+from support import lent
 
 QUICK = {"precision": "float32", "gradient_checkpointing": False, "learning_rate": 1e-3, "warmup_ratio": 0.0}
-PREFIX = VideoPrefix(torch.randn(8, 64, generator=torch.Generator().manual_seed(1)))
+
+
+def prefix(model):
+    return VideoPrefix(torch.randn(8, model.mm_hidden_size, generator=torch.Generator().manual_seed(1)))
 
 
 def trained(model, base="full", **changes):
     recipe = replace(RECIPES[base](), **QUICK, lora_rank=2, **changes)
-    finetuner = finetune(load_model(str(model)), [[Example(PREFIX, [(("What?", "red"),)])]] * 2, recipe, 2)
+    model = load_model(str(model))
+    finetuner = finetune(model, [[Example(prefix(model), [(("What?", "red"),)])]] * 2, recipe, 2)
     weights = finetuner.trainable.trained_weights()
     return weights, recipe, finetuner.trainable.merge_and_unload()
 
 
 def logits(model):
-    prompt = model.lay_out("What is it?", len(model.project(PREFIX)), model.templates[0])
+    rows = model.project(prefix(model))
+    prompt = model.lay_out("What is it?", len(rows), model.templates[0])
     embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids)).clone()
-    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.project(PREFIX)
+    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = rows
     with torch.no_grad():
         return model.llm(inputs_embeds=embeds[None]).logits[0]
 
@@ -59,9 +66,11 @@ def test_a_llava_comes_back_whole(folders, tmp_path, family):
 
 @pytest.mark.parity
 def test_a_base_with_its_projector_apart_becomes_one_checkpoint(golden, tmp_path):
-    base = shutil.copytree(golden.folder / "base", tmp_path / "base")
-    shutil.copy(golden.folder / "mm_projector.safetensors", base)
+    base = shutil.copytree(lent(golden.folder / "base"), tmp_path / "base")
+    shutil.copy(golden.projector, base)
     weights, recipe, model = trained(base, "projector")
     save_model(weights, ModelCard(str(base), recipe, 2, 1.5), tmp_path / "to")
     torch.testing.assert_close(logits(load_model(str(tmp_path / "to"))), logits(model), atol=1e-5, rtol=1e-5)
-    assert json.loads((tmp_path / "to" / "config.json").read_text())["vocab_size"] == 643
+    assert json.loads((tmp_path / "to" / "config.json").read_text())["vocab_size"] == golden.about["V"] + len(
+        VIDEO_TOKENS
+    )

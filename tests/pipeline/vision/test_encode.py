@@ -1,10 +1,9 @@
-import json
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from frames import frames_table, golden_frames, golden_recipe, segment_numbers
+from frames import frames_table, segment_numbers
+from reference_outputs import clip_cases
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,7 +16,6 @@ from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode
 from longvlm.schemas.recipe import IndexRecipe, halving_schedule
 from models import save_clip_tower, save_siglip_tower
-from support import GOLDENS, cases
 
 
 def recipe_for(tower, **changes):
@@ -42,32 +40,30 @@ def video_tokens(encoded_unit):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", cases(GOLDENS, "clip_*"))
-def test_the_reference_in_float32_and_through_storage(case):
-    meta, golden = json.loads((case / "meta.json").read_text()), np.load(case / "golden.npz")
-    tower, frames = load_tower(str(case / "model")), golden_frames(case)
-    recipe = golden_recipe(case, tower.spec)
+@pytest.mark.parametrize("reference", clip_cases())
+def test_the_reference_in_float32_and_through_storage(reference, agree):
+    golden, recipe, frames, encoded = reference.arrays, reference.recipe, reference.frames, reference.encoded
     numbers = segment_numbers(len(frames), recipe.frames_per_segment)
-    encoded = tower.encode(frames, recipe.feature_layer, recipe.num_global_layers)
     merged = merge_segments(encoded, numbers, recipe)
     local = torch.cat([segment.local for segment in merged])
     memory = torch.stack([segment.cls for segment in merged]).mean(dim=0)
     np.testing.assert_allclose(memory, golden["memory"], atol=1e-4, rtol=0)
-    stored = encode_units(frames_table({"frames": frames.numpy(), "segments": numbers}), tower, recipe)
+    stored = encode_units(frames_table({"frames": frames.numpy(), "segments": numbers}), reference.tower, recipe)
     prefix = video_tokens(stored.to_pylist()[0]).prefix()
     want = torch.from_numpy(np.concatenate([golden["memory"], golden["local"]]))
     assert prefix.shape == want.shape
     num_global = recipe.num_global_layers
     assert torch.cosine_similarity(prefix[:num_global], want[:num_global], dim=-1).min() > 0.999
-    if meta.get("tie_sensitive"):  # which of two equal frames a token joins is anyone's choice
+    if reference.meta.get("tie_sensitive"):  # which of two equal frames a token joins is anyone's choice
         for segment in merged:
             assert segment.sizes.sum() == recipe.patches_per_segment
         weighted = sum((segment.local.double() * segment.sizes[:, None]).sum(dim=0) for segment in merged)
         inputs = encoded.patches.double().sum(dim=(0, 1))
         torch.testing.assert_close(weighted, inputs, atol=1e-2, rtol=1e-4)
         return
-    np.testing.assert_allclose(local, golden["local"], atol=1e-4, rtol=0)
-    assert torch.cosine_similarity(prefix, want, dim=-1).min() > 0.999
+    reference.merging.hold(agree, local, golden["local"], atol=1e-4)
+    is_far = torch.cosine_similarity(prefix[num_global:], want[num_global:], dim=-1) <= 0.999
+    assert not is_far[reference.merging.settled(is_far.view(len(numbers), -1)).flatten()].any()
 
 
 def test_a_batch_of_units_of_every_kind_goes_through_row_for_row(tower):

@@ -1,26 +1,29 @@
 import hashlib
-import json
+from functools import lru_cache
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from near_ties import Merging, plain_merge
+from reference_outputs import read_arrays, read_json
 
 from longvlm.pipeline.vision.merge import Merged, merge
-from longvlm.schemas.recipe import halving_schedule, tokens_after
-from support import GOLDENS
+from longvlm.schemas.recipe import METRIC_HEADS, halving_schedule, tokens_after
+from support import GOLDENS, parameters
 
 INDEX = GOLDENS / "merge_index.json"
 
 
-def entries(kind, *, ties=False):
-    """Pytest parameters for the entries of the reference's own index of its merges."""
-    found = json.loads(INDEX.read_text())[kind] if INDEX.is_file() else []
-    found = [entry for entry in found if entry.get("tie_sensitive", False) == ties]
-    if not found:
-        return [pytest.param(None, id=kind, marks=pytest.mark.skip(reason=f"no {kind} in {INDEX}"))]
-    return [pytest.param(entry, id=str(entry.get("file", i))) for i, entry in enumerate(found)]
+def entries(kind, *, wanted):
+    """Pytest parameters for the entries of the reference's own index of its merges that are wanted."""
+    found = read_json(INDEX).get(kind, []) if INDEX.is_file() else []
+    named = [(str(entry.get("file", i)), entry) for i, entry in enumerate(found) if wanted(entry)]
+    return parameters(named, GOLDENS, f"{kind} in {INDEX.name}")
+
+
+def is_tied(entry):
+    return entry.get("tie_sensitive", False)
 
 
 def golden_input(golden) -> torch.Tensor:
@@ -29,40 +32,13 @@ def golden_input(golden) -> torch.Tensor:
     return frames.reshape(len(frames) // per_segment, -1, frames.shape[-1])
 
 
-def real_input(entry) -> torch.Tensor:
-    """The frames [F, P, D] of a real-size case, which the index keeps as lines of Python and a hash."""
-    made = {"torch": torch, "seed": entry["seed"]}
-    exec(entry["recipe"], made)
-    assert hashlib.sha256(made["x"].numpy().astype("<f4").tobytes()).hexdigest() == entry["input_sha256_f32le"]
+@lru_cache(maxsize=1)
+def real_input(recipe, seed, sha256) -> torch.Tensor:
+    """The frames [F, P, D] of real-size cases, which the index keeps as lines of Python and a hash."""
+    made = {"torch": torch, "seed": seed}
+    exec(recipe, made)
+    assert hashlib.sha256(made["x"].numpy().astype("<f4", copy=False)).hexdigest() == sha256
     return made["x"]
-
-
-def plain_merge(tokens, schedule, heads=16):
-    """One segment's tokens and sizes by the definition, in float64; and how near to a tie any choice in it was.
-
-    Token by token as LONGVLM.md section 4 has it, over the wide tokens themselves.
-    """
-    tokens, sizes, nearest = tokens.double(), torch.ones(len(tokens), dtype=torch.int64), float("inf")
-    for step in schedule:
-        metric = tokens.view(len(tokens), heads, -1).mean(dim=1)
-        unit = metric / metric.norm(dim=1, keepdim=True)
-        evens, odds = range(0, len(tokens), 2), range(1, len(tokens), 2)
-        num_merged = min(step, len(odds))
-        if num_merged < 1:
-            continue
-        scores = unit[evens] @ unit[odds].T
-        ranked, order = scores.max(dim=1).values.sort(descending=True, stable=True)
-        seconds = scores.sort(dim=1, descending=True).values[:, :2]
-        gaps = [*(ranked[:-1] - ranked[1:]), *(seconds[:, 0] - seconds[:, 1] if len(odds) > 1 else [])]
-        nearest = min([nearest, *map(float, gaps)])
-        into = {odd: [odd] for odd in odds}
-        for place in order[:num_merged].tolist():
-            into[odds[int(scores[place].argmax())]].append(evens[place])
-        groups = [[evens[place]] for place in order[num_merged:].tolist()] + list(into.values())
-        sums = [(tokens[group] * sizes[group, None]).sum(dim=0) for group in groups]
-        sizes = torch.stack([sizes[group].sum() for group in groups])
-        tokens = torch.stack(sums) / sizes[:, None]
-    return tokens, sizes, nearest
 
 
 def assert_invariants(inputs, merged):
@@ -95,44 +71,48 @@ def test_rows_and_sizes_are_those_of_the_definition(device, agree, num_segments,
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("entry", entries("cases"))
+@pytest.mark.parametrize("entry", entries("cases", wanted=lambda entry: not is_tied(entry)))
 def test_small_goldens_step_by_step(entry, device, agree):
-    golden = np.load(GOLDENS / entry["file"])
-    inputs, steps = golden_input(golden), golden["r_list"].tolist()
+    golden = read_arrays(GOLDENS / entry["file"])
+    inputs, steps, heads = golden_input(golden), golden["r_list"].tolist(), int(golden["heads"])
     for taken in range(1, len(steps) + 1):
-        merged = merge(inputs.to(device), steps[:taken], heads=int(golden["heads"]))
-        agree(merged.tokens, golden[f"step{taken - 1}_tokens"], atol=1e-5)
-        np.testing.assert_array_equal(merged.sizes.cpu(), golden[f"step{taken - 1}_sizes"][..., 0])
-    agree(merged.tokens.flatten(0, 1), golden["output"], atol=1e-5)
-    agree(merged.tokens.flatten(0, 1), golden["output_float64"].astype(np.float32), atol=1e-5)
+        merged, merging = merge(inputs.to(device), steps[:taken], heads=heads), Merging(inputs, steps[:taken], heads)
+        merging.hold(agree, merged.tokens, golden[f"step{taken - 1}_tokens"], atol=1e-5)
+        merging.hold(agree, merged.sizes, golden[f"step{taken - 1}_sizes"][..., 0])
+    merging.hold(agree, merged.tokens.flatten(0, 1), golden["output"], atol=1e-5)
+    merging.hold(agree, merged.tokens.flatten(0, 1), golden["output_float64"], atol=1e-5)
     assert_invariants(inputs, merged)
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("entry", entries("real_size"))
+@pytest.mark.parametrize("entry", entries("real_size", wanted=lambda _: True))
 def test_real_size_goldens(entry, device, agree):
-    golden, frames = np.load(GOLDENS / entry["file"]), real_input(entry)
+    golden = read_arrays(GOLDENS / entry["file"])
+    frames, steps = real_input(entry["recipe"], entry["seed"], entry["input_sha256_f32le"]), entry["r_list"]
     num_segments = entry["out_shape"][0] // entry["step_tokens"][-1]
     inputs = frames.reshape(num_segments, -1, frames.shape[-1]).to(device)
-    merged = merge(inputs, entry["r_list"][:1])
-    for i, step in enumerate(entry["r_list"][1:]):
-        np.testing.assert_array_equal(merged.sizes.cpu(), golden[f"step{i}_sizes"])
+    merged = merge(inputs, [])
+    for i, step in enumerate(steps):
         merged = merge(merged.tokens, [step], sizes=merged.sizes, spans=merged.spans)
-    step_by_step, merged = merged, merge(inputs, entry["r_list"])
-    torch.testing.assert_close(step_by_step.tokens, merged.tokens, atol=1e-5, rtol=1e-5)
-    np.testing.assert_array_equal(merged.sizes.cpu(), golden[f"step{len(entry['r_list']) - 1}_sizes"])
-    local = merged.tokens.flatten(0, 1)
+        Merging(inputs, steps[: i + 1]).hold(agree, merged.sizes, golden[f"step{i}_sizes"])
+    merging, step_by_step, merged = Merging(inputs, steps), merged, merge(inputs, steps)
+    merging.hold(agree, step_by_step.tokens, merged.tokens, atol=1e-5, rtol=1e-5)
+    merging.hold(agree, merged.sizes, golden[f"step{len(steps) - 1}_sizes"])
+    local = merged.tokens.flatten(0, 1).cpu()
     assert list(local.shape) == entry["out_shape"]
-    agree(local[golden["rows"]], golden["out_rows"], atol=1e-4)
-    agree(local[:, :8], golden["out_col0_8"], atol=1e-4)
-    agree(local.norm(dim=1), golden["out_token_norm"], atol=1e-4, rtol=1e-5)
+    first = golden["out_col0_8"]
+    merging.hold(agree, local[:, : first.shape[1]], first, atol=1e-4)
+    merging.hold(agree, local.norm(dim=1), golden["out_token_norm"], atol=1e-4, rtol=1e-5)
+    whole_rows = local.clone()
+    whole_rows[golden["rows"]] = torch.from_numpy(golden["out_rows"])
+    merging.hold(agree, local, whole_rows, atol=1e-4)
     assert_invariants(inputs.cpu(), merged)
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("entry", entries("cases", ties=True))
+@pytest.mark.parametrize("entry", entries("cases", wanted=is_tied))
 def test_ties_keep_the_invariants(entry, device):
-    golden = np.load(GOLDENS / entry["file"])
+    golden = read_arrays(GOLDENS / entry["file"])
     inputs = golden_input(golden)
     merged = merge(inputs.to(device), golden["r_list"].tolist(), heads=int(golden["heads"]))
     assert merged.tokens.flatten(0, 1).shape == golden["output"].shape
@@ -140,11 +120,9 @@ def test_ties_keep_the_invariants(entry, device):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("entry", entries("errors"))
+@pytest.mark.parametrize("entry", entries("errors", wanted=lambda entry: entry["dim"] % METRIC_HEADS))
 def test_widths_that_the_reference_refuses_are_refused(entry):
-    if entry["dim"] % 16 == 0:
-        pytest.skip("refused for its number of frames, which recipes check")
-    with pytest.raises(ValueError, match="multiple of 16"):
+    with pytest.raises(ValueError, match=f"multiple of {METRIC_HEADS}"):
         merge(torch.randn(1, 8, entry["dim"]), [4])
 
 

@@ -4,25 +4,23 @@ import json
 import numpy as np
 import pytest
 import torch
-from frames import golden_frames
 from PIL import Image
+from reference_outputs import clip_cases
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from longvlm.pipeline.vision.pixels import Pixels
 from longvlm.schemas.errors import InputError
 from models import save_clip_tower, save_siglip_tower
-from support import GOLDENS, cases
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", cases(GOLDENS, "clip_*"))
-def test_pixel_values_of_the_reference(case):
-    meta, golden = json.loads((case / "meta.json").read_text()), np.load(case / "golden.npz")
-    frames = golden_frames(case)
+@pytest.mark.parametrize("reference", clip_cases())
+def test_pixel_values_of_the_reference(reference):
+    meta, golden, frames = reference.meta, reference.arrays, reference.frames
     assert hashlib.sha256(frames.numpy().tobytes()).hexdigest() == meta["frames224_sha256"]
-    values = Pixels.from_folder(case / "model", meta["model"]["img"]).prepare(frames, CPU, torch.float32)
+    values = Pixels.from_folder(reference.folder / "model", meta["model"]["img"]).prepare(frames, CPU, torch.float32)
     assert list(values.shape) == meta["pixel_values"]["shape"]
     stored = golden["pixel_values_frame0"]
     stride = values.shape[-1] // stored.shape[-1]

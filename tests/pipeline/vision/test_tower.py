@@ -1,10 +1,9 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from frames import golden_frames
+from reference_outputs import clip_cases
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel, SiglipModel, SiglipVisionModel
 from transformers.utils import logging
@@ -14,7 +13,6 @@ from longvlm.pipeline.vision.tower import FRAMES_PER_FORWARD, describe_tower, lo
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import paper
 from models import save_clip_tower, save_llava, save_siglip_tower
-from support import GOLDENS, cases
 
 logging.disable_progress_bar()
 
@@ -42,10 +40,10 @@ def hidden_states(model, tower, frames):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", cases(GOLDENS, "clip_*"))
-def test_features_of_the_reference(case, device, agree):
-    golden, tower = np.load(case / "golden.npz"), load_tower(str(case / "model"), device=device)
-    encoded = tower.encode(golden_frames(case), num_global_layers=golden["hidden_cls"].shape[1])
+@pytest.mark.parametrize("reference", clip_cases())
+def test_features_of_the_reference(reference, device, agree):
+    golden, tower = reference.arrays, load_tower(str(reference.folder / "model"), device=device)
+    encoded = tower.encode(reference.frames, num_global_layers=golden["hidden_cls"].shape[1])
     agree(encoded.cls, golden["hidden_cls"], atol=1e-4)
     agree(encoded.cls.mean(dim=0), golden["memory"], atol=1e-4)
     first = golden["hidden_m2_frame0"]

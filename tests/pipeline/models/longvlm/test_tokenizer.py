@@ -1,11 +1,13 @@
 import json
 
 import pytest
+from reference_outputs import read_json
 
 from longvlm.pipeline.models.longvlm.model import LongVLM
 from longvlm.pipeline.models.longvlm.tokenizer import from_sentencepiece, load_tokenizer, special_ids
 from longvlm.pipeline.models.prompt import tidy
 from longvlm.schemas.errors import InputError
+from support import lent, missing
 
 
 @pytest.mark.parity
@@ -13,20 +15,18 @@ from longvlm.schemas.errors import InputError
     "layout", ["full/tokenizer.json", "full/tokenizer.model", "base/tokenizer.json", "base/tokenizer.model"]
 )
 def test_ids_and_texts_are_those_of_the_reference_s_fast_tokenizer(golden, layout):
-    tokenizer = load_tokenizer(golden.folder / layout)
+    tokenizer = load_tokenizer(lent(golden.folder / layout))
     settings = {"use_start_end": True, "layout": "plain", "templates": (), "eos_ids": (), "banned_ids": ()}
     model = LongVLM("", None, None, tokenizer, **settings)
-    cases = json.loads((golden.folder / "tokenizer_golden.json").read_text())
-    assert cases
-    for case in cases:
+    for case in read_json(golden.folder / "tokenizer_golden.json") or missing(golden.folder, "texts"):
         assert tokenizer.encode(case["text"]).ids == case["fast"], case["text"]
         assert model.decode(case["fast"]) == tidy(case["decode_fast"])
 
 
 @pytest.mark.parity
 def test_sentencepiece_gives_the_very_tokenizer_that_transformers_made(golden):
-    ours = json.loads(from_sentencepiece((golden.folder / "base/tokenizer.model").read_bytes()).to_str())
-    theirs = json.loads((golden.folder / "base/tokenizer.json").read_text())
+    ours = json.loads(from_sentencepiece(lent(golden.folder / "base/tokenizer.model").read_bytes()).to_str())
+    theirs = read_json(golden.folder / "base/tokenizer.json")
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in theirs["model"]["merges"]]
     assert [tuple(merge) for merge in ours["model"]["merges"]] == merges
     for part in ("normalizer", "decoder", "pre_tokenizer", "added_tokens"):

@@ -10,9 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import strays
 
-from support import ROOT
+from support import ROOT, stray_folder
 
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = SETTINGS["tool"]["setuptools"]["package-dir"]
@@ -113,7 +112,7 @@ def test_a_checkout_that_is_not_installed_works_by_its_links():
 def test_the_module_is_the_command_line_wherever_it_is_started(command, tmp_path):
     done = subprocess.run(
         [*command, "status", "--store", str(tmp_path / "none")],
-        cwd=strays.fill(tmp_path / "own"), capture_output=True, text=True, check=False,
+        cwd=stray_folder(tmp_path / "own"), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr.split(":")[0]) == (2, "longvlm"), done.stderr
     assert "stray" not in done.stdout + done.stderr

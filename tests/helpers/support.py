@@ -55,3 +55,17 @@ def moved(model, device):
     model.llm.to(device)
     model.projector.to(device)
     return model
+
+
+STRAY_FOLDERS = ("jobs", "schemas", "pipeline", "tinyworld")
+STRAY_MODULES = ("types", "random", "torch")
+
+
+def stray_folder(folder: Path) -> Path:
+    """A folder as somebody may have it, with Python of his own under names that others have too: importing it ends."""
+    for name in STRAY_FOLDERS:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"raise SystemExit('a stray {name} was imported')\n")
+    for name in STRAY_MODULES:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('a stray {name} was imported')\n")
+    return folder

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import strays
 
 from longvlm.pipeline.decode.isolate import Decoder
+from support import stray_folder
 
 
 def index(folder, clips, model, *command, **env):
@@ -27,12 +27,12 @@ def index(folder, clips, model, *command, **env):
 
 @pytest.mark.usefixtures("on_ray")
 def test_a_local_run_takes_none_of_them(tmp_path, clips, model):
-    folder = strays.fill(tmp_path / "own")
+    folder = stray_folder(tmp_path / "own")
     index(folder, clips, model, sys.executable, "-m", "longvlm")
     assert (folder / "store" / "videos").is_dir()
 
 
 def test_a_decoders_child_takes_none_of_them(tmp_path, clips, monkeypatch):
-    monkeypatch.syspath_prepend(str(strays.fill(tmp_path / "own")))  # as Ray did with the folder of a driver
+    monkeypatch.syspath_prepend(str(stray_folder(tmp_path / "own")))  # as Ray did with the folder of a driver
     with Decoder(deadline_s=60, memory_limit_bytes=1 << 30) as decoder:
         assert decoder.probe(str(clips / "clip-00.mp4")).num_frames == 25

@@ -16,12 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import strays
 
 from clips import write_clip
 from longvlm.jobs.operate.submit import JobSubmission, SubmittedJob, read_env
 from longvlm.schemas.errors import InputError
-from support import ROOT
+from support import ROOT, stray_folder
 
 START_S = 120
 
@@ -115,7 +114,7 @@ def test_a_job_need_not_be_waited_for(cluster, tmp_path):
 
 def test_a_folder_that_is_sent_along_is_data_and_no_code(cluster, tmp_path, clips, model):
     """Paths count from there; modules with the names of our folders, of Python's or of PyTorch are not run."""
-    folder = strays.fill(tmp_path / "own")
+    folder = stray_folder(tmp_path / "own")
     shutil.copy(clips / "clip-00.mp4", folder)
     args = (".", "--store", tmp_path / "store", "--model", model, "--recipe", "tiny", "--json")
     done = submit(cluster, "index", *args, "--working-dir", folder)

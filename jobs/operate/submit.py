@@ -131,6 +131,7 @@ def submit_job(order: JobSubmission) -> SubmittedJob:
     if order.working_dir and not (Path(order.working_dir).is_dir() or "://" in order.working_dir):
         raise InputError(f"--working-dir {order.working_dir} is no folder; name one, or leave it out.")
     try:
+        os.environ["RAY_API_SERVER_ADDRESS"] = order.address  # Ray prefers RAY_ADDRESS to the address that it is given
         client = JobSubmissionClient(order.address)
         job_id = client.submit_job(entrypoint=order.entrypoint, runtime_env=order.runtime_env())
     except ray.exceptions.AuthenticationError as error:

@@ -5,15 +5,14 @@ import shutil
 import pytest
 
 from clips import write_clip
+from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from models import save_clip_tower
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def in_process():
     """Jobs run in the process that asks for them, here or in a child, unless a test says otherwise."""
-    from longvlm.jobs.cluster.executor import IN_PROCESS
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", IN_PROCESS)
         yield
@@ -75,6 +74,7 @@ def indexed(tmp_path_factory, clips, model):
     from longvlm.pipeline.source.corpus import Source
 
     store = tmp_path_factory.mktemp("stores") / "indexed"
-    report = run_index(IndexOrder(Source(str(clips)), str(store), model=model, recipe="tiny"))
+    order = IndexOrder(Source(str(clips)), str(store), model=model, recipe="tiny", ray_address=IN_PROCESS)
+    report = run_index(order)
     assert report.counts.indexed == 12
     return str(store)

@@ -2,7 +2,7 @@
 
 import yaml
 
-from support import CRDS, ROOT
+from support import CRDS, ROOT, lent
 
 INFRA = ROOT / "infra"
 RAYJOBS = ("rayjob-index.yaml", "rayjob-answer.yaml", "nightly/rayjob.yaml")
@@ -37,7 +37,7 @@ def pod_templates(document):
 
 def crd_schema(kind):
     """The v1 schema of a KubeRay resource, strict: a field that it does not know is an error, not pruned in silence."""
-    crd = yaml.load((CRDS / f"ray.io_{kind}.yaml").read_text(), yaml.CSafeLoader)
+    crd = yaml.load(lent(CRDS / f"ray.io_{kind}.yaml").read_text(), yaml.CSafeLoader)
     (version,) = [version for version in crd["spec"]["versions"] if version["name"] == "v1"]
     return strict(version["schema"]["openAPIV3Schema"])
 

@@ -182,6 +182,6 @@ def record_cases() -> list[object]:
     return parameters(named, GOLDENS, "LongVLM outputs")
 
 
-def clip_cases(wanted: Callable[[Clip], object] = lambda _: True) -> list[object]:
+def clip_cases(wanted: Callable[[Clip], object] = lambda _: True, what: str = "tower outputs") -> list[object]:
     found = [(clip.folder.name, clip) for clip in clips() if wanted(clip)]
-    return parameters(found, GOLDENS, "tower outputs")
+    return parameters(found, GOLDENS, what)

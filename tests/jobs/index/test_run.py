@@ -20,6 +20,7 @@ from longvlm.pipeline.store.shards import read_tokens
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import video_id
+from support import lent
 
 
 def order_for(source, store, model=None, **settings):
@@ -191,7 +192,7 @@ def test_wrong_input_is_a_sentence_and_writes_nothing(tmp_path, clips, model, mo
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("reference", clip_cases(lambda clip: clip.video))
+@pytest.mark.parametrize("reference", clip_cases(lambda clip: clip.video, "tower outputs of a video file"))
 def test_a_video_of_the_reference_goes_through_the_store_unharmed(tmp_path, reference):
     """From the file, through decoder, tower, merge and fp16 storage: cosine above 0.999 with the reference's output."""
     made_by = reference.recipe
@@ -224,7 +225,7 @@ def test_a_video_of_the_reference_goes_through_the_store_unharmed(tmp_path, refe
 def test_real_clips_good_and_bad_in_one_run(tmp_path, videos, model):
     source = tmp_path / "videos"
     source.mkdir()
-    good, bad = (sorted((videos / kind).iterdir()) for kind in ("good", "bad"))
+    good, bad = (sorted(lent(videos / kind).iterdir()) for kind in ("good", "bad"))
     for clip in [*good, *bad]:
         (source / clip.name).symlink_to(clip)
     report = run_index(order_for(source, tmp_path / "store", model, recipe="paper"))

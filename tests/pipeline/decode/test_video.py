@@ -9,7 +9,7 @@ from longvlm.pipeline.decode import video as decoding
 from longvlm.pipeline.decode.sampling import uniform_indices, upsample_positions
 from longvlm.pipeline.decode.video import DecodedFrames, decode, nearest_indices, probe, resize_nearest
 from longvlm.schemas.errors import ErrorCode, TerminalError
-from support import GOLDENS, VIDEOS, cases, missing
+from support import GOLDENS, VIDEOS, cases, lent, missing
 
 WANTED = [0, 5, 6, 30, 30, 31, 77, 120, 121, 199]
 SLOW = {"preset": "medium"}
@@ -194,16 +194,19 @@ def test_real_clips_decode(path, mode):
     assert 1 < info.fps < 61
 
 
+FACTS = {
+    "mediabunny__rotate-buck-bunny.mp4": {"width": 1080, "height": 1920},
+    "torchcodec__nasa_13013.mp4": {"width": 480, "height": 270, "num_frames": 390},  # of two streams
+    "media__hdr10-av1.mp4": {"codec": "av1", "num_frames": 127},
+    "mediabunny__annex-b-avc.mkv": {"duration_s": pytest.approx(35.2, abs=0.1)},  # which its header does not say
+}
+
+
 @pytest.mark.corpus
-def test_facts_of_real_clips(videos):
-    rotated = probe(str(videos / "good" / "mediabunny__rotate-buck-bunny.mp4"))
-    assert (rotated.width, rotated.height) == (1080, 1920)
-    two_streams = probe(str(videos / "good" / "torchcodec__nasa_13013.mp4"))
-    assert (two_streams.width, two_streams.height, two_streams.num_frames) == (480, 270, 390)
-    av1 = probe(str(videos / "good" / "media__hdr10-av1.mp4"))
-    assert (av1.codec, av1.num_frames) == ("av1", 127)
-    without_duration = probe(str(videos / "good" / "mediabunny__annex-b-avc.mkv"))
-    assert without_duration.duration_s == pytest.approx(35.2, abs=0.1)
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_of_real_clips(name):
+    info = probe(str(lent(VIDEOS / "good" / name)))
+    assert {fact: getattr(info, fact) for fact in FACTS[name]} == FACTS[name]
 
 
 MUST_FAIL = {

@@ -100,16 +100,15 @@ def answer(*, evidence: bool, as_json: bool, **options: Any) -> None:
     stop_if(report.stopped)
 
 
-def _asked(ask: str | None, questions: str | None, kind: str | None, choices: str | None) -> Any:
+def _asked(question: str | None, questions: str | None, kind: str | None, choices: str | None) -> Any:
     """The questions of a command line, as a table."""
-    from longvlm.pipeline.answering.questions import ask as one_question
-    from longvlm.pipeline.answering.questions import read_questions
+    from longvlm.pipeline.answering.questions import ask, read_questions
 
-    if (ask is None) == (questions is None):
+    if (question is None) == (questions is None):
         raise InputError('ask one question with --ask "..." or many with --questions FILE.')
     if questions is not None:
         if kind or choices:
             raise InputError("--type and --choices go with --ask; a question file has columns type and choices.")
         return read_questions(questions)
     listed = tuple(choice.strip() for choice in choices.split(",")) if choices else ()
-    return one_question(ask or "", kind or "text", listed)
+    return ask(question or "", kind or "text", listed)

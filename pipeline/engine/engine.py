@@ -160,7 +160,7 @@ class Engine:
         """One more token for every open row, and again until half of the rows are done."""
         started_s, num_rows = time.perf_counter(), len(self._batch.rows)
         while 2 * (num_open := growing.count_open()) > num_rows:
-            self._extend(growing, self._batch.decode())
+            self._batch.decode(self._extend)
             self.stats.num_steps += 1
             self.stats.decode_tokens += num_open
         self.stats.decode_s += time.perf_counter() - started_s

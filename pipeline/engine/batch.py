@@ -22,6 +22,7 @@ from longvlm.pipeline.engine.attention import (
     SuffixPlace,
     TailAttention,
     chunked,
+    rounded_up,
 )
 from longvlm.pipeline.engine.blocks import Blocks
 from longvlm.pipeline.engine.growing import Growing
@@ -134,7 +135,7 @@ class Batch:
         kept = [i for i, prefix in enumerate(self.prefixes) if id(prefix) in needed]
         self.prefixes = [self.prefixes[i] for i in kept]
         self._reach = max((len(row.suffix) + len(row.new) for row in self.rows), default=0)
-        self._rebuild(self.tail_kv, still_open, KeysValues(), self._reach)
+        self._rebuild(self.tail_kv, still_open, KeysValues(), self._tail_room())
         self._rebuild(self.prefix_kv, kept, KeysValues(), max(map(len, self.prefixes), default=0))
 
     def add_prefixes(self, prefixes: Sequence[PromptPrefix]) -> None:
@@ -187,14 +188,14 @@ class Batch:
             self.growing.append(growing)
         self.seen_RP = torch.cat([_widened(self.seen_RP, seen_RP.shape[1]), seen_RP])
         self._reach = max(self._reach, *(len(one.row.suffix) + 1 for one in begun))
-        self._rebuild(self.tail_kv, kept, made, self._reach)
+        self._rebuild(self.tail_kv, kept, made, self._tail_room())
 
     def decode(self, extend: Callable[[Growing, Tensor], None]) -> None:
         """One step: every row's newest token goes in, and its next one comes of the logits.
 
         Args:
-            extend: gives every open row its next token, from logits [R, V]. It is part of the step, which a GPU records:
-                it neither waits for the device nor gives it numbers of the host's.
+            extend: gives every open row its next token, from logits [R, V]. It is part of the step, which a GPU
+                records: it neither waits for the device nor gives it numbers of the host's.
 
         Raises:
             ValueError: there are no rows.
@@ -202,7 +203,7 @@ class Batch:
         if self.growing is None:
             raise ValueError("nothing has been added that could go on")
         if self._reach > self.tail_kv.num_positions:
-            self._grow()
+            self._rebuild(self.tail_kv, range(len(self.rows)), KeysValues(), self._tail_room())
         self._reach += 1
         if self._step is None:
             self._step = self._new_step(self.growing, extend)
@@ -226,12 +227,10 @@ class Batch:
         """What follows each token, [T, V]."""
         return self._head(hidden_TD)
 
-    def _grow(self) -> None:
-        """Give all tails room for some more steps."""
-        most = max(row.num_positions for row in self.rows)
-        num_positions = min(self._reach + max(MIN_TAIL_GROWTH[self.device.type], self._reach // 4), most)
-        if num_positions > self.tail_kv.num_positions:
-            self._rebuild(self.tail_kv, range(len(self.rows)), KeysValues(), num_positions)
+    def _tail_room(self) -> int:
+        """Positions of every tail that do for some more steps."""
+        most = max((row.num_positions for row in self.rows), default=0)
+        return min(self._reach + max(MIN_TAIL_GROWTH[self.device.type], self._reach // 4), most)
 
     def _tail_attention(self, rows: Sequence[Row], tails: KeysValues, row_of_token: Sequence[int]) -> TailAttention:
         lengths = [len(prefix) for prefix in self.prefixes]
@@ -244,11 +243,11 @@ class Batch:
 
     def _empty_tails(self, num_rows: int, num_positions: int) -> KeysValues:
         num_k, width = self.kv_shape
-        shape = (2, num_rows, num_k, num_positions, width)
+        shape = (2, num_rows, num_k, rounded_up(num_positions), width)
         return KeysValues([torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.num_layers)])
 
     def _rebuild(self, kv: KeysValues, kept: Sequence[int], more: KeysValues, num_positions: int) -> None:
-        self._step = None
+        self._step, num_positions = None, rounded_up(num_positions)
         if not kept and not more.layers:
             kv.clear()
         elif more.layers or len(kept) < kv.layers[0].shape[1] or num_positions > kv.num_positions:

@@ -1,7 +1,7 @@
 """The decoder blocks of LLaMA and its like (Mistral, Qwen2), run one by one in as few kernels as is simple.
 
-Queries, keys and values are one product here, and gate and up another: fewer kernels to start, and a CPU reads one large
-matrix faster than small ones. Attention is a step's own (`attention.py`).
+Queries, keys and values are one product here, and gate and up another: fewer kernels to start, and a CPU reads one
+large matrix faster than small ones. Attention is a step's own (`attention.py`).
 
 Shape letters: T tokens of a pass, D model width, H query heads, K key heads, d channels of a head.
 """

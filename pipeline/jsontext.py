@@ -2,10 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from math import isfinite
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
 _OPENING, _CLOSING = "[{", "]}"
@@ -107,8 +110,8 @@ def schema_validator(schema_text: str) -> Any:
     resource = draft_rules.create_resource(schema)
     uri = resource.id() or ""
     registry = Registry().with_resource(uri, resource).crawl()  # it knows this schema alone, and no way to others
-    _check_references(resource, registry.resolver(uri), draft_rules.create_resource, set())
-    validator = kind(schema, registry=registry)
+    _check_parts(resource, registry.resolver(uri), draft_rules.create_resource, set())
+    validator = _in_linear_time(kind)(schema, registry=registry)
     probes: tuple[Any, ...] = (None, "", 0, [], {})
     try:
         for value in probes:
@@ -118,14 +121,57 @@ def schema_validator(schema_text: str) -> Any:
     return validator
 
 
-def _check_references(resource: Any, resolver: Any, as_resource: Callable[[Any], Any], seen: set[int]) -> None:
-    """Follow every reference of a schema; ValueError for the first that does not lead to a place in it."""
+def _in_linear_time(kind: Any) -> Any:
+    """A class of validators whose regular expressions are RE2's: Python's may take for ever over thirty characters."""
+    from jsonschema import ValidationError
+    from jsonschema.validators import extend
+
+    def pattern(_: Any, wanted: str, value: Any, __: Any) -> Iterator[Any]:
+        if isinstance(value, str) and not _is_found(wanted, value):
+            yield ValidationError(f"{value!r} does not match {wanted!r}")
+
+    def pattern_properties(validator: Any, parts: dict[str, Any], value: Any, _: Any) -> Iterator[Any]:
+        if isinstance(value, dict):
+            for wanted, part in parts.items():
+                for name in value:
+                    if _is_found(wanted, name):
+                        yield from validator.descend(value[name], part, path=name, schema_path=wanted)
+
+    def additional_properties(validator: Any, part: Any, value: Any, schema: dict[str, Any]) -> Iterator[Any]:
+        if isinstance(value, dict):
+            named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+            for name in value:
+                if name not in named and not any(_is_found(wanted, name) for wanted in patterns):
+                    yield from validator.descend(value[name], part, path=name)
+
+    return extend(
+        kind,
+        {
+            "pattern": pattern,
+            "patternProperties": pattern_properties,
+            "additionalProperties": additional_properties,
+        },
+    )
+
+
+def _is_found(pattern: str, text: str) -> bool:
+    """Whether a regular expression matches somewhere in a text; ValueError for one that RE2 does not know."""
+    return bool(pc.match_substring_regex(pa.scalar(text), pattern).as_py())
+
+
+def _check_parts(resource: Any, resolver: Any, as_resource: Callable[[Any], Any], seen: set[int]) -> None:
+    """Follow every reference of a schema, and read its regular expressions.
+
+    ValueError for the first reference that does not lead to a place in it, or expression that RE2 does not know.
+    """
     from referencing.exceptions import Unresolvable
 
     contents = resource.contents
     if id(contents) in seen or not isinstance(contents, dict):
         return
     seen.add(id(contents))
+    for pattern in (contents.get("pattern", ""), *contents.get("patternProperties", ())):
+        _is_found(pattern, "")
     for keyword in ("$ref", "$dynamicRef"):
         reference = contents.get(keyword)
         if isinstance(reference, str):
@@ -133,6 +179,6 @@ def _check_references(resource: Any, resolver: Any, as_resource: Callable[[Any],
                 found = resolver.lookup(reference)
             except Unresolvable as error:
                 raise ValueError(f"its {keyword} {reference!r} leads to no place in it") from error
-            _check_references(as_resource(found.contents), found.resolver, as_resource, seen)
+            _check_parts(as_resource(found.contents), found.resolver, as_resource, seen)
     for part in resource.subresources():
-        _check_references(part, resolver.in_subresource(part), as_resource, seen)
+        _check_parts(part, resolver.in_subresource(part), as_resource, seen)

@@ -28,6 +28,7 @@ class ErrorCode(StrEnum):
     BUDGET_TOO_SMALL = "budget_too_small"
     BAD_TOKENS = "bad_tokens"
     ANSWER_FAILED = "answer_failed"
+    CUT_OFF = "cut_off"
     JUDGE_FAILED = "judge_failed"
 
 

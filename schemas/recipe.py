@@ -24,9 +24,14 @@ INDEX_RULES = {
 }
 ANSWER_RULES = {
     "budgets": 1,  # how stored tokens are merged on or left out
-    "prompts": 1,  # the words around a question of each type, and of asking once more
+    "prompts": 1,  # the words around a question of each type
     "decoding": 1,  # how options are weighed, and how words are drawn
     "reading": 1,  # from the words of an answer to its value, and from attention to evidence
+}
+# The same for answers of one type alone. These stand in the hash of a question, so that others stay as they are.
+TYPE_RULES = {
+    "number": 2,  # 2: decoded by a grammar, never asked for once more
+    "json": 2,  # 2: as numbers
 }
 
 

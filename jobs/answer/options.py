@@ -1,5 +1,7 @@
 """On what terms a model is asked: the template, budget and focus of a run, where they are left open and where not."""
 
+from collections.abc import Iterable
+
 from longvlm.pipeline.models.contract import ModelSpec
 from longvlm.pipeline.store.ledger import RegisteredRecipe
 from longvlm.schemas.errors import InputError
@@ -57,3 +59,27 @@ def fit_focus(stored: RegisteredRecipe, focus: Focus | None, budget: int | None)
             "use --focus even."
         )
     return focus if focus is not None or budget is not None else "even"
+
+
+def check_vocabulary(spec: ModelSpec, asked: Iterable[tuple[str, str | None, str]]) -> None:
+    """Refuse numbers and JSON that a model's vocabulary cannot spell.
+
+    Args:
+        spec: of the model.
+        asked: type, schema, and a question that is of these.
+
+    Raises:
+        InputError: there are some.
+    """
+    from longvlm.pipeline.answering.grammar import check_spelling
+    from longvlm.pipeline.engine.grammar import Speller
+
+    speller = Speller(spec.vocabulary)
+    for kind, schema, question in asked:
+        try:
+            check_spelling(speller, kind, schema)
+        except ValueError as error:
+            raise InputError(
+                f"the vocabulary of {spec.name} cannot spell the answer of type {kind} to {question!r} ({error}); ask "
+                "it as text, or ask another model."
+            ) from error

@@ -18,14 +18,22 @@ from longvlm.pipeline.store import access, catalog
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.recipe import AnswerRecipe
+from longvlm.schemas.recipe import TYPE_RULES, AnswerRecipe
 
-# A question's hash, 64 bits as 16 hex characters: of its text, or of all that says how it is to be answered, with unit
-# separators in between. In the plan it stands as a number.
-HASH = """
-CREATE TEMP MACRO hash_of(kind, choices, form, question) AS substr(sha256(CASE WHEN kind = 'text' THEN question
+_OTHER_RULES = " ".join(
+    f"WHEN '{kind}' THEN substr(sha256(id_of(kind, choices, form, question) || chr(31) || 'rule {number}'), 1, 16)"
+    for kind, number in TYPE_RULES.items()
+    if number > 1
+)
+# The id of a question that has none, 64 bits as 16 hex characters: a hash of its text, or of all that says how it is to
+# be answered, with unit separators in between. `hash_of` is the same, or where the rule of a type has changed, a hash of
+# it and the rule. In the plan it stands as a number.
+HASH = f"""
+CREATE TEMP MACRO id_of(kind, choices, form, question) AS substr(sha256(CASE WHEN kind = 'text' THEN question
     ELSE kind || chr(31) || coalesce(array_to_string(choices, chr(31)), '') || chr(31) || coalesce(form, '')
         || chr(31) || question END), 1, 16);
+CREATE TEMP MACRO hash_of(kind, choices, form, question) AS
+    CASE kind {_OTHER_RULES} ELSE id_of(kind, choices, form, question) END;
 CREATE TEMP MACRO as_number(hash) AS ('0x' || hash)::UBIGINT
 """
 _SELECTED = """
@@ -50,14 +58,17 @@ ORDER BY n LIMIT {limit}
 _PAIRS = """
 CREATE TEMP TABLE pairs AS
 WITH both_kinds AS (
-    SELECT n, q, question_id, hash_of("type", choices, "schema", question) AS hash
+    SELECT n, q, coalesce(question_id, id_of("type", choices, "schema", question)) AS question_id,
+        hash_of("type", choices, "schema", question) AS hash
     FROM given JOIN named ON video = name SEMI JOIN chosen USING (n)
     UNION ALL
     SELECT n, q, question_id, hash FROM chosen, (
-        SELECT q, question_id, hash_of("type", choices, "schema", question) AS hash FROM given WHERE video IS NULL
+        SELECT q, coalesce(question_id, id_of("type", choices, "schema", question)) AS question_id,
+            hash_of("type", choices, "schema", question) AS hash
+        FROM given WHERE video IS NULL
     )
 )
-SELECT n, coalesce(question_id, hash) AS question_id, min(q) AS q, min(as_number(hash)) AS hash,
+SELECT n, question_id, min(q) AS q, min(as_number(hash)) AS hash,
     max(as_number(hash)) AS other
 FROM both_kinds GROUP BY ALL
 """
@@ -87,7 +98,7 @@ WITH wave AS (
     SELECT n, q, (row_number() OVER (PARTITION BY n ORDER BY q) - 1) // $1 AS piece FROM pending WHERE wave = $2
 )
 SELECT video_id, uri, write_id,
-    list({'question_id': coalesce(question_id, hash_of("type", choices, "schema", question)), 'question': question,
+    list({'question_id': coalesce(question_id, id_of("type", choices, "schema", question)), 'question': question,
         'question_hash': hash_of("type", choices, "schema", question), 'type': "type", 'choices': choices,
         'schema': "schema"} ORDER BY q) AS questions
 FROM wave JOIN live USING (n) JOIN given USING (q)
@@ -102,11 +113,16 @@ SELECT (SELECT coalesce(sum(least($1 * num_segments + $2, $3)), 0) FROM videos_n
     count(*) FILTER ("type" NOT IN ('bool', 'choice'))
 FROM questions_now
 """
+# What is to be asked that a grammar holds; questions that differ in their words alone stand for each other.
+_HELD = """
+SELECT "type", "schema", first(question ORDER BY q) FROM pending JOIN given USING (q)
+WHERE "type" IN ('number', 'json') GROUP BY "type", "schema" ORDER BY min(q)
+"""
 # What was asked, a part at a time (the plan is stored in its own order), and the newest answer to each.
 _KEYS = """
 CREATE OR REPLACE TEMP TABLE keys AS
 SELECT n, q, status IS NOT NULL AS was_there, write_id, hash_of("type", choices, "schema", question) AS question_hash,
-    coalesce(question_id, question_hash) AS question_id
+    coalesce(question_id, id_of("type", choices, "schema", question)) AS question_id
 FROM plan JOIN live USING (n) JOIN given USING (q) WHERE plan.rowid >= $1 AND plan.rowid < $2
 """
 _GIVEN = "FROM ledger_answers WHERE answer_recipe = $1 AND write_id BETWEEN $2 AND $3"
@@ -146,6 +162,10 @@ class Asking:
     def workload(self, tokens_per_segment: int, num_global: int, budget: int | None) -> tuple[int, int, int]:
         """Of what is to be asked: visual tokens, each video's once; tokens of text, about; questions to decode for."""
         return self.con.execute(_WORKLOAD, [tokens_per_segment, num_global, budget]).fetchall()[0]
+
+    def held_by_grammars(self) -> list[tuple[str, str | None, str]]:
+        """Each type and schema of numbers and JSON to be asked for, and one question that does."""
+        return self.con.execute(_HELD).fetchall()
 
     def answers(self, snapshot: Snapshot, run_id: str) -> Iterator[dict[str, Any]]:
         """Rows of tables.ANSWERS to what was asked: those of this run, and those that were there before it.

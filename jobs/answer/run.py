@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longvlm.jobs.answer.estimate import estimate
-from longvlm.jobs.answer.options import fit_budget, fit_focus, fit_template
+from longvlm.jobs.answer.options import check_vocabulary, fit_budget, fit_focus, fit_template
 from longvlm.jobs.answer.plan import Asking, plan
 from longvlm.jobs.answer.stage import Answerer, AnswerTerms, failed_answer
 from longvlm.jobs.choose import choose_answer_model
@@ -124,7 +124,8 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     """Stages 1 to 4, about the live videos of a store.
 
     Raises:
-        InputError: the store, model, predicate, a question's video or the budget cannot be used; nothing is written.
+        InputError: the store, model, predicate, a question's video or the budget cannot be used, or the model's
+            vocabulary cannot spell an answer; nothing is written.
     """
     started_s = time.time()
     store = Store.open(order.store)
@@ -145,6 +146,7 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     )
     snapshot = store.pin()
     report = AnswerReport(new_run_id(), store, plan(snapshot, order.questions, recipe, order.where, order.limit))
+    check_vocabulary(spec, report.asking.held_by_grammars())
     if order.dry_run:
         report.estimate = estimate(report.asking, recipe, stored.recipe, spec.sight.num_global_tokens, snapshot)
     elif report.asking.num_pending:

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from longvlm.jobs.answer.options import fit_budget
+from longvlm.jobs.answer.options import check_vocabulary, fit_budget
 from longvlm.jobs.choose import absolute, choose_index_recipe, misfit
 from longvlm.jobs.compare.report import ComparedQuestion, Comparison, Key, PathReport
 from longvlm.jobs.compare.sample import Drawn, Watched, draw, watch_sample
@@ -87,6 +87,8 @@ def run_compare(order: CompareOrder) -> Comparison:
     index_recipe, model = choose_index_recipe(None, order.model, order.recipe, None)
     index_recipe, spec = replace(index_recipe, precision=order.precision), describe_model(model)
     _check_fit(index_recipe, spec)
+    held = (one for one in asked.values() if one["type"] in ("number", "json"))
+    check_vocabulary(spec, ((one["type"], one["schema"], one["question"]) for one in held))
     budgets = _fit_budgets(order, spec)
 
     run = _CompareRun(order, spec, index_recipe, asked)

@@ -34,7 +34,8 @@ WITH newest AS (
     ) = 1
 ),
 wanted AS (
-    SELECT q, n, hash_of("type", choices, "schema", question) AS hash, coalesce(question_id, hash) AS question_id
+    SELECT q, n, hash_of("type", choices, "schema", question) AS hash,
+        coalesce(question_id, id_of("type", choices, "schema", question)) AS question_id
     FROM given LEFT JOIN named ON video = name
 )
 SELECT w.question_id, l.video_id, l.uri, l.write_id, a.model, a.answer,

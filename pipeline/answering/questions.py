@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longvlm.pipeline.jsontext import compact, parse, schema_validator
+from longvlm.pipeline.jsontext import compact, parse
 from longvlm.pipeline.table_files import LIST, Column, Columns, read_batches, table_batches
 from longvlm.pipeline.text_files import UserFile
 from longvlm.schemas.errors import InputError
@@ -167,7 +167,9 @@ def _choice_list(text: str) -> list[str]:
 
 
 def _schema_text(text: str) -> str:
-    schema_validator(text)
+    from longvlm.pipeline.answering.grammar import check_schema  # with llguidance, which other questions do not need
+
+    check_schema(text)
     return compact(parse(text))  # the same schema is the same text, however a file lays it out
 
 

@@ -3,25 +3,25 @@
 text    the question verbatim, as the reference asks it; no value, the answer is all there is
 bool    Yes or No, whichever is likelier                                        true, false
 choice  the likeliest of the question's choices                                 the choice as it was given
-number  the one number of the answer                                            7, -0.5, 1234.5
-json    the first JSON value of the answer, if it fits the question's schema    compact JSON
+number  a number in digits                                                      7, -0.5, 1234.5
+json    a JSON value that fits the question's schema                            compact JSON
 
-A number or JSON value that cannot be read is asked for once more, in stricter words; after that the row is `unparsed`.
+Numbers and JSON are decoded by a grammar, so that there is nothing else to be read. Values are read more freely than
+that, out of sentences too: people write right answers, and stores hold answers of before there were grammars.
 """
 
 import re
 import unicodedata
 from collections.abc import Hashable, Mapping
-from functools import partial
 from math import isfinite
 from typing import Any
 
-from longvlm.pipeline.engine.requests import Request, Retry
+from longvlm.pipeline.answering.grammar import MAX_NUMBER_TOKENS, grammar_of
+from longvlm.pipeline.engine.requests import Request
 from longvlm.pipeline.jsontext import compact, first_value, schema_validator
 from longvlm.schemas.tables import TypedQuestion
 
 _BOOLS = {"Yes": "true", "No": "false"}
-_NUMBER_TOKENS = 48  # a number and a sentence around it; what talks on is asked again
 
 # A word of an answer that is a number: $-1,234.5e3%. Between thousands may also stand an apostrophe or one of the
 # spaces that do not break a line; a plain space might as well divide two numbers.
@@ -58,20 +58,15 @@ def as_request(key: Hashable, question: TypedQuestion) -> Request:
         return Request(key, "\n".join([text, "Answer with one of these:", *choices]), options=choices)
     longest = None
     if kind == "number":
-        longest = _NUMBER_TOKENS
-        once, again = "Answer with a number.", "Answer with one number in digits, such as 12 or 3.5, and nothing else."
+        instruction, longest = "Answer with a number.", MAX_NUMBER_TOKENS
     elif kind == "json" and question["schema"] is None:
-        once, again = "Answer in JSON.", "Answer with one JSON value and nothing else, not a word before or after it."
+        instruction = "Answer in JSON."
     elif kind == "json":
-        once = f"Answer in JSON that fits this schema: {question['schema']}"
-        again = (
-            "Answer with one JSON value and nothing else, not a word before or after it. It must have every property "
-            f"that this JSON schema requires, each of its type: {question['schema']}"
-        )
+        instruction = f"Answer in JSON that fits this schema: {question['schema']}"
     else:
         raise ValueError(f"unknown type {kind!r}")
-    retry = Retry(partial(_has_value, question), f"{text}\n{again}")
-    return Request(key, f"{text}\n{once}", retry=retry, max_new_tokens=longest)
+    grammar = grammar_of(kind, question["schema"])
+    return Request(key, f"{text}\n{instruction}", grammar=grammar, max_new_tokens=longest)
 
 
 def read_value(question: Mapping[str, Any], text: str) -> str | None:
@@ -91,10 +86,6 @@ def read_value(question: Mapping[str, Any], text: str) -> str | None:
     if kind == "json":
         return _read_json(text, question["schema"])
     return None
-
-
-def _has_value(question: TypedQuestion, text: str) -> bool:
-    return read_value(question, text) is not None
 
 
 def _read_number(text: str) -> str | None:

@@ -117,6 +117,7 @@ class Batch:
         self.seen_RP = torch.zeros(0, 0, device=self.device)
         self._reach = 0  # how many positions of its tail any open row has once its newest token is in
         self._step: RecordedStep | None = None  # of these rows and prefixes, as they lie now
+        self._logits_RV = self.seen_RP  # what the last step gave, where the host takes part in choosing
 
     @property
     def bytes_per_token(self) -> int:
@@ -190,12 +191,13 @@ class Batch:
         self._reach = max(self._reach, *(len(one.row.suffix) + 1 for one in begun))
         self._rebuild(self.tail_kv, kept, made, self._tail_room())
 
-    def decode(self, extend: Callable[[Growing, Tensor], None]) -> None:
+    def decode(self, extend: Callable[[Growing, Tensor], None], *, on_host: bool = False) -> None:
         """One step: every row's newest token goes in, and its next one comes of the logits.
 
         Args:
-            extend: gives every open row its next token, from logits [R, V]. It is part of the step, which a GPU
-                records: it neither waits for the device nor gives it numbers of the host's.
+            extend: gives every open row its next token, from logits [R, V].
+            on_host: the host takes part in `extend`. Else it neither waits for the device nor gives it numbers of the
+                host's, so that it is recorded with the step on a GPU.
 
         Raises:
             ValueError: there are no rows.
@@ -206,8 +208,14 @@ class Batch:
             self._rebuild(self.tail_kv, range(len(self.rows)), KeysValues(), self._tail_room())
         self._reach += 1
         if self._step is None:
-            self._step = self._new_step(self.growing, extend)
+            self._step = self._new_step(self.growing, self._keep_logits if on_host else extend)
         self._step()
+        if on_host:
+            extend(self.growing, self._logits_RV)
+
+    def _keep_logits(self, _: Growing, logits_RV: Tensor) -> None:
+        """Part of a recorded step: the logits lie where every replay writes them, for as long as they are held here."""
+        self._logits_RV = logits_RV
 
     def _new_step(self, growing: Growing, extend: Callable[[Growing, Tensor], None]) -> RecordedStep:
         """The step over what is here now, which changes nothing but the numbers in its tensors."""

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -20,11 +21,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longvlm.pipeline.engine.attention import rounded_up
 from longvlm.pipeline.engine.batch import Batch, SuffixPass
+from longvlm.pipeline.engine.grammar import Speller
 from longvlm.pipeline.engine.growing import Growing
 from longvlm.pipeline.engine.kv_budget import kv_budget
 from longvlm.pipeline.engine.logits import choose, likelihoods
+from longvlm.pipeline.engine.masks import Masks
 from longvlm.pipeline.engine.requests import Answer, Group, Stats
-from longvlm.pipeline.engine.sequences import OpenGroup, RequestRow, StemRow, lay_out_row, read_group
+from longvlm.pipeline.engine.sequences import OpenGroup, RequestRow, StemRow, read_group
 from longvlm.pipeline.models.contract import LanguageModel
 from longvlm.pipeline.models.markers import onto_segments
 from longvlm.pipeline.models.prefix import VideoPrefix
@@ -49,6 +52,7 @@ class Engine:
         self.max_rows = MAX_ROWS[model.device.type]
         self.stats = Stats()
         self._batch = Batch(model.llm, model.device)
+        self._speller = Speller(model.vocabulary)
         self._banned_ids, self._eos_ids = (tensor_on(model.device, ids) for ids in (model.banned_ids, model.eos_ids))
         self._queue: deque[OpenGroup] = deque()  # groups with rows that wait
         self._underway: list[RequestRow] = []
@@ -110,7 +114,7 @@ class Engine:
             elif (group := next(source, None)) is None:
                 return None
             else:
-                opened, refused = read_group(self.model, self.recipe, group)
+                opened, refused = read_group(self.model, self._speller, self.recipe, group)
                 self._done += refused
                 self._queue += [opened] if opened else []
         return self._queue[0]
@@ -141,8 +145,10 @@ class Engine:
         """Give the rows of a pass that are decoded their first token, and a place in the batch."""
         begun = [(one, one.row) for one in done.begun if isinstance(one.row, RequestRow)]
         if begun:
-            growing = self._growing([row for _, row in begun])
-            self._extend(growing, logits_WV[tensor_on(logits_WV.device, [one.watched.start for one, _ in begun])])
+            rows = [row for _, row in begun]
+            growing, masks = self._growing(rows), self._masks(rows)
+            logits_RV = logits_WV[tensor_on(logits_WV.device, [one.watched.start for one, _ in begun])]
+            self._extend(growing, logits_RV, masks)
             self._batch.add(done, [one for one, _ in begun], growing)
 
     def _growing(self, rows: Sequence[RequestRow]) -> Growing:
@@ -152,17 +158,29 @@ class Engine:
             drawn = to_device(pad_sequence([row.drawn for row in rows], batch_first=True), self.model.device)
         return Growing([len(row.suffix) for row in rows], [row.room for row in rows], drawn, self._eos_ids)
 
-    def _extend(self, growing: Growing, logits_RV: Tensor) -> None:
+    def _masks(self, rows: Sequence[RequestRow]) -> Masks | None:
+        """What keeps rows to their grammars; None where there are none."""
+        spellings = {i: row.spelling for i, row in enumerate(rows) if row.spelling is not None}
+        return Masks(spellings, self.model.device) if spellings else None
+
+    def _extend(self, growing: Growing, logits_RV: Tensor, masks: Masks | None = None) -> None:
         """Choose each row's next token."""
         if len(self._banned_ids):
             logits_RV.index_fill_(1, self._banned_ids, float("-inf"))
+        if masks is not None:
+            masks.apply(logits_RV)
         growing.extend(choose(logits_RV, growing.drawn, self.recipe))
 
     def _decode(self, growing: Growing) -> None:
         """One more token for every open row, and again until half of the rows are done."""
         started_s, num_rows = time.perf_counter(), len(self._batch.rows)
+        masks = self._masks(self._batch.rows)  # type: ignore[arg-type] # all of them are RequestRows
         while 2 * (num_open := growing.count_open()) > num_rows:
-            self._batch.decode(self._extend)
+            if masks is None:
+                self._batch.decode(self._extend)
+            else:
+                masks.take(growing)
+                self._batch.decode(partial(self._extend, masks=masks), on_host=True)
             self.stats.num_steps += 1
             self.stats.decode_tokens += num_open
         self.stats.decode_s += time.perf_counter() - started_s
@@ -211,19 +229,13 @@ class Engine:
             self._finish(row, row.request.options[best], seen_P, float(shares[best]))
 
     def _close(self, row: RequestRow, seen_P: Tensor) -> None:
-        """A row has come to its end: take its text, or ask once more."""
-        text, retry = self.model.decode(row.new), row.request.retry
-        if retry and row.question == row.request.question and not retry.accepts(text):
-            try:
-                again = lay_out_row(self.model, self.recipe, row.group, row.request, retry.question)
-            except TerminalError:
-                pass  # the longer question does not fit the context, so the first answer is the only one
-            else:
-                row.is_open = False
-                self._underway.remove(row)
-                self._put_back(again)
-                return
-        self._finish(row, text, seen_P)
+        """A row has come to its end: take its text."""
+        if row.spelling is None:
+            self._finish(row, self.model.decode(row.new), seen_P)
+        elif row.spelling.error is None:
+            self._finish(row, self._speller.text(row.new), seen_P)
+        else:
+            self._fail(row, TerminalError(ErrorCode.ANSWER_FAILED, row.spelling.error))
 
     def _finish(self, row: RequestRow, text: str, seen_P: Tensor, confidence: float | None = None) -> None:
         attention = _onto_prefix(self.model, seen_P[row.prefix.first_visual : len(row.prefix)], row.group.group.prefix)

@@ -62,6 +62,18 @@ class Growing:
         """Which tokens end an answer; `torch.isin` would wait for the device where there are many that do."""
         return (chosen_R[:, None] == self._ends_E).any(dim=1)
 
+    def fetch_newest(self) -> tuple[list[int], list[bool]]:
+        """The token that each row was given last, and whether the row is open: it means nothing where it is not."""
+        newest, is_open = Fetch(self.newest_R, self.is_open_R).wait()
+        return newest.tolist(), is_open.tolist()
+
+    def replace(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Put other tokens in the place of those that some open rows were given last."""
+        rows_N, tokens_N = tensor_on(self.newest_R.device, [rows, tokens])
+        self._ids_RX[rows_N, self._count_R[rows_N] - 1] = tokens_N
+        self.newest_R[rows_N] = tokens_N
+        self.is_open_R[rows_N] = ~self._ends(tokens_N)
+
     def count_open(self) -> int:
         """How many rows are open: the one thing of a step that the host waits for."""
         return int(self.is_open_R.sum())

@@ -8,18 +8,19 @@ V vocabulary.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
 
+from longvlm.pipeline.engine.grammar import Speller, Spelling
 from longvlm.pipeline.engine.logits import distinct_endings
+from longvlm.pipeline.engine.masks import Masks
 from longvlm.pipeline.engine.requests import Answer, Request
-from longvlm.pipeline.models.contract import Prompt
+from longvlm.pipeline.models.contract import Prompt, Vocabulary
 from longvlm.pipeline.models.llava.checkpoint import find_llava
 from longvlm.pipeline.models.longvlm.model import LongVLM
 from longvlm.pipeline.models.prefix import VideoPrefix
@@ -49,33 +50,47 @@ class View:
     inputs: Callable[[Tensor, int], dict[str, Tensor]]  # ids [T] and where the video begins -> what `forward` takes
 
 
+class _Held(LogitsProcessor):
+    """Keeps the one answer that `generate` makes greedily to its grammar."""
+
+    def __init__(self, spelling: Spelling) -> None:
+        self._spelling = spelling
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002 - the parameters of the interface
+        """Scores of which only the token that stands is above the others, [1, V]."""
+        allowed = scores.clone()
+        Masks({0: self._spelling}, scores.device).apply(allowed)
+        stands = self._spelling.take(int(allowed.argmax()))
+        return torch.full_like(scores, float("-inf")).index_fill_(1, torch.tensor([stands], device=scores.device), 0.0)
+
+
 class Plain:
     """A model of transformers, asked greedily, by its own `generate` and `forward`."""
 
     def __init__(
-        self, llm: Any, words: Words, recipe: AnswerRecipe, *, eos_ids: Sequence[int], banned_ids: Sequence[int]
+        self, llm: Any, words: Words, recipe: AnswerRecipe, *, vocabulary: Vocabulary, banned_ids: Sequence[int]
     ) -> None:
         self.llm, self.words, self.recipe = llm, words, recipe
         self.context = int(llm.config.get_text_config().max_position_embeddings)
-        self.eos_ids = tuple(eos_ids)
+        self.eos_ids, self._speller = vocabulary.eos_ids, Speller(vocabulary)
         # In place of the checkpoint's own, whose sampling and penalties `generate` would fall back on. Ids that stand
         # for no text are suppressed, as the engine does.
         llm.generation_config = GenerationConfig(
             do_sample=False,
-            eos_token_id=list(eos_ids),
-            pad_token_id=eos_ids[0],
+            eos_token_id=list(self.eos_ids),
+            pad_token_id=self.eos_ids[0],
             suppress_tokens=list(banned_ids) or None,
         )
 
     @torch.inference_mode()
     def answer(self, view: View, request: Request) -> Answer:
-        """What the engine answers too: the likeliest option, or decoded text, asked for once more if it is refused.
+        """What the engine answers too: the likeliest option, or decoded text, kept to a grammar if there is one.
 
         A request that cannot be answered carries its error.
         """
         started_s = time.perf_counter()
         try:
-            answer = self._choose(view, request) if request.options else self._write(view, request)
+            answer = self._choose(view, request) if request.options else self._generate(view, request)
         except TerminalError as error:
             answer = Answer(request.key, error=error)
         return replace(answer, num_visual_tokens=view.num_rows, latency_ms=(time.perf_counter() - started_s) * 1e3)
@@ -94,20 +109,17 @@ class Plain:
         best = int(shares.argmax())
         return Answer(request.key, request.options[best], float(shares[best]), num_prompt_tokens=len(prompt.ids))
 
-    def _write(self, view: View, request: Request) -> Answer:
-        answer = self._generate(view, request, request.question)
-        if request.retry and not request.retry.accepts(answer.text or ""):
-            with suppress(TerminalError):  # the longer question does not fit: the first answer is the only one
-                answer = self._generate(view, request, request.retry.question)
-        return answer
-
-    def _generate(self, view: View, request: Request, question: str) -> Answer:
-        prompt = self._lay_out(view, question, 1)
+    def _generate(self, view: View, request: Request) -> Answer:
+        prompt = self._lay_out(view, request.question, 1)
         most = min(request.max_new_tokens or self.recipe.max_new_tokens, self.recipe.max_new_tokens)
+        room = min(most, self.context - len(prompt.ids))
+        held = LogitsProcessorList()
+        if request.grammar is not None:
+            held.append(_Held(self._speller.begin(request.grammar, room)))
         inputs = view.inputs(self._tensor(prompt.ids), prompt.first_patch)
-        made_T = self.llm.generate(**inputs, max_new_tokens=min(most, self.context - len(prompt.ids)))[0]
+        made_T = self.llm.generate(**inputs, max_new_tokens=room, logits_processor=held)[0]
         new = made_T[len(prompt.ids) if "input_ids" in inputs else 0 :].tolist()
-        text = self.words.decode(new)
+        text = self.words.decode(new) if request.grammar is None else self._speller.text(new)
         return Answer(request.key, text, num_prompt_tokens=len(prompt.ids), num_new_tokens=len(new))
 
     def _lay_out(self, view: View, question: str, least: int) -> Prompt:
@@ -138,7 +150,8 @@ class PlainLlava(Plain):
         logging.disable_progress_bar()  # a command shows its own
         llm = AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=getattr(torch, recipe.precision))
         banned_ids = (*sorted(chat.marks), *range(chat.num_ids, config.text_config.vocab_size))
-        super().__init__(llm.to(device).eval(), chat, recipe, eos_ids=checkpoint.eos_ids(chat), banned_ids=banned_ids)
+        vocabulary = Vocabulary(chat.tokenizer.backend_tokenizer, tuple(checkpoint.eos_ids(chat)))
+        super().__init__(llm.to(device).eval(), chat, recipe, vocabulary=vocabulary, banned_ids=banned_ids)
         self._pixels = Pixels.from_folder(checkpoint.folder, config.vision_config.image_size)
         self._is_video = checkpoint.family.modality == "video"
         one, two = (self._count_rows(num_frames) for num_frames in (1, 2))
@@ -180,7 +193,7 @@ class PlainLongVLM(Plain):
     """A LongVLM, which transformers does not know as a whole: its LLaMA, asked over projected tokens."""
 
     def __init__(self, model: LongVLM, recipe: AnswerRecipe) -> None:
-        super().__init__(model.llm, model, recipe, eos_ids=model.eos_ids, banned_ids=model.banned_ids)
+        super().__init__(model.llm, model, recipe, vocabulary=model.vocabulary, banned_ids=model.banned_ids)
         self._model = model
 
     def show(self, prefix: VideoPrefix) -> View:

@@ -1,6 +1,6 @@
 """What the engine is given and what it gives: questions about a video in, answers out."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,21 +10,13 @@ from longvlm.schemas.errors import TerminalError
 
 
 @dataclass(frozen=True, eq=False)
-class Retry:
-    """What to ask instead, once, when an answer is not of its type."""
-
-    accepts: Callable[[str], bool]
-    question: str
-
-
-@dataclass(frozen=True, eq=False)
 class Request:
     """A question about a group's video."""
 
     key: Hashable  # what its answer will be known by
     question: str
     options: tuple[str, ...] = ()  # if any, the answer is the likeliest of them, and nothing is decoded
-    retry: Retry | None = None
+    grammar: str | None = None  # of llguidance: what the text of the answer has to be
     max_new_tokens: int | None = None  # where its answer is short by nature; the recipe's limit holds as well
 
 

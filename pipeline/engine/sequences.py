@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longvlm.pipeline.engine.batch import PromptPrefix, Row
+from longvlm.pipeline.engine.grammar import Speller, Spelling
 from longvlm.pipeline.engine.logits import distinct_endings, draw
 from longvlm.pipeline.engine.requests import Answer, Group, Request
 from longvlm.pipeline.models.contract import LanguageModel
@@ -28,8 +29,9 @@ class RequestRow(Row):
 
     group: "OpenGroup" = field(kw_only=True)
     request: Request = field(kw_only=True)
-    question: str = field(kw_only=True)  # the request's, or its retry's
     options: tuple[tuple[int, ...], ...] = field(kw_only=True)  # the ids of each
+    begun: Spelling | None = field(kw_only=True)  # an answer that a grammar holds, before its first token
+    spelling: Spelling | None = field(init=False)  # and how far it has come
     drawn: Tensor = field(init=False)  # the random numbers of its tokens, where they are sampled
     started_s: float = field(init=False)
     judged: dict[int, float] = field(init=False)  # log-likelihoods of options
@@ -39,7 +41,8 @@ class RequestRow(Row):
         """Begin, or begin again, with nothing of an earlier try left."""
         self.new, self.is_open, self.judged, self.seen = [], True, {}, {}
         if recipe.temperature:
-            self.drawn = draw(recipe, self.question, self.room)
+            self.drawn = draw(recipe, self.request.question, self.room)
+        self.spelling = None if self.begun is None else self.begun.copy(self.room)
         self.started_s = time.perf_counter()
 
     def to_begin(self) -> "list[RequestRow] | list[StemRow]":
@@ -73,7 +76,9 @@ class OpenGroup:
     pending: deque[RequestRow] = field(default_factory=deque)
 
 
-def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tuple[OpenGroup | None, list[Answer]]:
+def read_group(
+    model: LanguageModel, speller: Speller, recipe: AnswerRecipe, group: Group
+) -> tuple[OpenGroup | None, list[Answer]]:
     """A group as rows that wait, and the answers of those requests that cannot be answered at all.
 
     Raises:
@@ -98,22 +103,23 @@ def read_group(model: LanguageModel, recipe: AnswerRecipe, group: Group) -> tupl
     refused = []
     for request in group.requests:
         try:
-            opened.pending.append(lay_out_row(model, recipe, opened, request, request.question))
+            opened.pending.append(_lay_out_row(model, speller, recipe, opened, request))
         except TerminalError as error:
             refused.append(Answer(request.key, num_visual_tokens=len(visual_MD), error=error))
     return opened, refused
 
 
-def lay_out_row(
-    model: LanguageModel, recipe: AnswerRecipe, group: OpenGroup, request: Request, question: str
+def _lay_out_row(
+    model: LanguageModel, speller: Speller, recipe: AnswerRecipe, group: OpenGroup, request: Request
 ) -> RequestRow:
-    """The row of a question, which is the request's own or its retry's.
+    """The row of a question.
 
     Raises:
-        TerminalError: PROMPT_TOO_LONG; ANSWER_FAILED where the tokenizer cannot tell options apart or the question
-            contains a mark of the video's place.
+        TerminalError: PROMPT_TOO_LONG; CUT_OFF where no answer that the grammar allows is as short as it would have to
+            be; ANSWER_FAILED where the tokenizer cannot tell options apart, the vocabulary cannot spell the grammar, or
+            the question contains a mark of the video's place.
     """
-    prompt = model.lay_out(question, 1, recipe.template)
+    prompt = model.lay_out(request.question, 1, recipe.template)
     if prompt.ids[: prompt.first_patch] != group.before:
         raise ValueError(f"the template {recipe.template} does not begin every prompt alike")
     suffix = prompt.ids[prompt.first_patch + 1 :]
@@ -130,4 +136,5 @@ def lay_out_row(
             "with a smaller --budget, or ask less.",
         )
     room = least if options else min(request.max_new_tokens or recipe.max_new_tokens, recipe.max_new_tokens, free)
-    return RequestRow(group.prefix, suffix, room=room, group=group, request=request, question=question, options=options)
+    begun = None if request.grammar is None else speller.begin(request.grammar, room)
+    return RequestRow(group.prefix, suffix, room=room, group=group, request=request, options=options, begun=begun)

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from longvlm.pipeline.models.prefix import Sight, VideoPrefix
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """What a model's answers are spelt in."""
+
+    tokenizer: Tokenizer
+    eos_ids: tuple[int, ...]  # tokens that end an answer
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class ModelSpec:
     context: int  # longest prompt and answer, in tokens
     templates: tuple[str, ...]  # prompt templates it can be asked with, the default first
     family: str  # longvlm | llava | llava_next_video | llava_onevision
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,10 @@ class LanguageModel(Protocol):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its answers are spelt in."""
 
     @property
     def banned_ids(self) -> tuple[int, ...]:

@@ -128,6 +128,20 @@ def _save(path, model, processor) -> Path:
     return folder
 
 
+def byte_fallback_tokenizer(pieces=("▁", *'{}[]":,. -', *"0123456789", "▁{", '":', "▁7", "12", "red")) -> Tokenizer:
+    """As LLaMA's: some pieces, of which a space before a word is part, and a token for every byte that they lack."""
+    special = ["<unk>", "<s>", "</s>"]
+    vocab = {token: i for i, token in enumerate([*special, *(f"<0x{i:02X}>" for i in range(256)), *pieces])}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    return tokenizer
+
+
 # In the words of the checkpoints that people download: LLaVA's turns, and Qwen's.
 _TURNS = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.contract import ModelSpec, Prompt
+from longvlm.pipeline.models.contract import ModelSpec, Prompt, Vocabulary
 from longvlm.pipeline.models.llava.chat import NAME, ChatTemplate
 from longvlm.pipeline.models.llava.checkpoint import NEWLINE, PROJECTOR, find_llava
 from longvlm.pipeline.models.longvlm.checkpoint import LLAMA_FIELDS
@@ -58,6 +58,11 @@ class Llava:
     def mm_hidden_size(self) -> int:
         """Width of a visual token before projection."""
         return int(self.projector.linear_1.in_features)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its answers are spelt in."""
+        return Vocabulary(self.chat.tokenizer.backend_tokenizer, self.eos_ids)
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -140,6 +145,7 @@ def describe_llava(model: str) -> ModelSpec:
         context=text.max_position_embeddings,
         templates=(NAME,),
         family=config.model_type,
+        vocabulary=Vocabulary(chat.tokenizer.backend_tokenizer, tuple(checkpoint.eos_ids(chat))),
     )
 
 

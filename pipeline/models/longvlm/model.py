@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.contract import ModelSpec, Prompt
+from longvlm.pipeline.models.contract import ModelSpec, Prompt, Vocabulary
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, check_tensors, find_checkpoint
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer, special_ids
 from longvlm.pipeline.models.markers import interleave
@@ -64,6 +64,11 @@ class LongVLM:
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.projector.weight.device
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its answers are spelt in."""
+        return Vocabulary(self.tokenizer, self.eos_ids)
 
     @property
     def mm_hidden_size(self) -> int:
@@ -142,6 +147,7 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
         context=config.max_position_embeddings,
         templates=checkpoint.templates,
         family="longvlm",
+        vocabulary=Vocabulary(tokenizer, _eos_ids(config)),
     )
 
 
@@ -167,7 +173,6 @@ def load_longvlm(
     llm.load_state_dict(weights, assign=True)
     with torch.device(device):
         llm.model.rotary_emb = LlamaRotaryEmbedding(config)  # its buffers stand in no file
-    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     video_ids = sorted(token_id(tokenizer, token) for token in VIDEO_TOKENS)
     return LongVLM(
         name=model,
@@ -177,7 +182,7 @@ def load_longvlm(
         use_start_end=checkpoint.use_start_end,
         layout=checkpoint.layout,
         templates=checkpoint.templates,
-        eos_ids=tuple(eos),
+        eos_ids=_eos_ids(config),
         banned_ids=(*video_ids, *range(tokenizer.get_vocab_size(), config.vocab_size)),
     )
 
@@ -225,6 +230,11 @@ def _llama_config(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> LlamaCo
     except (StrictDataclassError, ValueError, KeyError) as error:
         reason = str(error).replace("\n", " ").strip().rstrip(".")
         raise InputError(f"config.json of {checkpoint.name} describes no LLaMA ({reason}); correct it.") from error
+
+
+def _eos_ids(config: LlamaConfig) -> tuple[int, ...]:
+    eos = config.eos_token_id
+    return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
 def _check_tensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: LlamaConfig) -> None:

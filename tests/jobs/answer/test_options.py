@@ -3,13 +3,15 @@ from dataclasses import replace
 import pytest
 from stores import LONG
 
-from longvlm.jobs.answer.options import ROOM_FOR_QUESTION, fit_budget, fit_focus, fit_template
-from longvlm.pipeline.models.contract import ModelSpec
+from longvlm.jobs.answer.options import ROOM_FOR_QUESTION, check_vocabulary, fit_budget, fit_focus, fit_template
+from longvlm.pipeline.models.contract import ModelSpec, Vocabulary
+from longvlm.pipeline.models.longvlm.init import word_tokenizer
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.store.ledger import RegisteredRecipe
 from longvlm.schemas.errors import InputError
 
-SPEC = ModelSpec("m", Sight("t", -2, 5), "w", 64, 2048, ("one", "two"), "longvlm")
+WORDS = Vocabulary(word_tokenizer(["red", "car"]), (2,))
+SPEC = ModelSpec("m", Sight("t", -2, 5), "w", 64, 2048, ("one", "two"), "longvlm", WORDS)
 SEEN = RegisteredRecipe(LONG.fingerprint, "long", LONG.spec(), "m", active=True, registered_seq=1)
 BLIND_TOWER = replace(LONG, tower=replace(LONG.tower, search_dim=None))
 BLIND = replace(SEEN, spec=BLIND_TOWER.spec())
@@ -43,3 +45,22 @@ def test_every_video_is_answered_unless_a_budget_is_named():
     assert fit_focus(BLIND, "even", 100) == "even"
     with pytest.raises(InputError, match="use --focus even"):
         fit_focus(BLIND, "question", 100)
+
+
+def test_what_a_vocabulary_cannot_spell_is_refused_by_the_question():
+    digits = replace(SPEC, vocabulary=Vocabulary(word_tokenizer([*"0123456789"]), (2,)))
+    few = replace(SPEC, vocabulary=Vocabulary(word_tokenizer([*"012345789"]), (2,)))
+    braces = replace(SPEC, vocabulary=Vocabulary(word_tokenizer([*"{}"]), (2,)))
+    number, anything = ("number", None, "How many?"), ("json", None, "What?")
+    schema = ("json", '{"type":"object"}', "What?")
+    check_vocabulary(SPEC, [])
+    check_vocabulary(digits, [number, anything])  # a number is JSON
+    check_vocabulary(braces, [schema])
+    for spec, asked, says in (
+        (SPEC, number, "of m cannot spell the answer of type number to 'How many?' .it has no token for 0 1 2 3 4 5 6"),
+        (few, number, "no token for 6"),
+        (digits, schema, r"of type json to 'What\?' .it has no token for { } \[ \] \" : ,\)"),
+        (SPEC, anything, "ask it as text, or ask another model"),
+    ):
+        with pytest.raises(InputError, match=says.replace("many?'", "many\\?'")):
+            check_vocabulary(spec, [asked])

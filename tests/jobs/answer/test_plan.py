@@ -84,6 +84,35 @@ def test_an_id_is_the_hash_where_the_file_has_none(store):
     assert question["question_id"] == question["question_hash"] == hashlib.sha256(b"What?").hexdigest()[:16]
 
 
+def test_answers_of_a_type_whose_rule_changed_are_other_answers_under_the_same_id(store, monkeypatch):
+    rows = [ask("How many?", "v0", type="number"), ask("What?", "v0"), ask("Red?", "v0", type="bool")]
+    before = hashlib.sha256(b"number\x1f\x1f\x1fHow many?").hexdigest()[:16]  # as 0.1.0 had it while it asked twice
+    many, *others = groups(planned(store, *rows))[0]["questions"]
+    assert many["question_id"] == before
+    assert many["question_hash"] == hashlib.sha256(f"{before}\x1frule 2".encode()).hexdigest()[:16]
+    assert all(one["question_id"] == one["question_hash"] for one in others)
+    ids = [many["question_id"], *(one["question_id"] for one in others)]
+    hashes = [before, *(one["question_hash"] for one in others)]
+    old = [
+        {"question_id": name, "question_hash": hashed, "write_id": groups(planned(store, *rows))[0]["write_id"],
+         "status": "answered", "run_id": "old", "answer_recipe": RECIPE.fingerprint, "created_at": 1}
+        for name, hashed in zip(ids, hashes, strict=True)
+    ]  # fmt: skip
+    store.append("answers", pa.Table.from_pylist(old, schema=tables.ANSWERS))
+    again = planned(store, *rows)
+    assert (again.num_pending, again.reused) == (1, {"answered": 2})
+    assert pairs(again) == [(uri_of("v0"), "How many?")]
+
+
+def test_types_and_schemas_that_grammars_hold_are_told_once_each(store):
+    schemas = ['{"type":"array"}', '{"type":"object"}']
+    rows = [ask(f"What {n}?", type="json", schema=schema) for n in range(3) for schema in schemas]
+    found = planned(store, *rows, ask("How many?", type="number"), ask("How much?", type="number"), ask("What?"))
+    assert found.held_by_grammars() == [
+        ("json", schemas[0], "What 0?"), ("json", schemas[1], "What 0?"), ("number", None, "How many?")
+    ]  # fmt: skip
+
+
 def test_the_same_question_is_asked_once(store):
     found = planned(store, ask("What?"), ask("What?"), ask("What?", video="v1"), ask("What?", video=uri_of("v1")))
     assert found.num_asked == 6

@@ -81,25 +81,25 @@ def test_answers_are_what_the_model_says_about_the_stored_tokens(answering, mode
     assert report["decode"]["done"] == sum(row["num_new_tokens"] - 1 for row in rows)
 
 
-def test_typed_answers_have_values_and_confidence_or_say_that_they_could_not_be_read(answering):
+def test_typed_answers_have_values_and_those_of_options_confidence(answering):
     make, groups = answering
     typed = [
         question("1", "Is it red?", "bool"),
         question("2", "Which color?", "choice", choices=["red", "blue", "green"]),
         question("3", "How many squares?", "number"),
-        question("4", "What is there?", "json"),
+        question("4", "What is there?", "json", schema='{"type":"object"}'),
     ]
-    yes, color, number, anything = rows_of(make()[0], groups(*typed, count=1))
+    yes, color, number, thing = rows_of(make()[0], groups(*typed, count=1))
     assert yes["answer"] in ("Yes", "No")
     assert yes["value"] == {"Yes": "true", "No": "false"}[yes["answer"]]
     assert 0.5 <= yes["confidence"] <= 1
     assert color["answer"] == color["value"] in ("red", "blue", "green")
     assert 1 / 3 <= color["confidence"] <= 1
     assert yes["num_new_tokens"] == color["num_new_tokens"] == 0
-    for row in (number, anything):  # random words are neither, unless by chance
-        assert row["status"] == ("unparsed" if row["value"] is None else "answered")
-        assert row["answer"]
-    assert anything["status"] == "unparsed"
+    assert (number["status"], number["confidence"]) == ("answered", None)
+    assert float(number["value"]) == float(number["answer"])
+    assert (thing["status"], thing["error_code"]) == ("failed", "answer_failed")  # the model's words have no brace
+    assert "spelt" in thing["error"]
 
 
 def test_evidence_joins_to_the_segments_and_sums_to_one(answering, indexed):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longvlm.pipeline.engine.engine import Engine
-from longvlm.pipeline.engine.requests import Group, Request, Retry
+from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.prompt import tidy
@@ -319,23 +319,6 @@ def test_one_row_that_never_fits_fails_and_the_others_go_on(served):
     found = {answer.key: answer for answer in engine.answer(iter([big, small]))}
     assert found[1, "What?"].error.code is ErrorCode.MEMORY_LIMIT
     assert found[2, "What?"].text
-
-
-def test_a_text_that_is_not_accepted_is_asked_for_once_more(served):
-    asked = []
-
-    def accepts(text):
-        asked.append(text)
-        return False
-
-    retry = Retry(accepts, "Count the red dogs, please.")
-    found = answers(served, [group(7, Request("it", "How many?", retry=retry), "Who?", seed=3)], max_rows=2)
-    reworded = answers(served, [group(7, "Count the red dogs, please.", seed=3)])
-    assert len(found) == 2
-    assert len(asked) == 1
-    assert found["it"].text == reworded[3, "Count the red dogs, please."].text
-    fine = answers(served, [group(7, Request("it", "How many?", retry=Retry(bool, "No?")), seed=3)])
-    assert fine["it"].text == asked[0]
 
 
 def test_a_request_may_ask_for_fewer_tokens(served):

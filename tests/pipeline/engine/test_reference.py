@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.reference import PlainLlava, PlainLongVLM
-from longvlm.pipeline.engine.requests import Request, Retry
+from longvlm.pipeline.engine.requests import Request
 from longvlm.pipeline.models.llava.model import load_llava
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.errors import ErrorCode
@@ -110,19 +111,14 @@ def test_options_are_judged_by_a_forward_pass_over_each(folder, device, agree):
     assert answer.num_new_tokens == 0
 
 
-def test_an_answer_that_is_refused_is_asked_for_once_more(folders):
-    plain = PlainLlava(str(folders["llava"]), recipe())
-    view, refused = plain.show(frames(1)), []
-
-    def refuse(text):
-        refused.append(text)
-        return False
-
-    again = plain.answer(view, Request(0, "What?", retry=Retry(refuse, "What exactly?")))
-    assert again.text == plain.answer(view, Request(0, "What exactly?")).text
-    assert refused == [plain.answer(view, Request(0, "What?")).text]
-    too_long = Retry(refuse, "What " * 2000)
-    assert plain.answer(view, Request(0, "What?", retry=too_long)).text == refused[0]
+def test_a_grammar_is_kept_as_the_engine_keeps_it(folder):
+    plain = PlainLlava(str(folder), recipe(max_new_tokens=40))
+    view = plain.show(frames(1))
+    schema = '{"type":"object","required":["a"],"properties":{"a":{"type":"string"}},"additionalProperties":false}'
+    for kind, form in (("number", None), ("json", schema)):
+        question = {"question": "What?", "type": kind, "choices": None, "schema": form}
+        answer = plain.answer(view, as_request("it", question))
+        assert read_value(question, answer.text) is not None
     short = plain.answer(view, Request(0, "What?", max_new_tokens=2))
     assert short.num_new_tokens == 2
 

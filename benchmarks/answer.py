@@ -18,6 +18,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -25,7 +27,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from benchmarks.measure import bandwidth, interleave, peak_flops
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request, Stats
-from longvlm.pipeline.models.contract import Prompt
+from longvlm.pipeline.models.contract import Prompt, Vocabulary
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
@@ -86,6 +88,11 @@ class RandomModel:
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.projector.weight.device
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of no words."""
+        return Vocabulary(Tokenizer(WordLevel({}, unk_token="")), self.eos_ids)
 
     @property
     def mm_hidden_size(self) -> int:

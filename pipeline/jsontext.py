@@ -123,35 +123,35 @@ def schema_validator(schema_text: str) -> Any:
 
 def _in_linear_time(kind: Any) -> Any:
     """A class of validators whose regular expressions are RE2's: Python's may take for ever over thirty characters."""
-    from jsonschema import ValidationError
     from jsonschema.validators import extend
 
-    def pattern(_: Any, wanted: str, value: Any, __: Any) -> Iterator[Any]:
-        if isinstance(value, str) and not _is_found(wanted, value):
-            yield ValidationError(f"{value!r} does not match {wanted!r}")
+    keywords = {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    }
+    return extend(kind, keywords)
 
-    def pattern_properties(validator: Any, parts: dict[str, Any], value: Any, _: Any) -> Iterator[Any]:
-        if isinstance(value, dict):
-            for wanted, part in parts.items():
-                for name in value:
-                    if _is_found(wanted, name):
-                        yield from validator.descend(value[name], part, path=name, schema_path=wanted)
 
-    def additional_properties(validator: Any, part: Any, value: Any, schema: dict[str, Any]) -> Iterator[Any]:
-        if isinstance(value, dict):
-            named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
-            for name in value:
-                if name not in named and not any(_is_found(wanted, name) for wanted in patterns):
-                    yield from validator.descend(value[name], part, path=name)
+def _pattern(_: Any, pattern: str, value: Any, __: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
 
-    return extend(
-        kind,
-        {
-            "pattern": pattern,
-            "patternProperties": pattern_properties,
-            "additionalProperties": additional_properties,
-        },
-    )
+    if isinstance(value, str) and not _is_found(pattern, value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, parts: dict[str, Any], value: Any, _: Any) -> Iterator[Any]:
+    for name in value if isinstance(value, dict) else ():
+        for pattern, part in parts.items():
+            if _is_found(pattern, name):
+                yield from validator.descend(value[name], part, path=name, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, part: Any, value: Any, schema: dict[str, Any]) -> Iterator[Any]:
+    patterns = schema.get("patternProperties", {})
+    for name in value if isinstance(value, dict) else ():
+        if name not in schema.get("properties", {}) and not any(_is_found(pattern, name) for pattern in patterns):
+            yield from validator.descend(value[name], part, path=name)
 
 
 def _is_found(pattern: str, text: str) -> bool:

@@ -6,8 +6,8 @@ make a segment. A fingerprint is of both, so that what was made before stays goo
 * A new field gets a default that stands for "as before", and is marked as `ADDED`: at its default it is not hashed, and
   no recipe that exists changes its fingerprint. That default never changes; what is better is set where a recipe is
   built. The fields of 0.1.0 are not marked and are always hashed, because the stores of 0.1.0 hold such fingerprints.
-* A rule that changes gets the next number in the table of its recipe (`INDEX_RULES`, `ANSWER_RULES`, `TRAIN_RULES`; `TYPE_RULES` for answers of one
-  type).
+* A rule that changes gets the next number in the table of its recipe (`INDEX_RULES`, `ANSWER_RULES`, `TRAIN_RULES`), or
+  where it is of one type of answers alone, in `TYPE_RULES`, which the hash of a question is of.
   Raise it in the commit after which the same fields give other tokens, answers or weights, beyond the rounding of
   arithmetic. All that was made by the rule before becomes stale by that: videos are watched and questions asked again.
   Do not raise it for speed, memory, or what only turns failures into results. A rule's first number is not hashed.

@@ -25,9 +25,9 @@ _OTHER_RULES = " ".join(
     for kind, number in TYPE_RULES.items()
     if number > 1
 )
-# The id of a question that has none, 64 bits as 16 hex characters: a hash of its text, or of all that says how it is to
-# be answered, with unit separators in between. `hash_of` is the same, or where the rule of a type has changed, a hash of
-# it and the rule. In the plan it stands as a number.
+# The id of a question that has none, 64 bits as 16 hex characters: of its text, or of all that says how it is to be
+# answered, with unit separators in between. A question's hash is the same, or where the rule of its type has changed, a
+# hash of that and the rule's number. In the plan it stands as a number.
 HASH = f"""
 CREATE TEMP MACRO id_of(kind, choices, form, question) AS substr(sha256(CASE WHEN kind = 'text' THEN question
     ELSE kind || chr(31) || coalesce(array_to_string(choices, chr(31)), '') || chr(31) || coalesce(form, '')

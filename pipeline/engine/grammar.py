@@ -268,7 +268,8 @@ def _tokens_of(vocabulary: Vocabulary) -> Any:
     try:
         return LLTokenizer(vocabulary.tokenizer.to_str(), eos_token=eos_ids)
     except ValueError:  # "can't determine decoder type"
-        return LLTokenizer(_Words(vocabulary), eos_token=eos_ids)
+        words: Any = _Words(vocabulary)
+        return LLTokenizer(words, eos_token=eos_ids)
 
 
 def _follow(tokens: Any, grammar: str) -> Any:

@@ -26,7 +26,8 @@ _MARKS, _DIGITS = '{}[]":,', "0123456789"
 _ANY = "any-value"  # among the definitions of a schema
 _REF = {"$ref": f"#/$defs/{_ANY}"}
 _BOUNDS = {"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER, "maxLength": MAX_TEXT}
-_FLAT = {**_BOUNDS, "items": False, "additionalProperties": False}  # in allOf: llguidance merges nothing endless
+# Within allOf, whose parts llguidance merges: it could not merge any value with any value to no end.
+_PART = {**_BOUNDS, "items": _BOUNDS, "additionalProperties": _BOUNDS}
 # No white space, and escapes only of what has to be escaped: others spell the same key in another way.
 _STYLE = {"whitespace_flexible": False, "json_allowed_escapes": 'nrtbf\\"'}
 _FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
@@ -128,7 +129,7 @@ def _bounded(schema: Any, of_rest: dict[str, Any]) -> Any:
     _refuse(schema)
     found = {name: part for name, part in schema.items() if name != "format" or part in _FORMATS}
     for name, part in found.items():
-        within = _FLAT if name == "allOf" else of_rest
+        within = _PART if name == "allOf" else of_rest
         if name in _NAMED and isinstance(part, dict):
             found[name] = {key: _bounded(one, within) for key, one in part.items()}
         elif name in _SOME and isinstance(part, list):

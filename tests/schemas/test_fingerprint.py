@@ -136,6 +136,13 @@ def test_each_rule_is_hashed_from_its_second_number_on(rules, of, monkeypatch):
     assert of.fingerprint == before
 
 
+def test_rules_of_one_type_leave_the_fingerprints_of_recipes_alone(monkeypatch):
+    before = ANSWER.fingerprint
+    for kind in recipe.TYPE_RULES:
+        monkeypatch.setitem(recipe.TYPE_RULES, kind, 9)
+    assert ANSWER.fingerprint == before
+
+
 @pytest.mark.parametrize(
     ("read", "spec"),
     [(recipe.from_spec, long(CLIP_L).spec()), (training.from_spec, training.lora().spec())],

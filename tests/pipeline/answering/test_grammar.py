@@ -48,6 +48,11 @@ def test_what_could_not_be_read_or_has_no_end_is_no_json(text):
         ({"type": "integer", "minimum": 10**17}, str(10**17), "1"),
         ({"items": True}, '[["a"]]', f'["{"a" * (MAX_TEXT + 1)}"]'),
         ({"allOf": [{"properties": {"a": {"type": "null"}}}, {"required": ["a"]}]}, '{"a":null}', '{"a":1}'),
+        (
+            {"allOf": [{"required": ["a"], "properties": {"a": {"type": "array", "minItems": 1}}}, {"properties": {}}]},
+            '{"a":["b"]}',
+            '{"a":[]}',
+        ),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"enum": [1, "é"]}}}, '"é"', "2"),
         ({"type": "object", "properties": {"a": {"$ref": "#"}}}, '{"a":{"a":{}}}', '{"a":1}'),
         ({"type": "string", "pattern": "^\\D\\w+$"}, '"xa"', '"1a"'),

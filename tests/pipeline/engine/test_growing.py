@@ -34,3 +34,14 @@ def test_rows_are_kept_and_joined_with_their_random_numbers():
     rows.extend(torch.tensor([8, 8]))
     assert rows.fetch()[0] == [[4, 5, 5], [6, 5, 5, 8, 8]]
     assert rows.count_open() == 0
+
+
+def test_a_token_is_put_in_the_place_of_the_newest_and_may_end_its_row():
+    rows = Growing([4, 5, 6], [9, 9, 9], None, ENDS)
+    rows.extend(torch.tensor([3, 4, 5]))
+    rows.extend(torch.tensor([6, 6, 2]))
+    assert rows.fetch_newest() == ([6, 6, 5], [True, True, False])
+    rows.replace([0, 1], [8, 7])
+    assert rows.count_open() == 1
+    assert rows.newest_R.tolist()[0] == 8
+    assert rows.fetch()[0] == [[3, 8], [4, 7], [5, 2]]

@@ -23,7 +23,7 @@ MAX_NUMBER_TOKENS = 25  # where each is a character, with the end mark
 _SPACE = " ?"  # ahead of an answer: many a tokenizer has it in a word's first token
 _NUMBER = _SPACE + r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,6})?"
 _MARKS, _DIGITS = '{}[]":,', "0123456789"
-_ANY = "any-value"  # among the definitions of a schema
+_ANY = "any-value-at-all"  # among the definitions of a schema
 _REF = {"$ref": f"#/$defs/{_ANY}"}
 _BOUNDS = {"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER, "maxLength": MAX_TEXT}
 # Within allOf, whose parts llguidance merges: it could not merge any value with any value to no end.
@@ -151,8 +151,7 @@ def _with_bounds(schema: dict[str, Any], of_rest: dict[str, Any]) -> dict[str, A
         bounds["maximum"] = max(MAX_NUMBER, 2 * abs(least))
     if "format" not in schema:
         bounds["maxLength"] = max(MAX_TEXT, schema.get("minLength", 0))
-    if "items" not in schema:
-        bounds["items"] = of_rest
+    bounds["additionalItems" if isinstance(schema.get("items"), list) else "items"] = of_rest
     return bounds | schema
 
 

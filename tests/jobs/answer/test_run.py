@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from longvlm.jobs.answer import run as answer
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.jobs.answer.stage import failed_answer
+from longvlm.jobs.cli import main
 from longvlm.pipeline.answering.questions import ask, read_questions
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.pipeline.store import catalog
@@ -97,6 +99,22 @@ def test_what_is_answered_is_not_asked_again(store):
     assert len(list(again.rows())) == 13
     reworded = run_answer(order_for(store, questions(("q1", "What is blue?")), limit=1))
     assert counts(reworded, "asked", "reused") == (1, 0)
+
+
+def test_what_the_vocabulary_cannot_spell_is_refused_before_the_run_and_numbers_are_read(store, tmp_path):
+    file = tmp_path / "q.jsonl"
+    thing = {"question": "What is it?", "type": "json", "schema": {"type": "object", "required": ["colour"]}}
+    file.write_text(json.dumps(thing) + "\n" + json.dumps({"question": "How many?", "type": "number"}))
+    asked = read_questions(str(file))
+    args = ["answer", "--store", str(store), "--questions", str(file), "--ray-address", "none"]
+    for more in ([], ["--dry-run"]):
+        result = CliRunner().invoke(main, [*args, *more])
+        assert result.exit_code == 2
+        assert "cannot spell the answer of type json to 'What is it?' (it has no token for { } [ ]" in result.output
+    assert rows(store, "FROM answers") == []
+    report = run_answer(order_for(store, asked.slice(1), limit=2, ray_address="none"))
+    assert counts(report, "answered", "unparsed", "failed") == (2, 0, 0)
+    assert all(float(row["value"]) == float(row["answer"]) for row in report.rows())
 
 
 def test_a_shard_that_is_gone_fails_its_own_questions(store):

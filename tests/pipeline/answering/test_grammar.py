@@ -53,6 +53,11 @@ def test_what_could_not_be_read_or_has_no_end_is_no_json(text):
             '{"a":["b"]}',
             '{"a":[]}',
         ),
+        (
+            {"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "null"}], "type": "array"},
+            "[null,[1]]",
+            "[null,1e9]",
+        ),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"enum": [1, "é"]}}}, '"é"', "2"),
         ({"type": "object", "properties": {"a": {"$ref": "#"}}}, '{"a":{"a":{}}}', '{"a":1}'),
         ({"type": "string", "pattern": "^\\D\\w+$"}, '"xa"', '"1a"'),

@@ -20,7 +20,7 @@ from longvlm.jobs.evaluate.command import evaluate
 from longvlm.jobs.index.command import index
 from longvlm.jobs.operate.command import doctor, nightly, submit
 from longvlm.jobs.operate.upkeep_command import forget, maintain
-from longvlm.jobs.options import STOPPED, StoppedError
+from longvlm.jobs.options import STOPPED, StoppedError, say
 from longvlm.jobs.query.command import recipe, search, sql, status
 from longvlm.jobs.query.export_command import export
 from longvlm.jobs.train.command import train
@@ -60,10 +60,10 @@ class Cli(click.Group):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            click.echo(f"longvlm: {error}", err=True)
+            say(f"longvlm: {error}", err=True)
             sys.exit(WRONG_INPUT)
         except StoppedError as reason:
-            click.echo(f"longvlm: {reason}", err=True)
+            say(f"longvlm: {reason}", err=True)
             sys.exit(STOPPED)
 
 

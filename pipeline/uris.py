@@ -13,11 +13,16 @@ from typing import Any
 
 from longvlm.schemas.errors import InputError
 
+_CREDENTIALS = re.compile(r"(?<=://)[^/]*@|\?.*", re.DOTALL)
 _SECRET = re.compile(
     r"[^/]+://[^/@]*:[^/]*@"  # user:password@host; without a colon it is a container@account of Azure
     r"|https?://.*[?&](X-Amz-\w+|X-Goog-\w+|Signature|AWSAccessKeyId|GoogleAccessId|sig|token|access_token)=",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+class AddressError(InputError):
+    """An address that nothing can be at, or that nobody may write down; others beside it may be good."""
 
 
 def is_local(uri: str) -> bool:
@@ -35,7 +40,8 @@ def locate(uri: str) -> tuple[Any, str]:
     """Resolve an address: its fsspec filesystem, and the path in it.
 
     Raises:
-        InputError: nothing here speaks the address's protocol, or the address holds a secret.
+        AddressError: nothing speaks the address's protocol, or it holds a secret.
+        InputError: the library that speaks it is missing.
     """
     from fsspec import filesystem, get_filesystem_class
     from fsspec.generic import GenericFileSystem
@@ -48,12 +54,12 @@ def locate(uri: str) -> tuple[Any, str]:
     try:
         kind = get_filesystem_class(protocol)
         if issubclass(kind, LocalFileSystem | GenericFileSystem):  # by another name
-            raise InputError(f"cannot open {uri}: write files of this machine as plain paths.")
+            raise AddressError(f"cannot open {uri}: write files of this machine as plain paths.")
         return filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)  # noqa: SLF001
-    except (ImportError, ValueError, TypeError, AttributeError, OSError) as error:  # each kind says it in its own way
-        raise InputError(
-            f"cannot open {uri}: {error}; install what its protocol needs, or check the address."
-        ) from error
+    except ImportError as error:
+        raise InputError(f"cannot open {uri}: {error}; install what its protocol needs.") from error
+    except (ValueError, TypeError, AttributeError, OSError) as error:  # each kind says it in its own way
+        raise AddressError(f"cannot open {uri}: {error}; check the address.") from error
 
 
 def canonical_uri(fs: Any, path: str) -> str:
@@ -63,13 +69,18 @@ def canonical_uri(fs: Any, path: str) -> str:
 
 
 def refuse_secrets(uri: str) -> None:
-    """Raise InputError for an address with a password or a signature in it: it would stand in tables and in logs."""
+    """Raise AddressError for an address with a password or a signature in it: it would stand in tables and in logs."""
     if _SECRET.match(uri):
         protocol = uri.partition("://")[0]
-        raise InputError(
+        raise AddressError(
             f"an address of {protocol}:// holds a password, a key or a signature; leave it out, and give credentials "
             "through the environment or fsspec's configuration."
         )
+
+
+def without_secrets(uri: str) -> str:
+    """An address as it may be written down, whatever it holds: without its user, and its query if that may be one."""
+    return _CREDENTIALS.sub("...", uri) if _SECRET.match(uri) else uri
 
 
 @contextmanager

@@ -210,8 +210,9 @@ FIRST_COLUMNS = {"videos": 26, "segments": 11, "tokens": 12, "answers": 22, "ver
 
 # --- batches between the operators of the index job ---
 
-LISTING = pa.schema(  # one row a listed video
-    [VIDEOS.field(name) for name in ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at")]
+_LISTED = ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at")
+LISTING = pa.schema(  # one row a listed video; error_code null: it can be watched, as far as its entry tells
+    [VIDEOS.field(name) for name in (*_LISTED, "error_code", "error")]
 )
 
 PLAN = pa.schema([*LISTING, VIDEOS.field("write_id"), VIDEOS.field("attempts")])  # one row a video to watch
@@ -227,6 +228,8 @@ class WorkRow(TypedDict):
     etag: str | None
     size_bytes: int | None
     modified_at: datetime | None
+    error_code: str | None
+    error: str | None
     attempts: int | None  # at this content; None before the first
 
 

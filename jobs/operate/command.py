@@ -72,6 +72,8 @@ def _print_night(report: Any) -> None:
         index.get("known_failed", 0),
         "videos are known to fail and unchanged; `longvlm index --retry-failed` tries them",
     )
+    if index.get("mostly_failed"):
+        say(f"{index['mostly_failed']}.")
 
 
 JOBS = ("index", "answer", "train", "maintain", "nightly")  # that can be submitted

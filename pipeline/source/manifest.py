@@ -107,11 +107,11 @@ def _look_up(uri: str) -> dict[str, Any]:
         return facts(fs.info(path))
     except TerminalError as error:
         return bad_entry(error.message)
-    except ValueError as error:  # such as a bucket that no bucket can be called
-        return bad_entry(f"The address {uri} cannot be used ({error}); correct it.")
     except (FileNotFoundError, PermissionError):
         return {}
-    except OSError:
+    except Exception as error:  # every cloud library has exceptions of its own
         if is_local(uri):  # a name too long, a link that leads back to itself, a file that is taken for a folder
             return {}
+        if isinstance(error, ValueError) or type(error).__name__ == "ParamValidationError":  # of botocore
+            return bad_entry(f"the address {uri} cannot be used ({' '.join(str(error).split())}); correct it.")
         raise

@@ -32,6 +32,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, CommitProperties
 
+from longvlm.pipeline.store.files import UNSPEAKABLE
 from longvlm.pipeline.store.snapshot import DataFile
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
@@ -39,7 +40,6 @@ from longvlm.schemas.errors import InputError
 FORMAT = 1  # the newest that is known here
 FORMAT_KEY = "longvlm.format"
 _ALONE = CommitProperties(max_commit_retries=0)  # or of two at once both would commit the same change
-_UNSPEAKABLE = re.compile(r"[%\\\x00-\x1f\x7f]")  # what delta-rs decodes twice, takes for a slash, or refuses in a path
 _BY_NEWER = "was written by a newer longvlm; upgrade with `pip install --upgrade longvlm-index`."
 
 
@@ -52,7 +52,7 @@ def address(uri: str) -> str:
     if not is_local(uri):
         protocol, _, path = uri.partition("://")
         return f"{protocol}://{quote(path, safe='/@:')}"
-    return Path(_stand_in(uri) if _UNSPEAKABLE.search(uri) else uri).as_uri()
+    return Path(_stand_in(uri) if UNSPEAKABLE.search(uri) else uri).as_uri()
 
 
 @cache  # a folder for each table and process
@@ -143,7 +143,7 @@ def data_files(table_uri: str, handle: DeltaTable) -> tuple[DataFile, ...]:
 
 def stale_files(uri: str, handle: DeltaTable, hours: int, *, full: bool) -> list[str]:
     """Files of a table, relative to it, that its log dropped at least so many hours ago; `full`: or has never named."""
-    if is_local(uri) and _UNSPEAKABLE.search(uri):  # files are looked for where the handle is
+    if is_local(uri) and UNSPEAKABLE.search(uri):  # files are looked for where the handle is
         folder = _stand_in(uri)
         for link in folder.glob("*.parquet"):
             link.unlink()

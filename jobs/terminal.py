@@ -55,7 +55,7 @@ def print_report(title: str, counts: dict[str, Any], stages: dict[str, dict[str,
     table = Table(show_header=False, box=None)
     for name, count in counts.items():
         if count:
-            table.add_row(name.replace("_", " "), Text(_listed(count)))
+            table.add_row(name.replace("_", " "), Text(visible(_listed(count))))
     console.print(table)
     if not stages:
         return

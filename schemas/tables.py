@@ -210,10 +210,8 @@ FIRST_COLUMNS = {"videos": 26, "segments": 11, "tokens": 12, "answers": 22, "ver
 
 # --- batches between the operators of the index job ---
 
-_LISTED = ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at")
-LISTING = pa.schema(  # one row a listed video; error_code null: it can be watched, as far as its entry tells
-    [VIDEOS.field(name) for name in (*_LISTED, "error_code", "error")]
-)
+_LISTED = ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at", "error_code", "error")
+LISTING = pa.schema([VIDEOS.field(name) for name in _LISTED])  # one row a listed video; with an error it is not watched
 
 PLAN = pa.schema([*LISTING, VIDEOS.field("write_id"), VIDEOS.field("attempts")])  # one row a video to watch
 

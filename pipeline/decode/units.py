@@ -25,7 +25,7 @@ def decode_units(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, s
     row = {"video_id": video["video_id"], "write_id": video["write_id"], "unit": 0, "num_units": 1}
     spent_ms = decoder.cpu_ms
     try:
-        if video["error_code"]:  # its entry in the source already told
+        if video.get("error_code"):  # its entry in the source already told
             raise TerminalError(ErrorCode(video["error_code"]), video["error"])
         with local_copy(video["uri"], scratch_dir) as path:
             try:

@@ -56,6 +56,8 @@ class Account:
         facts: Mapping[str, Any] = outcome
         row |= {name: facts[name] for name in _FACTS}
         row["decode_ms"] = sum(unit["decode_ms"] or 0.0 for unit in units.values())
+        shifts = [unit["keyframe_shift_s"] for unit in units.values() if unit["keyframe_shift_s"] is not None]
+        row["keyframe_shift_s"] = max(shifts, default=None)
         row["encode_ms"] = sum(unit["encode_ms"] or 0.0 for unit in units.values())
         return row
 

@@ -7,7 +7,7 @@ from reference_outputs import REFERENCE_PX, clip_cases, read_json
 from clips import damage, is_upright, read_number, write_clip
 from longvlm.pipeline.decode import video as decoding
 from longvlm.pipeline.decode.sampling import uniform_indices, upsample_positions
-from longvlm.pipeline.decode.video import DecodedFrames, decode, nearest_indices, probe, resize_nearest
+from longvlm.pipeline.decode.video import DecodedFrames, decode, probe, resize_nearest
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from support import GOLDENS, VIDEOS, cases, lent, missing
 
@@ -145,12 +145,6 @@ def test_the_video_stays_open_between_units(tmp_path):
 def test_frames_and_numbers_have_to_agree():
     with pytest.raises(ValueError, match="2 numbers"):
         DecodedFrames(np.zeros((3, 8, 8, 3), dtype=np.uint8), (1, 2), "pyav")
-
-
-def test_nearest_of_takes_the_closest():
-    places = nearest_indices(np.array([0, 10, 20]), np.array([0, 4, 5, 6, 15, 16, 99]))
-    assert places.tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert nearest_indices(np.array([7]), np.array([0, 7, 9])).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parity

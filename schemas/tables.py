@@ -41,6 +41,7 @@ VIDEOS = pa.schema(
         ("decode_ms", pa.float64()),
         ("encode_ms", pa.float64()),
         ("keyframe_shift_s", pa.float64()),  # the farthest that a keyframe lies from what it stands for; else null
+        ("time_rule", pa.int32()),  # recipe.TIME_RULE when it was written; null before there was one
     ]
 )
 
@@ -328,12 +329,7 @@ _ASKED = pa.struct(
 )
 
 GROUPS = pa.schema(  # a video and what is asked about it; a video with very many questions has several rows
-    [
-        ("video_id", pa.string()),
-        ("uri", pa.string()),
-        ("write_id", pa.string()),
-        ("questions", pa.list_(_ASKED)),
-    ]
+    [*(VIDEOS.field(name) for name in ("video_id", "uri", "write_id")), ("questions", pa.list_(_ASKED))]
 )
 
 

@@ -48,7 +48,7 @@ def test_two_hours_at_60_a_second_cross():
         TIMES_NS[:49],
         TIMES_NS + 1,  # the first is not 0
         TIMES_NS[::-1],
-        np.where(TIMES_NS == TIMES_NS[7], TIMES_NS[6], TIMES_NS),  # two at once
+        np.where(TIMES_NS[7] == TIMES_NS, TIMES_NS[6], TIMES_NS),  # two at once
         TIMES_NS * 2,  # beyond the end
         np.zeros(50, dtype=np.int64),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from longvlm.pipeline.decode.fields import field_pairs
 from longvlm.pipeline.decode.frame_index import PACKET, FrameIndex, index_in_order, index_packets, nanoseconds
 from longvlm.pipeline.decode.times import MAX_FRAMES
 from longvlm.pipeline.source import formats
@@ -57,6 +58,7 @@ class VideoFile:
         self.codec: Any = self.stream.codec_context
         self.codec.thread_count = 1  # a worker per core is faster than threads, and takes less memory
         self.codec.thread_type = "NONE"
+        self.fields = field_pairs(self.codec.extradata) if self.codec.name == "h264" else None
 
     def _choose_stream(self) -> Any:
         from av.stream import Disposition
@@ -113,19 +115,22 @@ class VideoFile:
         return index
 
     def _packets(self) -> Iterator[tuple[float, float, float, bool, bool]]:
-        """Every packet that holds something, in file order, as a `PACKET`."""
+        """Every packet that holds something, in file order, as a `PACKET`; second fields are not shown."""
         import av
 
+        if self.fields is not None:
+            self.fields.open_field = None
         try:
             for packet in self.container.demux(self.stream):
                 if packet.size:
                     pts, dts = packet.pts, packet.dts
+                    is_second = self.fields is not None and self.fields.is_second(bytes(packet))
                     yield (
                         np.nan if pts is None else pts,
                         np.nan if dts is None else dts,
-                        packet.duration or 0,
-                        packet.is_keyframe,
-                        packet.is_discard,
+                        packet.duration or 0 if self.fields is None else 0,  # it may be a field's
+                        packet.is_keyframe and not is_second,
+                        packet.is_discard or is_second,
                     )
         except av.FFmpegError:  # the rest cannot be read: what is missing shows in the counts
             return

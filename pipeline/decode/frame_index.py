@@ -101,6 +101,7 @@ def index_in_order(packets: NDArray[np.void], time_base: Fraction, header_fps: f
 
     Decoded frames are counted then: the n-th is shown at the n-th stamp, or where some lack one, in even steps.
     """
+    packets = packets[~packets["is_discard"]]
     num_frames, is_key = len(packets), packets["is_key"]
     clock = np.where(np.isnan(packets["dts"]), packets["pts"], packets["dts"])
     ticks = np.unique(clock)  # NaN once, at the end

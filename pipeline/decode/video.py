@@ -82,7 +82,7 @@ class OpenVideo:
 
         self.file = VideoFile(path)
         self.mode = mode
-        self._can_use_keyframes = mode == "keyframe"
+        self._can_use_keyframes = mode == "keyframe" and self.file.fields is None  # a keyframe may be half a picture
         self.reader = FrameReader(self.file, self._frame_index(math.inf if max_gap_s is None else max_gap_s))
         self.info = self._info(self.reader.frame_index)
         self._swscale: Any = VideoReformatter()

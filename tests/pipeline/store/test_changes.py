@@ -29,8 +29,9 @@ def hold(tmp_path):
             for seq, row in enumerate(known, start=1)
         ]
         parquet.write_table(pa.Table.from_pylist(listing, LISTING), tmp_path / "listing.parquet")
-        parquet.write_table(pa.Table.from_pylist(ledger, VIDEOS), tmp_path / "videos.parquet")
-        files = (DataFile(str(tmp_path / "videos.parquet"), 1, len(ledger)),)
+        path = tmp_path / f"videos.{len(VIDEOS)}.parquet"
+        parquet.write_table(pa.Table.from_pylist(ledger, VIDEOS), path)
+        files = (DataFile(str(path), 1, len(ledger)),)
         snapshot = Snapshot({"videos": PinnedTable(1, files if ledger else ())})
         changes = compare(str(tmp_path / "listing.parquet"), snapshot, ChangeCriteria(recipe, home, **settings))
         opened.append(changes)

@@ -143,7 +143,7 @@ def remux(
 
 
 def cut(source: Path, target: Path, start: int) -> Path:
-    """A lossless cut of a clip from a tick on, as `ffmpeg -ss T -c copy` makes it: an edit list hides what is before."""
+    """A lossless cut of a clip from a tick on, as of `ffmpeg -ss T -c copy`: an edit list hides what is before."""
 
     def shift(_: int, packet: av.Packet) -> bool:
         packet.pts, packet.dts = packet.pts - start, packet.dts - start

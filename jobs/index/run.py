@@ -85,6 +85,7 @@ def take_stock(order: IndexOrder, scratch: Path) -> tuple[Store | None, IndexRec
         order.source.coverage(),
         retry_failed=order.retry_failed,
         restale=order.restale,
+        by_time=recipe.sampling == "interval",
     )
     changes = compare(str(scratch), store.pin(("videos",)) if store else Snapshot(), criteria)
     if order.prune and not order.allow_mass_delete and changes.num_gone > MAX_LOSS * changes.num_known:
@@ -100,6 +101,7 @@ def _keep_books(changes: Changes, store: Store, report: IndexReport, *, prune: b
     counts = report.counts
     for way, number in changes.others.items():
         setattr(counts, way, number)
+    counts.mistimed = changes.num_mistimed
     counts.listed, counts.not_attempted = changes.num_work + sum(changes.others.values()), changes.num_work
     store.append("videos", changes.bookkeeping(report.run_id, prune=prune))
     counts.deleted, counts.gone = (changes.num_gone, 0) if prune else (0, changes.num_gone)

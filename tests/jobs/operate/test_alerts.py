@@ -2,7 +2,7 @@ import json
 
 import pytest
 from stores import LONG, index
-from webhook import Webhook
+from servers import Webhook
 
 from longvlm.jobs.operate import alerts
 from longvlm.jobs.operate.alerts import Alert, check_webhook, post_webhook, read_alerts, run_alerts

@@ -6,14 +6,13 @@ from typing import Any
 from longvlm.schemas.errors import ErrorCode
 
 # What a service answers that would refuse the same request for any other file, too: of S3, and of Azure.
-_OF_THE_RUN = frozenset(
-    """
+_OF_THE_RUN = """
     RequestTimeTooSkewed RequestExpired InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException
     InvalidToken InvalidClientTokenId UnrecognizedClientException TokenRefreshRequired InvalidSecurity NotSignedUp
     MissingSecurityHeader MissingSecurityElement CredentialsNotSupported AuthorizationHeaderMalformed AccountProblem
     AuthenticationFailed InvalidAuthenticationInfo NoAuthenticationInformation AccountIsDisabled
-    """.split()
-)
+"""
+_REASONS_OF_THE_RUN = frozenset(_OF_THE_RUN.split())
 # What is raised before anything is asked, where there are no keys or no way to renew them: of botocore, google.auth and
 # azure.core, each of which has one more for every way to log in.
 _NO_KEYS = ("Credential", "Token", "ProfileNotFound", "RefreshError", "ClientAuthenticationError")
@@ -30,7 +29,7 @@ def code_of(error: BaseException) -> ErrorCode:
     """
     error = _unwrapped(error)
     status = _status_of(error)
-    if _reason_of(error) in _OF_THE_RUN or _lacks_keys(error):
+    if _reason_of(error) in _REASONS_OF_THE_RUN or _lacks_keys(error):
         return ErrorCode.CREDENTIALS
     if status == HTTPStatus.UNAUTHORIZED and not _is_of_a_website(error):
         return ErrorCode.CREDENTIALS
@@ -71,7 +70,7 @@ def _status_of(error: BaseException) -> int | None:
     """The HTTP status, under the names that aiohttp, azure.core, gcsfs and botocore have for it."""
     found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
     found.append(_s3_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    return next((int(status) for status in found if str(status).isdecimal()), None)
+    return next((int(text) for text in map(str, found) if text.isdecimal()), None)
 
 
 def _reason_of(error: BaseException) -> str | None:

@@ -26,9 +26,9 @@ from longvlm.jobs.cluster.executor import Executor, Stage, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
-from longvlm.jobs.index.access import Access
 from longvlm.jobs.index.accounting import Account, Counts, Finished, commit_to, count_committed
 from longvlm.jobs.index.order import IndexOrder, IndexReport, check_order
+from longvlm.jobs.index.refused import RefusedVideos
 from longvlm.jobs.index.stages import Encode, Watch, Write
 from longvlm.jobs.limits import INTERRUPTED, Limits, OutOfTimeError, TooManyFailuresError
 from longvlm.jobs.runs import close_run
@@ -162,19 +162,19 @@ class IndexRun:
         limits: Limits,
     ) -> None:
         self.stages, self.counts, self.limits = stages, report.counts, limits
-        self.account, self.access = Account(recipe, report.run_id), Access()
+        self.account, self.refused = Account(recipe, report.run_id), RefusedVideos()
         self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, partial(commit_to, store))
 
     def index_wave(self, wave: Sequence[WorkRow]) -> None:
         """One wave; what is lost in a pass is planned again, then fails as lost."""
         for _ in range(MAX_PASSES):
             for landed in self.stages(self.account.plan(wave)):
-                self._settle(self.access.sift(landed, self.account.planned))
-                self._settle(self.access.judge(self.account.planned))
+                self._settle(self.refused.sift(landed, self.account.planned))
+                self._settle(self.refused.judge(self.account.planned))
                 if not self.account.planned:  # nothing more to wait for, while Ray still takes the stages down
                     self.flush()
                 self.limits.check(self.account.settled)
-            self._settle(self.access.judge(self.account.planned, is_end=True))
+            self._settle(self.refused.judge(self.account.planned, is_end=True))
             wave = left = self.account.unaccounted()
             if not left:
                 return

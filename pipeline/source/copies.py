@@ -1,4 +1,4 @@
-"""Local copies of remote files, for as long as they are decoded, and what is known of files wherever fsspec reaches."""
+"""Local copies of remote files, for as long as they are decoded, and what is known of files on any filesystem."""
 
 import errno
 import os
@@ -44,8 +44,8 @@ def facts(info: dict[str, Any]) -> dict[str, Any]:
 def local_copy(uri: str, scratch_dir: str, size_bytes: int | None = None) -> Iterator[str]:
     """A local copy of a file, by its path: local files in place, others downloaded for as long as the context lasts.
 
-    A copy lies right in the scratch folder under a name of our own, whatever the file's name is. It has as many bytes as
-    were listed, where the listing told that (`size_bytes`).
+    A copy lies right in the scratch folder under a name of our own, whatever the file's name is. It has as many bytes
+    as were listed, where the listing told that (`size_bytes`).
 
     Raises:
         TerminalError: NOT_FOUND, FORBIDDEN, NOT_A_VIDEO, or TOO_LARGE for `fetch.MAX_OBJECT_BYTES` or the scratch disk.

@@ -77,7 +77,7 @@ class BucketServer(FileServer):
         keys = {"AWS_ACCESS_KEY_ID": "made-up", "AWS_SECRET_ACCESS_KEY": "made-up", "AWS_REGION": "us-east-1"}
         self.environment = {"AWS_ENDPOINT_URL": self.url, "AWS_DEFAULT_REGION": "us-east-1", **keys}
 
-    def _answer(self, method, path):
+    def _answer(self, _, path):
         key = unquote(path.partition("?")[0]).removeprefix("/bucket").removeprefix("/")
         if refused := self.refuse(key):
             status, code = refused
@@ -119,7 +119,7 @@ class _FileHandler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True  # the client has gone
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - as the library calls it
 
     def log_message(self, *_):
         pass

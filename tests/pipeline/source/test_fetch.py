@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import s3fs
+from servers import BucketServer, FileServer, trickle
 
 from longvlm.pipeline.source import copies, fetch
 from longvlm.pipeline.source.copies import local_copy
 from longvlm.pipeline.uris import locate
 from longvlm.schemas.errors import ErrorCode, PipelineError
-from servers import BucketServer, FileServer, trickle
 
 VIDEO = b"\0\0\0\x18ftypmp42" + bytes(100_000)
 LOGIN = b"<!DOCTYPE html>\n<html><title>Please log in</title></html>"
@@ -132,9 +132,11 @@ def test_a_page_with_status_200_is_no_video(tmp_path, headers, page, size_bytes)
 
 
 def test_a_video_that_calls_itself_a_page_is_one(tmp_path):
-    with FileServer(lambda *_: (200, {"Content-Type": "text/html"}, VIDEO)) as server:
-        with local_copy(f"{server.url}/a.mp4", str(tmp_path), len(VIDEO)) as path:
-            assert Path(path).read_bytes() == VIDEO
+    with (
+        FileServer(lambda *_: (200, {"Content-Type": "text/html"}, VIDEO)) as server,
+        local_copy(f"{server.url}/a.mp4", str(tmp_path), len(VIDEO)) as path,
+    ):
+        assert Path(path).read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ _NUM_OTHERS = 8  # videos that are tried before all of a bucket is taken to be f
 _SAYS_NOTHING = {ErrorCode.NETWORK, ErrorCode.NO_SPACE, ErrorCode.TOO_LARGE, ErrorCode.LOST}  # of rights
 
 
-class Access:
+class RefusedVideos:
     """Holds back the outcomes of videos that a bucket refused, until it is clear who is refused.
 
-    If several in a row are refused, and others cannot be read either, it is the run: for its keys, its clock, or a policy.
-    Then it ends, and nothing is noted of those videos.
+    If several in a row are refused, and others cannot be read either, it is the run: for its keys, its clock, or a
+    policy. Then it ends, and nothing is noted of those videos.
     """
 
     def __init__(self) -> None:
@@ -81,9 +81,9 @@ class Access:
         return released
 
     def _error(self) -> TooManyFailuresError:
-        who = "a video was" if len(self._held) == 1 else f"{len(self._held)} videos in a row were"
-        last = self._held[-1]["error"][0].as_py().rstrip(".")
-        return TooManyFailuresError(f"{who} refused, and nothing is noted of it: {last}")
+        number, last = len(self._held), self._held[-1]["error"][0].as_py().rstrip(".")
+        who, them = ("a video was", "it") if number == 1 else (f"{number} videos in a row were", "them")
+        return TooManyFailuresError(f"{who} refused, and nothing is noted of {them}: {last}")
 
 
 def _is_in_bucket(uri: str) -> bool:

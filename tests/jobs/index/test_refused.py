@@ -6,10 +6,9 @@ from servers import BucketServer
 
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
-from longvlm.pipeline.source.corpus import Source, list_source
+from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
-from longvlm.schemas.errors import InputError
 
 NUM_VIDEOS = 6
 
@@ -50,15 +49,6 @@ def test_one_video_and_an_expired_key_are_the_runs_trouble_too(tmp_path, bucket,
     report, rows = index(tmp_path, model, limit=1)
     assert report.stopped.startswith("a video was refused, and nothing is noted of it: ")
     assert rows == []
-
-
-@pytest.mark.parametrize(("status", "code"), [(400, "ExpiredToken"), (403, "RequestTimeTooSkewed")])
-@pytest.mark.parametrize("name", ["v", "v/1.mp4"])
-def test_a_listing_that_is_refused_says_why(bucket, name, status, code):
-    """HEAD has no reason in its answer."""
-    bucket.refuse = lambda _: (status, code)
-    with pytest.raises(InputError, match=rf"access to s3://bucket/{name} is forbidden \({code}: Said by {code}\)"):
-        list_source(Source(f"s3://bucket/{name}"))
 
 
 def test_what_is_forbidden_for_itself_is_its_own_failure(tmp_path, bucket, model):

@@ -368,3 +368,47 @@ def test_bad_files_end_with_a_code_or_decode(path, mode):
     if failure:
         assert failure.message[0].isupper()
         assert failure.message.endswith(".")
+
+
+REPORTS = VIDEOS / "reports"
+RIGHT = {
+    "cut_elst.mp4": {"num_frames": 167, "duration_s": pytest.approx(6.7, abs=0.05)},
+    "null_frames_remux.avi": {"duration_s": pytest.approx(12, abs=0.01)},
+    "h264_bframes.avi": {"num_frames": 300, "duration_s": pytest.approx(12)},
+    "vfr_screen.mp4": {"num_frames": 261, "duration_s": pytest.approx(65)},
+    "slides20min.mp4": {"num_frames": 4, "duration_s": pytest.approx(3599.5, abs=0.6)},
+    "cat3.ts": {"num_frames": 600, "duration_s": pytest.approx(24)},
+    "matrix_hflip.mp4": {"width": 320, "height": 240},
+    "matrix_vflip.mp4": {"width": 320, "height": 240},
+    "real_zero_display_matrix.mp4": {"width": 320, "height": 240},
+    "one_key.mp4": {"num_frames": 300, "duration_s": pytest.approx(12)},
+}
+REFUSED = {"unknown_codec.mp4": ErrorCode.UNSUPPORTED_CODEC, "mpeg4_without_header.ts": ErrorCode.DECODE_FAILED}
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("mode", ["exact", "keyframe"])
+@pytest.mark.parametrize("path", [case for ending in ("mp4", "avi", "ts") for case in cases(REPORTS, f"*.{ending}")])
+def test_files_that_people_reported_end_as_they_should(path, mode):
+    if path.name in REFUSED:
+        with pytest.raises(TerminalError) as caught:
+            probe(str(path), mode)
+        assert caught.value.code == REFUSED[path.name]
+        assert caught.value.message.endswith(".")
+        return
+    info = probe(str(path), mode, max_gap_s=10.0)
+    assert {fact: getattr(info, fact) for fact in RIGHT[path.name]} == RIGHT[path.name]
+    decoded = decode(str(path), sorted({*range(0, info.num_frames, 25), info.num_frames - 1}), 56, mode)
+    assert path.name != "one_key.mp4" or decoded.decoder == "decord"
+
+
+@pytest.mark.corpus
+def test_slides_are_shown_each_at_its_time():
+    path = str(lent(REPORTS / "slides20min.mp4"))
+    info = probe(path)
+    slides = [info.frame_at(moment) for moment in (0, 1199, 1200, 2399, 2400, 3598, 3599)]
+    assert slides == [0, 0, 1, 1, 2, 2, 3]
+    red, green, blue, white = decode(path, [0, 1, 2, 3], 56).frames.mean(axis=(1, 2)) > 127
+    assert [colour.tolist() for colour in (red, green, blue, white)] == [
+        [True, False, False], [False, True, False], [False, False, True], [True] * 3
+    ]  # fmt: skip

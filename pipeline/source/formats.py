@@ -69,6 +69,19 @@ def top_level_boxes(path: str) -> list[tuple[bytes, int, int]]:
     return boxes
 
 
+def has_whole_chunks(path: str) -> bool:
+    """Whether every outermost chunk of an AVI (RIFF; several in large files) ends within the file."""
+    with Path(path).open("rb") as file:
+        end, offset = file.seek(0, 2), 0
+        while offset + 12 <= end:
+            file.seek(offset)
+            kind, size = struct.unpack("<4sI", file.read(8))
+            if kind != b"RIFF":
+                break  # what some programs add behind the end
+            offset += 8 + size + size % 2
+        return 0 < offset <= end + 1
+
+
 def is_encrypted(path: str) -> bool:
     """Whether an MP4 says that its samples are encrypted (ISO/IEC 23001-7: sample entry `encv`)."""
     with Path(path).open("rb") as file:

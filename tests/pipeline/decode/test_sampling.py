@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_outputs import read_json
 
+from longvlm.pipeline.decode.frame_index import even_times
 from longvlm.pipeline.decode.sampling import plan_segments, uniform_indices, upsample_positions
+from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.schemas.recipe import IndexRecipe, TowerSpec
-from longvlm.schemas.timeline import VideoInfo, cut_into_units
+from longvlm.schemas.timeline import cut_into_units
 from support import GOLDENS, missing
 
 TOWER = TowerSpec("tower", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=None)
@@ -23,7 +25,8 @@ def interval(segment_s=10.0, frames_per_segment=10):
 
 
 def video(num_frames, duration_s):
-    return VideoInfo(num_frames, num_frames / duration_s, duration_s, 64, 48, "h264", "pyav")
+    times_ns = even_times(num_frames, duration_s)
+    return TimedVideo(num_frames, num_frames / duration_s, duration_s, 64, 48, "h264", "pyav", times_ns)
 
 
 @pytest.mark.parity

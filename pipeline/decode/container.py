@@ -199,6 +199,11 @@ class VideoFile:
 
     def undecodable(self, problem: str) -> TerminalError:
         """The error of a video of which no frame can be decoded, with the decoder's words."""
+        if self.codec.name == "hevc" and formats.has_alpha_layer(self.codec.extradata or b""):
+            return TerminalError(
+                ErrorCode.UNSUPPORTED_CODEC,
+                "The video is HEVC with an alpha layer, which nothing here decodes; export it without transparency.",
+            )
         words = f"{self.codec.name}{': ' if problem else ''}{problem}"
         return TerminalError(ErrorCode.DECODE_FAILED, f"Not one frame could be decoded ({words}); transcode the video.")
 

@@ -247,6 +247,27 @@ def test_an_unknown_codec_says_so(tmp_path):
     assert caught.value.code == ErrorCode.UNSUPPORTED_CODEC
 
 
+@pytest.mark.parametrize(("unit", "is_alpha"), [(b"\x4e\x01\xa5\x04", True), (b"\x4e\x01\x89\x04", False)])
+def test_hevc_with_alpha_says_so(tmp_path, unit, is_alpha):
+    """A message of alpha, or another, beside the parameter sets of a video that cannot be decoded."""
+    path = write_clip(tmp_path / "a.mp4", 5, codec="libx265")
+    damage(path, 0, 4)
+    content = path.read_bytes()
+    place = content.index(b"hvcC") + 4
+    # in place of the last parameter set's array, which the decoder of noise does not miss
+    size = int.from_bytes(content[place - 8 : place - 4], "big") - 8
+    parameters = bytearray(content[place : place + size])
+    array = parameters.rindex(b"\x00\x01", 23) - 1
+    room = size - array - 5
+    parameters[array : array + 5] = bytes([39]) + b"\0\1" + room.to_bytes(2, "big")
+    parameters[array + 5 :] = (unit + b"\x80" * room)[:room]
+    path.write_bytes(content[:place] + bytes(parameters) + content[place + size :])
+    with pytest.raises(TerminalError) as caught:
+        probe(str(path))
+    assert caught.value.code == (ErrorCode.UNSUPPORTED_CODEC if is_alpha else ErrorCode.DECODE_FAILED)
+    assert ("alpha" in caught.value.message) == is_alpha
+
+
 def test_every_error_of_a_decoder_is_a_sentence(tmp_path):
     source = write_clip(tmp_path / "whole.ts", 50, codec="mpeg4", gop=50)
     path = remux(source, tmp_path / "a.ts", lambda number, _: number > 0)

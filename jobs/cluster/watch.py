@@ -56,7 +56,7 @@ class ClusterWatch:
         while not self.ended.wait(_POLL_S):
             self.lost = self.lost or self.look()
             if self.lost and self._waiting is not None:
-                signal.pthread_kill(self._waiting, signal.SIGINT)  # which Ray lets through wherever it waits
+                signal.pthread_kill(self._waiting, signal.SIGTERM)  # which `connect` made a KeyboardInterrupt
                 return
 
     def wait_for(self, results: Iterable[T]) -> Iterator[T]:

@@ -40,6 +40,8 @@ VIDEOS = pa.schema(
         ("indexed_at", pa.timestamp("us")),
         ("decode_ms", pa.float64()),
         ("encode_ms", pa.float64()),
+        ("keyframe_shift_s", pa.float64()),  # the farthest that a keyframe lies from what it stands for; else null
+        ("time_rule", pa.int32()),  # recipe.TIME_RULE when it was written; null before there was one
     ]
 )
 
@@ -248,6 +250,7 @@ _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code n
         ("error_code", pa.string()),
         ("error", pa.string()),
         ("decode_ms", pa.float64()),  # CPU milliseconds
+        VIDEOS.field("keyframe_shift_s"),  # of this unit
     ]
 )
 
@@ -257,6 +260,7 @@ FRAMES = pa.schema(  # one row a unit; of a failed unit, segments is empty and f
     [
         *_UNIT,
         ("segments", pa.list_(pa.struct([*_SPAN, ("frames", pa.list_(pa.int64()))]))),  # frame numbers, in time order
+        ("num_sampled", pa.int64()),  # frames of all segments of the video, repeats counted
         ("frame_px", pa.int32()),  # frames are square: height = width
         ("frames", pa.large_binary()),  # uint8 [F, frame_px, frame_px, 3] RGB, F = all frames of all segments
     ]
@@ -306,6 +310,7 @@ class OutcomeRow(TypedDict):
     error_code: str | None
     error: str | None
     decode_ms: float | None
+    keyframe_shift_s: float | None
     encode_ms: float | None
     tokens_shard: ShardRow | None
     segments_shard: ShardRow | None
@@ -325,12 +330,7 @@ _ASKED = pa.struct(
 )
 
 GROUPS = pa.schema(  # a video and what is asked about it; a video with very many questions has several rows
-    [
-        ("video_id", pa.string()),
-        ("uri", pa.string()),
-        ("write_id", pa.string()),
-        ("questions", pa.list_(_ASKED)),
-    ]
+    [*(VIDEOS.field(name) for name in ("video_id", "uri", "write_id")), ("questions", pa.list_(_ASKED))]
 )
 
 

@@ -13,6 +13,7 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
 from longvlm.schemas.errors import OWN_FAILURES, ErrorCode
 from longvlm.schemas.identity import new_write_id
+from longvlm.schemas.recipe import TIME_RULE
 from longvlm.schemas.tables import OutcomeRow, PlanRow, WorkRow
 
 _FACTS = ("duration_s", "fps", "width", "height", "num_frames", "codec", "decoder", "num_segments")
@@ -56,6 +57,8 @@ class Account:
         facts: Mapping[str, Any] = outcome
         row |= {name: facts[name] for name in _FACTS}
         row["decode_ms"] = sum(unit["decode_ms"] or 0.0 for unit in units.values())
+        shifts = [unit["keyframe_shift_s"] for unit in units.values() if unit["keyframe_shift_s"] is not None]
+        row |= {"keyframe_shift_s": max(shifts, default=None), "time_rule": TIME_RULE}
         row["encode_ms"] = sum(unit["encode_ms"] or 0.0 for unit in units.values())
         return row
 
@@ -97,7 +100,8 @@ class Counts:
     moved: int = 0  # under a new name; it took its tokens along
     failed: int = 0
     known_failed: int = 0
-    stale: int = 0  # indexed under another recipe only
+    stale: int = 0  # indexed under another recipe only, or mistimed
+    mistimed: int = 0  # of the stale ones: their frames were taken by even spread, which their time stamps do not have
     forgotten: int = 0
     not_attempted: int = 0
     deleted: int = 0  # not listed any more: rows written by this run

@@ -29,7 +29,11 @@ from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
     metavar="[CODE]",
     help="Try videos again that failed before (with CODE, only of that; may be repeated) and have not changed.",
 )
-@click.option("--restale", is_flag=True, help="Also index videos that are indexed under another recipe only.")
+@click.option(
+    "--restale",
+    is_flag=True,
+    help="Also index what is stale: under another recipe only, or mistimed.",
+)
 @click.option("--prune", is_flag=True, help="Delete from the store what the source no longer has.")
 @click.option(
     "--allow-mass-delete", is_flag=True, help="Let --prune delete more than a fifth of what is known of the source."
@@ -101,7 +105,12 @@ def _index(order: Any, *, as_json: bool) -> None:
         if report.counts.left_out:
             say(f"left out: {describe_left_out(report.counts.left_out)}")
         hint(
-            report.counts.stale,
+            report.counts.mistimed,
+            "videos have no constant frame rate and were indexed by an older version, which took their pictures at the "
+            "wrong times; --restale indexes them again",
+        )
+        hint(
+            report.counts.stale - report.counts.mistimed,
             "videos are indexed under another recipe only; --restale indexes them under this one too",
         )
         hint(report.counts.known_failed, "videos are known to fail and unchanged; --retry-failed tries them again")

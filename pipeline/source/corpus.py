@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from longvlm.pipeline.refusals import code_of
 from longvlm.pipeline.source.copies import bad_entry, facts
+from longvlm.pipeline.source.fetch import ANSWER_S
 from longvlm.pipeline.source.formats import HEAD_BYTES, VIDEO_EXTENSIONS, container_of
 from longvlm.pipeline.source.leftovers import count_left_out, describe_left_out, leftover
 from longvlm.pipeline.source.manifest import list_manifest
@@ -18,7 +20,7 @@ from longvlm.pipeline.source.pages import pages_below
 from longvlm.pipeline.table_files import is_table
 from longvlm.pipeline.uris import canonical_uri, locate, refusals_as_sentences
 from longvlm.pipeline.visible import escaped_bytes, is_utf8
-from longvlm.schemas.errors import InputError, TerminalError
+from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from longvlm.schemas.identity import video_id
 from longvlm.schemas.tables import LISTING
 
@@ -129,7 +131,7 @@ def nothing_in(source: Source, left_out: Counter[str]) -> InputError:
 
 def _list(fs: Any, path: str, source: Source, left_out: Counter[str]) -> Iterator[dict[str, dict[str, Any]]]:
     """List each video with what is known of it, by canonical URI, a page at a time."""
-    info = fs.info(path)
+    info = _describe(fs, path)
     is_file = fs.isfile(path) if info.get("islink") else info["type"] == "file"
     if not is_file:
         yield from _list_folder(fs, path, source, left_out)
@@ -137,9 +139,21 @@ def _list(fs: Any, path: str, source: Source, left_out: Counter[str]) -> Iterato
         yield from list_manifest(fs, path, source.takes)
     else:
         # who names a file means it; it may be a raw stream, which no signature announces, but no text has zero bytes
-        is_video = _has_video_extension(path) or b"\0" in fs.cat_file(path, start=0, end=HEAD_BYTES)
+        is_video = _has_video_extension(path) or b"\0" in _head(fs, path)
         if is_video and source.takes(PurePosixPath(path).name):
             yield dict([_entry(fs, path, info)])
+
+
+def _describe(fs: Any, path: str) -> dict[str, Any]:
+    """What a path is, as the filesystem says it."""
+    try:
+        info: dict[str, Any] = fs.info(path, timeout=ANSWER_S)
+    except Exception as error:
+        # S3 is asked by HEAD, and refuses that without a reason; a listing has one, or is what may be read here
+        if "s3" not in fs.protocol or code_of(error) == ErrorCode.NOT_FOUND or not next(pages_below(fs, path), []):
+            raise
+        return {"type": "directory"}
+    return info
 
 
 def _list_folder(fs: Any, path: str, source: Source, left_out: Counter[str]) -> Iterator[dict[str, dict[str, Any]]]:
@@ -170,6 +184,11 @@ def _entry(fs: Any, path: str, info: dict[str, Any]) -> tuple[str, dict[str, Any
         return uri, facts(info)
     except TerminalError as error:
         return uri, bad_entry(error.message)
+
+
+def _head(fs: Any, path: str) -> bytes:
+    head: bytes = fs.cat_file(path, start=0, end=HEAD_BYTES, timeout=ANSWER_S)
+    return head
 
 
 def _has_video_extension(path: str) -> bool:

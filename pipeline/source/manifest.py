@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from longvlm.pipeline.source.copies import bad_entry, facts
+from longvlm.pipeline.source.fetch import ANSWER_S
 from longvlm.pipeline.table_files import Column, read_batches
 from longvlm.pipeline.text_files import UserFile
 from longvlm.pipeline.uris import AddressError, canonical_uri, is_local, local_path, locate, without_secrets
@@ -104,14 +105,10 @@ def _look_up(uri: str) -> dict[str, Any]:
     """Etag, size and time of a file; nothing where they cannot be had, which will show when it is watched."""
     fs, path = locate(uri)
     try:
-        return facts(fs.info(path))
+        info = fs.info(path, timeout=ANSWER_S)
+    except Exception:  # noqa: BLE001 - every cloud library has exceptions of its own
+        return {}
+    try:
+        return facts(info)
     except TerminalError as error:
         return bad_entry(error.message)
-    except (FileNotFoundError, PermissionError):
-        return {}
-    except Exception as error:  # every cloud library has exceptions of its own
-        if is_local(uri):  # a name too long, a link that leads back to itself, a file that is taken for a folder
-            return {}
-        if isinstance(error, ValueError) or type(error).__name__ == "ParamValidationError":  # of botocore
-            return bad_entry(f"the address {uri} cannot be used ({' '.join(str(error).split())}); correct it.")
-        raise

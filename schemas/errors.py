@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     DECODER_CRASHED = "decoder_crashed"
     NOT_FOUND = "not_found"
     FORBIDDEN = "forbidden"
+    CREDENTIALS = "credentials"
     ENCODE_FAILED = "encode_failed"
     NETWORK = "network"
     NO_SPACE = "no_space"

@@ -28,6 +28,7 @@ from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
 from longvlm.jobs.index.accounting import Account, Counts, Finished, commit_to, count_committed
 from longvlm.jobs.index.order import IndexOrder, IndexReport, check_order
+from longvlm.jobs.index.refused import RefusedVideos
 from longvlm.jobs.index.stages import Encode, Watch, Write
 from longvlm.jobs.limits import INTERRUPTED, Limits, OutOfTimeError, TooManyFailuresError
 from longvlm.jobs.runs import close_run
@@ -163,17 +164,19 @@ class IndexRun:
         limits: Limits,
     ) -> None:
         self.stages, self.counts, self.limits = stages, report.counts, limits
-        self.account = Account(recipe, report.run_id)
+        self.account, self.refused = Account(recipe, report.run_id), RefusedVideos()
         self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, partial(commit_to, store))
 
     def index_wave(self, wave: Sequence[WorkRow]) -> None:
         """One wave; what is lost in a pass is planned again, then fails as lost."""
         for _ in range(MAX_PASSES):
-            for outcomes in self.stages(self.account.plan(wave)):
-                self._finish(Finished(outcomes, self.account.add(outcomes)))
+            for landed in self.stages(self.account.plan(wave)):
+                self._settle(self.refused.sift(landed, self.account.planned))
+                self._settle(self.refused.judge(self.account.planned))
                 if not self.account.planned:  # nothing more to wait for, while Ray still takes the stages down
                     self.flush()
                 self.limits.check(self.account.settled)
+            self._settle(self.refused.judge(self.account.planned, is_end=True))
             wave = left = self.account.unaccounted()
             if not left:
                 return
@@ -182,6 +185,10 @@ class IndexRun:
     def flush(self) -> None:
         """Commit what is finished."""
         count_committed(self.commits.flush(), self.counts)
+
+    def _settle(self, outcomes: pa.Table) -> None:
+        if len(outcomes):
+            self._finish(Finished(outcomes, self.account.add(outcomes)))
 
     def _finish(self, finished: Finished) -> None:
         count_committed(self.commits.add(finished, len(finished.rows)), self.counts)

@@ -44,7 +44,7 @@ from longvlm.schemas.errors import ErrorCode, InputError
 from longvlm.schemas.identity import new_run_id
 
 # What fails for these may pass by itself (they are the TransientErrors); all else fails again until the file changes.
-RETRIED = (ErrorCode.NETWORK, ErrorCode.NO_SPACE, ErrorCode.LOST)
+RETRIED = (ErrorCode.NETWORK, ErrorCode.CREDENTIALS, ErrorCode.NO_SPACE, ErrorCode.LOST)
 _STOPS = (InputError, OSError, DeltaError, duckdb.Error, StageError)  # what the world does to a part
 
 

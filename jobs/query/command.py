@@ -23,11 +23,13 @@ def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> No
 
     The query can read the store and what is attached, and nothing else; it changes nothing.
     """
+    from longvlm.jobs.interrupts import ended_by_ctrl_c
     from longvlm.jobs.query.sql import run_sql
     from longvlm.jobs.terminal import print_rows
     from longvlm.pipeline.store import catalog
 
-    rows = run_sql(store, query, attach)
+    with ended_by_ctrl_c():
+        rows = run_sql(store, query, attach)
     if as_json:
         for row in rows.to_pylist():
             click.echo(json.dumps(row, default=catalog.plain))

@@ -25,7 +25,7 @@ def decode_units(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, s
     row = {"video_id": video["video_id"], "write_id": video["write_id"], "unit": 0, "num_units": 1}
     spent_ms = decoder.cpu_ms
     try:
-        with local_copy(video["uri"], scratch_dir) as path:
+        with local_copy(video["uri"], scratch_dir, video.get("size_bytes")) as path:
             try:
                 info = decoder.probe(path, recipe.decode, recipe.segment_s)
                 segments = plan_segments(recipe, info)

@@ -9,13 +9,15 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from longvlm.pipeline.refusals import code_of
 from longvlm.pipeline.source.copies import facts
+from longvlm.pipeline.source.fetch import ANSWER_S
 from longvlm.pipeline.source.formats import HEAD_BYTES, VIDEO_EXTENSIONS, container_of
 from longvlm.pipeline.source.manifest import list_manifest
 from longvlm.pipeline.source.pages import pages_below
 from longvlm.pipeline.table_files import is_table
 from longvlm.pipeline.uris import canonical_uri, locate, refusals_as_sentences
-from longvlm.schemas.errors import InputError
+from longvlm.schemas.errors import ErrorCode, InputError
 from longvlm.schemas.identity import video_id
 from longvlm.schemas.tables import LISTING
 
@@ -113,16 +115,28 @@ def nothing_in(source: Source) -> InputError:
 
 def _list(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[str, Any]]]:
     """List each video with what is known of it, by canonical URI, a page at a time."""
-    info = fs.info(path)
+    info = _describe(fs, path)
     is_file = fs.isfile(path) if info.get("islink") else info["type"] == "file"
     if not is_file:
         yield from _list_folder(fs, path, source)
     elif is_table(path):
         yield from list_manifest(fs, path, source.takes)
     else:
-        is_video = _has_video_extension(path) or container_of(fs.cat_file(path, start=0, end=HEAD_BYTES)) is not None
+        is_video = _has_video_extension(path) or container_of(_head(fs, path)) is not None
         if is_video and source.takes(PurePosixPath(path).name):
             yield {canonical_uri(fs, path): facts(info)}
+
+
+def _describe(fs: Any, path: str) -> dict[str, Any]:
+    """What a path is, as the filesystem says it."""
+    try:
+        info: dict[str, Any] = fs.info(path, timeout=ANSWER_S)
+    except Exception as error:
+        # S3 is asked by HEAD, and refuses that without a reason; a listing has one, or is what may be read here
+        if "s3" not in fs.protocol or code_of(error) == ErrorCode.NOT_FOUND or not next(pages_below(fs, path), []):
+            raise
+        return {"type": "directory"}
+    return info
 
 
 def _list_folder(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[str, Any]]]:
@@ -132,6 +146,11 @@ def _list_folder(fs: Any, path: str, source: Source) -> Iterator[dict[str, dict[
         unnamed = [name for name, info in files.items() if not PurePosixPath(name).suffix and info.get("size")]
         videos = {name for name in files if _has_video_extension(name)} | set(_sniff(fs, unnamed))
         yield {canonical_uri(fs, name): facts(files[name]) for name in videos}
+
+
+def _head(fs: Any, path: str) -> bytes:
+    head: bytes = fs.cat_file(path, start=0, end=HEAD_BYTES, timeout=ANSWER_S)
+    return head
 
 
 def _has_video_extension(path: str) -> bool:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from longvlm.pipeline.source.copies import facts
+from longvlm.pipeline.source.fetch import ANSWER_S
 from longvlm.pipeline.table_files import Column, read_batches
 from longvlm.pipeline.text_files import UserFile
 from longvlm.pipeline.uris import canonical_uri, is_local, local_path, locate
@@ -82,6 +83,7 @@ def _look_up(uri: str) -> dict[str, Any]:
     """Etag, size and time of a file; nothing where they cannot be had, which will show when it is watched."""
     fs, path = locate(uri)
     try:
-        return facts(fs.info(path))
-    except (FileNotFoundError, PermissionError):
+        info = fs.info(path, timeout=ANSWER_S)
+    except Exception:  # noqa: BLE001 - every cloud library has exceptions of its own
         return {}
+    return facts(info)

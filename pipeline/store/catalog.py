@@ -137,6 +137,7 @@ def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:
     finally:
         con.close()
         draft.unlink(missing_ok=True)
+        draft.with_name(f"{draft.name}.wal").unlink(missing_ok=True)  # of a draft that a full disk broke off
     return target
 
 
@@ -161,6 +162,8 @@ def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
         con.execute(VIEWS_SQL)
         con.execute(_answers_wide(con))
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        if "Could not write" in str(error):  # index.duckdb itself, on a full disk
+            raise
         raise InputError(
             f"a file that the store's log names is gone or damaged ({first_line(error)}); bring it back, or let "
             "`longvlm maintain --verify` say which videos it held and index them again."

@@ -116,7 +116,7 @@ def test_a_failure_later_on_ends_with_the_failed_unit(tmp_path, decoder):
 
 
 def test_a_deadline_fails_the_video_and_no_other(tmp_path):
-    slow = write_clip(tmp_path / "slow.mp4", 300, size=(1280, 720))
+    slow = write_clip(tmp_path / "slow.mp4", 300, size=(1280, 720), options={"preset": "ultrafast"})
     quick = write_clip(tmp_path / "quick.mp4", 10)
     with Decoder(deadline_s=0.05, memory_limit_bytes=1500 << 20) as decoder:
         (row,) = rows_of(slow, paper(TOWER), decoder, tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from longvlm.pipeline.source import copies as objects
+from longvlm.pipeline.source import copies, fetch
 from longvlm.pipeline.source.copies import facts, local_copy
 from longvlm.schemas.errors import ErrorCode, TerminalError, TransientError
 
@@ -62,7 +62,7 @@ def test_pipes_and_devices_are_no_videos(tmp_path, scratch):
 def test_a_server_that_sends_more_than_it_said_is_cut_off(scratch, monkeypatch):
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/fetch/a.mp4", b"content")
-    monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 3)
+    monkeypatch.setattr(fetch, "MAX_OBJECT_BYTES", 3)
     monkeypatch.setattr(type(fs), "info", lambda *_, **__: {"size": None, "type": "file", "name": "/fetch/a.mp4"})
     assert failure_of("memory://fetch/a.mp4", scratch).code == ErrorCode.TOO_LARGE
 
@@ -101,7 +101,7 @@ def test_forbidden_local_files(tmp_path, scratch):
 
 
 def test_files_that_do_not_fit(scratch, monkeypatch):
-    monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 3)
+    monkeypatch.setattr(fetch, "MAX_OBJECT_BYTES", 3)
     fsspec.filesystem("memory").pipe_file("/fetch/a.mp4", b"content")
     assert failure_of("memory://fetch/a.mp4", scratch).code == ErrorCode.TOO_LARGE
 
@@ -109,7 +109,7 @@ def test_files_that_do_not_fit(scratch, monkeypatch):
 def test_a_flaky_network_is_tried_again(scratch, monkeypatch):
     memory = type(fsspec.filesystem("memory"))
     fsspec.filesystem("memory").pipe_file("/fetch/a.mp4", b"content")
-    monkeypatch.setattr(objects, "_BACKOFF_S", 0.001)
+    monkeypatch.setattr(copies, "_BACKOFF_S", 0.001)
     tries = []
     get_file = memory.get_file
 

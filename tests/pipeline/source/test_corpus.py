@@ -3,6 +3,8 @@ from datetime import UTC, datetime
 
 import fsspec
 import pytest
+import s3fs
+from servers import BucketServer
 
 from clips import write_clip
 from longvlm.pipeline.source.corpus import Source, list_source
@@ -140,17 +142,31 @@ def test_buckets_that_are_not_there(uri, words):
         list_source(Source(uri))
 
 
-def test_forbidden_buckets(s3, monkeypatch):
-    import s3fs
+@pytest.fixture(scope="module")
+def refusing():
+    """An S3 service that refuses what a test wants."""
+    with BucketServer({"v/a.mp4": b"x"}) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield server
+    s3fs.S3FileSystem.clear_instance_cache()
 
-    async def forbidden(*_, **__):
-        raise PermissionError("Access Denied")
 
-    s3.put_object(Bucket="bucket", Key="v/a.mp4", Body=b"x")
-    monkeypatch.setattr(s3fs.S3FileSystem, "_lsdir", forbidden)
-    monkeypatch.setattr(s3fs.S3FileSystem, "_info", forbidden)
-    with pytest.raises(InputError, match=r"access to s3://bucket/v is forbidden"):
-        list_source(Source("s3://bucket/v"))
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "AccessDenied"), (400, "ExpiredToken"), (403, "RequestTimeTooSkewed")]
+)
+@pytest.mark.parametrize("name", ["v", "v/a.mp4", "list.csv"])
+def test_a_bucket_that_refuses_says_why(refusing, name, status, code):
+    """HEAD has no reason in its answer."""
+    refusing.refuse = lambda _: (status, code)
+    with pytest.raises(InputError, match=rf"access to s3://bucket/{name} is forbidden \({code}: Said by {code}\)"):
+        list_source(Source(f"s3://bucket/{name}"))
+
+
+def test_a_folder_is_listed_where_only_that_is_allowed(refusing):
+    refusing.refuse = lambda key: (403, "AccessDenied") if key else None
+    assert len(list_source(Source("s3://bucket/v"))) == 1
 
 
 @pytest.mark.corpus

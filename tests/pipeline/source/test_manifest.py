@@ -1,7 +1,11 @@
+import threading
+
 import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
+from servers import FileServer
 
+from longvlm.pipeline.source import manifest
 from longvlm.pipeline.source.corpus import Source, list_pages, list_source
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import LISTING
@@ -22,12 +26,12 @@ def listing_of(path, **patterns):
 
 
 def test_csv_with_relative_paths_and_ids(folder):
-    manifest = folder / "list.csv"
-    manifest.write_text(f"external_id,uri\n007,a.mp4\n008,{folder}/sub/b.mkv\n009,gone.mp4\n")
-    a, gone, b = listing_of(manifest)
+    path = folder / "list.csv"
+    path.write_text(f"external_id,uri\n007,a.mp4\n008,{folder}/sub/b.mkv\n009,gone.mp4\n")
+    a, gone, b = listing_of(path)
     assert (a["uri"], a["external_id"], a["size_bytes"]) == (str(folder / "a.mp4"), "007", 5)
     assert a["modified_at"] is not None
-    assert a["source"] == str(manifest)
+    assert a["source"] == str(path)
     assert (gone["uri"], gone["size_bytes"], gone["modified_at"]) == (str(folder / "gone.mp4"), None, None)
     assert b["external_id"] == "008"
 
@@ -125,3 +129,28 @@ def test_names_with_colons_and_tildes_are_names(folder):
         str(folder / name) for name in ("a:b.mp4", "C:\\a.mp4", "~")
     )
     assert {row["size_bytes"] for row in listing_of(folder / "list.json")} == {5}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
+def test_an_entry_that_cannot_be_looked_up_speaks_for_itself_alone(folder, status):
+    """It is listed, to fail with its reason; what a server says of it is known when it is watched."""
+    with FileServer(lambda _, path: (status if path == "/bad.mp4" else 200, {"ETag": '"e"'}, b"content")) as server:
+        (folder / "list.csv").write_text(f"uri\n{server.url}/a.mp4\n{server.url}/bad.mp4\n")
+        a, bad = listing_of(folder / "list.csv")
+    assert (a["etag"], a["size_bytes"]) == ("e", 7)
+    assert (bad["uri"], bad["size_bytes"]) == (f"{server.url}/bad.mp4", None)
+
+
+def test_an_entry_whose_server_does_not_answer_is_not_waited_for(folder, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(manifest, "ANSWER_S", 0.1)
+    with FileServer(lambda *_: (200, {}, b"") if ended.wait() else None) as server:
+        (folder / "list.csv").write_text(f"uri\na.mp4\n{server.url}/b.mp4\n")
+        a, b = listing_of(folder / "list.csv")
+        ended.set()
+    assert (a["size_bytes"], b["size_bytes"]) == (5, None)
+
+
+def test_the_manifest_that_is_out_of_reach_is_told_by_its_server():
+    with FileServer(lambda *_: (500, {}, b"")) as server, pytest.raises(InputError, match="the server answered 500"):
+        list_source(Source(f"{server.url}/list.csv"))

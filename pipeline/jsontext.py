@@ -7,13 +7,6 @@ from functools import lru_cache
 from math import isfinite
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-from jsonschema.validators import validator_for
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import specification_with
-
 _FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
 _OPENING, _CLOSING = "[{", "]}"
 _BRACKET = re.compile(r"[\[\]{}]")
@@ -93,6 +86,12 @@ def schema_validator(schema_text: str) -> Any:
     Raises:
         ValueError: the text is no JSON object or no valid schema, or it refers to something outside itself.
     """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.jsonschema import specification_with
+
     schema = parse(schema_text)
     if not isinstance(schema, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - a wrong file, not a wrong call
@@ -121,6 +120,8 @@ def schema_validator(schema_text: str) -> Any:
 
 def _check_references(resource: Any, resolver: Any, as_resource: Callable[[Any], Any], seen: set[int]) -> None:
     """Follow every reference of a schema; ValueError for the first that does not lead to a place in it."""
+    from referencing.exceptions import Unresolvable
+
     contents = resource.contents
     if id(contents) in seen or not isinstance(contents, dict):
         return

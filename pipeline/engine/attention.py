@@ -22,7 +22,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longvlm.pipeline.transfer import tensor_on, to_device
 
+# Keys and values have room for a multiple of so many positions: a GPU's fast products take rows of 16 bytes.
+POSITIONS_TOGETHER = 8
 MAX_TOKENS_TOGETHER = 256  # of one video's suffixes in a call: the work for what the mask hides grows with the square
+
+
+def rounded_up(num_positions: int) -> int:
+    """The room that keys and values of so many positions take."""
+    return -(-num_positions // POSITIONS_TOGETHER) * POSITIONS_TOGETHER
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ Shape letters: T tokens of a pass, W watched ones of them, R rows, P prefix posi
 
 # ruff: noqa: N803, N806 - tensors are named by their shape
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
@@ -22,13 +22,16 @@ from longvlm.pipeline.engine.attention import (
     SuffixPlace,
     TailAttention,
     chunked,
+    rounded_up,
 )
 from longvlm.pipeline.engine.blocks import Blocks
 from longvlm.pipeline.engine.growing import Growing
 from longvlm.pipeline.engine.linear import Linear
+from longvlm.pipeline.engine.recorded import GraphMemory, RecordedStep
 from longvlm.pipeline.transfer import tensor_on
 
-MIN_TAIL_GROWTH = 16  # tokens: growing copies every tail, which costs about as much as a step does
+# Tokens: growing copies every tail, which costs about as much as a step does, and on a GPU a new recording of it.
+MIN_TAIL_GROWTH = {"cpu": 16, "cuda": 64}
 # Tokens of one forward pass. Enough that the matrix products are bound by arithmetic, and the widest activations of a
 # 7B model (11,008 channels) stay under 50 MB on a CPU, 400 MB on a GPU.
 MAX_TOKENS = {"cpu": 2048, "cuda": 16_384}
@@ -99,6 +102,8 @@ class Batch:
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         )
         self.dtype = self._embed.weight.dtype
+        can_record = device.type == "cuda" and self._blocks.has_fixed_rotary
+        self._graph_memory = GraphMemory(device) if can_record else None
         # Early layers look everywhere, late ones prepare the next word; in between, words look for what they speak of.
         self.watched = frozenset(range(self.num_layers // 3, max(2 * self.num_layers // 3, self.num_layers // 3 + 1)))
         self.clear()
@@ -111,7 +116,7 @@ class Batch:
         self.growing: Growing | None = None
         self.seen_RP = torch.zeros(0, 0, device=self.device)
         self._reach = 0  # how many positions of its tail any open row has once its newest token is in
-        self._decoding: TailAttention | None = None
+        self._step: RecordedStep | None = None  # of these rows and prefixes, as they lie now
 
     @property
     def bytes_per_token(self) -> int:
@@ -130,7 +135,7 @@ class Batch:
         kept = [i for i, prefix in enumerate(self.prefixes) if id(prefix) in needed]
         self.prefixes = [self.prefixes[i] for i in kept]
         self._reach = max((len(row.suffix) + len(row.new) for row in self.rows), default=0)
-        self._rebuild(self.tail_kv, still_open, KeysValues(), self._reach)
+        self._rebuild(self.tail_kv, still_open, KeysValues(), self._tail_room())
         self._rebuild(self.prefix_kv, kept, KeysValues(), max(map(len, self.prefixes), default=0))
 
     def add_prefixes(self, prefixes: Sequence[PromptPrefix]) -> None:
@@ -183,10 +188,14 @@ class Batch:
             self.growing.append(growing)
         self.seen_RP = torch.cat([_widened(self.seen_RP, seen_RP.shape[1]), seen_RP])
         self._reach = max(self._reach, *(len(one.row.suffix) + 1 for one in begun))
-        self._rebuild(self.tail_kv, kept, made, self._reach)
+        self._rebuild(self.tail_kv, kept, made, self._tail_room())
 
-    def decode(self) -> Tensor:
-        """One step: every row's newest token goes in; returns the logits of its next one, [R, V].
+    def decode(self, extend: Callable[[Growing, Tensor], None]) -> None:
+        """One step: every row's newest token goes in, and its next one comes of the logits.
+
+        Args:
+            extend: gives every open row its next token, from logits [R, V]. It is part of the step, which a GPU
+                records: it neither waits for the device nor gives it numbers of the host's.
 
         Raises:
             ValueError: there are no rows.
@@ -194,27 +203,34 @@ class Batch:
         if self.growing is None:
             raise ValueError("nothing has been added that could go on")
         if self._reach > self.tail_kv.num_positions:
-            self._grow()
+            self._rebuild(self.tail_kv, range(len(self.rows)), KeysValues(), self._tail_room())
         self._reach += 1
-        if self._decoding is None:
-            self._decoding = self._tail_attention(self.rows, self.tail_kv, range(len(self.rows)))
-            self.seen_RP = _widened(self.seen_RP, self.prefix_kv.num_positions)
-        totals = AttentionTotals(self.watched)
-        positions_R = self._decoding.begin(self.growing.at_R, totals)
-        hidden_RD = self._blocks.run(self._embed(self.growing.newest_R), positions_R, self._decoding)
-        self.seen_RP += totals.seen * self.growing.is_open_R[:, None]
-        return self.logits(hidden_RD)
+        if self._step is None:
+            self._step = self._new_step(self.growing, extend)
+        self._step()
+
+    def _new_step(self, growing: Growing, extend: Callable[[Growing, Tensor], None]) -> RecordedStep:
+        """The step over what is here now, which changes nothing but the numbers in its tensors."""
+        attention = self._tail_attention(self.rows, self.tail_kv, range(len(self.rows)))
+        self.seen_RP = seen_RP = _widened(self.seen_RP, self.prefix_kv.num_positions)
+
+        def step() -> None:
+            totals = AttentionTotals(self.watched)
+            positions_R = attention.begin(growing.at_R, totals)
+            hidden_RD = self._blocks.run(self._embed(growing.newest_R), positions_R, attention)
+            seen_RP.add_(totals.seen * growing.is_open_R[:, None])
+            extend(growing, self.logits(hidden_RD))
+
+        return RecordedStep(step, self._graph_memory)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """What follows each token, [T, V]."""
         return self._head(hidden_TD)
 
-    def _grow(self) -> None:
-        """Give all tails room for some more steps."""
-        most = max(row.num_positions for row in self.rows)
-        num_positions = min(self._reach + max(MIN_TAIL_GROWTH, self._reach // 4), most)
-        if num_positions > self.tail_kv.num_positions:
-            self._rebuild(self.tail_kv, range(len(self.rows)), KeysValues(), num_positions)
+    def _tail_room(self) -> int:
+        """Positions of every tail that do for some more steps."""
+        most = max((row.num_positions for row in self.rows), default=0)
+        return min(self._reach + max(MIN_TAIL_GROWTH[self.device.type], self._reach // 4), most)
 
     def _tail_attention(self, rows: Sequence[Row], tails: KeysValues, row_of_token: Sequence[int]) -> TailAttention:
         lengths = [len(prefix) for prefix in self.prefixes]
@@ -227,11 +243,11 @@ class Batch:
 
     def _empty_tails(self, num_rows: int, num_positions: int) -> KeysValues:
         num_k, width = self.kv_shape
-        shape = (2, num_rows, num_k, num_positions, width)
+        shape = (2, num_rows, num_k, rounded_up(num_positions), width)
         return KeysValues([torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(self.num_layers)])
 
     def _rebuild(self, kv: KeysValues, kept: Sequence[int], more: KeysValues, num_positions: int) -> None:
-        self._decoding = None
+        self._step, num_positions = None, rounded_up(num_positions)
         if not kept and not more.layers:
             kv.clear()
         elif more.layers or len(kept) < kv.layers[0].shape[1] or num_positions > kv.num_positions:

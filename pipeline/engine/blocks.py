@@ -1,9 +1,7 @@
 """The decoder blocks of LLaMA and its like (Mistral, Qwen2), run one by one in as few kernels as is simple.
 
-By their data sheets GPUs could do a decoding step of a 7B model in some 4 ms, while starting a kernel takes a host some
-microseconds: how many a step starts may well set its pace. So queries, keys and values are one product here, and gate
-and up another, which also reads a CPU's memory faster than small matrices do; and attention is a step's own
-(`attention.py`).
+Queries, keys and values are one product here, and gate and up another: fewer kernels to start, and a CPU reads one
+large matrix faster than small ones. Attention is a step's own (`attention.py`).
 
 Shape letters: T tokens of a pass, D model width, H query heads, K key heads, d channels of a head.
 """
@@ -37,6 +35,12 @@ class Blocks:
         decoder = llm.get_decoder()
         self.blocks = [_Block(layer) for layer in decoder.layers]
         self._norm, self._rotary = decoder.norm, decoder.rotary_emb
+
+    @property
+    def has_fixed_rotary(self) -> bool:
+        """Whether RoPE's frequencies stay what they are, however far the positions go."""
+        kind = getattr(self._rotary, "rope_type", "default")
+        return isinstance(kind, str) and "dynamic" not in kind and kind != "longrope"
 
     def run(self, embeds_TD: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
         """The last block's normed output, [T, D], for tokens that stand at some positions of their prompts."""

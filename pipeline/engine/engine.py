@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from longvlm.pipeline.engine.attention import rounded_up
 from longvlm.pipeline.engine.batch import Batch, SuffixPass
 from longvlm.pipeline.engine.growing import Growing
 from longvlm.pipeline.engine.kv_budget import kv_budget
@@ -118,7 +119,8 @@ class Engine:
         """Whether keys and values stay within their budget if this row comes in and all use their room."""
         rows = [*self._underway, row]
         prefixes = {id(prefix): len(prefix) for prefix in [*self._batch.prefixes, *(row.prefix for row in rows)]}
-        positions = len(prefixes) * max(prefixes.values()) + len(rows) * max(row.num_positions for row in rows)
+        tail = max(row.num_positions for row in rows)
+        positions = len(prefixes) * rounded_up(max(prefixes.values())) + len(rows) * rounded_up(tail)
         return positions * self._batch.bytes_per_token <= self.kv_bytes
 
     def _prefill(self, rows: list[RequestRow]) -> None:
@@ -160,7 +162,7 @@ class Engine:
         """One more token for every open row, and again until half of the rows are done."""
         started_s, num_rows = time.perf_counter(), len(self._batch.rows)
         while 2 * (num_open := growing.count_open()) > num_rows:
-            self._extend(growing, self._batch.decode())
+            self._batch.decode(self._extend)
             self.stats.num_steps += 1
             self.stats.decode_tokens += num_open
         self.stats.decode_s += time.perf_counter() - started_s
@@ -271,7 +273,7 @@ class Engine:
         )
 
     def _out_of_memory(self, row: RequestRow) -> TerminalError:
-        needed = (len(row.prefix) + row.num_positions) * self._batch.bytes_per_token
+        needed = (rounded_up(len(row.prefix)) + rounded_up(row.num_positions)) * self._batch.bytes_per_token
         return TerminalError(
             ErrorCode.MEMORY_LIMIT,
             f"the prompt's keys and values take {needed / 1e6:.0f} MB, more than there is room for beside the model; "

@@ -54,9 +54,13 @@ class Growing:
         column_R = self._count_R.where(gets_R, self._ids_RX.shape[1] - 1)
         self._ids_RX.scatter_(1, column_R[:, None], chosen_R[:, None])
         self._count_R += gets_R
-        self.is_open_R.copy_(gets_R & ~torch.isin(chosen_R, self._ends_E) & (self._count_R < self._room_R))
+        self.is_open_R.copy_(gets_R & ~self._ends(chosen_R) & (self._count_R < self._room_R))
         self.newest_R.copy_(chosen_R.where(self.is_open_R, self.newest_R))
         self.at_R += self.is_open_R
+
+    def _ends(self, chosen_R: Tensor) -> Tensor:
+        """Which tokens end an answer; `torch.isin` would wait for the device where there are many that do."""
+        return (chosen_R[:, None] == self._ends_E).any(dim=1)
 
     def count_open(self) -> int:
         """How many rows are open: the one thing of a step that the host waits for."""

@@ -267,12 +267,11 @@ def test_memory_for_keys_and_values_stays_within_what_it_may_take(served):
     engine.kv_bytes = 600 * engine._batch.bytes_per_token
     most, decode = 0, engine._batch.decode
 
-    def watched():
+    def watched(extend):
         nonlocal most
-        logits = decode()
+        decode(extend)
         layers = engine._batch.prefix_kv.layers + engine._batch.tail_kv.layers
         most = max(most, sum(layer.nbytes for layer in layers))
-        return logits
 
     engine._batch.decode = watched
     many = [group(9 + n % 5, *(f"{word} {n}" for word in WORDS), seed=n) for n in range(6)]
@@ -303,10 +302,10 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(served, groups):
     decode = engine._batch.decode
     failures = iter([False, False, True, False, True])
 
-    def failing():
+    def failing(extend):
         if next(failures, False):
             raise torch.OutOfMemoryError
-        return decode()
+        decode(extend)
 
     engine._batch.decode = failing
     assert {answer.key: answer.text for answer in engine.answer(iter(groups))} == wanted

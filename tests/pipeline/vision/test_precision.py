@@ -37,8 +37,9 @@ def test_merged_tokens_of_bfloat16_are_finite_and_those_that_the_cpu_merges(fold
 
 
 def test_merged_tokens_of_bfloat16_point_where_those_of_float32_do(folder, frames, device):
-    wide = merged(load_tower(folder).encode(frames).patches).tokens[0]
-    narrow = merged(load_tower(folder, "bfloat16", device).encode(frames).patches).tokens[0].cpu()
+    wide = load_tower(folder).encode(frames).patches
+    narrow = load_tower(folder, "bfloat16", device).encode(frames).patches.cpu()
+    assert torch.cosine_similarity(narrow, wide, dim=-1).min() > 0.995
+    wide, narrow = merged(wide).tokens[0], merged(narrow).tokens[0]
     near = torch.cosine_similarity(narrow[:, None], wide[None], dim=-1).max(dim=1).values
-    assert near.median() > 0.999
-    assert near.mean() > 0.9  # rounding sends some tokens elsewhere, and what they are merged with is another mean
+    assert near.mean() > 0.9  # how many tokens rounding sends elsewhere, into another mean, is each device's own

@@ -43,7 +43,7 @@ def ray_session(s3_environment):
     from longvlm.jobs.cluster.session import connect
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # of ten seconds, which a test would wait for
+        patch.setenv("RAY_metrics_report_interval_ms", "3000")  # not ten seconds, which a test would wait for
         for name, value in s3_environment.items():
             patch.setenv(name, value)
         connect("local")

@@ -1,5 +1,5 @@
 # make demo and make test do everything from a bare clone; the .venv is made once and again when its inputs change.
-# Tests run in two processes, a file at a time and in order, so that the many quick files even out the end.
+# Tests run in two processes: one begins with those of Ray, the other with the rest; tests/conftest.py says how.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/longvlm demo
 
 test: $(READY) check
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check --quiet .

@@ -9,18 +9,20 @@ import sys
 import threading
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from longvlm.jobs.answer.command import answer
 from longvlm.jobs.cluster.logs import start_driver
+from longvlm.jobs.cluster.trouble import trouble
 from longvlm.jobs.compare.command import compare
 from longvlm.jobs.evaluate.command import evaluate
 from longvlm.jobs.index.command import index
+from longvlm.jobs.interrupts import CTRL_C, SAID, is_interrupt, pressed_until_heard
 from longvlm.jobs.operate.command import doctor, nightly, submit
 from longvlm.jobs.operate.upkeep_command import forget, maintain
-from longvlm.jobs.options import STOPPED, StoppedError
+from longvlm.jobs.options import STOPPED, StoppedError, say
 from longvlm.jobs.query.command import recipe, search, sql, status
 from longvlm.jobs.query.export_command import export
 from longvlm.jobs.train.command import train
@@ -48,11 +50,14 @@ class OwnOutput:
 
 
 class Cli(click.Group):
-    """Turns wrong input into one sentence on stderr and exit code 2, and an early stop into exit code 1."""
+    """Turns what ends a command early into one sentence on stderr and an exit code.
+
+    2 is for wrong input, 1 for a job that stopped or met trouble of the machine's, 130 for Ctrl-C.
+    """
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line."""
-        with redirect_stdout(OwnOutput(sys.stdout)):
+        with redirect_stdout(OwnOutput(sys.stdout)), pressed_until_heard():
             return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -60,11 +65,22 @@ class Cli(click.Group):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            click.echo(f"longvlm: {error}", err=True)
-            sys.exit(WRONG_INPUT)
+            _leave(str(error), WRONG_INPUT)
         except StoppedError as reason:
-            click.echo(f"longvlm: {reason}", err=True)
-            sys.exit(STOPPED)
+            _leave(str(reason), STOPPED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if is_interrupt(error):
+                _leave(SAID, CTRL_C)
+            if said := trouble(error):
+                _leave(f"{said} What was finished is kept.", STOPPED)
+            raise
+
+
+def _leave(said: str, code: int) -> NoReturn:
+    say(f"longvlm: {said}", err=True)
+    sys.exit(code)
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

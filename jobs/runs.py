@@ -11,6 +11,7 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
 from longvlm.jobs.cluster.retry import persist
+from longvlm.jobs.cluster.trouble import trouble
 from longvlm.pipeline.store.catalog import first_line, write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.compact import merge_small_files
@@ -51,7 +52,7 @@ def close_run(store: Store, job: str, report: Report, counts: dict[str, Any] | N
     try:
         merge_small_files(store)
     except _TROUBLE as error:  # they do no harm until the next job
-        report.notes.append(f"small files were not merged: {first_line(error)}")
+        report.notes.append(f"small files were not merged: {trouble(error) or first_line(error)}")
     refresh_index(store, report.notes)
 
 
@@ -81,4 +82,4 @@ def refresh_index(store: Store, notes: list[str]) -> None:
     try:
         write_index_duckdb(store.uri, store.pin())
     except _TROUBLE as error:  # the file is a convenience, the store itself is whole
-        notes.append(f"index.duckdb was left as it was: {first_line(error)}")
+        notes.append(f"index.duckdb was left as it was: {trouble(error) or first_line(error)}")

@@ -1,11 +1,20 @@
-"""The command line as `python -m longvlm`."""
+"""The command line as `longvlm` and `python -m longvlm`."""
 
 import sys
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C ends it in one line even while it is being loaded."""
+    try:
+        from longvlm.jobs import cli
+
+        cli.main(prog_name="longvlm")
+    except KeyboardInterrupt:
+        sys.stderr.write("longvlm: interrupted.\n")
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
         del sys.path[0]  # the folder that this was started in: whatever Python files lie there are not meant
-
-    from longvlm.jobs.cli import main
-
-    main(prog_name="longvlm")
+    main()

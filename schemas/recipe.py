@@ -22,6 +22,9 @@ INDEX_RULES = {
     "resizing": 1,  # from a decoded frame to the tower's input
     "merging": 1,  # from a segment's patch tokens to its local ones, and from CLS tokens to global ones
 }
+# By which rule frames are taken at times, as each row of `videos` says: null, by even spread; 2, by presentation time
+# stamps. Not hashed, because it changed nothing for constant rates; `pipeline/store/changes.py` tells them apart.
+TIME_RULE = 2
 ANSWER_RULES = {
     "budgets": 1,  # how stored tokens are merged on or left out
     "prompts": 1,  # the words around a question of each type
@@ -150,11 +153,27 @@ class IndexRecipe:
         """Rows of the prefix, global first: 305 for the paper. None where it follows from the length."""
         return self.num_global_layers + self.num_segments * self.tokens_per_segment if self.num_segments else None
 
-    def schedule_for(self, num_tokens: int) -> tuple[int, ...]:
-        """Merge steps for a segment of `num_tokens`; the last segment of a video may be shorter than the others."""
-        if self.merge_schedule is not None and num_tokens == self.patches_per_segment:
+    def schedule_for(self, num_tokens: int, at_most: int | None = None) -> tuple[int, ...]:
+        """Merge steps for a segment of `num_tokens`; the last segment of a video may be shorter than the others.
+
+        `at_most` is how many tokens there is something to say with, should that be fewer than the recipe keeps.
+        """
+        keep = min(self.tokens_per_segment, at_most or num_tokens)
+        if self.merge_schedule is not None and (num_tokens, keep) == (
+            self.patches_per_segment,
+            self.tokens_per_segment,
+        ):
             return self.merge_schedule
-        return halving_schedule(num_tokens, self.tokens_per_segment)
+        return halving_schedule(num_tokens, keep)
+
+    def most_tokens(self, num_distinct: int) -> int:
+        """Most tokens that a segment with so many distinct frames keeps: under intervals no more than their patches.
+
+        The reference repeats the frames of short videos, and keeps all its tokens of them.
+        """
+        if self.sampling == "uniform":
+            return self.tokens_per_segment
+        return min(self.tokens_per_segment, num_distinct * self.tower.num_patches)
 
     @property
     def fingerprint(self) -> str:

@@ -40,6 +40,8 @@ VIDEOS = pa.schema(
         ("indexed_at", pa.timestamp("us")),
         ("decode_ms", pa.float64()),
         ("encode_ms", pa.float64()),
+        ("keyframe_shift_s", pa.float64()),  # the farthest that a keyframe lies from what it stands for; else null
+        ("time_rule", pa.int32()),  # recipe.TIME_RULE when it was written; null before there was one
     ]
 )
 
@@ -210,9 +212,8 @@ FIRST_COLUMNS = {"videos": 26, "segments": 11, "tokens": 12, "answers": 22, "ver
 
 # --- batches between the operators of the index job ---
 
-LISTING = pa.schema(  # one row a listed video
-    [VIDEOS.field(name) for name in ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at")]
-)
+_LISTED = ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at", "error_code", "error")
+LISTING = pa.schema([VIDEOS.field(name) for name in _LISTED])  # one row a listed video; with an error it is not watched
 
 PLAN = pa.schema([*LISTING, VIDEOS.field("write_id"), VIDEOS.field("attempts")])  # one row a video to watch
 
@@ -227,6 +228,8 @@ class WorkRow(TypedDict):
     etag: str | None
     size_bytes: int | None
     modified_at: datetime | None
+    error_code: str | None
+    error: str | None
     attempts: int | None  # at this content; None before the first
 
 
@@ -247,6 +250,7 @@ _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code n
         ("error_code", pa.string()),
         ("error", pa.string()),
         ("decode_ms", pa.float64()),  # CPU milliseconds
+        VIDEOS.field("keyframe_shift_s"),  # of this unit
     ]
 )
 
@@ -256,6 +260,7 @@ FRAMES = pa.schema(  # one row a unit; of a failed unit, segments is empty and f
     [
         *_UNIT,
         ("segments", pa.list_(pa.struct([*_SPAN, ("frames", pa.list_(pa.int64()))]))),  # frame numbers, in time order
+        ("num_sampled", pa.int64()),  # frames of all segments of the video, repeats counted
         ("frame_px", pa.int32()),  # frames are square: height = width
         ("frames", pa.large_binary()),  # uint8 [F, frame_px, frame_px, 3] RGB, F = all frames of all segments
     ]
@@ -305,6 +310,7 @@ class OutcomeRow(TypedDict):
     error_code: str | None
     error: str | None
     decode_ms: float | None
+    keyframe_shift_s: float | None
     encode_ms: float | None
     tokens_shard: ShardRow | None
     segments_shard: ShardRow | None
@@ -324,12 +330,7 @@ _ASKED = pa.struct(
 )
 
 GROUPS = pa.schema(  # a video and what is asked about it; a video with very many questions has several rows
-    [
-        ("video_id", pa.string()),
-        ("uri", pa.string()),
-        ("write_id", pa.string()),
-        ("questions", pa.list_(_ASKED)),
-    ]
+    [*(VIDEOS.field(name) for name in ("video_id", "uri", "write_id")), ("questions", pa.list_(_ASKED))]
 )
 
 

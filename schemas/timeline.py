@@ -1,7 +1,7 @@
 """Frames, segments and work units on a video's time axis.
 
-Frame numbers are integers counted from 0 in display order. Seconds are floats; spans are half-open,
-`[start_s, end_s)`.
+Frame numbers are integers counted from 0 in display order. Seconds are floats from the first frame on; spans are
+half-open, `[start_s, end_s)`. When each frame is shown, `pipeline/decode/times.py` says.
 """
 
 from dataclasses import dataclass, replace
@@ -19,20 +19,12 @@ class VideoInfo:
     width: int
     height: int
     codec: str
-    decoder: str  # "decord" or "pyav"
+    decoder: str  # "decord", "pyav" or "pyav-keyframes"
 
     def __post_init__(self) -> None:
         """A video that passes here can be sampled: it has frames and a positive length."""
         if self.num_frames < 1 or self.duration_s <= 0 or self.fps <= 0:
             raise ValueError(f"not a playable video: {self}")
-
-    def time_of(self, frame: int) -> float:
-        """When a frame is shown, in seconds, spreading frames evenly over the duration."""
-        return frame * self.duration_s / self.num_frames
-
-    def frame_at(self, time_s: float) -> int:
-        """The frame shown at a time; times outside the video give its first or last frame."""
-        return min(max(int(time_s * self.num_frames / self.duration_s), 0), self.num_frames - 1)
 
 
 @dataclass(frozen=True)
@@ -54,11 +46,9 @@ class Segment:
         """How many frames stand for the segment, repeats counted."""
         return len(self.frames)
 
-    def showing(self, frames: tuple[int, ...], video: VideoInfo) -> "Segment":
-        """The same segment with the frames that were really decoded, its bounds widened to hold their times."""
-        start_s = min(self.start_s, video.time_of(frames[0]))
-        end_s = max(self.end_s, video.time_of(frames[-1] + 1))
-        return replace(self, frames=frames, start_s=start_s, end_s=end_s)
+    def showing(self, frames: tuple[int, ...], start_s: float, end_s: float) -> "Segment":
+        """The same segment with the frames that were really decoded, its bounds widened to hold their time."""
+        return replace(self, frames=frames, start_s=min(self.start_s, start_s), end_s=max(self.end_s, end_s))
 
 
 def cut_into_units(segments: list[Segment], max_frames: int = MAX_UNIT_FRAMES) -> list[list[Segment]]:

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from support import VIDEOS, largest_error, missing
+from support import ROOT, VIDEOS, largest_error, missing
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two processes that spin for each other's cores are slow
+# Tests share the cores with each other and with Ray's workers. These are not to come last, as Ray has it for the sake
+# of the desktop that it may run on, and threads that wait are to sleep.
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 # A shell that starts the tests in the background has them and their children ignore Ctrl-C, which some send.
@@ -34,6 +38,18 @@ def pytest_itemcollected(item):
     """What takes the device, itself or through another fixture, is marked so."""
     if "device" in getattr(item, "fixturenames", ()):
         item.add_marker("device")
+
+
+def pytest_collection_modifyitems(items):
+    """For `pytest --dist loadgroup`: the tests of Ray share one session, others stay with those of their file.
+
+    Ray comes first, for it takes longest; the many quick files of the end even out who is done when.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            path = str(item.path.relative_to(ROOT))
+            item.add_marker(pytest.mark.xdist_group("ray" if "ray_session" in item.fixturenames else path))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
 
 
 def pytest_runtest_setup(item):

@@ -11,9 +11,9 @@ def open_executor(ray_address: str | None) -> Executor:
     Raises:
         InputError: no cluster answers at the address.
     """
-    address = ray_address or os.environ.get("RAY_ADDRESS")
-    if address == IN_PROCESS:
+    if (ray_address or os.environ.get("RAY_ADDRESS")) == IN_PROCESS:
         return InProcess()
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what tidies up after a lost cluster must not start another
     from longvlm.jobs.cluster.ray_executor import RayExecutor
 
-    return RayExecutor(address)
+    return RayExecutor(ray_address)

@@ -7,9 +7,13 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from longvlm.jobs.cluster import logs
 from longvlm.jobs.cluster.executor import Stage, StageError
 from longvlm.jobs.cluster.session import connect, failure_of, release_failed_execution
 from longvlm.jobs.cluster.tally import Tally
+from longvlm.jobs.cluster.watch import ClusterLostError, watch_cluster
+
+_REPORT_S = 10.0  # for the tally to answer where nothing depends on it
 
 
 class RayExecutor:
@@ -45,10 +49,16 @@ class RayExecutor:
                 num_cpus=stage.cpus,
                 num_gpus=stage.gpus,
             )
-        try:
-            yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        except ray.exceptions.RayError as error:
-            raise StageError(failure_of(error)) from error
+        with watch_cluster() as watch:
+            try:
+                yield from watch.wait_for(
+                    data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+                )
+            except ClusterLostError as error:
+                ray.shutdown()  # else Ray ends this process before what is finished is committed
+                raise StageError(str(error)) from error
+            except (ray.exceptions.RayError, ConnectionError) as error:
+                raise StageError(failure_of(error)) from error
 
     def release(self) -> None:
         """Give back the workers of a run that broke off; to be called when no exception is held any more."""
@@ -82,12 +92,21 @@ class RemoteTally:
         return self._ask("run_id")
 
     def begun_s(self) -> float | None:
-        """As `Tally.begun_s`."""
-        return self._ask("begun_s")
+        """As `Tally.begun_s`; None where the cluster is lost."""
+        return self._report("begun_s", None)
 
     def report(self) -> dict[str, dict[str, float]]:
-        """As `Tally.report`."""
-        return self._ask("report")
+        """As `Tally.report`; empty where the cluster is lost, for a run still has to tell what it committed."""
+        return self._report("report", {})
+
+    def _report(self, method: str, otherwise: Any) -> Any:
+        if not ray.is_initialized():
+            return otherwise
+        try:
+            return ray.get(getattr(self._actor, method).remote(), timeout=_REPORT_S)
+        except ray.exceptions.RayError as error:
+            logs.log.warning("the tally of the run does not answer: %s", failure_of(error))
+            return otherwise
 
     def _ask(self, method: str, *args: Any) -> Any:
         """What the actor's method returns. Raises StageError where the actor, or the cluster, is gone."""

@@ -1,7 +1,7 @@
 """A sample of a source's videos, watched in this process: tokens as an index would store them, and some frames."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +15,6 @@ from longvlm.jobs.cluster.executor import Stage, run_inprocess
 from longvlm.jobs.cluster.tally import Tally
 from longvlm.jobs.index.stages import Watch
 from longvlm.jobs.names import match_questions
-from longvlm.pipeline.decode.sampling import plan_segments
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
 from longvlm.pipeline.vision.encode import encode_units
 from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow
@@ -24,7 +23,6 @@ from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from longvlm.schemas.identity import new_write_id
 from longvlm.schemas.recipe import IndexRecipe
-from longvlm.schemas.timeline import VideoInfo
 
 Drawn = tuple[dict[str, Any], list[int]]  # a row of tables.LISTING, and the rows of its questions
 _ABOUT = "FROM given LEFT JOIN named ON video = name WHERE video IS NULL OR n = {n} ORDER BY q"
@@ -111,7 +109,7 @@ def _watched(units: Iterator[pa.Table], recipe: IndexRecipe, tower: Tower, most_
         if encoded["error_code"] is not None:
             return TerminalError(ErrorCode(encoded["error_code"]), encoded["error"])
         stored += encoded["segments"]
-        chosen = chosen or _choose(about, recipe, most_frames)
+        chosen = chosen or _choose(about["num_sampled"], most_frames)
         pixels = _pixels(unit, about["frame_px"])
         here = [place - num_before for place in chosen if num_before <= place < num_before + len(pixels)]
         frames.append(pixels[here])
@@ -123,10 +121,8 @@ def _watched(units: Iterator[pa.Table], recipe: IndexRecipe, tower: Tower, most_
     return Watched(_read_back(stored), segments, torch.cat(frames), _read_back(whole) if whole else None)
 
 
-def _choose(about: dict[str, Any], recipe: IndexRecipe, most_frames: int) -> Sequence[int]:
-    """Which of the recipe's frames to hand on: the middles of equal parts."""
-    info = VideoInfo(**{field.name: about[field.name] for field in fields(VideoInfo)})
-    total = sum(segment.num_frames for segment in plan_segments(recipe, info))
+def _choose(total: int, most_frames: int) -> Sequence[int]:
+    """Which of a video's sampled frames to hand on: the middles of equal parts."""
     number = min(total, most_frames)
     return [(2 * i + 1) * total // (2 * number) for i in range(number)]
 

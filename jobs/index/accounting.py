@@ -11,8 +11,9 @@ import pyarrow as pa
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
-from longvlm.schemas.errors import ErrorCode
+from longvlm.schemas.errors import OWN_FAILURES, ErrorCode
 from longvlm.schemas.identity import new_write_id
+from longvlm.schemas.recipe import TIME_RULE
 from longvlm.schemas.tables import OutcomeRow, PlanRow, WorkRow
 
 _FACTS = ("duration_s", "fps", "width", "height", "num_frames", "codec", "decoder", "num_segments")
@@ -26,7 +27,7 @@ class Account:
     run_id: str
     planned: dict[str, PlanRow] = field(default_factory=dict)  # by write_id, until settled
     landed: dict[str, dict[int, OutcomeRow]] = field(default_factory=dict)  # by write_id and unit
-    settled: Counter[str] = field(default_factory=Counter)  # videos by status
+    settled: Counter[str] = field(default_factory=Counter)  # videos that were indexed, or failed by code
 
     def plan(self, work: Sequence[WorkRow]) -> pa.Table:
         """Plan videos: a new write_id and one more attempt each. Returns tables.PLAN."""
@@ -56,12 +57,14 @@ class Account:
         facts: Mapping[str, Any] = outcome
         row |= {name: facts[name] for name in _FACTS}
         row["decode_ms"] = sum(unit["decode_ms"] or 0.0 for unit in units.values())
+        shifts = [unit["keyframe_shift_s"] for unit in units.values() if unit["keyframe_shift_s"] is not None]
+        row |= {"keyframe_shift_s": max(shifts, default=None), "time_rule": TIME_RULE}
         row["encode_ms"] = sum(unit["encode_ms"] or 0.0 for unit in units.values())
         return row
 
     def _close(self, write_id: str, status: str, error_code: str | None, error: str | None) -> dict[str, Any]:
         self.landed.pop(write_id, None)
-        self.settled[status] += 1
+        self.settled[error_code or status] += 1
         return self.planned.pop(write_id) | {
             "recipe": self.recipe,
             "run_id": self.run_id,
@@ -97,12 +100,14 @@ class Counts:
     moved: int = 0  # under a new name; it took its tokens along
     failed: int = 0
     known_failed: int = 0
-    stale: int = 0  # indexed under another recipe only
+    stale: int = 0  # indexed under another recipe only, or mistimed
+    mistimed: int = 0  # of the stale ones: their frames were taken by even spread, which their time stamps do not have
     forgotten: int = 0
     not_attempted: int = 0
     deleted: int = 0  # not listed any more: rows written by this run
     gone: int = 0  # not listed any more and left as they are
     failures: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)  # files of the source that are not listed, by kind
     video_seconds: float = 0.0
 
     def add(self, rows: list[dict[str, Any]]) -> None:
@@ -117,8 +122,22 @@ class Counts:
                 self.failures[row["error_code"]] += 1
 
     def as_json(self) -> dict[str, Any]:
-        """The counts by name, failures by code."""
-        return {**vars(self), "failures": dict(self.failures), "video_seconds": round(self.video_seconds, 3)}
+        """The counts by name, failures by code, and what is left out by kind."""
+        told = {"failures": dict(self.failures), "left_out": dict(self.left_out.most_common())}
+        return {**vars(self), **told, "video_seconds": round(self.video_seconds, 3)}
+
+    @property
+    def mostly_failed(self) -> str | None:
+        """That more than half of the videos failed by themselves, in a sentence; None if they did not."""
+        own = Counter({code: number for code, number in self.failures.items() if code in OWN_FAILURES})
+        num_tried = self.indexed + self.failed
+        if 2 * own.total() <= num_tried:
+            return None
+        codes = ", ".join(f"{code} {number}" for code, number in own.most_common())
+        return (
+            f"more than half of the videos failed by themselves: {own.total()} of {num_tried} ({codes}); "
+            "`longvlm sql` on the view failures says why"
+        )
 
     def check(self) -> None:
         """Raise RuntimeError unless every listed video went exactly one way."""

@@ -12,6 +12,7 @@
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
 from longvlm.jobs.index.accounting import Account, Counts, Finished, commit_to, count_committed
 from longvlm.jobs.index.order import IndexOrder, IndexReport, check_order
+from longvlm.jobs.index.refused import RefusedVideos
 from longvlm.jobs.index.stages import Encode, Watch, Write
 from longvlm.jobs.limits import INTERRUPTED, Limits, OutOfTimeError, TooManyFailuresError
 from longvlm.jobs.runs import close_run
@@ -55,7 +57,7 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
     """
     report = IndexReport(Counts(), time.time())
     with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
-        store, recipe, model, changes = take_stock(order, Path(scratch) / "listing.parquet")
+        store, recipe, model, changes = take_stock(order, Path(scratch) / "listing.parquet", report.counts.left_out)
         logs.begun("index", report.run_id, source=order.source.uri, store=order.store)
         with changes:
             num_work = min(changes.num_work, order.limit or changes.num_work)
@@ -71,12 +73,20 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
     return report, store
 
 
-def take_stock(order: IndexOrder, scratch: Path) -> tuple[Store | None, IndexRecipe, str, Changes]:
-    """Stages 1 and 2: the store if there is one, the recipe and model of the run, and what there is to do."""
+def take_stock(
+    order: IndexOrder, scratch: Path, left_out: Counter[str]
+) -> tuple[Store | None, IndexRecipe, str, Changes]:
+    """Stages 1 and 2: the store if there is one, the recipe and model of the run, and what there is to do.
+
+    Args:
+        order: of the run.
+        scratch: where the listing may lie.
+        left_out: counts by kind what of the source is not listed.
+    """
     check_order(order)
-    num_listed = spool_source(order.source, str(scratch))
+    num_listed = spool_source(order.source, str(scratch), left_out)
     if not num_listed and not (order.prune and order.allow_mass_delete):
-        raise nothing_in(order.source)
+        raise nothing_in(order.source, left_out)
     store = Store.find(order.store)
     recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
     criteria = ChangeCriteria(
@@ -85,6 +95,7 @@ def take_stock(order: IndexOrder, scratch: Path) -> tuple[Store | None, IndexRec
         order.source.coverage(),
         retry_failed=order.retry_failed,
         restale=order.restale,
+        by_time=recipe.sampling == "interval",
     )
     changes = compare(str(scratch), store.pin(("videos",)) if store else Snapshot(), criteria)
     if order.prune and not order.allow_mass_delete and changes.num_gone > MAX_LOSS * changes.num_known:
@@ -100,6 +111,7 @@ def _keep_books(changes: Changes, store: Store, report: IndexReport, *, prune: b
     counts = report.counts
     for way, number in changes.others.items():
         setattr(counts, way, number)
+    counts.mistimed = changes.num_mistimed
     counts.listed, counts.not_attempted = changes.num_work + sum(changes.others.values()), changes.num_work
     store.append("videos", changes.bookkeeping(report.run_id, prune=prune))
     counts.deleted, counts.gone = (changes.num_gone, 0) if prune else (0, changes.num_gone)
@@ -161,17 +173,19 @@ class IndexRun:
         limits: Limits,
     ) -> None:
         self.stages, self.counts, self.limits = stages, report.counts, limits
-        self.account = Account(recipe, report.run_id)
+        self.account, self.refused = Account(recipe, report.run_id), RefusedVideos()
         self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, partial(commit_to, store))
 
     def index_wave(self, wave: Sequence[WorkRow]) -> None:
         """One wave; what is lost in a pass is planned again, then fails as lost."""
         for _ in range(MAX_PASSES):
-            for outcomes in self.stages(self.account.plan(wave)):
-                self._finish(Finished(outcomes, self.account.add(outcomes)))
+            for landed in self.stages(self.account.plan(wave)):
+                self._settle(self.refused.sift(landed, self.account.planned))
+                self._settle(self.refused.judge(self.account.planned))
                 if not self.account.planned:  # nothing more to wait for, while Ray still takes the stages down
                     self.flush()
                 self.limits.check(self.account.settled)
+            self._settle(self.refused.judge(self.account.planned, is_end=True))
             wave = left = self.account.unaccounted()
             if not left:
                 return
@@ -180,6 +194,10 @@ class IndexRun:
     def flush(self) -> None:
         """Commit what is finished."""
         count_committed(self.commits.flush(), self.counts)
+
+    def _settle(self, outcomes: pa.Table) -> None:
+        if len(outcomes):
+            self._finish(Finished(outcomes, self.account.add(outcomes)))
 
     def _finish(self, finished: Finished) -> None:
         count_committed(self.commits.add(finished, len(finished.rows)), self.counts)

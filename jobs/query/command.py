@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, WHERE, tell_notes
+from longvlm.jobs.options import AS_JSON, STORE, WHERE, say, tell_notes
 
 
 @click.command()
@@ -23,11 +23,13 @@ def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> No
 
     The query can read the store and what is attached, and nothing else; it changes nothing.
     """
+    from longvlm.jobs.interrupts import ended_by_ctrl_c
     from longvlm.jobs.query.sql import run_sql
     from longvlm.jobs.terminal import print_rows
     from longvlm.pipeline.store import catalog
 
-    rows = run_sql(store, query, attach)
+    with ended_by_ctrl_c():
+        rows = run_sql(store, query, attach)
     if as_json:
         for row in rows.to_pylist():
             click.echo(json.dumps(row, default=catalog.plain))
@@ -53,7 +55,7 @@ def search(*, store: str, text: str, where: str | None, limit: int, as_json: boo
         click.echo(json.dumps({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned}))
     else:
         print_rows([asdict(hit) for hit in found.rows])
-        click.echo(f"scanned {found.num_scanned} segments, {found.bytes_scanned / 1e6:.1f} MB")
+        say(f"scanned {found.num_scanned} segments, {found.bytes_scanned / 1e6:.1f} MB")
 
 
 @click.command()
@@ -120,5 +122,5 @@ def recipe_promote(*, store: str, name: str) -> None:
     opened, notes = Store.open(store), list[str]()
     opened.promote(name)
     refresh_index(opened, notes)
-    click.echo(f"the views of {store} now show the recipe {name}")
+    say(f"the views of {store} now show the recipe {name}")
     tell_notes(notes)

@@ -1,4 +1,4 @@
-"""The training loop of one worker of Ray Train: all workers in step, a model each or a shard of it."""
+"""The training loop of one worker: all workers in step, a model each or a shard of it."""
 
 import json
 import os
@@ -10,9 +10,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
-from ray import train
 
+from longvlm.jobs.train.context import WorkerContext
 from longvlm.jobs.train.read import example_from_row
 from longvlm.jobs.train.worker_config import LOSSES, PROGRESS, REFUSED, STATE, WorkerConfig, read_losses
 from longvlm.pipeline.models.families import load_model
@@ -22,7 +23,7 @@ from longvlm.pipeline.training.parameters import apply_fsdp
 from longvlm.pipeline.training.save import save_model
 
 
-def run_loop(config: WorkerConfig) -> dict[str, Any]:
+def run_loop(config: WorkerConfig, context: WorkerContext) -> dict[str, Any]:
     """Take every step of a run; the first worker writes the loss curve and saves the model.
 
     Returns:
@@ -30,16 +31,13 @@ def run_loop(config: WorkerConfig) -> dict[str, Any]:
         waiting for others, and in steps.
     """
     recipe = config.card.recipe
-    rank = train.get_context().get_world_rank()
-    is_several = train.get_context().get_world_size() > 1
-    device = train.torch.get_device()
     torch.set_num_threads(config.threads)
-    model = load_model(config.card.model, "float32", device.type)
-    shard = apply_fsdp if is_several else None
+    model = load_model(config.card.model, "float32", context.device.type)
+    shard = apply_fsdp if context.size > 1 else None
     finetuner = Finetuner(model, recipe, config.num_steps, whitening=config.whitening, shard=shard)
-    _restore(finetuner, config.checkpoint)
-    run_log = RunLog(Path(config.folder), finetuner.num_done, rank)
-    batches = _batches(rank, finetuner.num_done, config.num_steps)
+    _restore(finetuner, config.checkpoint, context)
+    run_log = RunLog(Path(config.folder), finetuner.num_done, context.rank)
+    batches = _batches(context.examples(), finetuner.num_done, config.num_steps)
     seconds = {"start_s": 0.0, "read_s": 0.0, "step_s": 0.0}
     while finetuner.num_done < config.num_steps:
         started_s = time.perf_counter()
@@ -53,17 +51,15 @@ def run_loop(config: WorkerConfig) -> dict[str, Any]:
         seconds |= {waited: seconds[waited] + read_s, "step_s": seconds["step_s"] + result.step_s}
         run_log.record(result, read_s, rows if result.step <= config.steps_per_epoch else [])
         if result.step % recipe.save_every_steps == 0 or result.step == config.num_steps:
-            _save_state(finetuner, rank)
+            _save_state(finetuner, context)
     weights = finetuner.trainable.trained_weights()
-    if rank == 0:
+    if context.rank == 0:
         save_model(weights, ModelCard(**{**vars(config.card), "final_loss": run_log.last_loss}), Path(config.folder))
     return {"stopped": None, **seconds}
 
 
-def _batches(rank: int, first: int, num_steps: int) -> Iterator[list[dict[str, Any]]]:
+def _batches(blocks: Iterator[pa.Table], first: int, num_steps: int) -> Iterator[list[dict[str, Any]]]:
     """This worker's rows of EXAMPLES for each step from `first` on; in some it may have none."""
-    shard = train.get_dataset_shard(f"examples-{rank}")
-    blocks = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     rows = (row for block in blocks for row in block.to_pylist())
     expected = first
     for step, members in groupby(rows, key=lambda row: row["step"]):
@@ -119,25 +115,22 @@ def _refused(rows: list[dict[str, Any]], result: StepResult) -> Iterator[dict[st
         yield {"id": name, "video": rows[number]["uri"], "error": reason}
 
 
-def _save_state(finetuner: Finetuner, rank: int) -> None:
-    """Report a checkpoint to Ray Train, which keeps the newest few. All workers report, the first alone has a file."""
+def _save_state(finetuner: Finetuner, context: WorkerContext) -> None:
+    """Report a checkpoint. All workers report, the first alone has files."""
     state = finetuner.state_dict()
-    metrics = {"step": finetuner.num_done}
-    if rank:
-        train.report(metrics, checkpoint=None)
+    if context.rank:
+        context.report(finetuner.num_done, None)
         return
     with tempfile.TemporaryDirectory() as folder:
         torch.save(state, Path(folder) / STATE)
         size = os.path.getsize(Path(folder) / STATE)  # noqa: PTH202 - one call
         (Path(folder) / PROGRESS).write_text(json.dumps({"num_done": finetuner.num_done, "size_bytes": size}))
-        train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
+        context.report(finetuner.num_done, Path(folder))
 
 
-def _restore(finetuner: Finetuner, given: str | None) -> None:
+def _restore(finetuner: Finetuner, given: str | None, context: WorkerContext) -> None:
     """Resume from the newest checkpoint: of this run, if a worker of it was lost, or else what the driver found."""
-    own = train.get_checkpoint()
-    if own is not None:
-        with own.as_directory() as folder:
-            finetuner.load_state_dict(torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True))
-    elif given is not None:
-        finetuner.load_state_dict(torch.load(Path(given) / STATE, map_location="cpu", weights_only=True))
+    with context.restored() as own:
+        newest = own or given
+        if newest is not None:
+            finetuner.load_state_dict(torch.load(Path(newest) / STATE, map_location="cpu", weights_only=True))

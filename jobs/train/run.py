@@ -4,35 +4,34 @@
 2 read    the plan's videos -> their tokens, in the plan's order      actors of Ray Data, some for each worker
 3 train   a batch a step, in step with the other workers              workers of Ray Train, each a model or a shard
 4 save    a checkpoint now and then; at the end the model             first worker
+
+Without Ray one worker does 2 to 4 in the process that asks for it.
 """
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
-from ray import train
-from ray.data import ActorPoolStrategy, ExecutionOptions
-from ray.train.torch import TorchTrainer
 
 from longvlm.jobs.answer.options import fit_template
 from longvlm.jobs.choose import absolute, choose_answer_model
 from longvlm.jobs.cluster import logs
-from longvlm.jobs.cluster.resources import TrainResources, for_train
-from longvlm.jobs.cluster.session import connect, failure_of, release_failed_execution
+from longvlm.jobs.cluster.executor import InProcess, StageError
+from longvlm.jobs.cluster.open_executor import open_executor
+from longvlm.jobs.cluster.resources import for_train
 from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.runs import close_run
-from longvlm.jobs.train.entry import train_worker
+from longvlm.jobs.train.context import InProcessContext
 from longvlm.jobs.train.plan import TrainPlan, plan_training, select_conversations
 from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
-from longvlm.jobs.train.worker_config import LOSSES, REFUSED, WorkerConfig, num_steps_done, read_losses
+from longvlm.jobs.train.worker_config import CHECKPOINTS, LOSSES, REFUSED, WorkerConfig, num_steps_done, read_losses
 from longvlm.pipeline.models.families import is_llava
 from longvlm.pipeline.models.longvlm.init import begin, is_begun
 from longvlm.pipeline.store.ledger import Store
@@ -44,8 +43,7 @@ from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.identity import new_run_id
 from longvlm.schemas.training import TrainRecipe
 
-RUN, CHECKPOINTS, BASE, PLOT = "run.json", "checkpoints", "base", "loss.png"
-MAX_RETRIES = 3  # of a worker group that lost a member; it goes on from the last checkpoint
+RUN, BASE, PLOT = "run.json", "base", "loss.png"
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,6 @@ def run_train(order: TrainOrder) -> TrainReport:
     report = TrainReport(new_run_id(), folder, order.recipe.num_steps(len(plan.videos)), plan)
     logs.begun("train", report.run_id, store=store.uri, model=order.model)
     if not is_finished(folder, report.num_steps):
-        connect(order.ray_address)
         reader_config = ReaderConfig(
             snapshot,
             spec.sight,
@@ -196,64 +193,50 @@ def claim_folder(folder: Path, settings: dict[str, str]) -> None:
 def _train(order: TrainOrder, report: TrainReport, reader_config: ReaderConfig, card: ModelCard) -> None:
     """Stages 2 to 4; what a stopped run has saved is kept, and the same command goes on from there."""
     recipe, folder = order.recipe, report.folder
-    resources = for_train(ray.cluster_resources(), order.workers)
+    executor = open_executor(order.ray_address)
+    resources = for_train(executor.resources(), order.workers)
     newest = newest_checkpoint(folder)
     first = (num_steps_done(newest) or 0) if newest else 0
-    blocks = [report.plan.blocks(recipe, i, resources.workers, first) for i in range(resources.workers)]
+    parts = [report.plan.blocks(recipe, i, resources.workers, first) for i in range(resources.workers)]
     steps_per_epoch = -(-len(report.plan.videos) // recipe.batch_videos)
     whitening = _fit_whitening(report.plan, recipe, reader_config) if recipe.whiten else None
     checkpoint = str(newest) if newest else None
     config = WorkerConfig(
         card, str(folder), report.num_steps, steps_per_epoch, resources.threads, whitening, checkpoint
     )
-    datasets = [_read(part, reader_config, resources) for part in blocks]
     try:
-        result = _trainer(config, datasets, resources, report.run_id).fit().return_value or {}
+        if isinstance(executor, InProcess):
+            result = _fit_in_process(config, parts, reader_config, report.run_id)
+        else:
+            from longvlm.jobs.train.on_ray import fit_on_ray
+
+            result = fit_on_ray(config, parts, reader_config, resources, report.run_id)
         report.stopped = result.get("stopped")
         report.read_s, report.step_s = result.get("read_s", 0.0), result.get("step_s", 0.0)
     except KeyboardInterrupt:
         report.stopped = INTERRUPTED
-    except train.WorkerGroupError as error:
-        report.stopped = "; ".join(sorted({failure_of(one) for one in error.worker_failures.values()}))
-    except (train.TrainingFailedError, ray.exceptions.RayError) as error:
-        report.stopped = failure_of(error)
+    except StageError as error:
+        report.stopped = str(error)
     if report.stopped:
-        release_failed_execution()
+        executor.release()
     _remove_stale_attempts(folder)
 
 
-def _read(blocks: list[pa.Table], config: ReaderConfig, resources: TrainResources) -> ray.data.Dataset:
-    """Stage 2, for one worker."""
-    return ray.data.from_blocks(blocks).map_batches(
-        Reader,
-        fn_constructor_args=(config,),
-        fn_constructor_kwargs={"low_priority": True},
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=resources.readers),
-        num_cpus=resources.reader_cpus,
-    )
+def _fit_in_process(
+    config: WorkerConfig, parts: Sequence[list[pa.Table]], reader_config: ReaderConfig, run_id: str
+) -> dict[str, Any]:
+    """`fit_on_ray` without Ray."""
+    from longvlm.jobs.train.loop import run_loop
 
-
-def _trainer(config: WorkerConfig, datasets: list[Any], resources: TrainResources, run_id: str) -> TorchTrainer:
-    """Stages 3 and 4. Each worker has a plan of its own, so nothing is split, and order is what makes runs repeat."""
-    recipe = config.card.recipe
-    need = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-    return TorchTrainer(
-        train_worker,
-        train_loop_config={"worker_config": config},
-        datasets={f"examples-{rank}": part for rank, part in enumerate(datasets)},
-        dataset_config=train.DataConfig(datasets_to_split=[], execution_options=ExecutionOptions(preserve_order=True)),
-        scaling_config=train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=bool(resources.gpus), resources_per_worker=need
-        ),
-        run_config=train.RunConfig(
-            name=run_id,
-            storage_path=str(Path(config.folder) / CHECKPOINTS),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
-            failure_config=train.FailureConfig(max_failures=MAX_RETRIES),
-        ),
-    )
+    if len(parts) > 1:
+        raise InputError(f"--workers {len(parts)} needs Ray; without it one trains alone.")
+    (blocks,) = parts
+    attempt = Path(config.folder) / CHECKPOINTS / run_id
+    context = InProcessContext(blocks, reader_config, attempt, config.card.recipe.keep_checkpoints)
+    try:
+        return run_loop(config, context)
+    except Exception as error:
+        raise StageError(f"{type(error).__name__}: {error}") from error
 
 
 def _fit_whitening(plan: TrainPlan, recipe: TrainRecipe, config: ReaderConfig) -> Whitening:

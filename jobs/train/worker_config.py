@@ -12,7 +12,7 @@ from longvlm.pipeline.training.card import ModelCard
 from longvlm.pipeline.training.whitening import Whitening
 
 STATE, PROGRESS = "state.pt", "progress.json"
-LOSSES, REFUSED = "loss.jsonl", "refused.jsonl"
+LOSSES, REFUSED, CHECKPOINTS = "loss.jsonl", "refused.jsonl", "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
-"""The container of a video file: its video stream, an index of its frames and their times, and what is wrong with it.
+"""The container of a video file: its video stream, what is needed to index its frames, and what is wrong with it.
 
 Headers lie, so counts and durations come from the packets, or from an MP4's complete sample index, which spares
 reading the file.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from longvlm.pipeline.decode.fields import field_pairs
+from longvlm.pipeline.decode.frame_index import PACKET, FrameIndex, index_in_order, index_packets, nanoseconds
+from longvlm.pipeline.decode.times import MAX_FRAMES
 from longvlm.pipeline.source import formats
 from longvlm.schemas.errors import ErrorCode, TerminalError
 
@@ -21,31 +23,15 @@ _DEMUXERS = (
     "mp3,aac,wav,flac,aiff"  # audio, so that it can be told apart from noise
 )
 _MOV, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+_STEADY_CLOCKS = (_MOV, _MATROSKA, "avi")  # times are durations added up, or written by one who knew the whole
+_DECODING_STAMPS = ("avi", "asf")  # may know no other time of a packet than its place in the file
 _MIN_MISSING_FRAMES = 3
 _DEFAULT_FPS = 25.0
-_LONGEST_STILL_S = 600.0  # a longer gap between two frames is a jump of the clock, not a picture that stays
 
 
 def max_missing_frames(num_frames: int, fps: float) -> int:
     """Most frames that may be missing in one place before a video counts as damaged: 1 %, at least 3, at most 1 s."""
     return max(_MIN_MISSING_FRAMES, min(num_frames // 100, round(fps)))
-
-
-@dataclass(frozen=True)
-class FrameIndex:
-    """The frame index of a stream: its N frames in display order, and the K keyframes among them."""
-
-    num_frames: int
-    duration_s: float
-    keyframes: NDArray[np.int64]  # [K] frame numbers, ascending
-    seek_pts: NDArray[np.int64]  # [K] when each is shown: where to seek for it, in the stream's time base
-    pts: NDArray[np.int64] | None  # [N] when each is shown; None where taken from the index, or not known at all
-    has_closed_gops: bool = False  # no frame is shown before the keyframe that it follows in the file
-
-    def frame_at_pts(self, pts: int) -> int:
-        """The number of the frame shown at a presentation time stamp."""
-        assert self.pts is not None
-        return int(np.searchsorted(self.pts, pts, side="right")) - 1
 
 
 class VideoFile:
@@ -72,15 +58,17 @@ class VideoFile:
         self.codec: Any = self.stream.codec_context
         self.codec.thread_count = 1  # a worker per core is faster than threads, and takes less memory
         self.codec.thread_type = "NONE"
+        self.fields = field_pairs(self.codec.extradata) if self.codec.name == "h264" else None
 
     def _choose_stream(self) -> Any:
         from av.stream import Disposition
 
         pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
         streams = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
+        decodable = [stream for stream in streams if stream.codec_context is not None]
         best = self.container.streams.best("video")
-        if best is None or best not in streams:
-            best = max(streams, key=lambda stream: stream.width * stream.height, default=None)
+        if best is None or best not in (decodable or streams):
+            best = max(decodable, key=lambda stream: stream.width * stream.height, default=next(iter(streams), None))
         if best is None:
             others = ", ".join(sorted({stream.type for stream in self.container.streams}))
             if not others:
@@ -88,7 +76,8 @@ class VideoFile:
             raise TerminalError(ErrorCode.NO_VIDEO_STREAM, f"The file has no video track, only {others}.")
         if best.codec_context is None:
             raise TerminalError(
-                ErrorCode.UNSUPPORTED_CODEC, f"No decoder here for the video's codec ({best.codec_tag}); transcode it."
+                ErrorCode.UNSUPPORTED_CODEC,
+                "The video is coded in a way that nothing here decodes; transcode it, to H.264 for example.",
             )
         return best
 
@@ -104,84 +93,97 @@ class VideoFile:
 
     def frame_index_from_packets(self) -> FrameIndex:
         """The frame index by all packets: reads the whole file without decoding it, and leaves it at its end."""
-        packets = np.fromiter(self._packet_times(), dtype=[("pts", "f8"), ("is_key", "?"), ("duration", "f8")])
-        if not len(packets):
+        packets = np.fromiter(self._packets(), dtype=PACKET)
+        if packets["is_discard"].all():
             raise self._no_frames_error()
-        if self.stream.frames:
-            self._check_complete(self.stream.frames, len(packets))
-        is_key = packets["is_key"]
-        if not is_key.any():
-            is_key[0] = True
-        if np.isnan(packets["pts"]).any():
-            return self._frame_index_in_order(np.flatnonzero(is_key), len(packets))
-        shown = packets["pts"].astype(np.int64)
-        pts = np.unique(shown[shown >= shown[is_key].min()])  # before the first keyframe nothing can be shown
-        if len(shown) - len(pts) > len(shown) // 2:
+        if len(packets) > MAX_FRAMES:
             raise TerminalError(
-                ErrorCode.DECODE_FAILED,
-                f"The video has no keyframe among its first {len(shown) - len(pts)} of {len(shown)} frames, so most "
-                "of it cannot be shown; cut or transcode it anew.",
+                ErrorCode.TOO_LARGE, f"The video has more than {MAX_FRAMES} frames; cut it into several files."
             )
-        key_pts = np.unique(shown[is_key])
-        time_base = float(self.stream.time_base)
-        span = float(np.minimum(np.diff(pts), _LONGEST_STILL_S / time_base).sum())  # in ticks: whole, so added exactly
-        last = float(packets["duration"][shown.argmax()]) or span / max(len(pts) - 1, 1)
-        return FrameIndex(
-            num_frames=len(pts),
-            duration_s=(span + last) * time_base or 1 / self.header_fps,
-            keyframes=np.searchsorted(pts, key_pts),
-            seek_pts=key_pts,
-            pts=pts,
-            has_closed_gops=bool((shown >= np.maximum.accumulate(np.where(is_key, shown, shown.min()))).all()),
-        )
+        if self._num_expected() - len(packets) > max_missing_frames(len(packets), self.header_fps):
+            self._check_complete(self._num_expected(exactly=True), len(packets))
+        pts = packets["pts"]
+        in_order = self.format_name in _DECODING_STAMPS and (np.diff(pts) > 0).all()
+        if in_order or np.isnan(pts).any():
+            return index_in_order(packets, self.stream.time_base, self.header_fps)
+        jumps = self.format_name not in _STEADY_CLOCKS
+        index = index_packets(packets, self.stream.time_base, self.header_fps, jumps=jumps)
+        if self.format_name == "avi" and self.stream.frames > len(packets) and formats.has_whole_chunks(self.path):
+            # slots at its end are empty: what was there before stays
+            slots_s = (self.stream.duration or 0) * float(self.stream.time_base)
+            index = replace(index, duration_s=max(index.duration_s, slots_s))
+        return index
 
-    def _packet_times(self) -> Iterator[tuple[float, bool, int]]:
-        """Per packet of a frame that will be shown: pts (NaN where unknown), whether a keyframe, duration."""
+    def _packets(self) -> Iterator[tuple[float, float, float, bool, bool]]:
+        """Every packet that holds something, in file order, as a `PACKET`; second fields are not shown."""
         import av
 
+        if self.fields is not None:
+            self.fields.open_field = None
         try:
             for packet in self.container.demux(self.stream):
-                if packet.size and not packet.is_discard:
-                    pts = np.nan if packet.pts is None else packet.pts
-                    yield pts, packet.is_keyframe, packet.duration or 0
-        except av.InvalidDataError:  # the rest cannot be read: what is missing shows in the counts
+                if packet.size:
+                    pts, dts = packet.pts, packet.dts
+                    is_second = self.fields is not None and self.fields.is_second(bytes(packet))
+                    yield (
+                        np.nan if pts is None else pts,
+                        np.nan if dts is None else dts,
+                        packet.duration or 0 if self.fields is None else 0,  # it may be a field's
+                        packet.is_keyframe and not is_second,
+                        packet.is_discard or is_second,
+                    )
+        except av.FFmpegError:  # the rest cannot be read: what is missing shows in the counts
             return
 
     def frame_index_from_samples(self) -> FrameIndex | None:
-        """The frame index by an MP4's sample table, without reading the file; None where there is no complete one.
+        """The frame index by an MP4's sample table, without reading the file.
 
-        Frame numbers then count in file order, which for keyframes is display order but for a few frames in open GOPs.
+        The table has decoding times, which in order are the times of showing only where frames follow each other
+        evenly and no edit list hides any. None where they do not, or where there is no complete table. Frame numbers
+        then count in file order, which for keyframes is display order but for a few frames in open GOPs.
         """
         if self.format_name != _MOV or not 0 < self.stream.frames <= len(self.stream.index_entries):
             return None
-        entries = [entry for entry in self.stream.index_entries if not entry.is_discard]
+        entries = list(self.stream.index_entries)
+        times = np.array([entry.timestamp for entry in entries], dtype=np.int64)
+        steps = np.diff(times)
+        if any(entry.is_discard for entry in entries) or (len(steps) and np.ptp(steps) > 1):
+            return None
         within = sum(entry.pos + entry.size <= self.size_bytes for entry in entries)
         if not within:
             raise self._no_frames_error()
         self._check_complete(len(entries), within)
-        keys = [number for number, entry in enumerate(entries) if entry.is_keyframe] or [0]
-        decode_to_show = (self.stream.start_time or 0) - entries[0].timestamp  # the index has decoding times
-        time_base = float(self.stream.time_base)
-        span_s = (entries[-1].timestamp - entries[0].timestamp) * time_base
+        keys = np.array([number for number, entry in enumerate(entries) if entry.is_keyframe] or [0], dtype=np.int64)
+        seek_pts = times[keys] - times[0] + (self.stream.start_time or 0)
+        span_s = float(times[-1] - times[0]) * float(self.stream.time_base)
         content_s = span_s * len(entries) / max(len(entries) - 1, 1)
-        header_s = (self.stream.duration or 0) * time_base
+        header_s = (self.stream.duration or 0) * float(self.stream.time_base)
         trusted = span_s < header_s <= 2 * content_s + 10  # the last frame may be a still that stays for a while
         return FrameIndex(
-            num_frames=len(entries),
+            times_ns=nanoseconds(times, self.stream.time_base),
             duration_s=(header_s if trusted else content_s) or 1 / self.header_fps,
-            keyframes=np.array(keys, dtype=np.int64),
-            seek_pts=np.array([entries[key].timestamp + decode_to_show for key in keys], dtype=np.int64),
-            pts=None,
+            keyframes=keys,
+            seek_pts=seek_pts,
+            start_pts=int(seek_pts[0]),
         )
-
-    def _frame_index_in_order(self, keyframes: NDArray[np.int64], num_frames: int) -> FrameIndex:
-        """The frame index of a stream without time stamps, such as raw H.264: frames are counted as they come."""
-        return FrameIndex(num_frames, num_frames / self.header_fps, keyframes, np.zeros_like(keyframes), pts=None)
 
     @property
     def header_fps(self) -> float:
         """Frames per second by the header: good enough to judge what is missing."""
         return float(self.stream.average_rate or self.stream.guessed_rate or _DEFAULT_FPS)
+
+    def _num_expected(self, *, exactly: bool = False) -> int:
+        """How many packets the header promises, 0 where it does not say; `exactly` leaves out those that are empty.
+
+        An MP4's header counts samples that hold nothing and those that its edit list cuts off, which its sample table
+        does not. An AVI's counts slots without a picture; whether it is all there, its outermost chunks say.
+        """
+        promised = int(self.stream.frames)
+        if exactly and self.format_name == _MOV:
+            return sum(entry.size > 0 for entry in self.stream.index_entries)
+        if exactly and self.format_name == "avi" and formats.has_whole_chunks(self.path):
+            return 0
+        return promised
 
     def _check_complete(self, expected: int, found: int) -> None:
         if expected - found > max_missing_frames(expected, self.header_fps):
@@ -194,6 +196,16 @@ class VideoFile:
         if formats.is_encrypted(self.path):
             return encrypted_error()
         return TerminalError(ErrorCode.NO_FRAMES, "The file has a header but not one video frame; upload it again.")
+
+    def undecodable(self, problem: str) -> TerminalError:
+        """The error of a video of which no frame can be decoded, with the decoder's words."""
+        if self.codec.name == "hevc" and formats.has_alpha_layer(self.codec.extradata or b""):
+            return TerminalError(
+                ErrorCode.UNSUPPORTED_CODEC,
+                "The video is HEVC with an alpha layer, which nothing here decodes; export it without transparency.",
+            )
+        words = f"{self.codec.name}{': ' if problem else ''}{problem}"
+        return TerminalError(ErrorCode.DECODE_FAILED, f"Not one frame could be decoded ({words}); transcode the video.")
 
     def rewind(self) -> None:
         """Go back to the first packet, by opening the file anew: the one way that works for every format."""

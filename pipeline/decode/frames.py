@@ -5,12 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from longvlm.pipeline.decode.container import FrameIndex, VideoFile, encrypted_error, max_missing_frames
+from longvlm.pipeline.decode.container import VideoFile, encrypted_error, max_missing_frames
+from longvlm.pipeline.decode.frame_index import FrameIndex
+from longvlm.pipeline.decode.orientation import Orientation, orientation_of
+from longvlm.pipeline.decode.times import NS
 from longvlm.pipeline.source.formats import is_encrypted
 from longvlm.schemas.errors import ErrorCode, TerminalError
 
 # Packets of these that no other refers to may be skipped unless wanted; on AV1 that gave wrong frames.
 _SKIPPABLE = ("h264", "hevc")
+_START = -1  # in place of a keyframe: the first packet
 _HIDDEN = {"vp8": 2, "vp9": 2, "libvpx": 2, "libvpx-vp9": 2}  # time stamps in a row that may be of frames never shown
 
 
@@ -38,21 +42,21 @@ class FrameReader:
         self._last: tuple[int, Any] | None = None  # the frame shown now
         self._ahead: tuple[int, Any] | None = None  # decoded, but to be shown later
         self._decoding: Iterator[tuple[int, Any]] = iter(())
-        self._seek(0)
+        self._problem = ""  # the last that the decoder had with a packet
+        self._seek(_START)
         self._ahead = next(self._decoding, None)
         if self._ahead is None:
             if is_encrypted(file.path):
                 raise encrypted_error()
-            raise TerminalError(
-                ErrorCode.DECODE_FAILED, f"Not one frame could be decoded ({file.codec.name}); transcode the video."
-            )
-        self.rotation = int(self._ahead[1].rotation)
+            raise file.undecodable(self._problem)
+        self.orientation: Orientation | None = orientation_of(self._ahead[1])
         self._first: tuple[int, Any] = self._ahead
 
     def _seek(self, key: int) -> None:
-        """Go to a keyframe, by its place among the keyframes; 0 is the start, also where seeking is unreliable."""
+        """Go to a keyframe, by its place among the keyframes; to the start where seeking is unreliable."""
         if self.file.is_seekable:
-            self.file.container.seek(int(self.frame_index.seek_pts[key]), stream=self.file.stream)
+            pts = self.frame_index.start_pts if key == _START else self.frame_index.seek_pts[key]
+            self.file.container.seek(int(pts), stream=self.file.stream)
         else:
             self.file.rewind()
         self._fed, self._last, self._ahead, self._decoding = -1, None, None, self._decode()
@@ -62,7 +66,7 @@ class FrameReader:
         import av
 
         codec, count = self.file.codec, 0
-        for packet in self.file.container.demux(self.file.stream):
+        for packet in self._packets():
             number = self._number(packet.pts, self._fed + 1)
             if self._can_skip_packets:
                 codec.skip_frame = "NONREF" if self._targets and number not in self._targets else "DEFAULT"
@@ -71,13 +75,30 @@ class FrameReader:
                 frames = packet.decode()
             except av.EOFError:
                 return
-            except av.InvalidDataError:  # what is missing will show when a frame is asked for
+            except av.FFmpegError as error:  # what is missing will show when a frame is asked for
+                self._problem = error.strerror
+                count += 1
                 continue
             for frame in frames:
                 number = self._number(frame.pts, count)
                 count = number + 1
                 if number >= 0:
                     yield number, frame
+
+    def _packets(self) -> Iterator[Any]:
+        """The packets from where the file stands, as far as it can be read; where its clock jumps, stamped anew."""
+        import av
+
+        stamps = self.frame_index.stamps
+        place = 0
+        try:
+            for packet in self.file.container.demux(self.file.stream):
+                if stamps is not None and packet.size and place < len(stamps):
+                    packet.pts = packet.dts = int(stamps[place])
+                    place += 1
+                yield packet
+        except av.FFmpegError as error:  # what is missing will show when a frame is asked for
+            self._problem = error.strerror
 
     def _number(self, pts: int | None, in_order: int) -> int:
         return in_order if pts is None or self.frame_index.pts is None else self.frame_index.frame_at_pts(pts)
@@ -105,14 +126,16 @@ class FrameReader:
         self._targets = set(wanted)
         for number in wanted:
             key = self._key_before(number)
-            if self._position > number or (self._can_seek and self.frame_index.keyframes[key] > self._fed):
+            if self._position > number or (
+                self._can_seek and key != _START and self.frame_index.keyframes[key] > self._fed
+            ):
                 self._seek(key)
             shown = self._shown_at(number)
             if self._can_seek and (shown is None or number - shown[0] > _HIDDEN.get(self.file.codec.name, 0)):
                 self._can_seek = self._can_skip_packets = (
                     False  # seeking does not land where it should: from now on, in order
                 )
-                self._seek(0)
+                self._seek(_START)
                 shown = self._shown_at(number)
             shown = shown or self._ahead
             if shown is None or abs(number - shown[0]) > self._max_missing:
@@ -124,9 +147,10 @@ class FrameReader:
         return -1 if self._last is None else self._last[0]
 
     def _key_before(self, number: int) -> int:
+        """The place of the last keyframe by then; the start where there is none, or where seeking is unreliable."""
         if not self._can_seek:
-            return 0
-        return max(int(np.searchsorted(self.frame_index.keyframes, number, side="right")) - 1, 0)
+            return _START
+        return int(np.searchsorted(self.frame_index.keyframes, number, side="right")) - 1
 
     def _shown_at(self, number: int) -> tuple[int, Any] | None:
         """The last frame with at most this number, decoding on as far as needed."""
@@ -141,7 +165,7 @@ class FrameReader:
 
     def _missing(self, number: int) -> TerminalError:
         frame_index = self.frame_index
-        time_s = number * frame_index.duration_s / frame_index.num_frames
+        time_s = frame_index.times_ns[number] / NS
         return TerminalError(
             ErrorCode.DECODE_FAILED,
             f"The video is damaged: nothing can be decoded around {time_s:.1f} s of {frame_index.duration_s:.1f} s; "
@@ -166,7 +190,7 @@ class FrameReader:
             codec.skip_frame = "DEFAULT"
             try:
                 frames = [*codec.decode(packet), *codec.decode(None)]
-            except av.InvalidDataError:
+            except av.FFmpegError:
                 frames = []
             codec.flush_buffers()
             if not frames:

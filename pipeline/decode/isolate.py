@@ -23,11 +23,12 @@ import psutil
 
 from longvlm.pipeline.decode import messages, video
 from longvlm.pipeline.decode.confine import confine
+from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.pipeline.decode.video import NEAREST_PX, DecodedFrames, Mode, Resize
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
-from longvlm.schemas.timeline import VideoInfo
 
 T = TypeVar("T")
+Room = Callable[[dict[str, Any]], memoryview]  # for the bytes that come with a message
 _POLL_S = 0.05  # how often memory is looked at: at 4 GB/s the limit may be passed by 200 MB
 _VIDEOS_PER_CHILD = 1000  # the decoders' libraries keep some 5 KB of each
 _START_S = 120.0  # to start Python and import the decoders on a machine that is busy
@@ -64,11 +65,19 @@ class Decoder:
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def probe(self, path: str, mode: Mode = "exact") -> VideoInfo:
+    def probe(self, path: str, mode: Mode = "exact", max_gap_s: float | None = None) -> TimedVideo:
         """See `video.probe`; further failures as in `call`."""
         if self._num_probed >= _VIDEOS_PER_CHILD:
             self.close()
-        info = self._checked(lambda: messages.read_video_info(self.call(video.probe, path, mode)))
+        times_ns = np.empty(0, dtype=np.int64)
+
+        def room(message: dict[str, Any]) -> memoryview:
+            nonlocal times_ns
+            times_ns = messages.room_for_times(message)
+            return times_ns.data.cast("B")
+
+        value = self._call_into(video.probe, (path, mode, max_gap_s), room)
+        info = self._checked(lambda: messages.read_video(value, times_ns))
         self._num_probed += 1
         return info
 
@@ -79,7 +88,7 @@ class Decoder:
         px_out = NEAREST_PX if resize == "nearest" else px
         pixels = np.empty((len(frames), px_out, px_out, 3), dtype=np.uint8)
         args = (path, frames, px, mode, resize)
-        value = self._call_into(video.decode, args, pixels.reshape(-1).data)
+        value = self._call_into(video.decode, args, lambda _: pixels.reshape(-1).data)
         shown, decoder = self._checked(lambda: messages.read_frame_numbers(value, frames))
         return DecodedFrames(pixels, shown, decoder)
 
@@ -96,10 +105,10 @@ class Decoder:
             TerminalError: what the function raised, with DECODE_FAILED for errors without a code; DEADLINE,
                 MEMORY_LIMIT or DECODER_CRASHED where the child had to be, or was, ended.
         """
-        return self._call_into(function, args, memoryview(b""))
+        return self._call_into(function, args, _no_room)
 
-    def _call_into(self, function: Callable[..., Any], args: tuple[Any, ...], into: memoryview) -> Any:
-        """The value that a function returns; `into` is filled with the bytes that come with it."""
+    def _call_into(self, function: Callable[..., Any], args: tuple[Any, ...], room: Room) -> Any:
+        """The value that a function returns; the bytes that come with it fill the room that there is for them."""
         if self._child is None or self._child.poll() is not None:
             self._start()
         assert self._socket is not None
@@ -112,7 +121,7 @@ class Decoder:
             raise self._deadline_error(self.deadline_s) from error
         except OSError as error:
             raise self._crash_error() from error
-        message = self._message(self.deadline_s, into)
+        message = self._message(self.deadline_s, room)
         self.cpu_ms += self._checked(lambda: messages.read_cpu_ms(message))
         if failure := self._checked(lambda: messages.read_error(message)):
             raise failure
@@ -149,10 +158,10 @@ class Decoder:
         )
         theirs.close()
         self._process = psutil.Process(self._child.pid)
-        self.confined = tuple(self._message(_START_S, memoryview(b""))["value"])  # no video was opened yet
+        self.confined = tuple(self._message(_START_S, _no_room)["value"])  # no video was opened yet
 
-    def _message(self, limit_s: float, into: memoryview) -> dict[str, Any]:
-        """The child's next message, which must come, whole, within `limit_s`; the bytes after it go to `into`."""
+    def _message(self, limit_s: float, room: Room) -> dict[str, Any]:
+        """The child's next message, which must come, whole, within `limit_s`; the bytes after it go to its room."""
         deadline = time.monotonic() + limit_s
         try:
             length = self._receive(bytearray(messages.LENGTH_BYTES), deadline, limit_s)
@@ -160,6 +169,7 @@ class Decoder:
             text = self._receive(bytearray(num_bytes), deadline, limit_s)
             message = self._checked(lambda: messages.parse(text))
             if "error" not in message:
+                into = self._checked(lambda: room(message))
                 self._checked(lambda: messages.check_size(message, len(into)))
                 self._receive(into, deadline, limit_s)
         except (EOFError, OSError) as error:
@@ -247,6 +257,11 @@ class Decoder:
         self.close()
 
 
+def _no_room(_: dict[str, Any]) -> memoryview:
+    """The room for what comes alone."""
+    return memoryview(b"")
+
+
 def _is_safe_variable(name: str) -> bool:
     """Whether a variable of the environment may be known to a child that runs hostile data: no credential may."""
     return name in _KEPT_ENV or name.startswith(_KEPT_ENV_PREFIXES)
@@ -277,11 +292,15 @@ def serve(descriptor: int, deadline_s: float) -> None:
 
 def _run(function: Callable[..., Any], args: list[Any]) -> Any:
     """What the function returns, or the error that it raises."""
+    import av
+
     try:
         return function(*args)
     except PipelineError as error:
         return error
     except MemoryError:
         return TerminalError(ErrorCode.MEMORY_LIMIT, "Decoding ran out of memory; transcode the video.")
+    except av.FFmpegError as error:
+        return TerminalError(ErrorCode.DECODE_FAILED, f"FFmpeg cannot read the video ({error.strerror}); transcode it.")
     except Exception as error:  # noqa: BLE001 - whatever a decoder raises costs its video, not the run
         return TerminalError(ErrorCode.DECODE_FAILED, f"Decoding failed: {type(error).__name__}: {error}.")

@@ -1,4 +1,4 @@
-"""The protocol between a decoder child and its parent: messages in JSON, and frames as bare bytes after them.
+"""The protocol between a decoder child and its parent: messages in JSON, and frames or times as bare bytes after them.
 
 Never pickles: a video that takes the child over must not get at the parent by what the child answers. For the same
 reason the parent takes nothing on trust, and refuses what no honest child would say.
@@ -6,10 +6,13 @@ reason the parent takes nothing on trust, and refuses what no honest child would
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from longvlm.pipeline.decode.times import MAX_FRAMES, TimedVideo
 from longvlm.pipeline.decode.video import DecodedFrames
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.timeline import VideoInfo
@@ -38,16 +41,19 @@ def read_request(message: dict[str, Any]) -> tuple[Callable[..., Any], list[Any]
 
 def reply(value: Any, cpu_ms: float) -> tuple[bytes, memoryview]:
     """What a function returned or raised, as two parts to be sent one after the other; the second may be empty."""
-    frames = memoryview(b"")
+    data = memoryview(b"")
     said: dict[str, Any] = {"cpu_ms": cpu_ms}
     if isinstance(value, PipelineError):
         said |= {"code": value.code.value, "error": value.message}
     elif isinstance(value, DecodedFrames):
-        frames = value.frames.reshape(-1).data
-        said |= {"value": {"shown": value.shown, "decoder": value.decoder}, "num_bytes": len(frames)}
+        data = value.frames.reshape(-1).data
+        said |= {"value": {"shown": value.shown, "decoder": value.decoder}, "num_bytes": len(data)}
+    elif isinstance(value, TimedVideo):
+        data = value.times_ns.astype("<i8").data.cast("B")
+        said |= {"value": value.facts, "num_bytes": len(data)}
     else:
-        said["value"] = asdict(value) if isinstance(value, VideoInfo) else value
-    return serialise(said), frames
+        said["value"] = value
+    return serialise(said), data
 
 
 def serialise(message: dict[str, Any]) -> bytes:
@@ -81,6 +87,15 @@ def check_size(message: dict[str, Any], num_bytes: int) -> None:
         raise InvalidMessageError("frames of another size")
 
 
+def room_for_times(message: dict[str, Any]) -> NDArray[np.int64]:
+    """Room for the times that follow a reply, one for each frame that it counts; InvalidMessageError beyond bounds."""
+    value = message.get("value")
+    num_frames = _whole(value if isinstance(value, dict) else {}, "num_frames")
+    if num_frames > MAX_FRAMES:
+        raise InvalidMessageError(f"a video of {num_frames} frames")
+    return np.empty(num_frames, dtype="<i8")
+
+
 def read_error(message: dict[str, Any]) -> TerminalError | None:
     """The error that a reply holds, its text cut to one line of at most `_MAX_TEXT` characters."""
     if "error" not in message:
@@ -95,8 +110,8 @@ def read_cpu_ms(message: dict[str, Any]) -> float:
     return _number(message, "cpu_ms")
 
 
-def read_video_info(value: Any) -> VideoInfo:
-    """The facts of a video, each within bounds.
+def read_video(value: Any, times_ns: NDArray[np.int64]) -> TimedVideo:
+    """The facts of a video, each within bounds, and the times of its frames, which ascend within it.
 
     Raises:
         TerminalError: DECODE_FAILED, the video claims to be too long to be one.
@@ -112,7 +127,7 @@ def read_video_info(value: Any) -> VideoInfo:
             "time stamps are damaged, so transcode it.",
         )
     try:
-        return VideoInfo(
+        return TimedVideo(
             num_frames=_whole(value, "num_frames"),
             fps=_number(value, "fps"),
             duration_s=duration_s,
@@ -120,9 +135,10 @@ def read_video_info(value: Any) -> VideoInfo:
             height=_whole(value, "height"),
             codec=_name(value, "codec"),
             decoder=_name(value, "decoder"),
+            times_ns=times_ns,
         )
     except ValueError as error:
-        raise InvalidMessageError("a video without frames") from error
+        raise InvalidMessageError("a video without frames, or with times that no frames have") from error
 
 
 def read_frame_numbers(value: Any, wanted: list[int]) -> tuple[tuple[int, ...], str]:

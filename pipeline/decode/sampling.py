@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from longvlm.pipeline.decode.times import NS, TimedVideo
 from longvlm.schemas.recipe import IndexRecipe
-from longvlm.schemas.timeline import Segment, VideoInfo
+from longvlm.schemas.timeline import Segment
 
 _ROUNDING = 1e-9  # slots: a length that is whole but for the last bits of a float counts as whole
 
@@ -35,13 +36,16 @@ def upsample_positions(n: int, wanted: int) -> list[int]:
     return np.minimum(positions, n - 1).tolist()
 
 
-def plan_segments(recipe: IndexRecipe, video: VideoInfo) -> list[Segment]:
+def plan_segments(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:
     """The segments of a video under a recipe, in time order, at least one; together they cover the whole video."""
     return _uniform(recipe, video) if recipe.num_segments else _interval(recipe, video)
 
 
-def _uniform(recipe: IndexRecipe, video: VideoInfo) -> list[Segment]:
-    """`num_segments` equal spans that share out the sampled frames in order; short videos are up-sampled."""
+def _uniform(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:
+    """`num_segments` spans of equally many frames that share out the sampled ones in order, as the reference samples.
+
+    It counts frames and knows no time; spans begin and end when their frames do. Short videos are up-sampled.
+    """
     assert recipe.num_segments is not None
     num_segments, per_segment = recipe.num_segments, recipe.frames_per_segment
     sampled = uniform_indices(video.num_frames, num_segments * per_segment)
@@ -49,19 +53,20 @@ def _uniform(recipe: IndexRecipe, video: VideoInfo) -> list[Segment]:
     return [
         Segment(
             index=index,
-            start_s=video.duration_s * index / num_segments,
-            end_s=video.duration_s * (index + 1) / num_segments,
+            start_s=video.time_of(video.num_frames * index / num_segments),
+            end_s=video.time_of(video.num_frames * (index + 1) / num_segments),
             frames=tuple(frames[index * per_segment : (index + 1) * per_segment]),
         )
         for index in range(num_segments)
     ]
 
 
-def _interval(recipe: IndexRecipe, video: VideoInfo) -> list[Segment]:
-    """A segment every `segment_s`, its frames at the centres of equal slots.
+def _interval(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:
+    """A segment every `segment_s`, its frames those shown at the centres of equal slots.
 
-    The last segment may be shorter and keeps the frame rate; a tail shorter than half a slot only lengthens the
-    segment before it.
+    There are no more segments than frames: where an interval holds no frame of its own, what was there before is still
+    shown, and the segment before stretches over it. The last segment may be shorter and keeps the frame rate; a tail
+    shorter than half a slot only lengthens the segment before it.
     """
     assert recipe.segment_s is not None
     per_segment = recipe.frames_per_segment
@@ -69,19 +74,20 @@ def _interval(recipe: IndexRecipe, video: VideoInfo) -> list[Segment]:
     num_slots = video.duration_s / slot_s
     num_full = math.floor(num_slots / per_segment + _ROUNDING)
     tail_slots = num_slots - num_full * per_segment
-    counts = [per_segment] * num_full
-    if not counts or tail_slots >= 0.5:
-        counts.append(max(1, math.ceil(tail_slots - _ROUNDING)))
+    has_tail = not num_full or tail_slots >= 0.5
+    last = num_full if has_tail else num_full - 1
+    intervals = np.unique(np.minimum(video.times_ns // (recipe.segment_s * NS), last)).astype(np.int64).tolist()
     segments = []
-    for index, num_frames in enumerate(counts):
-        start_s = index * recipe.segment_s
-        is_last = index == len(counts) - 1
+    for index, interval in enumerate(intervals):
+        start_s = interval * recipe.segment_s
+        is_tail = has_tail and interval == last
+        num_frames = max(1, math.ceil(tail_slots - _ROUNDING)) if is_tail else per_segment
         times_s = (start_s + (slot + 0.5) * slot_s for slot in range(num_frames))
         segments.append(
             Segment(
                 index=index,
                 start_s=start_s,
-                end_s=video.duration_s if is_last else start_s + recipe.segment_s,
+                end_s=intervals[index + 1] * recipe.segment_s if interval != intervals[-1] else video.duration_s,
                 frames=tuple(video.frame_at(time_s) for time_s in times_s),
             )
         )

@@ -1,7 +1,6 @@
 """The decode stage of the index job: a planned video to its frames, one work unit at a time."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,13 @@ import pyarrow as pa
 
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import plan_segments
-from longvlm.pipeline.decode.video import DecodedFrames
+from longvlm.pipeline.decode.times import NS, TimedVideo
+from longvlm.pipeline.decode.video import KEYFRAMES, DecodedFrames
 from longvlm.pipeline.source.copies import local_copy
-from longvlm.schemas.errors import PipelineError
+from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.recipe import IndexRecipe
 from longvlm.schemas.tables import FRAMES
-from longvlm.schemas.timeline import Segment, VideoInfo, cut_into_units
+from longvlm.schemas.timeline import Segment, cut_into_units
 
 
 def decode_units(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, scratch_dir: str) -> Iterator[pa.Table]:
@@ -25,17 +25,21 @@ def decode_units(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, s
     row = {"video_id": video["video_id"], "write_id": video["write_id"], "unit": 0, "num_units": 1}
     spent_ms = decoder.cpu_ms
     try:
-        with local_copy(video["uri"], scratch_dir) as path:
+        if video.get("error_code"):  # its entry in the source already told
+            raise TerminalError(ErrorCode(video["error_code"]), video["error"])
+        with local_copy(video["uri"], scratch_dir, video.get("size_bytes")) as path:
             try:
-                info = decoder.probe(path, recipe.decode)
+                info = decoder.probe(path, recipe.decode, recipe.segment_s)
                 segments = plan_segments(recipe, info)
                 units = cut_into_units(segments)
-                row |= asdict(info) | {"num_units": len(units), "num_segments": len(segments)}
+                row |= info.facts | {"num_units": len(units), "num_segments": len(segments)}
+                row["num_sampled"] = sum(segment.num_frames for segment in segments)
                 for index, unit in enumerate(units):
                     row["unit"] = index
                     wanted = [frame for segment in unit for frame in segment.frames]
                     decoded = decoder.decode(path, wanted, recipe.tower.image_size, recipe.decode, recipe.resize)
                     row |= {"decoder": decoded.decoder, "decode_ms": decoder.cpu_ms - spent_ms}
+                    row["keyframe_shift_s"] = _shift_s(wanted, decoded, info)
                     spent_ms = decoder.cpu_ms
                     yield _unit(row, _as_shown(unit, decoded, info), decoded)
             finally:
@@ -51,13 +55,21 @@ def failed_unit(video: dict[str, Any], error: PipelineError) -> pa.Table:
     return pa.Table.from_pylist([row], schema=FRAMES)
 
 
-def _as_shown(unit: list[Segment], decoded: DecodedFrames, info: VideoInfo) -> list[Segment]:
+def _as_shown(unit: list[Segment], decoded: DecodedFrames, info: TimedVideo) -> list[Segment]:
     """The segments with the frames that were really decoded."""
     shown, segments = iter(decoded.shown), []
     for segment in unit:
         frames = tuple(next(shown) for _ in segment.frames)
-        segments.append(segment if frames == segment.frames else segment.showing(frames, info))
+        start_s, end_s = info.time_of(frames[0]), info.time_of(frames[-1] + 1)
+        segments.append(segment if frames == segment.frames else segment.showing(frames, start_s, end_s))
     return segments
+
+
+def _shift_s(wanted: list[int], decoded: DecodedFrames, info: TimedVideo) -> float | None:
+    """How far in time the farthest keyframe lies from the frame that it stands for; None where none does."""
+    if decoded.decoder != KEYFRAMES:
+        return None
+    return float(np.abs(info.times_ns[list(decoded.shown)] - info.times_ns[wanted]).max()) / NS
 
 
 def _unit(row: dict[str, Any], segments: list[Segment], decoded: DecodedFrames) -> pa.Table:

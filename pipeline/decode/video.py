@@ -1,5 +1,6 @@
 """Decoding of local video files: exactly with decord, with PyAV where decord cannot, or keyframes alone."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,13 +9,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longvlm.pipeline.decode.container import FrameIndex, VideoFile
+from longvlm.pipeline.decode.container import VideoFile
+from longvlm.pipeline.decode.frame_index import FrameIndex
 from longvlm.pipeline.decode.frames import FrameReader, KeyframeMissingError
-from longvlm.schemas.timeline import VideoInfo
+from longvlm.pipeline.decode.orientation import Orientation
+from longvlm.pipeline.decode.times import TimedVideo, nearest_indices
 
 Mode = Literal["exact", "keyframe"]
 Resize = Literal["decoder", "nearest"]
 NEAREST_PX = 224  # what the reference resizes to, whatever the tower takes (LONGVLM.md section 2)
+KEYFRAMES = "pyav-keyframes"  # the decoder, where keyframes stand for the frames near them
 _DECORD_CODECS = ("h264", "mpeg4")  # where its frames are those of PyAV, if no group of pictures is open
 _CODEC_NAMES = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}
 
@@ -33,14 +37,20 @@ class DecodedFrames:
             raise ValueError(f"{len(self.shown)} numbers for frames of shape {self.frames.shape}")
 
 
-def probe(path: str, mode: Mode = "exact") -> VideoInfo:
-    """Probe a video: open it, count its frames and decode the first.
+def probe(path: str, mode: Mode = "exact", max_gap_s: float | None = None) -> TimedVideo:
+    """Probe a video: open it, learn when its frames are shown, and decode the first.
+
+    Args:
+        path: of a local file.
+        mode: "keyframe" shows the keyframe that is nearest in time to each frame.
+        max_gap_s: the longest stretch without a keyframe that is put up with; a video with a longer one is decoded
+            exactly all the same.
 
     Raises:
         TerminalError: with the code that says why it cannot be watched.
     """
     close_video()  # first, so that two videos are never held at once
-    _OPEN.append(OpenVideo(path, mode))
+    _OPEN.append(OpenVideo(path, mode, max_gap_s))
     return _OPEN[0].info
 
 
@@ -67,49 +77,62 @@ def close_video() -> None:
 class OpenVideo:
     """A video that is open for decoding: its properties, and its frames on demand."""
 
-    def __init__(self, path: str, mode: Mode) -> None:
+    def __init__(self, path: str, mode: Mode, max_gap_s: float | None = None) -> None:
         from av.video.reformatter import VideoReformatter
 
         self.file = VideoFile(path)
         self.mode = mode
-        frame_index = self.file.frame_index_from_samples() if mode == "keyframe" else None
-        self.reader = FrameReader(self.file, frame_index or self.file.frame_index_from_packets())
+        self._can_use_keyframes = mode == "keyframe" and self.file.fields is None  # a keyframe may be half a picture
+        self.reader = FrameReader(self.file, self._frame_index(math.inf if max_gap_s is None else max_gap_s))
         self.info = self._info(self.reader.frame_index)
-        self._can_use_keyframes = mode == "keyframe"
         self._swscale: Any = VideoReformatter()
         self._decord: tuple[int, Any] | None = None  # px, reader
         self._can_use_decord = (
-            mode == "exact"
+            not self._can_use_keyframes
             and find_spec("decord") is not None
             and self.file.is_seekable
             and self.file.codec.name in _DECORD_CODECS
             and self.reader.frame_index.has_closed_gops
-            and not self.reader.rotation  # it turns MP4 but not Matroska
+            and self.reader.orientation is None  # it turns MP4 but not Matroska, and mirrors neither
         )
 
-    def _info(self, frame_index: FrameIndex) -> VideoInfo:
+    def _frame_index(self, max_gap_s: float) -> FrameIndex:
+        """The frame index; decides whether keyframes will do."""
+        if self._can_use_keyframes:
+            samples = self.file.frame_index_from_samples()
+            if samples is not None and samples.longest_keyframe_gap_s <= max_gap_s:
+                return samples
+            self._can_use_keyframes = samples is None
+        frame_index = self.file.frame_index_from_packets()
+        if frame_index.longest_keyframe_gap_s > max_gap_s:
+            self._can_use_keyframes = False
+        return frame_index
+
+    def _info(self, frame_index: FrameIndex) -> TimedVideo:
         width, height = self.file.stream.width, self.file.stream.height
-        return VideoInfo(
+        if self.reader.orientation is not None and self.reader.orientation.transpose:
+            width, height = height, width
+        return TimedVideo(
             num_frames=frame_index.num_frames,
             fps=frame_index.num_frames / frame_index.duration_s,
             duration_s=frame_index.duration_s,
-            width=height if self.reader.rotation % 180 else width,
-            height=width if self.reader.rotation % 180 else height,
+            width=width,
+            height=height,
             codec=_CODEC_NAMES.get(self.file.codec.name, self.file.codec.name),
             decoder="pyav",
+            times_ns=frame_index.times_ns,
         )
 
     def decode(self, frames: list[int], px: int, resize: Resize) -> DecodedFrames:
         """See the function `decode`."""
         wanted = sorted(set(frames))
-        if (
-            self.mode == "exact"
-            and resize == "decoder"
-            and (pixels := self._decode_with_decord(wanted, px)) is not None
-        ):
+        if resize == "decoder" and (pixels := self._decode_with_decord(wanted, px)) is not None:
             shown, decoder = wanted, "decord"
+        elif self._can_use_keyframes and (found := self._decode_keyframes(wanted, px, resize)) is not None:
+            shown, pixels = found
+            decoder = KEYFRAMES
         else:
-            shown, pixels = self._decode_with_pyav(wanted, px, resize)
+            shown, pixels = self._resized(self.reader.read_exact(wanted), len(wanted), px, resize)
             decoder = "pyav"
         place = {number: index for index, number in enumerate(wanted)}
         order = [place[number] for number in frames]
@@ -136,19 +159,21 @@ class OpenVideo:
             self._decord, self._can_use_decord = None, False
         return pixels
 
-    def _decode_with_pyav(self, wanted: list[int], px: int, resize: Resize) -> tuple[list[int], NDArray[np.uint8]]:
-        if self._can_use_keyframes:
-            keyframes = self.reader.frame_index.keyframes
-            near = nearest_indices(keyframes, np.array(wanted))
-            distinct, places = np.unique(near, return_inverse=True)
-            try:
-                pixels = self._resized(self.reader.read_keyframes(distinct.tolist()), len(distinct), px, resize)[1]
-                return keyframes[near].tolist(), pixels[places]
-            except KeyframeMissingError:  # then all frames are needed to get at the wanted ones
-                self._can_use_keyframes = False
-                self.file.rewind()
-                self.reader = FrameReader(self.file, self.file.frame_index_from_packets())
-        return self._resized(self.reader.read_exact(wanted), len(wanted), px, resize)
+    def _decode_keyframes(
+        self, wanted: list[int], px: int, resize: Resize
+    ) -> tuple[list[int], NDArray[np.uint8]] | None:
+        """The keyframes that are nearest in time, and their numbers; None where one cannot be decoded by itself."""
+        keyframes, times_ns = self.reader.frame_index.keyframes, self.reader.frame_index.times_ns
+        near = nearest_indices(times_ns[keyframes], times_ns[wanted])
+        distinct, places = np.unique(near, return_inverse=True)
+        try:
+            pixels = self._resized(self.reader.read_keyframes(distinct.tolist()), len(distinct), px, resize)[1]
+        except KeyframeMissingError:  # then all frames are needed to get at the wanted ones
+            self._can_use_keyframes = False
+            self.file.rewind()
+            self.reader = FrameReader(self.file, self.file.frame_index_from_packets())
+            return None
+        return keyframes[near].tolist(), pixels[places]
 
     def _resized(
         self, source: Iterator[tuple[int, Any]], num_frames: int, px: int, resize: Resize
@@ -162,17 +187,17 @@ class OpenVideo:
                 pixels[index] = pixels[index - 1]
             elif resize == "nearest":
                 full = self._swscale.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                pixels[index] = resize_nearest(rotate_upright(full, self.reader.rotation), px)
+                pixels[index] = resize_nearest(upright(full, self.reader.orientation), px)
             else:
                 small = self._swscale.reformat(frame, px, px, "rgb24", interpolation="BILINEAR", threads=1)
-                pixels[index] = rotate_upright(small.to_ndarray(), self.reader.rotation)
+                pixels[index] = upright(small.to_ndarray(), self.reader.orientation)
             shown.append(number)
         return shown, pixels
 
 
-def rotate_upright(frame: NDArray[np.uint8], rotation: int) -> NDArray[np.uint8]:
-    """Rotate a frame [H, W, 3] as its display matrix says, in degrees counter-clockwise, to the nearest quarter."""
-    return np.rot90(frame, round(rotation / 90))
+def upright(frame: NDArray[np.uint8], orientation: Orientation | None) -> NDArray[np.uint8]:
+    """A stored frame [H, W, 3] as it is shown."""
+    return frame if orientation is None else orientation.apply(frame)
 
 
 def resize_nearest(frame: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
@@ -184,14 +209,6 @@ def resize_nearest(frame: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
 def _nearest_sources(size: int, px: int) -> NDArray[np.int64]:
     scale = np.float32(size) / np.float32(px)
     return np.minimum((np.arange(px, dtype=np.float32) * scale).astype(np.int64), size - 1)
-
-
-def nearest_indices(sorted_numbers: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each wanted number, the place of the closest of `sorted_numbers`; the earlier of two equally close."""
-    right = np.clip(np.searchsorted(sorted_numbers, wanted), 1, max(len(sorted_numbers) - 1, 1))
-    right = np.minimum(right, len(sorted_numbers) - 1)
-    left = np.maximum(right - 1, 0)
-    return np.where(wanted - sorted_numbers[left] <= sorted_numbers[right] - wanted, left, right)
 
 
 _OPEN: list[OpenVideo] = []  # the video in hand, at most one: units of one video are decoded one after the other

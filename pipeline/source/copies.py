@@ -1,4 +1,4 @@
-"""Local copies of remote files, for as long as they are decoded, and what is known of files wherever fsspec reaches."""
+"""Local copies of remote files, for as long as they are decoded, and what is known of files on any filesystem."""
 
 import errno
 import os
@@ -12,42 +12,59 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from longvlm.pipeline.source.scratch import WAIT_S, await_room, no_space, scratch_file
+from longvlm.pipeline.refusals import code_of, told_by
+from longvlm.pipeline.source.fetch import ANSWER_S, FetchError, fetch
+from longvlm.pipeline.source.scratch import WAIT_S, no_space, scratch_file
 from longvlm.pipeline.uris import is_local, local_path, locate
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, TransientError
 
-MAX_OBJECT_BYTES = 64 << 30  # a download that is larger is not a video to watch, or not on this machine
 DOWNLOAD_TRIES = 3
 _BACKOFF_S = 1.0  # doubled after each try
 _PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
 def facts(info: dict[str, Any]) -> dict[str, Any]:
-    """Etag, size and modification time out of a filesystem's answer, whatever it calls them."""
+    """Etag, size and modification time out of a filesystem's answer, whatever it calls them.
+
+    Raises:
+        TerminalError: BAD_ENTRY, for a time that no calendar has.
+    """
     etag = info.get("ETag") or info.get("etag")
     if info.get("islink") and Path(info["name"]).exists():  # a change of the file, not of the link, counts
         info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
     changed = next(
         (info[key] for key in ("LastModified", "last_modified", "updated", "mtime", "created") if info.get(key)), None
     )
-    if isinstance(changed, str):
-        changed = datetime.fromisoformat(changed)
-    if isinstance(changed, int | float):
-        changed = datetime.fromtimestamp(changed, UTC)
-    if changed is not None and changed.tzinfo is not None:
-        changed = changed.astimezone(UTC).replace(tzinfo=None)
+    try:
+        if isinstance(changed, str):
+            changed = datetime.fromisoformat(changed)
+        if isinstance(changed, int | float):
+            changed = datetime.fromtimestamp(changed, UTC)
+        if changed is not None and changed.tzinfo is not None:
+            changed = changed.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError, OSError) as error:
+        raise TerminalError(
+            ErrorCode.BAD_ENTRY,
+            f"The file is said to have changed at {changed}, which is no time that can be stored; touch it.",
+        ) from error
     return {"etag": etag.strip('"') if etag else None, "size_bytes": info.get("size"), "modified_at": changed}
 
 
+def bad_entry(message: str) -> dict[str, Any]:
+    """What stands in place of the facts of an entry that cannot be used, as columns of tables.LISTING."""
+    return {"error_code": ErrorCode.BAD_ENTRY.value, "error": message}
+
+
 @contextmanager
-def local_copy(uri: str, scratch_dir: str) -> Iterator[str]:
+def local_copy(uri: str, scratch_dir: str, size_bytes: int | None = None) -> Iterator[str]:
     """A local copy of a file, by its path: local files in place, others downloaded for as long as the context lasts.
 
-    A copy lies right in the scratch folder under a name of our own, whatever the file's name is.
+    A copy lies right in the scratch folder under a name of our own, whatever the file's name is. It has as many bytes
+    as were listed, where the listing told that (`size_bytes`).
 
     Raises:
-        TerminalError: NOT_FOUND, FORBIDDEN, NOT_A_VIDEO, or TOO_LARGE for `MAX_OBJECT_BYTES` or the scratch disk.
-        TransientError: NETWORK, after `DOWNLOAD_TRIES`; NO_SPACE, see `scratch.await_room`.
+        TerminalError: NOT_FOUND, FORBIDDEN, NOT_A_VIDEO, or TOO_LARGE for `fetch.MAX_OBJECT_BYTES` or the scratch disk.
+        TransientError: NETWORK, after `DOWNLOAD_TRIES`; CREDENTIALS; NO_SPACE, see `scratch.await_room`.
     """
     if is_local(uri):
         path = local_path(uri)
@@ -56,8 +73,18 @@ def local_copy(uri: str, scratch_dir: str) -> Iterator[str]:
         return
     suffix = Path(uri).suffix
     with scratch_file(scratch_dir, suffix if _PLAIN_SUFFIX.fullmatch(suffix) else "") as path:
-        _download(uri, path)
+        _download(uri, path, size_bytes)
         yield path
+
+
+def is_readable(uri: str) -> bool:
+    """Whether the first byte of a remote file can be read now."""
+    fs, path = locate(uri)
+    try:
+        fs.cat_file(path, start=0, end=1, timeout=ANSWER_S)
+    except Exception:  # noqa: BLE001 - every cloud library has exceptions of its own
+        return False
+    return True
 
 
 def _check_readable(path: str) -> None:
@@ -70,15 +97,23 @@ def _check_readable(path: str) -> None:
     except ValueError as error:  # a NUL in the name
         raise TerminalError(ErrorCode.NOT_FOUND, f"There can be no file named {path!r}.") from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise TerminalError(
+                ErrorCode.NOT_FOUND, f"There is no file at {path}: it is a link that leads back to itself; remove it."
+            ) from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise TerminalError(
+                ErrorCode.NOT_FOUND, f"There can be no file at {path}: its name is too long; check the address."
+            ) from error
         raise _refusal(path, error) or TransientError(ErrorCode.NETWORK, f"{path} cannot be read: {error}.") from error
 
 
-def _download(uri: str, path: str) -> None:
+def _download(uri: str, path: str, size_bytes: int | None) -> None:
     failures = 0
     deadline = time.monotonic() + WAIT_S
     while True:
         try:
-            return _fetch(uri, path)
+            return fetch(uri, path, size_bytes)
         except PipelineError:
             raise
         except Exception as error:  # every cloud library has exceptions of its own
@@ -92,37 +127,25 @@ def _download(uri: str, path: str) -> None:
             else:
                 failures += 1
                 if failures == DOWNLOAD_TRIES:
+                    told = str(error) if isinstance(error, FetchError) else told_by(error)
                     raise TransientError(
-                        ErrorCode.NETWORK,
-                        f"The file could not be fetched in {DOWNLOAD_TRIES} tries: {type(error).__name__}: {error}.",
+                        ErrorCode.NETWORK, f"The file could not be fetched in {DOWNLOAD_TRIES} tries: {told}."
                     ) from error
             time.sleep(_BACKOFF_S * 2**failures * random.uniform(0.5, 1))  # noqa: S311 - so that two do not collide again
 
 
-def _fetch(uri: str, path: str) -> None:
-    from fsspec.callbacks import Callback
-
-    fs, remote = locate(uri)
-    size_bytes = fs.info(remote)["size"] or 0
-    _check_size(size_bytes)
-    await_room(size_bytes, str(Path(path).parent))
-    # a server need not tell the size, nor keep to it
-    fs.get_file(remote, path, callback=Callback(hooks={"size": lambda _, received: _check_size(received)}))
-
-
-def _check_size(num_bytes: int) -> None:
-    if num_bytes > MAX_OBJECT_BYTES:
-        raise TerminalError(
-            ErrorCode.TOO_LARGE, f"The file has {num_bytes / 1e9:.1f} GB, more than {MAX_OBJECT_BYTES / 1e9:.1f}."
+def _refusal(uri: str, error: Exception) -> PipelineError | None:
+    """The failure that no second try will cure, if it is one."""
+    code = code_of(error)
+    if code == ErrorCode.NOT_FOUND:
+        return TerminalError(code, f"There is no file at {uri} any more; list the source again.")
+    if code == ErrorCode.FORBIDDEN:
+        why = "" if is_local(uri) else f" ({told_by(error)})"
+        return TerminalError(code, f"Reading {uri} is forbidden{why}; check its permissions.")
+    if code == ErrorCode.NOT_A_VIDEO:
+        return TerminalError(code, f"{uri} is a folder, not a video.")
+    if code == ErrorCode.CREDENTIALS:
+        return TransientError(
+            code, f"The run and not this video is refused ({told_by(error)}); renew its keys, or set its clock."
         )
-
-
-def _refusal(uri: str, error: Exception) -> TerminalError | None:
-    """The failure that no retry will cure, if it is one."""
-    if isinstance(error, FileNotFoundError):
-        return TerminalError(ErrorCode.NOT_FOUND, f"There is no file at {uri} any more; list the source again.")
-    if isinstance(error, PermissionError):
-        return TerminalError(ErrorCode.FORBIDDEN, f"Reading {uri} is forbidden; check its permissions.")
-    if isinstance(error, IsADirectoryError):
-        return TerminalError(ErrorCode.NOT_A_VIDEO, f"{uri} is a folder, not a video.")
     return None

@@ -4,13 +4,17 @@ import struct
 from pathlib import Path
 
 _EXTENSIONS = """
-    3g2 3gp asf avi divx dv f4v flv ivf m1v m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf ogm ogv qt rm rmvb ts vob webm wmv
+    3g2 3gp 3gp2 3gpp 3gpp2 f4v ismv m4s m4v mj2 mov mp4 mp4v mpg4 qt 360 insv lrf lrv
+    divx avi mk3d mkv webm flv asf dvr-ms wm wmv wtv ogm ogv ogx mxf nut rm rmvb dif dv ivf obu
+    m2t m2ts mpegts mts tod tp trp ts evo m2p m2ps mod mpe mpeg mpg ps vob vro
+    m1v m2v mp2v mpv mpv2 26l 264 265 avc h264 h265 h26l hevc jvt
 """
 VIDEO_EXTENSIONS = frozenset(_EXTENSIONS.split())
 HEAD_BYTES = 4096  # enough for every signature below
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"skip", b"free", b"styp")
 _MAX_MOOV_BYTES = 64 << 20  # sample entries stand near the start of each track
 _PICTURE_OR_AUDIO_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"M4A ", b"M4B ")
+_PREFIX_MESSAGE, _ALPHA_CHANNEL = 39, 165  # of HEVC: a kind of NAL unit, a type of message
 _SIGNATURES = {
     b"\x1aE\xdf\xa3": "Matroska",
     b"FLV": "FLV",
@@ -67,6 +71,37 @@ def top_level_boxes(path: str) -> list[tuple[bytes, int, int]]:
             boxes.append((kind, offset, size))
             offset += size
     return boxes
+
+
+def has_whole_chunks(path: str) -> bool:
+    """Whether every outermost chunk of an AVI (RIFF; several in large files) ends within the file."""
+    with Path(path).open("rb") as file:
+        end, offset = file.seek(0, 2), 0
+        while offset + 12 <= end:
+            file.seek(offset)
+            kind, size = struct.unpack("<4sI", file.read(8))
+            if kind != b"RIFF":
+                break  # what some programs add behind the end
+            offset += 8 + size + size % 2
+        return 0 < offset <= end + 1
+
+
+def has_alpha_layer(parameters: bytes) -> bool:
+    """Whether HEVC's decoder configuration (`hvcC`, ISO/IEC 14496-15, section 8.3.3) tells of a second layer: alpha.
+
+    Its parameter sets are of a layer above the first, or a message of the type 165 (alpha_channel_info) goes with them.
+    """
+    place, units = 23, []
+    for _ in range(parameters[22] if len(parameters) > place else 0):
+        num_units = int.from_bytes(parameters[place + 1 : place + 3], "big")
+        place += 3
+        for _ in range(num_units):
+            size = int.from_bytes(parameters[place : place + 2], "big")
+            units.append(parameters[place + 2 : place + 2 + size])
+            place += 2 + size
+    layers = ((unit[0] & 1) << 5 | unit[1] >> 3 for unit in units if len(unit) > 2)
+    messages = (unit[2] for unit in units if len(unit) > 2 and unit[0] >> 1 == _PREFIX_MESSAGE)
+    return any(layers) or _ALPHA_CHANNEL in messages
 
 
 def is_encrypted(path: str) -> bool:

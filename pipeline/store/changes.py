@@ -14,6 +14,7 @@ from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ANY_CODE
 
+_STAMP_S = 0.002  # two milliseconds: a length made of stamps in milliseconds may be off by that much
 _MEMORY_GB = 1.5  # of DuckDB's; a listing and a ledger of a million rows fit, more goes to disk
 
 # One content of a file is told from another by etag and size; by its time of change only where there is no etag.
@@ -21,9 +22,19 @@ _SAME_CONTENT = """{a}.size_bytes IS NOT DISTINCT FROM {b}.size_bytes
     AND nullif({a}.etag, '') IS NOT DISTINCT FROM nullif({b}.etag, '')
     AND (nullif({a}.etag, '') IS NOT NULL OR {a}.modified_at IS NOT DISTINCT FROM {b}.modified_at)"""
 
-_KNOWN = """
+# Before rows said by which rule, frames were taken by even spread and not by their time stamps: at a constant rate the
+# same ones, else others. Such a row tells a rate that is not constant by its length: rates that are constant are whole,
+# or half, or 1000/1001 of a whole number a second, or a frame every so many seconds. Containers count in milliseconds.
+_OF_OLD_TIMES = f"""time_rule IS NULL AND num_frames > 1 AND least(
+        abs(duration_s - num_frames / (greatest(round(2 * fps), 1) / 2)),
+        abs(duration_s - num_frames * 1.001 / greatest(round(1.001 * fps), 1)),
+        abs(duration_s - num_frames * greatest(round(1 / fps), 1))
+    ) > {_STAMP_S}"""
+
+_KNOWN = f"""
 CREATE TEMP TABLE known AS  -- the newest row of each video and recipe that is not deleted
-SELECT video_id, recipe, status, error_code, attempts, source, uri, etag, size_bytes, modified_at
+SELECT video_id, recipe, status, error_code, attempts, source, uri, etag, size_bytes, modified_at,
+    coalesce({_OF_OLD_TIMES}, false) AS is_of_old_times
 FROM newest_rows WHERE recipe IS NOT NULL AND status <> 'deleted';
 
 CREATE TEMP TABLE gone AS  -- videos of this source that the listing lacks
@@ -52,8 +63,10 @@ SELECT l.video_id,
     CASE
         WHEN l.video_id IN (SELECT video_id FROM deletions WHERE is_forgotten) THEN 'forgotten'
         WHEN is_same AND k.status = 'indexed' AND m.old_id IS NOT NULL THEN 'moved'
-        WHEN is_same AND k.status = 'indexed' THEN 'unchanged'
-        WHEN is_same AND NOT list_has_any($retry, ['{ANY_CODE}', coalesce(k.error_code, '')]) THEN 'known_failed'
+        WHEN is_same AND k.status = 'indexed' AND NOT ($by_time AND k.is_of_old_times) THEN 'unchanged'
+        WHEN is_same AND k.status = 'indexed' AND NOT $restale THEN 'mistimed'
+        WHEN is_same AND k.status <> 'indexed' AND NOT list_has_any($retry, ['{ANY_CODE}', coalesce(k.error_code, '')])
+            THEN 'known_failed'
         WHEN k.video_id IS NULL AND NOT $restale AND is_elsewhere THEN 'stale'
         ELSE 'work'
     END AS way,
@@ -120,7 +133,8 @@ class ChangeCriteria:
     home: str  # of the source that was listed, completely
     covers: Callable[[str], bool] | None = None  # whether the listing would show a uri, were it there; None: every one
     retry_failed: tuple[str, ...] = ()  # codes, or ANY_CODE: what failed of them at this same content is tried again
-    restale: bool = False  # index also what is indexed at this same content under other recipes only
+    restale: bool = False  # index also what is indexed at this same content, but stale
+    by_time: bool = True  # whether the recipe takes frames by their times, and not by their numbers
 
 
 class Changes:
@@ -131,6 +145,9 @@ class Changes:
         self.criteria = criteria
         counts = dict(con.execute("SELECT way, count(*) FROM judged GROUP BY way").fetchall())
         self.num_work: int = counts.pop("work", 0)
+        self.num_mistimed: int = counts.pop("mistimed", 0)  # stale, since their frames were not taken by time stamps
+        if self.num_mistimed:
+            counts["stale"] = counts.get("stale", 0) + self.num_mistimed
         self.others: dict[str, int] = counts  # listed, not work: unchanged, moved, known_failed, stale, forgotten
         self.num_moves: int = _number(con, "FROM moves")
         num_gone = _number(con, "FROM gone")
@@ -199,8 +216,8 @@ def compare(listing: str, snapshot: Snapshot, criteria: ChangeCriteria) -> Chang
     """
     con = catalog.connect(snapshot)
     con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
-    con.execute(f"SET temp_directory = '{tempfile.gettempdir()}'")
-    con.execute(f"CREATE TEMP VIEW listed AS FROM read_parquet('{listing}')")
+    con.execute(f"SET temp_directory = {catalog.quoted(tempfile.gettempdir())}")
+    con.execute(f"CREATE TEMP VIEW listed AS FROM {catalog.rows_of([listing])}")
     for statement in _KNOWN.split(";")[:-1]:
         con.execute(statement, {"home": criteria.home} if "$home" in statement else None)
     if criteria.covers is not None:
@@ -208,6 +225,7 @@ def compare(listing: str, snapshot: Snapshot, criteria: ChangeCriteria) -> Chang
     num_still_there = _number(con, _STILL_THERE, [criteria.home])
     for statement in _MOVES.split(";")[:-1]:
         values = {"retry": list(criteria.retry_failed), "restale": criteria.restale, "recipe": criteria.recipe}
+        values["by_time"] = criteria.by_time
         con.execute(statement, values if "$recipe" in statement else None)
     con.execute(_WORK)
     changes = Changes(con, criteria, num_still_there)

@@ -119,8 +119,30 @@ def _launch(units: list[Row], pixels: list[Tensor], tower: Tower, recipe: IndexR
     Frames and patches are let go of here. Torch reuses pinned memory only once it is copied, and device memory only for
     work that is queued after this, so that the patches of two batches never take up memory at the same time.
     """
-    encoded = tower.encode(_together(pixels, tower.device), recipe.feature_layer, recipe.num_global_layers)
-    return _merge_groups(encoded, [segment["frames"] for unit in units for segment in unit["segments"]], recipe)
+    numbers = [segment["frames"] for unit in units for segment in unit["segments"]]
+    distinct, places = _distinct_frames(units)
+    parts = [part if len(chosen) == len(part) else part[chosen] for part, chosen in zip(pixels, distinct, strict=True)]
+    encoded = tower.encode(_together(parts, tower.device), recipe.feature_layer, recipe.num_global_layers)
+    return _merge_groups(encoded, places, numbers, recipe)
+
+
+def _distinct_frames(units: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
+    """What is to be encoded of each unit's frames, no frame twice, and for each segment where its frames are then."""
+    distinct: list[list[int]] = []
+    places: list[list[int]] = []
+    num_before = 0
+    for unit in units:
+        place_of: dict[int, int] = {}  # by number, in the order of the unit's distinct frames
+        chosen: list[int] = []
+        numbers = [number for segment in unit["segments"] for number in segment["frames"]]
+        for index, number in enumerate(numbers):
+            if number not in place_of:
+                place_of[number] = num_before + len(chosen)
+                chosen.append(index)
+        places += [[place_of[number] for number in segment["frames"]] for segment in unit["segments"]]
+        distinct.append(chosen)
+        num_before += len(chosen)
+    return distinct, places
 
 
 def merge_segments(
@@ -135,42 +157,56 @@ def merge_segments(
         frame_numbers: for each segment the numbers of its frames in the video.
         recipe: how far to merge. A segment that has fewer tokens than the recipe keeps stays as it is.
     """
-    return _collect(_merge_groups(encoded, frame_numbers, recipe))
+    starts = accumulate((len(numbers) for numbers in frame_numbers), initial=0)
+    places = [range(start, start + len(numbers)) for start, numbers in zip(starts, frame_numbers, strict=False)]
+    return _collect(_merge_groups(encoded, places, frame_numbers, recipe))
 
 
-def _merge_groups(encoded: Encoded, frame_numbers: Sequence[Sequence[int]], recipe: IndexRecipe) -> list[_Group]:
-    """The first half of `merge_segments`, up to where the host would have to wait for the device."""
-    device, counts = encoded.patches.device, [len(numbers) for numbers in frame_numbers]
-    starts = [0, *accumulate(counts)]
+def _merge_groups(
+    encoded: Encoded, places: Sequence[Sequence[int]], frame_numbers: Sequence[Sequence[int]], recipe: IndexRecipe
+) -> list[_Group]:
+    """The first half of `merge_segments`, up to where the host would have to wait for the device.
+
+    `places` says for each segment which of the encoded frames are its own; the same one may stand in several places.
+    """
+    device = encoded.patches.device
+    kinds = [(len(numbers), recipe.most_tokens(len(set(numbers)))) for numbers in frame_numbers]
     groups = []
-    for count in set(counts):
-        members = [i for i, other in enumerate(counts) if other == count]
-        positions_SF = tensor_on(device, [range(starts[i], starts[i] + count) for i in members])
+    for kind in set(kinds):
+        members = [i for i, other in enumerate(kinds) if other == kind]
+        chosen = [places[i] for i in members]
+        # without a copy where the segments are all there is, each frame once
+        all_there_is = [place for frames in chosen for place in frames] == list(range(len(encoded.patches)))
+        positions_SF = None if all_there_is else tensor_on(device, chosen)
         numbers_SF = tensor_on(device, [frame_numbers[i] for i in members])
-        parts = _merge_group(encoded, positions_SF, numbers_SF, recipe)
+        parts = _merge_group(encoded, positions_SF, numbers_SF, recipe, kind[1])
         groups.append(_Group(members, tuple(parts), fetch_beside(*parts.values())))
     return groups
 
 
-def _merge_group(encoded: Encoded, positions_SF: Tensor, numbers_SF: Tensor, recipe: IndexRecipe) -> dict[str, Tensor]:
-    """The fields of MergedSegment for S segments with equally many frames, [S, ...] each, on the device."""
+def _merge_group(
+    encoded: Encoded, positions_SF: Tensor | None, numbers_SF: Tensor, recipe: IndexRecipe, most_tokens: int
+) -> dict[str, Tensor]:
+    """The fields of MergedSegment for S segments with equally many frames, [S, ...] each, on the device.
+
+    Where a segment shows a frame twice, its patches stand there twice, so that sizes and schedule are those of any
+    other segment (LONGVLM.md, section 4).
+    """
     num_patches = encoded.patches.shape[1]
-    patches_STD = _at(encoded.patches, positions_SF).flatten(1, 2)
+
+    def at(frames: Tensor) -> Tensor:
+        """Encoded frames [F, ...] by segment, [S, F of each, ...]."""
+        return frames.view(*numbers_SF.shape, *frames.shape[1:]) if positions_SF is None else frames[positions_SF]
+
+    patches_STD = at(encoded.patches).flatten(1, 2)
     spans_ST2 = numbers_SF[..., None, None].expand(-1, -1, num_patches, 2).flatten(1, 2)
-    merged = merge(patches_STD, recipe.schedule_for(patches_STD.shape[1]), spans=spans_ST2)
+    merged = merge(patches_STD, recipe.schedule_for(patches_STD.shape[1], most_tokens), spans=spans_ST2)
     parts = {"local": merged.tokens, "sizes": merged.sizes, "spans": merged.spans}
     if encoded.cls is not None:
-        parts["cls"] = _at(encoded.cls, positions_SF).float().mean(dim=1)
+        parts["cls"] = at(encoded.cls).float().mean(dim=1)
     if encoded.embedding is not None:
-        parts["embedding"] = normalize(_at(encoded.embedding, positions_SF).mean(dim=1), dim=-1)
+        parts["embedding"] = normalize(at(encoded.embedding).mean(dim=1), dim=-1)
     return parts
-
-
-def _at(frames: Tensor, positions_SF: Tensor) -> Tensor:
-    """Frames [F, ...] by segment, [S, F / S, ...]; without a copy where the segments are all there is."""
-    if positions_SF.numel() == len(frames):
-        return frames.view(*positions_SF.shape, *frames.shape[1:])
-    return frames[positions_SF]
 
 
 def _collect(groups: list[_Group]) -> list[MergedSegment]:

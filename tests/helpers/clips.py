@@ -5,7 +5,7 @@ frame stands upright; the twelve cells below are the bits of the frame number, h
 read at their centres, so the number survives lossy coding and any resize down to about 16 pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -121,3 +121,159 @@ def _write_silence(container: av.container.OutputContainer, stream: av.audio.Aud
         frame.sample_rate, frame.pts, frame.time_base = 16_000, start, Fraction(1, 16_000)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
+
+
+# --- files of the kinds that people report trouble with: cut without decoding, restamped, turned, interlaced ---
+
+
+def remux(
+    source: Path, target: Path, change: Callable[[int, av.Packet], bool] = lambda *_: True, **options: str
+) -> Path:
+    """Copy the packets of a clip's video into another container; `change` alters each, or says false to leave it out.
+
+    Stamps are told in the source's time base.
+    """
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.size and change(number, packet):
+                packet.stream = stream
+                new.mux(packet)
+    return target
+
+
+def cut(source: Path, target: Path, start: int) -> Path:
+    """A lossless cut of a clip from a tick on, as of `ffmpeg -ss T -c copy`: an edit list hides what is before."""
+
+    def shift(_: int, packet: av.Packet) -> bool:
+        packet.pts, packet.dts = packet.pts - start, packet.dts - start
+        return True
+
+    return remux(source, target, shift, avoid_negative_ts="disabled", use_editlist="1")
+
+
+def with_matrix(source: Path, target: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """A copy of an MP4 with another display matrix: the numbers a, b, c, d of it, in units of 1."""
+    content = bytearray(source.read_bytes())
+    place = content.index(b"tkhd") + 4 + 40  # version 0: 40 bytes of times, layer and volume come before
+    a, b, c, d = (number << 16 for number in matrix)
+    numbers = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30 if any(matrix) else 0], dtype=">i4")
+    content[place : place + 36] = numbers.tobytes()
+    target.write_bytes(content)
+    return target
+
+
+def stored_as(number: int, size: tuple[int, int], matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """The pixels [H, W, 3] to store so that a player, by the display matrix, shows the frame `number` of a size."""
+    a, b, c, d = matrix
+    shown = numbered_frame(number, size)
+    if b or c:
+        return np.ascontiguousarray(shown[:: b or 1, :: c or 1].swapaxes(0, 1))
+    return np.ascontiguousarray(shown[:: d or 1, :: a or 1])
+
+
+def write_oriented(path: Path, matrix: tuple[int, int, int, int], num_frames: int = 12) -> Path:
+    """An MP4 of upright frames of 96 x 64 pixels, stored as its display matrix wants them."""
+    plain = path.with_suffix(".plain.mp4")
+    with av.open(str(plain), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        first = stored_as(0, (96, 64), matrix)
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt, stream.gop_size = "yuv420p", 4
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(stored_as(number, (96, 64), matrix), format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return with_matrix(plain, path, matrix)
+
+
+class _Bits:
+    """A writer of bits, with the codes of H.264 (ITU-T H.264, section 9.1)."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def put(self, value: int, width: int) -> None:
+        self.text += format(value, f"0{width}b")
+
+    def ue(self, value: int) -> None:
+        self.put(value + 1, 2 * (value + 1).bit_length() - 1)
+
+    def unit(self, kind: int) -> bytes:
+        """A NAL unit of a kind, closed and with its start code."""
+        text = self.text + "1"
+        text += "0" * (-len(text) % 8)
+        raw = int(text, 2).to_bytes(len(text) // 8, "big")
+        escaped, zeros = bytearray(), 0
+        for byte in raw:
+            if zeros == 2 and byte <= 3:
+                escaped.append(3)
+                zeros = 0
+            escaped.append(byte)
+            zeros = zeros + 1 if byte == 0 else 0
+        return b"\0\0\0\1" + bytes([0x60 | kind]) + bytes(escaped)
+
+
+def field_pictures(num_frames: int, fields: Callable[[int], bool] = lambda _: True) -> list[list[bytes]]:
+    """H.264 of 32 x 32 pixels without compression: for each frame its pictures, two fields or the whole frame.
+
+    All frames are keyframes; frame i is of the grey 16 + 8 i.
+    """
+    sps, pps = _Bits(), _Bits()
+    sps.put(77, 8), sps.put(0, 8), sps.put(30, 8)  # main profile, level 3
+    for value in (0, 0, 2, 1):  # id, 4 bits of frame_num, no order but that of decoding, one reference
+        sps.ue(value)
+    sps.put(0, 1)
+    sps.ue(1), sps.ue(0)  # 2 macroblocks wide, 2 high: one for each field
+    sps.put(0, 1), sps.put(0, 1), sps.put(1, 1)  # frames may be fields; no MBAFF; direct 8x8
+    sps.put(0, 1), sps.put(0, 1)
+    pps.ue(0), pps.ue(0), pps.put(0, 1), pps.put(0, 1), pps.ue(0), pps.ue(0), pps.ue(0), pps.put(0, 3)
+    pps.ue(0), pps.ue(0), pps.ue(0), pps.put(0, 3)
+    head = sps.unit(7) + pps.unit(8)
+    result = []
+    for number in range(num_frames):
+        as_fields = fields(number)
+        pictures = [_picture(number, bottom) for bottom in (0, 1)] if as_fields else [_picture(number, None)]
+        result.append([head + pictures[0], *pictures[1:]])
+    return result
+
+
+def _picture(number: int, bottom: int | None) -> bytes:
+    """An intra picture of one grey: a field, or with `bottom` None a frame."""
+    bits = _Bits()
+    bits.ue(0), bits.ue(7), bits.ue(0)  # from the first macroblock, all intra, of that PPS
+    bits.put(0, 4)  # frame_num
+    bits.put(int(bottom is not None), 1)
+    if bottom is not None:
+        bits.put(bottom, 1)
+    if bottom != 1:  # the second field of an IDR picture is none itself
+        bits.ue(number % 2)  # idr_pic_id
+        bits.put(0, 2)
+    else:
+        bits.put(0, 1)
+    bits.ue(0)  # slice_qp_delta (0 as a signed code)
+    for _ in range(2 if bottom is not None else 4):
+        bits.ue(25)  # I_PCM
+        bits.text += "0" * (-len(bits.text) % 8)  # the byte of the NAL's head is whole, so bytes align
+        for value, count in ((16 + 8 * number, 256), (128, 128)):
+            bits.text += format(value, "08b") * count
+    return bits.unit(5 if bottom != 1 else 1)
+
+
+def write_fields(path: Path, num_frames: int, fields: Callable[[int], bool] = lambda _: True) -> Path:
+    """A clip at 25 fps of the frames of `field_pictures`, each picture in a packet of its own."""
+    pictures = field_pictures(num_frames, fields)
+    raw = path if path.suffix == ".h264" else path.with_suffix(".raw.h264")
+    raw.write_bytes(b"".join(part for parts in pictures for part in parts))
+    if raw == path:
+        return path
+    ticks = [3600 * number + 1800 * place for number, parts in enumerate(pictures) for place in range(len(parts))]
+
+    def stamp(number: int, packet: av.Packet) -> bool:
+        packet.time_base = Fraction(1, 90_000)
+        packet.pts = packet.dts = ticks[number]
+        packet.duration = 1800
+        return True
+
+    return remux(raw, path, stamp)

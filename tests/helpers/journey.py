@@ -1,6 +1,7 @@
 """Fixtures of tests that run jobs: where these run, and small things to index. A room's conftest imports them."""
 
 import shutil
+import time
 
 import pytest
 
@@ -24,19 +25,40 @@ def on_ray(ray_session, monkeypatch):  # noqa: ARG001 - it is open
     monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
+@pytest.fixture
+def ray_address(ray_session, monkeypatch):
+    """The address of the Ray of all tests, for a child that joins it: one of its own takes seconds to start."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_session)
+    return ray_session
+
+
 @pytest.fixture(scope="session")
 def ray_session(s3_environment):
-    """One for all tests. Its workers have the environment that it is started in, so they reach the S3 server too."""
+    """One for all tests; gives its address.
+
+    Its workers have the environment that it is started in, so they reach the S3 server too.
+    """
     import ray
 
     from longvlm.jobs.cluster.session import connect
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "3000")  # not ten seconds, which a test would wait for
         for name, value in s3_environment.items():
             patch.setenv(name, value)
         connect("local")
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+def wait_until_free(deadline_s=120):
+    """Return when nobody holds a CPU of the Ray of all tests: the workers of a driver that was killed are gone."""
+    import ray
+
+    until = time.monotonic() + deadline_s
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < until, ray.available_resources()
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -101,11 +101,28 @@ def test_sql_search_status_and_recipes_speak_json(store, clips):
         assert run(*command).exit_code == 0
 
 
-@pytest.mark.usefixtures("on_ray")
 def test_a_person_sees_a_table_that_names_the_bottleneck(tmp_path, clips, model):
     shown = run("index", clips, "--store", tmp_path / "s", "--model", model, "--recipe", "tiny", "--include", "*-00*")
     assert "indexed" in shown.output
     assert "sets the pace" in shown.output
+
+
+def test_a_run_that_mostly_failed_says_so_last_and_what_was_left_out(tmp_path, clips, model):
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(clips / "clip-00.mp4", source)
+    for name in ("a.mp4", "b\x1b[31m.mp4"):
+        (source / name).write_bytes(b"no video" * 100)
+    for name in ("a.srt", "b.srt", "c.jpg", "._a.mp4"):
+        (source / name).write_bytes(b"\0")
+    shown = run("index", source, "--store", tmp_path / "store", "--model", model, "--recipe", "tiny")
+    assert shown.exit_code == 0
+    assert "left out: 4 files (.srt 2, " in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("more than half of the videos failed by themselves: 2 of 3 (not_a_")
+    assert "\\x1b[31m.mp4" in run("sql", "--store", tmp_path / "store", "FROM failures").stdout
+    (told,) = objects(run("index", source, "--store", tmp_path / "store", "--retry-failed", "--json"))
+    assert told["left_out"] == {".srt": 2, ".jpg": 1, "._*": 1}
+    assert told["mostly_failed"].startswith("more than half of the videos failed by themselves: 2 of 2")
 
 
 @pytest.mark.parametrize(
@@ -148,14 +165,14 @@ def test_what_other_threads_print_stays_out_of_what_machines_read(capsys):
     assert (out, err) == ("{}\n", "a worker died\n")
 
 
-@pytest.mark.usefixtures("on_ray")
 def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, model):
     source, store = tmp_path / "clips", tmp_path / "store"
     source.mkdir()
     for i in range(120):
         os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
     command = [*LONGVLM, "index", str(source), "--store", str(store), "--model", model, "--recipe", "tiny", "--json"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = {**os.environ, "RAY_ADDRESS": "local"}  # a Ray of its own is what most people press Ctrl-C on
+    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not list(store.glob("tokens/*.parquet")) and running.poll() is None:
         assert time.monotonic() < deadline

@@ -13,10 +13,9 @@ ASKED = NUM_VIDEOS * QUESTIONS_PER_VIDEO
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory, ray_session):  # noqa: ARG001 - it is open
+def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as shown:
-        patch.setenv("RAY_ADDRESS", "local")
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
         share = run_demo(folder, seed=4711)
     return folder, shown.getvalue(), share
 

@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from longvlm.pipeline.decode.isolate import Decoder
 from support import stray_folder
 
@@ -25,7 +23,6 @@ def index(folder, clips, model, *command, **env):
     assert "stray" not in done.stdout + done.stderr
 
 
-@pytest.mark.usefixtures("on_ray")
 def test_a_local_run_takes_none_of_them(tmp_path, clips, model):
     folder = stray_folder(tmp_path / "own")
     index(folder, clips, model, sys.executable, "-m", "longvlm")

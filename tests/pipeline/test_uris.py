@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 
 from longvlm.pipeline.uris import (
@@ -58,6 +60,17 @@ def test_an_unknown_protocol_is_a_sentence():
 def test_no_other_address_leads_to_local_files(uri):
     with pytest.raises(InputError, match="cannot open"):
         locate(uri)
+
+
+@pytest.mark.parametrize("protocol", ["ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs", "github", "data", "HTTP"])
+def test_only_protocols_that_are_meant_are_opened(protocol):
+    """A look at an address connects to nobody; fsspec's ftp does as soon as it is made."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        with pytest.raises(InputError, match="files are read from this machine"):
+            locate(f"{protocol}://127.0.0.1:{server.getsockname()[1]}/a.mp4")
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_colons_in_the_name_of_an_object_are_part_of_it(s3):

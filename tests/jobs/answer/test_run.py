@@ -17,6 +17,7 @@ from longvlm.jobs.answer import run as answer
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.jobs.answer.stage import failed_answer
 from longvlm.jobs.cli import main
+from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.pipeline.answering.questions import ask, read_questions
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.pipeline.store import catalog
@@ -229,8 +230,8 @@ def test_an_interrupted_run_keeps_what_it_has_and_the_next_goes_on(store, quick,
     assert counts(run_answer(order_for(store, ask("What?"))), "answered", "reused") == (12, 5)
 
 
-@pytest.mark.usefixtures("on_ray")
-def test_a_driver_that_is_killed_loses_and_repeats_no_answer(store):
+@pytest.mark.usefixtures("ray_address")
+def test_a_driver_that_is_killed_loses_and_repeats_no_answer(store, monkeypatch):
     """It is killed once some answers are committed; the next run asks the rest."""
     code = """
 import sys
@@ -243,14 +244,17 @@ answer.COMMIT_ANSWERS = 1
 answer.run_answer(answer.AnswerOrder(sys.argv[1], ask("What is red?"), precision="float32", max_new_tokens=60))
 """
     driver = subprocess.Popen([sys.executable, "-c", code, str(store)], cwd=ROOT, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(list((store / "answers" / "_delta_log").glob("*.json"))) < 3 and driver.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    deadline = time.monotonic() + 300
+    try:
+        while len(list((store / "answers" / "_delta_log").glob("*.json"))) < 3 and driver.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
     kept = rows(store, "SELECT count(*) AS n FROM answers")[0]["n"]
     assert 0 < kept < 12
+    monkeypatch.setenv("RAY_ADDRESS", IN_PROCESS)
     report = run_answer(order_for(store, ask("What is red?"), max_new_tokens=60))
     assert counts(report, "reused", "answered") == (kept, 12)
     assert rows(store, "SELECT count(*) AS n FROM ledger_answers") == [{"n": 12}]

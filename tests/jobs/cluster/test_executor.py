@@ -45,7 +45,7 @@ def stages(*operators, batch_size=None):
     return [Stage(operator, (), batch_size if operator is Sized else None, 1, 0.5) for operator in operators]
 
 
-@pytest.fixture(params=["ray", "in process"])
+@pytest.fixture(params=[pytest.param("ray", marks=pytest.mark.xdist_group("ray")), "in process"])
 def executor(request):
     if request.param == "in process":
         return open_executor(IN_PROCESS)

@@ -5,7 +5,7 @@ from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.tally import StageReporter, Tally
 
 
-@pytest.fixture(params=["ray", "in process"])
+@pytest.fixture(params=[pytest.param("ray", marks=pytest.mark.xdist_group("ray")), "in process"])
 def start_tally(request):
     """Makes tallies: of actors of Ray, or of this process."""
     if request.param == "in process":

@@ -88,7 +88,6 @@ def test_what_prune_would_delete_is_counted(source, indexed):
         assert con.execute("SELECT count(*) FROM ledger_videos WHERE status = 'deleted'").fetchone() == (0,)
 
 
-@pytest.mark.usefixtures("on_ray")
 def test_a_sample_is_watched_projected_and_removed(tmp_path, clips, model):
     source, store = tmp_path / "v", tmp_path / "deep" / "store"
     shutil.copytree(clips, source)

@@ -71,8 +71,11 @@ def test_another_recipe_waits_to_be_asked_for_and_to_be_promoted(tmp_path, index
 
 
 @pytest.mark.usefixtures("on_ray")
-def test_a_writer_killed_between_two_outputs_loses_nothing(tmp_path, clips, model, monkeypatch):
-    marker = tmp_path / "killed"
+def test_a_writer_killed_between_two_outputs_and_an_encoder_in_mid_batch_lose_nothing(
+    tmp_path, clips, model, monkeypatch
+):
+    """One run has both die, each once."""
+    killed = {name: tmp_path / f"{name}-killed" for name in ("writer", "encoder")}
 
     class DiesAfterItsSecondShard(stages.Write):
         calls = 0
@@ -80,35 +83,26 @@ def test_a_writer_killed_between_two_outputs_loses_nothing(tmp_path, clips, mode
         def __call__(self, encoded):
             outcomes = super().__call__(encoded)
             self.calls += 1
-            if self.calls == 2 and not marker.exists():
-                marker.touch()
+            if self.calls == 2 and not killed["writer"].exists():
+                killed["writer"].touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return outcomes
-
-    monkeypatch.setattr(longvlm.jobs.index.run, "Write", DiesAfterItsSecondShard)
-    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", with_resources(units_per_shard=2, units_per_forward=12))
-    report = run_index(order_for(clips, tmp_path / "store", model))
-    assert marker.exists()
-    assert report.counts.indexed == 12
-    assert_whole(tmp_path / "store", 12)
-
-
-@pytest.mark.usefixtures("on_ray")
-def test_an_encoder_killed_in_mid_batch_loses_nothing(tmp_path, clips, model, monkeypatch):
-    marker = tmp_path / "killed"
 
     class DiesOnce(stages.Encode):
         def _encode(self, frames, keys):
             encoded = super()._encode(frames, keys)
-            if not marker.exists():
-                marker.touch()
+            if not killed["encoder"].exists():
+                killed["encoder"].touch()
                 self.stage.tally.begin("encode", keys)  # as if it had not come to the end
                 os.kill(os.getpid(), signal.SIGKILL)
             return encoded
 
+    monkeypatch.setattr(longvlm.jobs.index.run, "Write", DiesAfterItsSecondShard)
     monkeypatch.setattr(longvlm.jobs.index.run, "Encode", DiesOnce)
+    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", with_resources(units_per_shard=2, units_per_forward=12))
     report = run_index(order_for(clips, tmp_path / "store", model))
-    assert marker.exists()
+    assert killed["writer"].exists()
+    assert killed["encoder"].exists()
     assert report.counts.indexed == 12
     assert_whole(tmp_path / "store", 12)
 

@@ -1,8 +1,8 @@
 import json
 
 import pytest
+from servers import Webhook
 from stores import LONG, index
-from webhook import Webhook
 
 from longvlm.jobs.operate import alerts
 from longvlm.jobs.operate.alerts import Alert, check_webhook, post_webhook, read_alerts, run_alerts

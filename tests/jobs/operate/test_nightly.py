@@ -6,7 +6,7 @@ from functools import partial
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from webhook import Webhook
+from servers import Webhook
 
 import longvlm.jobs.answer.run
 import longvlm.jobs.index.run

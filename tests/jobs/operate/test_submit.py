@@ -16,8 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
 from clips import write_clip
+from longvlm.jobs.cli import main
 from longvlm.jobs.operate.submit import JobSubmission, SubmittedJob, read_env
 from longvlm.schemas.errors import InputError
 from support import ROOT, stray_folder
@@ -88,19 +90,25 @@ def submit(cluster, job, *args, **env):
     )
 
 
-def test_a_job_runs_over_there_and_its_log_and_exit_code_come_back(cluster, tmp_path, model):
-    (tmp_path / "my clips").mkdir()
+@pytest.fixture(scope="module")
+def submitted(cluster, tmp_path_factory, model):
+    """An index job that has ended: three videos with names for a shell, in a folder with somebody's own Python."""
+    folder = stray_folder(tmp_path_factory.mktemp("sent") / "own")
+    (folder / "my clips").mkdir()
     for i in range(3):
-        write_clip(tmp_path / "my clips" / f"{i} $(touch hacked); '.mp4", 25)
-    store = ("--store", tmp_path / "store")
-    args = (tmp_path / "my clips", *store, "--model", model, "--recipe", "tiny", "--json")
-    done = submit(cluster, "index", *args, "--env", "SECRET=do-not-print", "--include", "* $(touch hacked); *")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        write_clip(folder / "my clips" / f"{i} $(touch hacked); '.mp4", 25)
+    args = ("my clips", "--store", folder.parent / "store", "--model", model, "--recipe", "tiny", "--json")
+    args += ("--env", "SECRET=do-not-print", "--include", "* $(touch hacked); *")
+    return submit(cluster, "index", *args, "--working-dir", folder)
+
+
+def test_a_job_runs_over_there_and_its_log_and_exit_code_come_back(submitted, cluster, tmp_path):
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    (line,) = [line for line in submitted.stdout.splitlines() if line.startswith("{")]
     assert json.loads(line)["indexed"] == 3
-    assert "ray job stop" in done.stderr
-    assert "do-not-print" not in done.stdout + done.stderr
-    wrong = submit(cluster, "index", tmp_path / "nowhere", *store)
+    assert "ray job stop" in submitted.stderr
+    assert "do-not-print" not in submitted.stdout + submitted.stderr
+    wrong = submit(cluster, "index", tmp_path / "nowhere", "--store", tmp_path / "store")
     assert wrong.returncode == 2
     assert "nowhere does not exist" in wrong.stdout
 
@@ -112,16 +120,12 @@ def test_a_job_need_not_be_waited_for(cluster, tmp_path):
     assert "is on its way" in done.stderr
 
 
-def test_a_folder_that_is_sent_along_is_data_and_no_code(cluster, tmp_path, clips, model):
+def test_a_folder_that_is_sent_along_is_data_and_no_code(submitted):
     """Paths count from there; modules with the names of our folders, of Python's or of PyTorch are not run."""
-    folder = stray_folder(tmp_path / "own")
-    shutil.copy(clips / "clip-00.mp4", folder)
-    args = (".", "--store", tmp_path / "store", "--model", model, "--recipe", "tiny", "--json")
-    done = submit(cluster, "index", *args, "--working-dir", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    assert json.loads(line)["indexed"] == 1
-    assert "stray" not in done.stdout + done.stderr
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    (line,) = [line for line in submitted.stdout.splitlines() if line.startswith("{")]
+    assert json.loads(line)["listed"] == json.loads(line)["indexed"] == 3
+    assert "stray" not in submitted.stdout + submitted.stderr
 
 
 def test_ctrl_c_leaves_the_job_alone(cluster, tmp_path):
@@ -160,9 +164,8 @@ def test_a_wrong_token_is_a_sentence(cluster, tmp_path, env):
 )
 def test_wrong_input_is_told_before_anything_is_sent(args, says):
     (port,) = free_ports(1)
-    nobody = SimpleNamespace(address=f"http://127.0.0.1:{port}", env=dict(os.environ))
-    done = submit(nobody, *args)
-    assert done.returncode == 2
+    done = CliRunner().invoke(main, ["submit", *args, "--address", f"http://127.0.0.1:{port}"])
+    assert done.exit_code == 2
     assert says in done.stderr
     assert "secret" not in done.stderr
 

@@ -10,13 +10,17 @@ from itertools import groupby
 
 import pyarrow as pa
 import pytest
+from journey import wait_until_free
 
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.jobs.cli import main
+from longvlm.jobs.cluster.executor import IN_PROCESS
+from longvlm.jobs.train.context import InProcessContext
+from longvlm.jobs.train.loop import RunLog
 from longvlm.jobs.train.plan import plan_training
 from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
-from longvlm.jobs.train.run import LOSSES, TrainOrder, newest_checkpoint, run_train
-from longvlm.jobs.train.worker_config import num_steps_done
+from longvlm.jobs.train.run import TrainOrder, newest_checkpoint, run_train
+from longvlm.jobs.train.worker_config import CHECKPOINTS, LOSSES, num_steps_done
 from longvlm.pipeline.answering.questions import ask
 from longvlm.pipeline.models.families import sight_of
 from longvlm.pipeline.models.longvlm.model import load_longvlm
@@ -27,8 +31,6 @@ from longvlm.pipeline.training.finetune import finetune
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import full, projector
 from support import ROOT
-
-pytestmark = pytest.mark.usefixtures("on_ray")
 
 RECIPE = replace(
     full(), precision="float32", gradient_checkpointing=False, learning_rate=3e-3, epochs=2, batch_videos=4, seed=3
@@ -92,7 +94,7 @@ def test_a_model_learns_from_stored_tokens_and_answers(store, model, data, tmp_p
     assert {row["answer"] for row in answered.rows()} == {"the square"}
     (run,) = catalog.query(catalog.connect(Store.open(store).pin()), "FROM runs WHERE job = 'train'").to_pylist()
     assert json.loads(run["counts"])["steps"] == 24
-    monkeypatch.setattr("longvlm.jobs.train.run.connect", None)  # nothing is left to do that needs Ray
+    monkeypatch.setattr("longvlm.jobs.train.run.open_executor", None)  # nothing is left to train
     again = run_train(order_for(store, model, data, to, replace(RECIPE, epochs=8)))
     assert again.as_json()["final_loss"] == told["final_loss"]
     assert losses(to) == curve
@@ -100,7 +102,8 @@ def test_a_model_learns_from_stored_tokens_and_answers(store, model, data, tmp_p
         run_train(order_for(store, model, data, to))
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(store, model, data, tmp_path):
+@pytest.mark.usefixtures("ray_address")
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(store, model, data, tmp_path, monkeypatch):
     recipe = replace(RECIPE, epochs=14, save_every_steps=10)
     cut = tmp_path / "cut"
     settings = tmp_path / "recipe.toml"
@@ -120,7 +123,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(store, model, data, tmp
     finally:
         driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    time.sleep(3)  # its workers notice that they are alone
+    wait_until_free()  # its workers noticed that they were alone
+    monkeypatch.setenv("RAY_ADDRESS", IN_PROCESS)
     begun = len(losses(cut))
     reached = num_steps_done(newest_checkpoint(cut))
     assert reached is not None
@@ -135,6 +139,39 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(store, model, data, tmp
         assert mine.allclose(other, atol=1e-5)
 
 
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(store, model, data, tmp_path, monkeypatch):
+    """Without Ray: what was saved is taken up, what was done after that is done again, and old states are removed."""
+    recipe = replace(RECIPE, save_every_steps=2, keep_checkpoints=1)
+    record = RunLog.record
+
+    def interrupted(log, result, *rest):
+        record(log, result, *rest)
+        if result.step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "record", interrupted)
+        report = run_train(order_for(store, model, data, tmp_path / "to", recipe))
+    assert (report.stopped, len(losses(tmp_path / "to"))) == ("interrupted", 5)
+    assert num_steps_done(newest_checkpoint(tmp_path / "to")) == 4
+    assert run_train(order_for(store, model, data, tmp_path / "to", recipe)).stopped is None
+    curve, whole = straight(store, model, data, recipe)
+    assert losses(tmp_path / "to") == pytest.approx(curve, abs=1e-6)
+    assert load_longvlm(str(tmp_path / "to")).projector.weight.allclose(whole.projector.weight, atol=1e-5)
+    assert [path.name for path in (tmp_path / "to" / CHECKPOINTS).glob("*/*")] == ["checkpoint_000000006"]
+
+
+def test_a_worker_that_breaks_stops_the_run_with_its_error(store, model, data, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(InProcessContext, "report", full)
+    report = run_train(order_for(store, model, data, tmp_path / "to"))
+    assert report.stopped == "OSError: [Errno 28] No space left on device"
+    assert not (tmp_path / "to" / "model.safetensors").exists()
+
+
+@pytest.mark.usefixtures("on_ray")
 def test_two_workers_learn_what_one_does(store, model, data, tmp_path):
     recipe = replace(RECIPE, batch_videos=5, average="answer")
     report = run_train(order_for(store, model, data, tmp_path / "to", recipe, workers=2))
@@ -181,6 +218,7 @@ def test_a_diverging_run_stops_with_a_sentence(store, model, data, tmp_path):
         ),
         ({"to": "STORE"}, "holds something else already"),
         ({"recipe": replace(RECIPE, template="other")}, "has no template other"),
+        ({"workers": 2}, "--workers 2 needs Ray"),
     ],
 )
 def test_wrong_input_is_told_in_a_sentence(store, model, data, tmp_path, options, said):

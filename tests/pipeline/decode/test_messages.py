@@ -11,11 +11,12 @@ import pytest
 from longvlm.pipeline.decode import messages, video
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.messages import InvalidMessageError
+from longvlm.pipeline.decode.times import MAX_FRAMES, TimedVideo
 from longvlm.pipeline.decode.video import DecodedFrames
 from longvlm.schemas.errors import ErrorCode, TerminalError
-from longvlm.schemas.timeline import VideoInfo
 
-INFO = VideoInfo(num_frames=50, fps=25.0, duration_s=2.0, width=64, height=48, codec="h264", decoder="pyav")
+TIMES_NS = np.arange(50) * 40_000_000
+INFO = TimedVideo(50, 25.0, 2.0, 64, 48, "h264", "pyav", TIMES_NS)
 
 
 def received(value):
@@ -24,8 +25,44 @@ def received(value):
     return messages.parse(header[messages.LENGTH_BYTES :]), frames
 
 
-def test_facts_cross_whole():
-    assert messages.read_video_info(received(INFO)[0]["value"]) == INFO
+def test_facts_cross_whole_and_times_as_bare_bytes():
+    message, data = received(INFO)
+    assert message["num_bytes"] == len(data) == 400
+    times_ns = messages.room_for_times(message)
+    times_ns.data.cast("B")[:] = data
+    video = messages.read_video(message["value"], times_ns)
+    assert video.facts == INFO.facts
+    assert video.times_ns.tolist() == TIMES_NS.tolist()
+
+
+def test_two_hours_at_60_a_second_cross():
+    times_ns = np.arange(432_000) * 16_666_667
+    message, data = received(TimedVideo(432_000, 60.0, 7200.01, 64, 48, "h264", "pyav", times_ns))
+    assert len(data) == 3_456_000
+    assert messages.room_for_times(message).nbytes == len(data)
+
+
+@pytest.mark.parametrize(
+    "times_ns",
+    [
+        TIMES_NS[:49],
+        TIMES_NS + 1,  # the first is not 0
+        TIMES_NS[::-1],
+        np.where(TIMES_NS[7] == TIMES_NS, TIMES_NS[6], TIMES_NS),  # two at once
+        TIMES_NS * 2,  # beyond the end
+        np.zeros(50, dtype=np.int64),
+    ],
+)
+def test_times_that_no_frames_have(times_ns):
+    with pytest.raises(InvalidMessageError):
+        messages.read_video(received(INFO)[0]["value"], times_ns)
+
+
+@pytest.mark.parametrize("num_frames", [MAX_FRAMES + 1, -1, 1.5, True, "50", None])
+def test_no_room_is_made_for_any_number_of_times(num_frames):
+    for value in ({"num_frames": num_frames}, None, [num_frames]):
+        with pytest.raises(InvalidMessageError):
+            messages.room_for_times({"value": value})
 
 
 def test_frames_cross_as_bare_bytes():
@@ -55,12 +92,12 @@ def test_errors_cross_as_one_line():
 )  # fmt: skip
 def test_facts_that_cannot_be(field, value):
     with pytest.raises(InvalidMessageError):
-        messages.read_video_info(received(INFO)[0]["value"] | {field: value})
+        messages.read_video(received(INFO)[0]["value"] | {field: value}, TIMES_NS)
 
 
 def test_a_video_that_claims_to_last_for_ages_is_a_failed_row():
     with pytest.raises(TerminalError, match="claims to last 11574 days") as caught:
-        messages.read_video_info(received(INFO)[0]["value"] | {"duration_s": 1e9})
+        messages.read_video(received(INFO)[0]["value"] | {"duration_s": 1e9}, TIMES_NS)
     assert caught.value.code == ErrorCode.DECODE_FAILED
 
 

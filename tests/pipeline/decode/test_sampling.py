@@ -1,14 +1,17 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_outputs import read_json
 
+from longvlm.pipeline.decode.frame_index import even_times
 from longvlm.pipeline.decode.sampling import plan_segments, uniform_indices, upsample_positions
+from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.schemas.recipe import IndexRecipe, TowerSpec
-from longvlm.schemas.timeline import VideoInfo, cut_into_units
+from longvlm.schemas.timeline import cut_into_units
 from support import GOLDENS, missing
 
 TOWER = TowerSpec("tower", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=None)
@@ -23,7 +26,8 @@ def interval(segment_s=10.0, frames_per_segment=10):
 
 
 def video(num_frames, duration_s):
-    return VideoInfo(num_frames, num_frames / duration_s, duration_s, 64, 48, "h264", "pyav")
+    times_ns = even_times(num_frames, duration_s)
+    return TimedVideo(num_frames, num_frames / duration_s, duration_s, 64, 48, "h264", "pyav", times_ns)
 
 
 @pytest.mark.parity
@@ -86,6 +90,59 @@ def test_interval_frames_are_at_the_centres_of_equal_slots():
     assert segments[0].frames == tuple(12 + 25 * i for i in range(10))
     assert segments[1].frames == tuple(262 + 25 * i for i in range(10))
     assert [(segment.start_s, segment.end_s) for segment in segments] == [(0.0, 10.0), (10.0, 20.0)]
+
+
+def at_times(times_s, duration_s):
+    times_ns = np.array([round(time_s * 1e9) for time_s in times_s])
+    return TimedVideo(len(times_s), len(times_s) / duration_s, duration_s, 64, 48, "h264", "pyav", times_ns)
+
+
+def test_the_slot_at_a_time_shows_the_frame_that_has_begun():
+    times_s = [*(i / 25 for i in range(125)), *range(5, 60, 5), *(60 + i / 25 for i in range(125))]
+    segments = plan_segments(interval(), at_times(times_s, 65.0))
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [
+        (0, 10), (10, 20), (20, 30), (30, 40), (40, 50), (50, 60), (60, 65)
+    ]  # fmt: skip
+    assert segments[0].frames == (12, 37, 62, 87, 112, *[125] * 5)
+    assert segments[3].frames == (130,) * 5 + (131,) * 5  # of 30 and of 35 s
+    assert segments[6].frames == (148, 173, 198, 223, 248)
+
+
+def test_there_are_no_more_segments_than_frames():
+    segments = plan_segments(interval(), at_times([0, 1200, 2400, 3599], 3600.0))
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [
+        (0, 1200), (1200, 2400), (2400, 3590), (3590, 3600)
+    ]  # fmt: skip
+    assert [segment.frames for segment in segments] == [(0,) * 10, (1,) * 10, (2,) * 10, (2,) * 9 + (3,)]
+    far_apart = at_times([599.0 * i for i in range(4000)], 599.0 * 4000)
+    assert len(plan_segments(interval(), far_apart)) == 4000
+
+
+def test_a_short_tail_with_the_last_frame_belongs_to_the_interval_before_it():
+    segments = plan_segments(interval(), at_times([0, 40.1], 40.3))
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [(0, 30), (30, 40.3)]
+    assert segments[1].frames == (0,) * 10  # the frame of 40.1 s is shown at no centre
+
+
+def test_uniform_sampling_counts_frames_and_tells_their_times():
+    times_s = [*(i / 25 for i in range(50)), *(10 + i for i in range(50))]
+    segments = plan_segments(uniform(4, 5), at_times(times_s, 60.0))
+    assert [frame for segment in segments for frame in segment.frames] == uniform_indices(100, 20)
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [(0, 1), (1, 10), (10, 35), (35, 60)]
+
+
+@given(st.lists(st.floats(0.001, 500), max_size=60), st.floats(0.001, 100), st.sampled_from([0.5, 2.0, 10.0, 1 / 3]))
+def test_segments_of_any_times_tile_the_video(gaps_s, last_s, segment_s):
+    times_s = [0.0, *itertools.accumulate(gaps_s)]
+    video = at_times(times_s, times_s[-1] + last_s)
+    segments = plan_segments(interval(segment_s, 4), video)
+    assert 1 <= len(segments) <= video.num_frames
+    assert (segments[0].start_s, segments[-1].end_s) == (0.0, video.duration_s)
+    assert all(left.end_s == right.start_s for left, right in itertools.pairwise(segments))
+    for segment in segments:
+        for slot, frame in enumerate(segment.frames):
+            moment = segment.start_s + (slot + 0.5) * segment_s / 4
+            assert frame == sum(time_ns <= round(moment * 1e9) for time_ns in video.times_ns.tolist()) - 1
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ import pytest
 
 from clips import damage, read_number, write_clip
 from longvlm.pipeline.decode.isolate import Decoder
-from longvlm.pipeline.decode.sampling import plan_segments
+from longvlm.pipeline.decode.sampling import uniform_indices
 from longvlm.pipeline.decode.units import decode_units, failed_unit
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import IndexRecipe, TowerSpec, paper, tiny
 from longvlm.schemas.tables import FRAMES
-from longvlm.schemas.timeline import VideoInfo
 from support import VIDEOS, cases
 
 TOWER = TowerSpec("tower", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=None)
@@ -52,8 +51,7 @@ def test_the_papers_recipe_is_one_unit(tmp_path, decoder):
     assert frames.shape == (100, 56, 56, 3)
     numbers = [frame for segment in row["segments"] for frame in segment["frames"]]
     assert [read_number(frame) for frame in frames] == numbers
-    info = VideoInfo(250, 25.0, 10.0, 96, 64, "h264", "decord")
-    assert numbers == [frame for segment in plan_segments(paper(TOWER), info) for frame in segment.frames]
+    assert numbers == uniform_indices(250, 100)
 
 
 def test_a_long_video_is_many_units(tmp_path, decoder):
@@ -80,12 +78,21 @@ def test_nearest_frames_are_224_whatever_the_tower_takes(tmp_path, decoder):
 
 
 def test_keyframes_widen_the_segments_that_they_stand_for(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 100, gop=45)  # keyframes at 0, 1.8 and 3.6 s
+    (row,) = rows_of(path, replace(tiny(TOWER), decode="keyframe"), decoder, tmp_path)
+    assert [segment["frames"] for segment in row["segments"]] == [[0, 0, 45, 45], [45, 90, 90, 90]]
+    assert [segment["start_s"] for segment in row["segments"]] == [0.0, 1.8]
+    assert [segment["end_s"] for segment in row["segments"]] == [2.0, 4.0]
+    assert [read_number(frame) for frame in frames_of(row)] == [0, 0, 45, 45, 45, 90, 90, 90]
+    assert (row["decoder"], row["keyframe_shift_s"]) == ("pyav-keyframes", pytest.approx(0.88))  # 90 for 68
+
+
+def test_keyframes_farther_apart_than_a_segment_will_not_do(tmp_path, decoder):
     path = write_clip(tmp_path / "a.mp4", 100, gop=100)
     (row,) = rows_of(path, replace(tiny(TOWER), decode="keyframe"), decoder, tmp_path)
-    assert [segment["frames"] for segment in row["segments"]] == [[0] * 4, [0] * 4]
-    assert [segment["start_s"] for segment in row["segments"]] == [0.0, 0.0]
-    assert [segment["end_s"] for segment in row["segments"]] == [2.0, 4.0]
-    assert {read_number(frame) for frame in frames_of(row)} == {0}
+    assert [segment["frames"] for segment in row["segments"]] == [[6, 18, 31, 43], [56, 68, 81, 93]]
+    assert [read_number(frame) for frame in frames_of(row)] == [6, 18, 31, 43, 56, 68, 81, 93]
+    assert (row["decoder"], row["keyframe_shift_s"]) == ("decord", None)
 
 
 def test_a_failure_at_once_is_one_row(tmp_path, decoder):
@@ -109,7 +116,7 @@ def test_a_failure_later_on_ends_with_the_failed_unit(tmp_path, decoder):
 
 
 def test_a_deadline_fails_the_video_and_no_other(tmp_path):
-    slow = write_clip(tmp_path / "slow.mp4", 300, size=(1280, 720))
+    slow = write_clip(tmp_path / "slow.mp4", 300, size=(1280, 720), options={"preset": "ultrafast"})
     quick = write_clip(tmp_path / "quick.mp4", 10)
     with Decoder(deadline_s=0.05, memory_limit_bytes=1500 << 20) as decoder:
         (row,) = rows_of(slow, paper(TOWER), decoder, tmp_path)
@@ -150,3 +157,9 @@ def test_bad_files_cost_nobody_else(path, tmp_path, decoder):
     good = write_clip(tmp_path / "a.mp4", 10)
     (row,) = rows_of(good, tiny(TOWER), decoder, tmp_path)
     assert row["error_code"] is None
+
+
+def test_what_its_entry_in_the_source_told_is_the_outcome(tmp_path, decoder):
+    listed = {**planned(str(tmp_path / "a.mp4")), "error_code": "bad_entry", "error": "its name is none."}
+    (unit,) = decode_units(listed, paper(TOWER), decoder, str(tmp_path))
+    assert (unit["error_code"][0].as_py(), unit["error"][0].as_py()) == ("bad_entry", "its name is none.")

@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from longvlm.pipeline.source import copies as objects
+from longvlm.pipeline.source import copies, fetch
 from longvlm.pipeline.source.copies import facts, local_copy
 from longvlm.schemas.errors import ErrorCode, TerminalError, TransientError
 
@@ -62,7 +62,7 @@ def test_pipes_and_devices_are_no_videos(tmp_path, scratch):
 def test_a_server_that_sends_more_than_it_said_is_cut_off(scratch, monkeypatch):
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/fetch/a.mp4", b"content")
-    monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 3)
+    monkeypatch.setattr(fetch, "MAX_OBJECT_BYTES", 3)
     monkeypatch.setattr(type(fs), "info", lambda *_, **__: {"size": None, "type": "file", "name": "/fetch/a.mp4"})
     assert failure_of("memory://fetch/a.mp4", scratch).code == ErrorCode.TOO_LARGE
 
@@ -101,7 +101,7 @@ def test_forbidden_local_files(tmp_path, scratch):
 
 
 def test_files_that_do_not_fit(scratch, monkeypatch):
-    monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 3)
+    monkeypatch.setattr(fetch, "MAX_OBJECT_BYTES", 3)
     fsspec.filesystem("memory").pipe_file("/fetch/a.mp4", b"content")
     assert failure_of("memory://fetch/a.mp4", scratch).code == ErrorCode.TOO_LARGE
 
@@ -109,7 +109,7 @@ def test_files_that_do_not_fit(scratch, monkeypatch):
 def test_a_flaky_network_is_tried_again(scratch, monkeypatch):
     memory = type(fsspec.filesystem("memory"))
     fsspec.filesystem("memory").pipe_file("/fetch/a.mp4", b"content")
-    monkeypatch.setattr(objects, "_BACKOFF_S", 0.001)
+    monkeypatch.setattr(copies, "_BACKOFF_S", 0.001)
     tries = []
     get_file = memory.get_file
 
@@ -146,3 +146,20 @@ def test_facts_go_by_many_names():
     assert facts({"etag": "x", "size": 1, "updated": "2026-01-02T03:04:05Z"})["modified_at"].hour == 3
     assert facts({"size": 1, "mtime": 0.5})["modified_at"] == datetime.fromisoformat("1970-01-01T00:00:00.500000")
     assert facts({"size": None}) == {"etag": None, "size_bytes": None, "modified_at": None}
+
+
+def test_a_link_that_leads_back_to_itself_is_not_the_network(tmp_path):
+    (tmp_path / "a.mp4").symlink_to("b.mp4")
+    (tmp_path / "b.mp4").symlink_to("a.mp4")
+    with (
+        pytest.raises(TerminalError, match="a link that leads back to itself") as caught,
+        local_copy(str(tmp_path / "a.mp4"), str(tmp_path)),
+    ):
+        pass
+    assert caught.value.code == ErrorCode.NOT_FOUND
+
+
+def test_a_name_that_is_too_long_is_not_the_network(tmp_path):
+    with pytest.raises(TerminalError, match="too long") as caught, local_copy(f"{tmp_path}/{'x' * 300}", str(tmp_path)):
+        pass
+    assert caught.value.code == ErrorCode.NOT_FOUND

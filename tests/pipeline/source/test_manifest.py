@@ -1,7 +1,13 @@
+import json
+import threading
+
 import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import csv, parquet
+from servers import FileServer
 
+from longvlm.pipeline.source import manifest
 from longvlm.pipeline.source.corpus import Source, list_pages, list_source
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import LISTING
@@ -22,12 +28,12 @@ def listing_of(path, **patterns):
 
 
 def test_csv_with_relative_paths_and_ids(folder):
-    manifest = folder / "list.csv"
-    manifest.write_text(f"external_id,uri\n007,a.mp4\n008,{folder}/sub/b.mkv\n009,gone.mp4\n")
-    a, gone, b = listing_of(manifest)
+    path = folder / "list.csv"
+    path.write_text(f"external_id,uri\n007,a.mp4\n008,{folder}/sub/b.mkv\n009,gone.mp4\n")
+    a, gone, b = listing_of(path)
     assert (a["uri"], a["external_id"], a["size_bytes"]) == (str(folder / "a.mp4"), "007", 5)
     assert a["modified_at"] is not None
-    assert a["source"] == str(manifest)
+    assert a["source"] == str(path)
     assert (gone["uri"], gone["size_bytes"], gone["modified_at"]) == (str(folder / "gone.mp4"), None, None)
     assert b["external_id"] == "008"
 
@@ -79,18 +85,61 @@ def test_parquet_that_is_none(folder):
 @pytest.mark.parametrize("entry", ["/etc/passwd", "file:///etc/passwd", "file://../x.mp4"])
 def test_a_manifest_in_a_bucket_names_no_local_files(s3, entry):
     s3.put_object(Bucket="bucket", Key="list.csv", Body=f"uri,size\na.mp4,1\n{entry},1\n".encode())
-    with pytest.raises(InputError, match=r"row 2 of the manifest s3://bucket/list.csv names a file of the machine"):
-        listing_of("s3://bucket/list.csv")
+    bad, good = listing_of("s3://bucket/list.csv")
+    assert (good["uri"], good["error_code"]) == ("s3://bucket/a.mp4", None)
+    assert (bad["uri"], bad["error_code"]) == (entry, "bad_entry")
+    assert bad["error"].startswith("In row 2 of the manifest s3://bucket/list.csv: it names a file of the machine")
 
 
 @pytest.mark.parametrize(
-    "entry", ["s3://KEY:SECRET@bucket/a.mp4", "local:///etc/passwd", "filecache::file:///etc/passwd"]
+    ("entry", "written"),
+    [
+        ("s3://KEY:SECRET@bucket/a.mp4", "s3://...bucket/a.mp4"),
+        ("https://host/a.mp4?X-Amz-Signature=SECRET", "https://host/a.mp4..."),
+        ("local:///etc/passwd", "local:///etc/passwd"),
+        ("filecache::file:///etc/passwd", "filecache::file:///etc/passwd"),
+        ("carrier-pigeon://a.mp4", "carrier-pigeon://a.mp4"),
+    ],
 )
-def test_addresses_that_no_source_may_have_stand_in_no_manifest_either(folder, entry):
-    (folder / "list.csv").write_text(f"uri,size\n{entry},1\n")
-    with pytest.raises(InputError) as caught:
-        listing_of(folder / "list.csv")
-    assert "SECRET" not in str(caught.value)
+def test_an_address_that_no_source_may_have_fails_alone_and_keeps_its_secret(folder, entry, written):
+    (folder / "list.csv").write_text(f"uri,size\na.mp4,5\n{entry},1\nsub/b.mkv,9\n")
+    rows = {row["uri"]: row for row in listing_of(folder / "list.csv")}
+    bad = rows.pop(written)
+    assert [row["error_code"] for row in rows.values()] == [None, None]
+    assert (bad["error_code"], bad["size_bytes"]) == ("bad_entry", 1)
+    assert bad["error"].startswith(f"In row 2 of the manifest {folder}/list.csv: ")
+    assert "SECRET" not in str(bad)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_nul_is_the_trouble_of_its_row(folder, ending):
+    names = ["a.mp4", "nul\0.mp4", "sub/b.mkv"]
+    if ending == "parquet":
+        parquet.write_table(pa.table({"uri": names}), folder / "list.parquet")
+    elif ending == "csv":
+        (folder / "list.csv").write_text("\n".join(["uri", *names]))
+    else:
+        (folder / "list.jsonl").write_text("\n".join(json.dumps({"uri": name}) for name in names))
+    found = {row["uri"]: row["error"] for row in listing_of(folder / f"list.{ending}")}
+    assert found.pop("nul\\x00.mp4").startswith(
+        f"In row 2 of the manifest {folder}/list.{ending}: its address has a NUL"
+    )
+    assert found == {str(folder / "a.mp4"): None, str(folder / "sub/b.mkv"): None}
+
+
+def test_names_that_lead_nowhere_are_left_to_be_found_out(folder):
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "list.csv").write_text(f"uri\n{'x' * 300}.mp4\na.mp4/b.mp4\nloop.mp4\n")
+    assert [row["error_code"] for row in listing_of(folder / "list.csv")] == [None] * 3
+
+
+def test_a_time_that_no_calendar_has_is_the_trouble_of_its_row(folder, monkeypatch):
+    info = LocalFileSystem.info
+    monkeypatch.setattr(LocalFileSystem, "info", lambda self, path, **_: info(self, path) | {"mtime": 1e12})
+    (folder / "list.csv").write_text("uri,size\na.mp4,5\nsub/b.mkv,\n")
+    a, b = listing_of(folder / "list.csv")
+    assert (a["error_code"], b["error_code"]) == (None, "bad_entry")
+    assert "row 2 of" in b["error"]
 
 
 def test_manifest_in_a_bucket(s3):
@@ -125,3 +174,28 @@ def test_names_with_colons_and_tildes_are_names(folder):
         str(folder / name) for name in ("a:b.mp4", "C:\\a.mp4", "~")
     )
     assert {row["size_bytes"] for row in listing_of(folder / "list.json")} == {5}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
+def test_an_entry_that_cannot_be_looked_up_speaks_for_itself_alone(folder, status):
+    """It is listed, to fail with its reason; what a server says of it is known when it is watched."""
+    with FileServer(lambda _, path: (status if path == "/bad.mp4" else 200, {"ETag": '"e"'}, b"content")) as server:
+        (folder / "list.csv").write_text(f"uri\n{server.url}/a.mp4\n{server.url}/bad.mp4\n")
+        a, bad = listing_of(folder / "list.csv")
+    assert (a["etag"], a["size_bytes"]) == ("e", 7)
+    assert (bad["uri"], bad["size_bytes"]) == (f"{server.url}/bad.mp4", None)
+
+
+def test_an_entry_whose_server_does_not_answer_is_not_waited_for(folder, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(manifest, "ANSWER_S", 0.1)
+    with FileServer(lambda *_: (200, {}, b"") if ended.wait() else None) as server:
+        (folder / "list.csv").write_text(f"uri\na.mp4\n{server.url}/b.mp4\n")
+        a, b = listing_of(folder / "list.csv")
+        ended.set()
+    assert (a["size_bytes"], b["size_bytes"]) == (5, None)
+
+
+def test_the_manifest_that_is_out_of_reach_is_told_by_its_server():
+    with FileServer(lambda *_: (500, {}, b"")) as server, pytest.raises(InputError, match="the server answered 500"):
+        list_source(Source(f"{server.url}/list.csv"))

@@ -19,17 +19,19 @@ def hold(tmp_path):
     """Holds a listing (video_id, etag, size_bytes, modified_at) against a ledger of KNOWN rows, seq by their order."""
     opened = []
 
-    def hold(listed, known, *, recipe="r1", home=HOME, **settings):
+    def hold(listed, known, *, recipe="r1", home=HOME, facts=None, **settings):
         names = ("video_id", "etag", "size_bytes", "modified_at")
         listing = [dict(zip(names, row, strict=True)) | {"uri": f"{HOME}/{row[0]}", "source": HOME} for row in listed]
         ledger = [
             {"uri": f"{HOME}/{row[0]}", "source": HOME, "write_id": f"w{seq}", "seq": seq}
             | dict(zip(KNOWN, (*row, *[None] * (len(KNOWN) - len(row))), strict=True))
+            | (facts or {})
             for seq, row in enumerate(known, start=1)
         ]
         parquet.write_table(pa.Table.from_pylist(listing, LISTING), tmp_path / "listing.parquet")
-        parquet.write_table(pa.Table.from_pylist(ledger, VIDEOS), tmp_path / "videos.parquet")
-        files = (DataFile(str(tmp_path / "videos.parquet"), 1, len(ledger)),)
+        path = tmp_path / f"videos.{len(VIDEOS)}.parquet"
+        parquet.write_table(pa.Table.from_pylist(ledger, VIDEOS), path)
+        files = (DataFile(str(path), 1, len(ledger)),)
         snapshot = Snapshot({"videos": PinnedTable(1, files if ledger else ())})
         changes = compare(str(tmp_path / "listing.parquet"), snapshot, ChangeCriteria(recipe, home, **settings))
         opened.append(changes)
@@ -174,3 +176,38 @@ def test_a_forgotten_video_stays_out_until_its_file_is_gone(hold):
     assert bookkeeping(hold([], late, covers=lambda _: True), prune=True) == set()  # nobody knows its name any more
     back = hold([("v", "e", 5, T0)], [*late, ("v", None, "deleted")])
     assert (back.num_work, back.others) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "duration_s", "is_constant"),
+    [
+        (250, 10.0, True),
+        (1, 0.04, True),
+        (289, 289 * 1001 / 30_000, True),  # 29.97
+        (310, 10.333, True),  # 30, as Matroska's milliseconds have it
+        (120, 9.6, True),  # 12.5
+        (8, 40.0, True),  # a frame every five seconds
+        (None, None, True),  # failed before it was opened, once
+        (261, 65.0, False),
+        (4, 1801.0, False),
+        (576, 34.44, False),
+        (63, 502_589 / 57_600, False),
+        (58, 2.5, False),
+    ],
+)
+def test_what_even_spread_took_at_wrong_times_is_stale(hold, num_frames, duration_s, is_constant):
+    facts = {"num_frames": num_frames, "duration_s": duration_s, "fps": num_frames and num_frames / duration_s}
+    listed, known = [("v", "e", 5, T0)], [("v", "r1", "indexed", "e", 5, T0, 1)]
+    changes = hold(listed, known, facts=facts)
+    assert (changes.num_work, changes.num_mistimed) == (0, 0 if is_constant else 1)
+    assert changes.others == {"unchanged" if is_constant else "stale": 1}
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "num_work"),
+    [(None, {"restale": True}, 1), (2, {"restale": True}, 0), (2, {}, 0), (None, {"by_time": False}, 0)],
+)
+def test_what_is_mistimed_is_watched_when_asked_for(hold, rule, settings, num_work):
+    facts = {"num_frames": 261, "duration_s": 65.0, "fps": 261 / 65, "time_rule": rule}
+    changes = hold([("v", "e", 5, T0)], [("v", "r1", "indexed", "e", 5, T0, 1)], facts=facts, **settings)
+    assert (changes.num_work, changes.others) == (num_work, {} if num_work else {"unchanged": 1})

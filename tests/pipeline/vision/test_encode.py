@@ -114,6 +114,41 @@ def test_a_batch_of_units_of_every_kind_goes_through_row_for_row(tower):
     assert np.linalg.norm(short["embedding"]) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_frame_shown_twice_is_encoded_once_and_stands_twice(tower, monkeypatch):
+    recipe = recipe_for(tower)
+    numbers = [[0, 0, 7, 7], [7, 9, 9, 9], [12, 13, 14, 15]]
+    order = [0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 6]
+    frames = random_frames(7)[order]
+    by_hand = merge_segments(tower.encode(torch.from_numpy(frames)), numbers, recipe)
+    encode, seen = tower.encode, []
+    monkeypatch.setattr(
+        tower, "encode", lambda given, *settings: (seen.append(len(given)), encode(given, *settings))[1]
+    )
+    units = [{"frames": frames, "segments": numbers}, {"frames": random_frames(4, seed=1), "segments": [[0, 1, 2, 3]]}]
+    first, second = encode_units(frames_table(*units), tower, recipe).to_pylist()
+    assert sum(seen) == 7 + 4
+    assert len(second["segments"]) == 1
+    for segment, merged in zip(first["segments"], by_hand, strict=True):
+        sizes = np.frombuffer(segment["sizes"], "<u2")
+        assert segment["num_frames"] == 4
+        assert sizes.sum() == recipe.patches_per_segment
+        assert sizes.tolist() == merged.sizes.tolist()
+        local = np.frombuffer(segment["local"], "<f2").reshape(merged.local.shape)
+        np.testing.assert_allclose(local, merged.local.numpy(), atol=2e-3)
+
+
+def test_a_segment_keeps_no_more_tokens_than_its_frames_have_patches(tower):
+    num_patches = tower.spec.num_patches
+    recipe = recipe_for(tower, tokens_per_segment=2 * num_patches)
+    numbers = [[3, 3, 3, 3], [3, 3, 3, 5], [5, 6, 7, 8]]
+    frames = random_frames(6)[[0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4]]
+    (row,) = encode_units(frames_table({"frames": frames, "segments": numbers}), tower, recipe).to_pylist()
+    assert [segment["num_tokens"] for segment in row["segments"]] == [num_patches, 2 * num_patches, 2 * num_patches]
+    uniform = recipe_for(tower, tokens_per_segment=2 * num_patches, sampling="uniform", num_segments=3, segment_s=None)
+    (row,) = encode_units(frames_table({"frames": frames, "segments": numbers}), tower, uniform).to_pylist()
+    assert [segment["num_tokens"] for segment in row["segments"]] == [2 * num_patches] * 3
+
+
 def test_tokens_are_those_of_each_segment_alone(tower, monkeypatch):
     recipe = recipe_for(tower)
     numbers = [[0, 5, 9, 12], [20, 21, 22, 23], [30, 31]]

@@ -1,0 +1,73 @@
+"""What the machine lacks is told by its name, whoever tells of it and however deep it lies."""
+
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+
+import duckdb
+import pytest
+from click.testing import CliRunner
+from deltalake.exceptions import DeltaError
+
+from longvlm.jobs.cli import main
+from longvlm.jobs.cluster.executor import StageError
+from longvlm.jobs.cluster.trouble import trouble
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        duckdb.IOException(f'IO Error: Could not write file "/full/store": {FULL}'),
+        DeltaError(f"Generic LocalFileSystem error: Unable to open file '/full/store': {FULL} (os error 28)"),
+        OSError(errno.ENOSPC, FULL, "/full/store"),
+        StageError(f"OSError: [Errno 28] Error writing bytes to file '/full/store'. Detail: {FULL}"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_full_disk_is_told_alike_by_whatever_library(error):
+    assert trouble(error).startswith(f"{FULL} (/full/store): free some space on that disk")
+
+
+def test_it_is_found_behind_what_it_caused():
+    error = ValueError("no table")
+    error.__cause__ = OSError(errno.EROFS, os.strerror(errno.EROFS), "/ro/file")
+    assert trouble(error).startswith("Read-only file system (/ro/file): use a folder that can be written")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("no space"), FileNotFoundError(2, "No such file", "f")])
+def test_mistakes_of_the_program_are_none_of_the_machines(error):
+    assert trouble(error) is None
+
+
+def test_too_few_open_files_are_named():
+    code = """
+import resource
+from longvlm.jobs.cluster.trouble import trouble
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+kept = []
+try:
+    while True:
+        kept.append(open("/dev/null"))
+except OSError as error:
+    said = trouble(error)
+del kept
+print(said)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ulimit -n" in done.stdout
+
+
+def test_a_command_without_a_temporary_folder_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
+    done = CliRunner().invoke(main, ["index", str(tmp_path), "--store", str(tmp_path / "s"), "--model", "tinyworld"])
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "longvlm: there is no folder for temporary files, or no room in it; set TMPDIR to one that can be written. "
+        "What was finished is kept.\n"
+    )
+    assert not (tmp_path / "s").exists()

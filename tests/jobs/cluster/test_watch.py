@@ -1,0 +1,92 @@
+"""A cluster that goes while a driver waits for it is told in a sentence, and what was finished is kept."""
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from longvlm.jobs.cluster.watch import ClusterLostError, ClusterWatch
+
+
+@pytest.fixture
+def door():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.fixture
+def sigterm():
+    """As `connect` leaves it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_driver_that_waits_for_a_cluster_that_is_gone_is_woken(door):
+    watch = ClusterWatch({"GCS": (door.getsockname(), 0.0)})
+    results = queue.Queue()
+    results.put("a block")
+    waited = watch.wait_for(iter(results.get, None))
+    assert watch.look() is None
+    assert next(waited) == "a block"
+    door.close()
+    looker = threading.Thread(target=watch.keep_looking)
+    looker.start()
+    with pytest.raises(ClusterLostError, match=r"its GCS at 127.0.0.1:\d+ is gone \(Connection refused\)"):
+        next(waited)
+    looker.join()
+    with pytest.raises(ClusterLostError):
+        next(watch.wait_for(iter(results.get, None)))
+
+
+def test_what_may_come_back_is_waited_for(door):
+    watch = ClusterWatch({"GCS": (door.getsockname(), 60.0)})
+    door.close()
+    assert watch.look() is None
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_ctrl_c_is_no_lost_cluster(door):
+    watch = ClusterWatch({"GCS": (door.getsockname(), 60.0)})
+    threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM)).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(watch.wait_for(iter(queue.Queue().get, None)))
+
+
+def test_a_run_whose_gcs_is_killed_keeps_what_was_finished(monkeypatch, tmp_path, clips, model):
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # a Ray of its own
+    source, store = tmp_path / "clips", tmp_path / "store"
+    source.mkdir()
+    for i in range(300):
+        os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
+    code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
+from longvlm.jobs.cli import main
+from longvlm.jobs.cluster import watch
+watch._GCS_PATIENCE_S = 2.0
+main(["index", {str(source)!r}, "--store", {str(store)!r}, "--model", {model!r}, "--recipe", "tiny", "--json"])
+"""
+    running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(store.glob("tokens/*.parquet")):
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.2)
+    (gcs,) = [child for child in psutil.Process(running.pid).children() if child.name() == "gcs_server"]
+    gcs.kill()
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 1, err
+    told = json.loads(out.splitlines()[-1])
+    assert told["stopped"].startswith("the Ray cluster was lost: its GCS at ")
+    assert told["indexed"] + told["not_attempted"] == told["listed"] == 300
+    assert "the same command goes on from there" in err.splitlines()[-1]
+    assert "--ray-address" not in err
+    assert "Traceback" not in err

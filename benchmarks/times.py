@@ -61,13 +61,15 @@ def decode_plainly(path: Path) -> tuple[list[int], list[NDArray[np.uint8]], bool
                 small = frame.reformat(PX, PX, "rgb24", interpolation="BILINEAR").to_ndarray()
                 orientation = orientation_of(frame)
                 pictures.append(small if orientation is None else orientation.apply(small))
+        if not is_whole:  # a decoder that has lost its way may give frames out of order
+            stamps = sorted(stamp for stamp in stamps if stamp is not None)
         return _times_ns(stamps, stream.time_base), pictures, is_whole
 
 
 def _times_ns(stamps: list[int | None], time_base: Fraction) -> list[int]:
     """Times by stamps; where they are missing or go back, even steps in the order of the frames."""
     known = [stamp for stamp in stamps if stamp is not None]
-    if len(known) < len(stamps) or any(after <= before for before, after in pairwise(known)):
+    if len(known) < len(stamps) or any(after < before for before, after in pairwise(known)):
         step = median(after - before for before, after in pairwise(sorted(set(known)))) if known else 0
         return [round(number * step * time_base * 10**9) for number in range(len(stamps))]
     return [round((stamp - known[0]) * time_base * 10**9) for stamp in known]

@@ -134,8 +134,9 @@ class FrameReader:
             shown = self._shown_at(number)
             if self._can_seek and (shown is None or number - shown[0] > _HIDDEN.get(self.file.codec.name, 0)):
                 self._can_seek = self._can_skip_packets = (
-                    False  # seeking does not land where it should: from now on, in order
+                    False  # seeking does not land where it should: from now on, in order, with a decoder that is new
                 )
+                self.file.rewind()
                 self._seek(_START)
                 shown = self._shown_at(number)
             shown = shown or self._ahead

@@ -135,7 +135,7 @@ def test_names_that_lead_nowhere_are_left_to_be_found_out(folder):
 
 def test_a_time_that_no_calendar_has_is_the_trouble_of_its_row(folder, monkeypatch):
     info = LocalFileSystem.info
-    monkeypatch.setattr(LocalFileSystem, "info", lambda self, path: info(self, path) | {"mtime": 1e12})
+    monkeypatch.setattr(LocalFileSystem, "info", lambda self, path, **_: info(self, path) | {"mtime": 1e12})
     (folder / "list.csv").write_text("uri,size\na.mp4,5\nsub/b.mkv,\n")
     a, b = listing_of(folder / "list.csv")
     assert (a["error_code"], b["error_code"]) == (None, "bad_entry")

@@ -39,7 +39,7 @@ TOWER = TowerSpec("none", "none", 4, (4, 4), 64, PX, has_cls=True, search_dim=No
 
 
 def decode_plainly(path: Path) -> tuple[list[int], list[NDArray[np.uint8]], bool]:
-    """When each frame is shown (nanoseconds from the first), what it shows, [PX, PX, 3], and whether all was whole."""
+    """When each frame is shown (nanoseconds from the first), what it shows, [PX, PX, 3], and whether all is whole."""
     is_whole = True
     stamps: list[int | None] = []
     pictures: list[NDArray[np.uint8]] = []

@@ -22,7 +22,7 @@ from longvlm.jobs.index.command import index
 from longvlm.jobs.interrupts import CTRL_C, SAID, is_interrupt, pressed_until_heard
 from longvlm.jobs.operate.command import doctor, nightly, submit
 from longvlm.jobs.operate.upkeep_command import forget, maintain
-from longvlm.jobs.options import STOPPED, StoppedError
+from longvlm.jobs.options import STOPPED, StoppedError, say
 from longvlm.jobs.query.command import recipe, search, sql, status
 from longvlm.jobs.query.export_command import export
 from longvlm.jobs.train.command import train
@@ -79,7 +79,7 @@ class Cli(click.Group):
 
 
 def _leave(said: str, code: int) -> NoReturn:
-    click.echo(f"longvlm: {said}", err=True)
+    say(f"longvlm: {said}", err=True)
     sys.exit(code)
 
 

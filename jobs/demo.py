@@ -45,7 +45,9 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
     seed = random.SystemRandom().choice(HELD_OUT_SEEDS) if seed is None else seed
     store = folder / "store"
     console.print(
-        f"1. Making {NUM_VIDEOS} videos of the tiny world, seed {seed}, in {folder / 'videos'}", highlight=False
+        f"1. Making {NUM_VIDEOS} videos of the tiny world, seed {seed}, in {folder / 'videos'}",
+        markup=False,
+        highlight=False,
     )
     asked = _draw(read_question_rows(make_world(folder / "videos", seed, NUM_VIDEOS)), seed)
     console.print("2. Watching every video once, with the small LongVLM that was trained on this world alone")
@@ -74,9 +76,9 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
         table.add_row(*(Text(str(cell)) for cell in cells))
     console.print(table)
     console.print(f"\n{num_right} of {len(asked)} answers are right.", highlight=False)
-    console.print(f"\nThe store stays in {store}. Try:", highlight=False, soft_wrap=True)
+    console.print(f"\nThe store stays in {store}. Try:", markup=False, highlight=False, soft_wrap=True)
     for sql in TRY_SQL:
-        console.print(f'  longvlm sql --store {store} "{sql}"', highlight=False, soft_wrap=True)
+        console.print(f'  longvlm sql --store {store} "{sql}"', markup=False, highlight=False, soft_wrap=True)
     return num_right / len(asked)
 
 

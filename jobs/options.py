@@ -2,6 +2,8 @@
 
 import click
 
+from longvlm.pipeline.visible import visible
+
 STOPPED = 1  # exit code: a job ended early
 
 
@@ -47,13 +49,18 @@ def stop_if(reason: str | None) -> None:
         raise StoppedError(f"stopped ({reason}); what was finished is kept, the same command goes on from there.")
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line for a person, on stdout or stderr, with whatever a terminal would obey written out."""
+    click.echo(visible(text), err=err)
+
+
 def tell_notes(notes: list[str]) -> None:
     """What a person should know of a run, on stderr."""
     for note in notes:
-        click.echo(f"longvlm: {note}", err=True)
+        say(f"longvlm: {note}", err=True)
 
 
 def hint(count: int, what: str) -> None:
     """A line about what a person may want to do next, where there is anything to do it about."""
     if count:
-        click.echo(f"{count} {what}.")
+        say(f"{count} {what}.")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from longvlm.pipeline.visible import visible
 from longvlm.schemas.errors import InputError
 
 NO_MATPLOTLIB = "there is no plot, because matplotlib is not installed: pip install 'longvlm-index[compare]'."
@@ -34,19 +35,27 @@ def plot_folder(folder: Path, option: str) -> Path:
     return folder
 
 
+class _Terminal(Console):
+    """A console that obeys no codes but its own: those in names and messages are shown, and `:x:` is no picture."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text as the console shows it, by itself or in a cell of a table."""
+        return super().render_str(visible(text, keep="\n"), **options)
+
+
 def terminal() -> Console:
     """Standard output: as wide as the terminal, or as wide as a line needs where nobody looks (a pipe, a file)."""
-    return Console(width=None if sys.stdout.isatty() else 10_000)
+    return _Terminal(width=None if sys.stdout.isatty() else 10_000, emoji=False)
 
 
 def print_report(title: str, counts: dict[str, Any], stages: dict[str, dict[str, float]], wall_s: float) -> None:
     """The table at the end of a run: where everything went, how busy each stage was, and which one set the pace."""
     console = terminal()
-    console.print(title, style="bold", highlight=False)
+    console.print(title, style="bold", markup=False, highlight=False)
     table = Table(show_header=False, box=None)
     for name, count in counts.items():
         if count:
-            table.add_row(name.replace("_", " "), str(count))
+            table.add_row(name.replace("_", " "), Text(visible(_listed(count))))
     console.print(table)
     if not stages:
         return
@@ -59,9 +68,16 @@ def print_report(title: str, counts: dict[str, Any], stages: dict[str, dict[str,
     console.print(busy)
 
 
+def _listed(count: Any) -> str:
+    """A count, or several by name: `truncated 2, not_a_video 1`."""
+    return ", ".join(f"{name} {number}" for name, number in count.items()) if isinstance(count, dict) else str(count)
+
+
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """A query's result as a table; blobs are counted, not shown."""
-    table = Table(*(rows[0] if rows else ()), box=None)
+    table = Table(box=None)
+    for name in rows[0] if rows else ():
+        table.add_column(Text(_cell(name)))
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))  # as it is: brackets are no markup
     console = terminal()
@@ -74,12 +90,7 @@ def _cell(value: Any) -> str:
         return f"<{len(value)} bytes>"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "" if value is None else visible(str(value))
-
-
-def visible(text: str) -> str:
-    """A text without the control characters that a terminal would obey: names of files may hold any."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return "" if value is None else visible(str(value), keep="\n")
 
 
 def print_answers(rows: Iterable[dict[str, Any]], *, evidence: bool = False) -> None:
@@ -88,8 +99,8 @@ def print_answers(rows: Iterable[dict[str, Any]], *, evidence: bool = False) -> 
 
     console = terminal()
     for row in rows:
-        console.print(visible(f"{row['uri']}  {row['question']}"), style="bold", markup=False, highlight=False)
-        console.print(visible(f"  {_said(row)}"), markup=False, highlight=False)
+        console.print(f"{row['uri']}  {row['question']}", style="bold", markup=False, highlight=False)
+        console.print(f"  {_said(row)}", markup=False, highlight=False)
         if evidence and row["evidence"]:
             console.print(f"  {describe(row['evidence'])}", style="dim", markup=False, highlight=False)
 
@@ -144,7 +155,7 @@ def _counted(counts: dict[str, Any]) -> str:
     codes = ", ".join(f"{code} {number}" for code, number in counts.get("failures", {}).items())
     told, parts = [], []
     for name, value in counts.items():
-        if isinstance(value, dict) and name != "failures":
+        if isinstance(value, dict) and name not in ("failures", "left_out"):
             parts.append(f"{name}: {_counted(value) or 'nothing'}")
         elif type(value) is int and value and name not in _NOT_COUNTS:  # not a bool
             told.append(f"{name.replace('_', ' ')} {value}" + (f" ({codes})" if codes and name == "failed" else ""))

@@ -25,6 +25,7 @@ class UserFile:
 
     address: str
     kind: str  # a noun: "question file", "manifest"
+    is_judged_by_row: bool = False  # one row with a NUL in it, which text may have, does not speak for the others
 
     def __post_init__(self) -> None:
         """Refuse an address with a secret, which sentences would tell."""
@@ -72,7 +73,8 @@ def read_lines(file: UserFile, newline: str | None = None) -> Iterator[str]:
         try:
             for number, line in enumerate(io.TextIOWrapper(opened, encoding, errors, newline), start=1):
                 if "\0" in line or not line.isascii():
-                    _check(file, number, line)
+                    # binary files and UTF-16 without its mark have zero bytes from the first line on
+                    _check(file, number, line, may_have_nul=file.is_judged_by_row and number > 1)
                 yield line
         except UnicodeDecodeError as error:
             raise InputError(
@@ -80,10 +82,10 @@ def read_lines(file: UserFile, newline: str | None = None) -> Iterator[str]:
             ) from error
 
 
-def _check(file: UserFile, number: int, line: str) -> None:
+def _check(file: UserFile, number: int, line: str, *, may_have_nul: bool) -> None:
     """Raise InputError for a line with what no UTF-8 text has."""
     where = f"line {number} of {file} is not UTF-8 text"
-    if "\0" in line:
+    if "\0" in line and not may_have_nul:
         raise InputError(
             f"{where}: it has a zero byte, as UTF-16 without a mark and binary files do; save it as UTF-8."
         )

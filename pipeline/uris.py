@@ -14,12 +14,17 @@ from typing import Any
 from longvlm.pipeline.refusals import code_of, told_by
 from longvlm.schemas.errors import ErrorCode, InputError
 
+_CREDENTIALS = re.compile(r"(?<=://)[^/]*@|\?.*", re.DOTALL)
 _PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "memory"})
 _SECRET = re.compile(
     r"[^/]+://[^/@]*:[^/]*@"  # user:password@host; without a colon it is a container@account of Azure
     r"|https?://.*[?&](X-Amz-\w+|X-Goog-\w+|Signature|AWSAccessKeyId|GoogleAccessId|sig|token|access_token)=",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+class AddressError(InputError):
+    """An address that nothing can be at, or that nobody may write down; others beside it may be good."""
 
 
 def is_local(uri: str) -> bool:
@@ -37,8 +42,8 @@ def locate(uri: str) -> tuple[Any, str]:
     """Resolve an address: its fsspec filesystem, and the path in it.
 
     Raises:
-        InputError: the protocol is none of those that are opened, its library is missing, or the address holds a
-            secret. Nobody is connected to.
+        AddressError: the protocol is none of those that are opened, or the address holds a secret.
+        InputError: the library for the protocol is missing. Nobody is connected to.
     """
     from fsspec import filesystem, get_filesystem_class
     from fsspec.implementations.local import LocalFileSystem
@@ -48,17 +53,17 @@ def locate(uri: str) -> tuple[Any, str]:
     refuse_secrets(uri)
     protocol = uri.partition("://")[0]  # one, and no chain of them: "::" may stand in the name of an object
     if protocol not in _PROTOCOLS:  # fsspec knows many more, of which some connect when they are only looked up
-        raise InputError(
+        raise AddressError(
             f"cannot open {uri}: files are read from this machine, named by plain paths, and from s3://, gs://, az://, "
             "abfs://, http:// and https:// addresses."
         )
     try:
         kind = get_filesystem_class(protocol)
         return filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)  # noqa: SLF001
-    except (ImportError, ValueError, TypeError, AttributeError, OSError) as error:  # each kind says it in its own way
-        raise InputError(
-            f"cannot open {uri}: {error}; install what its protocol needs, or check the address."
-        ) from error
+    except ImportError as error:
+        raise InputError(f"cannot open {uri}: {error}; install what its protocol needs.") from error
+    except (ValueError, TypeError, AttributeError, OSError) as error:  # each kind says it in its own way
+        raise AddressError(f"cannot open {uri}: {error}; check the address.") from error
 
 
 def canonical_uri(fs: Any, path: str) -> str:
@@ -68,13 +73,18 @@ def canonical_uri(fs: Any, path: str) -> str:
 
 
 def refuse_secrets(uri: str) -> None:
-    """Raise InputError for an address with a password or a signature in it: it would stand in tables and in logs."""
+    """Raise AddressError for an address with a password or a signature in it: it would stand in tables and in logs."""
     if _SECRET.match(uri):
         protocol = uri.partition("://")[0]
-        raise InputError(
+        raise AddressError(
             f"an address of {protocol}:// holds a password, a key or a signature; leave it out, and give credentials "
             "through the environment or fsspec's configuration."
         )
+
+
+def without_secrets(uri: str) -> str:
+    """An address as it may be written down, whatever it holds: without its user, and its query if that may be one."""
+    return _CREDENTIALS.sub("...", uri) if _SECRET.match(uri) else uri
 
 
 @contextmanager

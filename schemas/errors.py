@@ -6,6 +6,7 @@ from enum import StrEnum
 class ErrorCode(StrEnum):
     """Stable codes of the `error_code` columns; renaming one is a breaking change."""
 
+    BAD_ENTRY = "bad_entry"
     EMPTY_FILE = "empty_file"
     NOT_A_VIDEO = "not_a_video"
     NO_VIDEO_STREAM = "no_video_stream"
@@ -32,6 +33,21 @@ class ErrorCode(StrEnum):
     JUDGE_FAILED = "judge_failed"
 
 
+# What is wrong with the video itself, whoever looks at it and whenever; all else may be an outage.
+OWN_FAILURES = frozenset(
+    {
+        ErrorCode.BAD_ENTRY,
+        ErrorCode.EMPTY_FILE,
+        ErrorCode.NOT_A_VIDEO,
+        ErrorCode.NO_VIDEO_STREAM,
+        ErrorCode.ENCRYPTED,
+        ErrorCode.TRUNCATED,
+        ErrorCode.NO_FRAMES,
+        ErrorCode.DECODE_FAILED,
+        ErrorCode.UNSUPPORTED_CODEC,
+        ErrorCode.TOO_LARGE,
+    }
+)
 ANY_CODE = "all"  # where codes of failures to retry are named: whatever they failed of
 
 

@@ -212,9 +212,8 @@ FIRST_COLUMNS = {"videos": 26, "segments": 11, "tokens": 12, "answers": 22, "ver
 
 # --- batches between the operators of the index job ---
 
-LISTING = pa.schema(  # one row a listed video
-    [VIDEOS.field(name) for name in ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at")]
-)
+_LISTED = ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at", "error_code", "error")
+LISTING = pa.schema([VIDEOS.field(name) for name in _LISTED])  # one row a listed video; with an error it is not watched
 
 PLAN = pa.schema([*LISTING, VIDEOS.field("write_id"), VIDEOS.field("attempts")])  # one row a video to watch
 
@@ -229,6 +228,8 @@ class WorkRow(TypedDict):
     etag: str | None
     size_bytes: int | None
     modified_at: datetime | None
+    error_code: str | None
+    error: str | None
     attempts: int | None  # at this content; None before the first
 
 

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -80,7 +81,7 @@ def index(folder: Path, num_videos: int) -> dict[str, Any]:
     serve(num_videos)
     clock = Stopwatch()
     order = order_for(folder)
-    _, recipe, model, changes = take_stock(order, folder / "listing.parquet")
+    _, recipe, model, changes = take_stock(order, folder / "listing.parquet", Counter())
     clock.lap("list_and_diff")
     with changes:
         store, report = Store.create(order.store), IndexReport(Counts(), 0.0)
@@ -154,7 +155,7 @@ def night(folder: Path, num_videos: int) -> dict[str, Any]:
     clock = Stopwatch()
     spool_source(SOURCE, str(folder / "night.parquet"))
     clock.lap("list")
-    _, _, _, changes = take_stock(order_for(folder, prune=True), folder / "night.parquet")
+    _, _, _, changes = take_stock(order_for(folder, prune=True), folder / "night.parquet", Counter())
     clock.lap("list_and_diff")
     with changes:
         rows = changes.bookkeeping("run", prune=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON
+from longvlm.jobs.options import AS_JSON, say
 
 
 @click.command()
@@ -49,4 +49,4 @@ def compare(*, source: str, budgets: str | None, out: Path, as_json: bool, **opt
     else:
         print_comparison(comparison, plot)
     for skipped in comparison.skipped:
-        click.echo("longvlm: skipped {video} ({error_code}): {error}".format(**skipped), err=True)
+        say("longvlm: skipped {video} ({error_code}): {error}".format(**skipped), err=True)

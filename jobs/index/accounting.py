@@ -11,7 +11,7 @@ import pyarrow as pa
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
-from longvlm.schemas.errors import ErrorCode
+from longvlm.schemas.errors import OWN_FAILURES, ErrorCode
 from longvlm.schemas.identity import new_write_id
 from longvlm.schemas.recipe import TIME_RULE
 from longvlm.schemas.tables import OutcomeRow, PlanRow, WorkRow
@@ -27,7 +27,7 @@ class Account:
     run_id: str
     planned: dict[str, PlanRow] = field(default_factory=dict)  # by write_id, until settled
     landed: dict[str, dict[int, OutcomeRow]] = field(default_factory=dict)  # by write_id and unit
-    settled: Counter[str] = field(default_factory=Counter)  # videos by status
+    settled: Counter[str] = field(default_factory=Counter)  # videos that were indexed, or failed by code
 
     def plan(self, work: Sequence[WorkRow]) -> pa.Table:
         """Plan videos: a new write_id and one more attempt each. Returns tables.PLAN."""
@@ -64,7 +64,7 @@ class Account:
 
     def _close(self, write_id: str, status: str, error_code: str | None, error: str | None) -> dict[str, Any]:
         self.landed.pop(write_id, None)
-        self.settled[status] += 1
+        self.settled[error_code or status] += 1
         return self.planned.pop(write_id) | {
             "recipe": self.recipe,
             "run_id": self.run_id,
@@ -107,6 +107,7 @@ class Counts:
     deleted: int = 0  # not listed any more: rows written by this run
     gone: int = 0  # not listed any more and left as they are
     failures: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)  # files of the source that are not listed, by kind
     video_seconds: float = 0.0
 
     def add(self, rows: list[dict[str, Any]]) -> None:
@@ -121,8 +122,22 @@ class Counts:
                 self.failures[row["error_code"]] += 1
 
     def as_json(self) -> dict[str, Any]:
-        """The counts by name, failures by code."""
-        return {**vars(self), "failures": dict(self.failures), "video_seconds": round(self.video_seconds, 3)}
+        """The counts by name, failures by code, and what is left out by kind."""
+        told = {"failures": dict(self.failures), "left_out": dict(self.left_out.most_common())}
+        return {**vars(self), **told, "video_seconds": round(self.video_seconds, 3)}
+
+    @property
+    def mostly_failed(self) -> str | None:
+        """That more than half of the videos failed by themselves, in a sentence; None if they did not."""
+        own = Counter({code: number for code, number in self.failures.items() if code in OWN_FAILURES})
+        num_tried = self.indexed + self.failed
+        if 2 * own.total() <= num_tried:
+            return None
+        codes = ", ".join(f"{code} {number}" for code, number in own.most_common())
+        return (
+            f"more than half of the videos failed by themselves: {own.total()} of {num_tried} ({codes}); "
+            "`longvlm sql` on the view failures says why"
+        )
 
     def check(self) -> None:
         """Raise RuntimeError unless every listed video went exactly one way."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if, tell_notes
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell_notes
 from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
 
 
@@ -44,7 +44,7 @@ from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
     type=click.FloatRange(0, 1),
     default=0.2,
     show_default=True,
-    help="End with exit code 1 when, after 200 outcomes, more than this share failed.",
+    help="End with exit code 1 when, after 200 outcomes, more than this share failed, and not by the files' own fault.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what there is to do and what it would take; change nothing.")
 @click.option(
@@ -92,13 +92,18 @@ def _index(order: Any, *, as_json: bool) -> None:
     """Run, and print what came of it."""
     from longvlm.jobs.index.run import run_index
     from longvlm.jobs.terminal import print_report
+    from longvlm.pipeline.source.leftovers import describe_left_out
 
     report = run_index(order)
     counts = report.as_json()
+    mostly_failed = counts["mostly_failed"]
     if as_json:
         click.echo(json.dumps(counts))
     else:
-        print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
+        shown = counts | {"left_out": None, "mostly_failed": None}  # in sentences of their own
+        print_report(f"run {shown.pop('run_id')}", shown, report.stages, report.wall_s)
+        if report.counts.left_out:
+            say(f"left out: {describe_left_out(report.counts.left_out)}")
         hint(
             report.counts.mistimed,
             "videos have no constant frame rate and were indexed by an older version, which took their pictures at the "
@@ -113,4 +118,6 @@ def _index(order: Any, *, as_json: bool) -> None:
         hint(report.counts.forgotten, "videos were forgotten and are left out as long as their files remain")
         hint(report.out_of_time * report.counts.not_attempted, "videos were not reached in --max-hours; run it again")
     tell_notes(report.notes)
+    if mostly_failed and not as_json:
+        say(f"{mostly_failed}.")
     stop_if(report.stopped)

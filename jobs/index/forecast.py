@@ -1,12 +1,12 @@
 """What an index run would take, before it is run: by what the store measured so far, or by a sample that is watched."""
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 from pyarrow import parquet
 
 from longvlm.jobs.cluster.open_executor import open_executor
@@ -14,11 +14,13 @@ from longvlm.jobs.cluster.resources import IndexResources, for_index
 from longvlm.jobs.index.order import IndexOrder, IndexReport
 from longvlm.jobs.index.projection import COVERAGE, CostModel, failure_shares, project
 from longvlm.jobs.index.run import index_source, take_stock
+from longvlm.jobs.options import say
 from longvlm.jobs.terminal import print_report, terminal
 from longvlm.pipeline.source.corpus import Source
+from longvlm.pipeline.source.leftovers import describe_left_out
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.changes import Changes
-from longvlm.pipeline.store.files import canonical
+from longvlm.pipeline.store.files import canonical, filesystem
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
@@ -57,6 +59,7 @@ class Forecast:
     """What there is to do, and what it would take; None where nothing was measured that would tell."""
 
     counts: dict[str, int]  # of the listing: as an index run counts, `work` in place of its outcomes
+    left_out: Counter[str] = field(default_factory=Counter)  # files of the source that are not listed, by kind
     measured_on: str | None = None  # source | store | sample: what the lengths of videos were estimated from
     video_hours: float | None = None  # to watch
     store_bytes: int | None = None  # to be added
@@ -69,7 +72,8 @@ class Forecast:
         """The object that `longvlm index --dry-run --json` ends with."""
         figures = {name: value for name, value in vars(self).items() if name not in ("counts", "sample")}
         rounded = {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in figures.items()}
-        return {"dry_run": True, **self.counts, **rounded, **(self.sample or {})}
+        left_out = dict(self.left_out.most_common())
+        return {"dry_run": True, **self.counts, **rounded, "left_out": left_out, **(self.sample or {})}
 
 
 def forecast(order: ForecastOrder) -> Forecast:
@@ -85,9 +89,10 @@ def forecast(order: ForecastOrder) -> Forecast:
     if order.sample is None and (order.seed, order.gpu_price, order.cpu_price) != (None, None, None):
         raise InputError("--seed, --gpu-price and --cpu-price go with --sample N; add it, or leave them out.")
     with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
-        store, recipe, model, changes = take_stock(order.run, Path(scratch) / "listing.parquet")
+        left_out: Counter[str] = Counter()
+        store, recipe, model, changes = take_stock(order.run, Path(scratch) / "listing.parquet", left_out)
         with changes:
-            found = Forecast(_counts(changes, order.run))
+            found = Forecast(_counts(changes, order.run), left_out)
             if not changes.num_work:
                 return found
             if order.sample is None:
@@ -179,6 +184,7 @@ class _Watched:
 def _watch(drawn: pa.Table, run: IndexOrder, recipe: IndexRecipe, model: str, scratch: Path) -> _Watched:
     """Index a sample into a store of its own, for a moment."""
     manifest = scratch / "sample.parquet"
+    drawn = drawn.filter(drawn["error_code"].is_null())  # of the others the uri is not one to open
     parquet.write_table(drawn.select(["uri", "external_id", "etag", "size_bytes"]).rename_columns(_MANIFEST), manifest)
     address = _beside(run.store)
     try:
@@ -195,7 +201,7 @@ def _watch(drawn: pa.Table, run: IndexOrder, recipe: IndexRecipe, model: str, sc
         files = [file for name in ("segments", "tokens") for file in snapshot.table(name).files]
         return _Watched(report, rows, sum(file.size_bytes for file in files))
     finally:
-        fs, path = url_to_fs(address)
+        fs, path = filesystem(address)
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
@@ -262,6 +268,8 @@ def print_forecast(found: Forecast) -> None:
             f"{share['videos']} of the sample  ({100 * low:.1f} to {100 * high:.1f} %)"
         )
     print_report("dry run: nothing was changed", shown, {}, 0.0)
+    if found.left_out:
+        say(f"left out: {describe_left_out(found.left_out)}")
     terminal().print(_note(found), highlight=False)
 
 

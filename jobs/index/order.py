@@ -25,7 +25,7 @@ class IndexOrder:
     prune: bool = False  # delete what is gone from the source
     allow_mass_delete: bool = False  # however much that is
     max_hours: float | None = None  # then the run ends, well
-    max_failed: float = 0.2  # more than this share of failures ends the run, badly
+    max_failed: float = 0.2  # more than this share of failures that are not the videos' own ends the run, badly
     ray_address: str | None = None
     show_progress: bool = False
 
@@ -48,7 +48,7 @@ class IndexReport:
     def as_json(self) -> dict[str, Any]:
         """The object that `longvlm index --json` ends with."""
         said = {"wall_s": round(self.wall_s, 3), "stopped": self.stopped, "run_id": self.run_id}
-        return {**self.counts.as_json(), **said}
+        return {**self.counts.as_json(), "mostly_failed": self.counts.mostly_failed, **said}
 
 
 def check_order(order: IndexOrder) -> None:

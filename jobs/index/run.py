@@ -12,6 +12,7 @@
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
     """
     report = IndexReport(Counts(), time.time())
     with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
-        store, recipe, model, changes = take_stock(order, Path(scratch) / "listing.parquet")
+        store, recipe, model, changes = take_stock(order, Path(scratch) / "listing.parquet", report.counts.left_out)
         logs.begun("index", report.run_id, source=order.source.uri, store=order.store)
         with changes:
             num_work = min(changes.num_work, order.limit or changes.num_work)
@@ -72,12 +73,20 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
     return report, store
 
 
-def take_stock(order: IndexOrder, scratch: Path) -> tuple[Store | None, IndexRecipe, str, Changes]:
-    """Stages 1 and 2: the store if there is one, the recipe and model of the run, and what there is to do."""
+def take_stock(
+    order: IndexOrder, scratch: Path, left_out: Counter[str]
+) -> tuple[Store | None, IndexRecipe, str, Changes]:
+    """Stages 1 and 2: the store if there is one, the recipe and model of the run, and what there is to do.
+
+    Args:
+        order: of the run.
+        scratch: where the listing may lie.
+        left_out: counts by kind what of the source is not listed.
+    """
     check_order(order)
-    num_listed = spool_source(order.source, str(scratch))
+    num_listed = spool_source(order.source, str(scratch), left_out)
     if not num_listed and not (order.prune and order.allow_mass_delete):
-        raise nothing_in(order.source)
+        raise nothing_in(order.source, left_out)
     store = Store.find(order.store)
     recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
     criteria = ChangeCriteria(

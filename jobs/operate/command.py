@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, stop_if, tell_notes
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell_notes
 
 
 @click.command()
@@ -44,7 +44,7 @@ def nightly(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], 
     try:
         report = run_nightly(NightlyOrder(index, **own))
     except LeaseHeldError as held:
-        click.echo(json.dumps({"skipped": str(held)}) if as_json else f"longvlm: nothing to do here: {held}.")
+        say(json.dumps({"skipped": str(held)}) if as_json else f"longvlm: nothing to do here: {held}.")
         return
     if as_json:
         click.echo(json.dumps(report.as_json()))
@@ -65,13 +65,15 @@ def _print_night(report: Any) -> None:
         print_report(part, told, stages, counts.get("wall_s", 0.0))
     raised = report.parts.get("alerts", {}).get("raised", {})
     for name, num_rows in raised.items():
-        click.echo(f"alert: {name} ({num_rows} rows)")
-    click.echo(f"run {report.run_id}")
+        say(f"alert: {name} ({num_rows} rows)")
+    say(f"run {report.run_id}")
     index = report.parts.get("index", {})
     hint(
         index.get("known_failed", 0),
         "videos are known to fail and unchanged; `longvlm index --retry-failed` tries them",
     )
+    if index.get("mostly_failed"):
+        say(f"{index['mostly_failed']}.")
 
 
 JOBS = ("index", "answer", "train", "maintain", "nightly")  # that can be submitted
@@ -107,15 +109,16 @@ def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **op
     env = read_env(options.pop("env"))
     submitted = submit_job(JobSubmission((job, *args), address, env=env, **options))
     try:  # from here on the job runs whatever happens to this process
-        click.echo(f"longvlm: {submitted.job_id} is on its way; {submitted.follow_hint}", err=True)
+        say(f"longvlm: {submitted.job_id} is on its way; {submitted.follow_hint}", err=True)
         if no_wait:
             return
         exit_code, said = submitted.follow()
     except KeyboardInterrupt:
-        click.echo(f"\nlongvlm: the job goes on; {submitted.follow_hint}.", err=True)
+        click.echo(err=True)
+        say(f"longvlm: the job goes on; {submitted.follow_hint}.", err=True)
         context.exit(STOPPED)
     except ConnectionError as error:
-        click.echo(f"longvlm: {error}; the job may go on; {submitted.follow_hint}.", err=True)
+        say(f"longvlm: {error}; the job may go on; {submitted.follow_hint}.", err=True)
         context.exit(STOPPED)
     if exit_code is None:
         stop_if(f"{submitted.job_id} ended as {said}")

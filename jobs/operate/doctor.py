@@ -4,6 +4,7 @@ import shutil
 import sys
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.table import Table
+from rich.text import Text
 
 from longvlm.jobs.choose import choose_index_recipe
 from longvlm.jobs.cluster.resources import DECODE_MEMORY_BYTES
@@ -27,6 +29,7 @@ from longvlm.pipeline.store import catalog, lease
 from longvlm.pipeline.store.files import canonical, filesystem
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.uris import is_local, locate
+from longvlm.pipeline.visible import visible
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError
 
@@ -207,10 +210,11 @@ def _scratch(_: _NodeCheck) -> str:
 
 def _source(node_check: _NodeCheck) -> str:
     source = Source(node_check.order.source)
-    page = next(iter(list_pages(source)), None)
+    left_out: Counter[str] = Counter()
+    page = next((page for page in list_pages(source, left_out) if page["error_code"].null_count), None)
     if page is None:
-        raise nothing_in(source)
-    uri = page["uri"][0].as_py()
+        raise nothing_in(source, left_out)
+    uri = page.filter(page["error_code"].is_null())["uri"][0].as_py()
     fs, path = locate(uri)
     head = fs.cat_file(path, start=0, end=1 << 16)
     return f"lists {len(page)} videos on its first page; read {len(head)} bytes of {uri}"
@@ -287,5 +291,6 @@ def print_findings(findings: list[Finding]) -> None:
     table = Table("check", "node", "", "what was found", box=None)
     for (check, ok, detail, advice), nodes in grouped.items():
         where = nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes"
-        table.add_row(check, where, "ok" if ok else "FAILED", detail if ok else f"{detail.rstrip('.')}. {advice}")
-    terminal().print(table, markup=False, highlight=False)
+        said = detail if ok else f"{detail.rstrip('.')}. {advice}"
+        table.add_row(*(Text(visible(cell)) for cell in (check, where, "ok" if ok else "FAILED", said)))
+    terminal().print(table)

@@ -16,6 +16,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,7 @@ def _interrupt() -> None:
 def _check_first_night(order: IndexOrder) -> None:
     """Raise InputError where there would be nothing to index, before a lease makes the store's folder."""
     with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
-        *_, changes = take_stock(order, Path(scratch) / "listing.parquet")
+        *_, changes = take_stock(order, Path(scratch) / "listing.parquet", Counter())
         changes.close()
 
 

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, StoppedError, tell_notes
+from longvlm.jobs.options import AS_JSON, STORE, StoppedError, say, tell_notes
 
 
 @click.command()
@@ -31,9 +31,9 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
     counts = report.as_json()
     if report.verified is not None:
         for uri, problem in report.verified.damaged_files.items():
-            click.echo(json.dumps({"file": uri, "problem": problem}) if as_json else f"damaged: {uri}: {problem}")
+            say(json.dumps({"file": uri, "problem": problem}) if as_json else f"damaged: {uri}: {problem}")
         for row in report.verified.problems:
-            click.echo(json.dumps(row) if as_json else f"wrong: {row['uri']}: {row['table']} {row['problem']}")
+            say(json.dumps(row) if as_json else f"wrong: {row['uri']}: {row['table']} {row['problem']}")
     if as_json:
         click.echo(json.dumps(counts))
     else:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, WHERE, tell_notes
+from longvlm.jobs.options import AS_JSON, STORE, WHERE, say, tell_notes
 
 
 @click.command()
@@ -55,7 +55,7 @@ def search(*, store: str, text: str, where: str | None, limit: int, as_json: boo
         click.echo(json.dumps({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned}))
     else:
         print_rows([asdict(hit) for hit in found.rows])
-        click.echo(f"scanned {found.num_scanned} segments, {found.bytes_scanned / 1e6:.1f} MB")
+        say(f"scanned {found.num_scanned} segments, {found.bytes_scanned / 1e6:.1f} MB")
 
 
 @click.command()
@@ -122,5 +122,5 @@ def recipe_promote(*, store: str, name: str) -> None:
     opened, notes = Store.open(store), list[str]()
     opened.promote(name)
     refresh_index(opened, notes)
-    click.echo(f"the views of {store} now show the recipe {name}")
+    say(f"the views of {store} now show the recipe {name}")
     tell_notes(notes)

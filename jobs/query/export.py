@@ -47,16 +47,17 @@ def export_store(store_uri: str, target: str, *, segments: bool = False, force: 
     store = Store.open(store_uri)
     path = _target(target, store.uri, force=force)
     report = ExportReport(str(path))
-    draft = path.with_name(f".{path.stem}-{uuid.uuid4()}.duckdb")
+    draft = path.with_name(f".export-{uuid.uuid4()}.duckdb")
     try:
-        with catalog.connect(store.pin((*_LEDGERS, "segments") if segments else _LEDGERS)) as con:
+        pinned = store.pin((*_LEDGERS, "segments") if segments else _LEDGERS)
+        with catalog.connect(pinned) as con, catalog.reachable(draft) as taken:
             con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
             con.execute(
                 f"SET temp_directory = {catalog.quoted(f'{tempfile.gettempdir()}/longvlm-export-{uuid.uuid4()}')}"
             )
             con.execute("SET preserve_insertion_order = false")  # would hold rows back
             # the storage version lets older DuckDBs open the file
-            con.execute(f"ATTACH {catalog.quoted(str(draft))} AS taken (STORAGE_VERSION 'v1.0.0')")
+            con.execute(f"ATTACH {catalog.quoted(taken)} AS taken (STORAGE_VERSION 'v1.0.0')")
             for name in _TABLES:
                 report.rows[name] = _copy(con, name, "*")
             if segments:

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE
+from longvlm.jobs.options import AS_JSON, STORE, say
 
 
 @click.command()
@@ -26,4 +26,4 @@ def export(*, store: str, target: str, segments: bool, force: bool, as_json: boo
         click.echo(json.dumps(report.as_json()))
     else:
         print_rows([{"table": name, "rows": count} for name, count in report.rows.items()])
-        click.echo(f"{report.path}: {report.size_bytes / 1e6:.1f} MB")
+        say(f"{report.path}: {report.size_bytes / 1e6:.1f} MB")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, RAY, STORE, hint, stop_if, tell_notes
+from longvlm.jobs.options import AS_JSON, RAY, STORE, hint, say, stop_if, tell_notes
 
 SHOWN_REFUSED = 5  # to a person; all are in refused.jsonl
 
@@ -46,7 +46,7 @@ def train(*, recipe: str, as_json: bool, **options: Any) -> None:
         print_report(f"run {counts.pop('run_id')}" + (" (stopped)" if stopped else ""), counts, {}, report.wall_s)
         hint(report.plan.num_missing, f"conversations are not about indexed videos ({report.plan.first_missing})")
     for refused in report.refused[:SHOWN_REFUSED]:
-        click.echo("longvlm: left out {id} ({video}): {error}".format(**refused), err=True)
+        say("longvlm: left out {id} ({video}): {error}".format(**refused), err=True)
     if not as_json:
         hint(max(len(report.refused) - SHOWN_REFUSED, 0), "more were left out; refused.jsonl in the folder lists them")
     tell_notes(report.notes)

@@ -11,7 +11,7 @@ from longvlm.pipeline.decode.sampling import plan_segments
 from longvlm.pipeline.decode.times import NS, TimedVideo
 from longvlm.pipeline.decode.video import KEYFRAMES, DecodedFrames
 from longvlm.pipeline.source.copies import local_copy
-from longvlm.schemas.errors import PipelineError
+from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.recipe import IndexRecipe
 from longvlm.schemas.tables import FRAMES
 from longvlm.schemas.timeline import Segment, cut_into_units
@@ -25,6 +25,8 @@ def decode_units(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, s
     row = {"video_id": video["video_id"], "write_id": video["write_id"], "unit": 0, "num_units": 1}
     spent_ms = decoder.cpu_ms
     try:
+        if video.get("error_code"):  # its entry in the source already told
+            raise TerminalError(ErrorCode(video["error_code"]), video["error"])
         with local_copy(video["uri"], scratch_dir, video.get("size_bytes")) as path:
             try:
                 info = decoder.probe(path, recipe.decode, recipe.segment_s)

@@ -24,20 +24,35 @@ _PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
 def facts(info: dict[str, Any]) -> dict[str, Any]:
-    """Etag, size and modification time out of a filesystem's answer, whatever it calls them."""
+    """Etag, size and modification time out of a filesystem's answer, whatever it calls them.
+
+    Raises:
+        TerminalError: BAD_ENTRY, for a time that no calendar has.
+    """
     etag = info.get("ETag") or info.get("etag")
     if info.get("islink") and Path(info["name"]).exists():  # a change of the file, not of the link, counts
         info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
     changed = next(
         (info[key] for key in ("LastModified", "last_modified", "updated", "mtime", "created") if info.get(key)), None
     )
-    if isinstance(changed, str):
-        changed = datetime.fromisoformat(changed)
-    if isinstance(changed, int | float):
-        changed = datetime.fromtimestamp(changed, UTC)
-    if changed is not None and changed.tzinfo is not None:
-        changed = changed.astimezone(UTC).replace(tzinfo=None)
+    try:
+        if isinstance(changed, str):
+            changed = datetime.fromisoformat(changed)
+        if isinstance(changed, int | float):
+            changed = datetime.fromtimestamp(changed, UTC)
+        if changed is not None and changed.tzinfo is not None:
+            changed = changed.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError, OSError) as error:
+        raise TerminalError(
+            ErrorCode.BAD_ENTRY,
+            f"The file is said to have changed at {changed}, which is no time that can be stored; touch it.",
+        ) from error
     return {"etag": etag.strip('"') if etag else None, "size_bytes": info.get("size"), "modified_at": changed}
+
+
+def bad_entry(message: str) -> dict[str, Any]:
+    """What stands in place of the facts of an entry that cannot be used, as columns of tables.LISTING."""
+    return {"error_code": ErrorCode.BAD_ENTRY.value, "error": message}
 
 
 @contextmanager
@@ -82,6 +97,14 @@ def _check_readable(path: str) -> None:
     except ValueError as error:  # a NUL in the name
         raise TerminalError(ErrorCode.NOT_FOUND, f"There can be no file named {path!r}.") from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise TerminalError(
+                ErrorCode.NOT_FOUND, f"There is no file at {path}: it is a link that leads back to itself; remove it."
+            ) from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise TerminalError(
+                ErrorCode.NOT_FOUND, f"There can be no file at {path}: its name is too long; check the address."
+            ) from error
         raise _refusal(path, error) or TransientError(ErrorCode.NETWORK, f"{path} cannot be read: {error}.") from error
 
 

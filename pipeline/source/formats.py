@@ -4,7 +4,10 @@ import struct
 from pathlib import Path
 
 _EXTENSIONS = """
-    3g2 3gp asf avi divx dv f4v flv ivf m1v m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf ogm ogv qt rm rmvb ts vob webm wmv
+    3g2 3gp 3gp2 3gpp 3gpp2 f4v ismv m4s m4v mj2 mov mp4 mp4v mpg4 qt 360 insv lrf lrv
+    divx avi mk3d mkv webm flv asf dvr-ms wm wmv wtv ogm ogv ogx mxf nut rm rmvb dif dv ivf obu
+    m2t m2ts mpegts mts tod tp trp ts evo m2p m2ps mod mpe mpeg mpg ps vob vro
+    m1v m2v mp2v mpv mpv2 26l 264 265 avc h264 h265 h26l hevc jvt
 """
 VIDEO_EXTENSIONS = frozenset(_EXTENSIONS.split())
 HEAD_BYTES = 4096  # enough for every signature below

@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-from longvlm.pipeline.source.copies import facts
+from longvlm.pipeline.source.copies import bad_entry, facts
 from longvlm.pipeline.source.fetch import ANSWER_S
 from longvlm.pipeline.table_files import Column, read_batches
 from longvlm.pipeline.text_files import UserFile
-from longvlm.pipeline.uris import canonical_uri, is_local, local_path, locate
-from longvlm.schemas.errors import InputError
+from longvlm.pipeline.uris import AddressError, canonical_uri, is_local, local_path, locate, without_secrets
+from longvlm.schemas.errors import InputError, TerminalError
 
 _ROWS_AT_ONCE = 1000
 _LOOKUPS_AT_ONCE = 32  # requests in flight for the details of entries
@@ -26,29 +26,27 @@ def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[
     """List the videos of a manifest with what is known of each, by canonical URI, some hundreds of its rows at a time.
 
     Relative URIs count from the manifest's folder, and so do the paths that `takes` judges. Where neither etag nor
-    size is given they are asked for; a file that is not there is listed all the same, to fail with its reason.
+    size is given they are asked for; a file that is not there is listed all the same, to fail with its reason. So is an
+    address that cannot be used, with the number of its row: one with a NUL, of a protocol that nothing speaks, with a
+    secret in it, or of a local file in a manifest that is not local: who may write to a bucket may not have this
+    machine's files read.
 
     Raises:
-        InputError: the manifest cannot be read; no column `uri`, a row without one, a size that is none, one video
-            under two external ids, or a local file in a manifest that is not local: who may write to a bucket may not
-            have this machine's files read.
+        InputError: the manifest cannot be read; no column `uri`, a row without one, a size that is none, or one video
+            under two external ids.
     """
     name, folder = canonical_uri(fs, path), path.rpartition("/")[0]
-    file = UserFile(name, "manifest")
+    file = UserFile(name, "manifest", is_judged_by_row=True)
     home = canonical_uri(fs, folder).rstrip("/") + "/"
     external_ids: dict[str, str | None] = {}
     entries = enumerate(entry for batch in read_batches(file, _COLUMNS) for entry in batch.to_pylist())
     while some := list(islice(entries, _ROWS_AT_ONCE)):
         found: dict[str, dict[str, Any]] = {}
+        rows: dict[str, str] = {}
         for place, entry in some:
             if not entry["uri"]:
                 raise InputError(f"{file.row(place)} has no uri; fill it in or remove the row.")
-            uri = _resolve(fs, folder, entry["uri"])
-            if is_local(uri) and not is_local(name):
-                raise InputError(
-                    f"{file.row(place)} names a file of the machine that reads it ({uri}); a manifest in a bucket "
-                    "may name files in buckets only: remove the row, or copy the manifest here."
-                )
+            uri, refusal = _judged(fs, folder, entry["uri"])
             if not takes(uri.removeprefix(home)):
                 continue
             external_id = entry["external_id"]
@@ -56,27 +54,51 @@ def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[
                 raise InputError(f"{file} names {uri} twice, as {external_ids[uri]} and as {external_id}; keep one.")
             if uri not in external_ids:
                 external_ids[uri] = external_id
-                found[uri] = {"external_id": external_id, "etag": entry["etag"], "size_bytes": entry["size"]}
+                known = {"external_id": external_id, "etag": entry["etag"], "size_bytes": entry["size"]}
+                found[uri] = known | refusal
+                rows[uri] = file.row(place)
         _complete(found)
+        for uri in [uri for uri, known in found.items() if "error" in known]:
+            found[uri]["error"] = f"In {rows[uri]}: {found[uri]['error']}"
         yield found
 
 
 def _complete(found: dict[str, dict[str, Any]]) -> None:
     """Ask for the details of videos of which a manifest gives none."""
-    unknown = [uri for uri, known in found.items() if known["etag"] is None and known["size_bytes"] is None]
+    unknown = [
+        uri
+        for uri, known in found.items()
+        if known["etag"] is None and known["size_bytes"] is None and "error_code" not in known
+    ]
     with ThreadPoolExecutor(_LOOKUPS_AT_ONCE) as pool:
         for uri, looked_up in zip(unknown, pool.map(_look_up, unknown), strict=True):
             found[uri] |= looked_up
 
 
+def _judged(fs: Any, folder: str, uri: str) -> tuple[str, dict[str, Any]]:
+    """An entry under its canonical address; one that cannot be used as it may be written down, with the reason."""
+    try:
+        return _resolve(fs, folder, uri), {}
+    except AddressError as error:
+        return without_secrets(uri).replace("\0", "\\x00"), bad_entry(str(error))
+
+
 def _resolve(fs: Any, folder: str, uri: str) -> str:
-    """The canonical form of an entry."""
+    """The canonical form of an entry; AddressError where it cannot be used."""
+    if "\0" in uri:
+        raise AddressError("its address has a NUL in it, which no name can have; correct it.")
     if not is_local(uri):
         return canonical_uri(*locate(uri))
+    is_here = is_local(canonical_uri(fs, folder))
     if uri.startswith(("file://", "/")):
+        if not is_here:
+            raise AddressError(
+                "it names a file of the machine that reads it; a manifest in a bucket may name files in buckets only: "
+                "remove the row, or copy the manifest here."
+            )
         return local_path(uri)
     path = f"{folder}/{uri}"
-    return local_path(path) if is_local(canonical_uri(fs, folder)) else canonical_uri(fs, path)
+    return local_path(path) if is_here else canonical_uri(fs, path)
 
 
 def _look_up(uri: str) -> dict[str, Any]:
@@ -86,4 +108,7 @@ def _look_up(uri: str) -> dict[str, Any]:
         info = fs.info(path, timeout=ANSWER_S)
     except Exception:  # noqa: BLE001 - every cloud library has exceptions of its own
         return {}
-    return facts(info)
+    try:
+        return facts(info)
+    except TerminalError as error:
+        return bad_entry(error.message)

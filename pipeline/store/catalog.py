@@ -2,7 +2,10 @@
 
 import base64
 import os
+import tempfile
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -129,16 +132,29 @@ def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:
     draft = target.with_name(f".index-{uuid.uuid4()}.duckdb")
     con = duckdb.connect(config=_SETTINGS)
     try:
-        # the storage version lets older DuckDBs open the file
-        con.execute(f"ATTACH {quoted(str(draft))} AS index_file (STORAGE_VERSION 'v1.0.0'); USE index_file")
-        _create_views(con, snapshot)
-        con.execute("USE memory; DETACH index_file")
+        with reachable(draft) as path:
+            # the storage version lets older DuckDBs open the file
+            con.execute(f"ATTACH {quoted(path)} AS index_file (STORAGE_VERSION 'v1.0.0'); USE index_file")
+            _create_views(con, snapshot)
+            con.execute("USE memory; DETACH index_file")
         os.replace(draft, target)  # noqa: PTH105 - says best what it does
     finally:
         con.close()
         draft.unlink(missing_ok=True)
         draft.with_name(f"{draft.name}.wal").unlink(missing_ok=True)  # of a draft that a full disk broke off
     return target
+
+
+@contextmanager
+def reachable(database: Path) -> Iterator[str]:
+    """A path by which DuckDB opens a database file: what it takes for slashes, the backslashes of a folder, is not."""
+    if "\\" not in str(database.parent):
+        yield str(database)
+        return
+    with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
+        folder = Path(scratch, "folder")
+        folder.symlink_to(database.parent)
+        yield str(folder / database.name)
 
 
 def _remote_filesystem(snapshot: Snapshot) -> Any:
@@ -218,12 +234,12 @@ def _relation(name: str, table: PinnedTable, schema: pa.Schema) -> str:
     """
     alike: dict[int, list[str]] = {}
     for file in table.files:
-        alike.setdefault(min(num_columns(name, file.uri), len(schema)), []).append(quoted(file.uri))
+        alike.setdefault(min(num_columns(name, file.uri), len(schema)), []).append(file.uri)
     nulls = [f'CAST(NULL AS {_sql_type(field.type)}) AS "{field.name}"' for field in schema]
     selects = []
-    for number, paths in sorted(alike.items(), reverse=True):
+    for number, uris in sorted(alike.items(), reverse=True):
         columns = ", ".join([*(f'"{column}"' for column in schema.names[:number]), *nulls[number:]])
-        selects.append(f"SELECT {columns} FROM read_parquet([{', '.join(paths)}])")
+        selects.append(f"SELECT {columns} FROM {rows_of(uris)}")
     return " UNION ALL ".join(selects) or f"SELECT {', '.join(nulls)} WHERE false"
 
 
@@ -233,6 +249,14 @@ def _sql_type(kind: pa.DataType) -> str:
     if pa.types.is_struct(kind):
         return "STRUCT(" + ", ".join(f'"{field.name}" {_sql_type(field.type)}' for field in kind) + ")"
     return _SQL_TYPES[kind]
+
+
+def rows_of(uris: Iterable[str]) -> str:
+    """The SQL of the rows of parquet files, with the column `filename`, which `*` leaves out.
+
+    What a folder is called says nothing of rows: without a word DuckDB would take `write_id=7/` for a column.
+    """
+    return f"read_parquet([{', '.join(map(quoted, uris))}], hive_partitioning = false)"
 
 
 def quoted(text: str) -> str:

@@ -216,8 +216,8 @@ def compare(listing: str, snapshot: Snapshot, criteria: ChangeCriteria) -> Chang
     """
     con = catalog.connect(snapshot)
     con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
-    con.execute(f"SET temp_directory = '{tempfile.gettempdir()}'")
-    con.execute(f"CREATE TEMP VIEW listed AS FROM read_parquet('{listing}')")
+    con.execute(f"SET temp_directory = {catalog.quoted(tempfile.gettempdir())}")
+    con.execute(f"CREATE TEMP VIEW listed AS FROM {catalog.rows_of([listing])}")
     for statement in _KNOWN.split(";")[:-1]:
         con.execute(statement, {"home": criteria.home} if "$home" in statement else None)
     if criteria.covers is not None:

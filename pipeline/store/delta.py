@@ -15,18 +15,26 @@ Version 0.1.0 looks at no number, and drops columns that it does not know when i
 before a store gets a column or another format, and whoever adds the first of either says so in the change log.
 """
 
+import atexit
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, CommitProperties
 
+from longvlm.pipeline.store.files import UNSPEAKABLE
 from longvlm.pipeline.store.snapshot import DataFile
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 
 FORMAT = 1  # the newest that is known here
@@ -35,23 +43,46 @@ _ALONE = CommitProperties(max_commit_retries=0)  # or of two at once both would 
 _BY_NEWER = "was written by a newer longvlm; upgrade with `pip install --upgrade longvlm-index`."
 
 
+def address(uri: str) -> str:
+    """A table's address as delta-rs takes it: it decodes what it is given, so a bare path may lead to another folder.
+
+    A local path that it cannot take in any writing is reached through a temporary folder, whose `_delta_log` is a link
+    to the table's. The log is all that delta-rs is asked to read and write; data files are named relative to the table.
+    """
+    if not is_local(uri):
+        protocol, _, path = uri.partition("://")
+        return f"{protocol}://{quote(path, safe='/@:')}"
+    return Path(_stand_in(uri) if UNSPEAKABLE.search(uri) else uri).as_uri()
+
+
+@cache  # a folder for each table and process
+def _stand_in(path: str) -> Path:
+    log = Path(path, "_delta_log")
+    folder = Path(tempfile.mkdtemp(prefix="longvlm-table-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / log.name).symlink_to(log)
+    return folder
+
+
 def create_table(uri: str, schema: pa.Schema) -> None:
     """Make a table where there is none; two processes may do so at once."""
+    if is_local(uri):
+        Path(uri, "_delta_log").mkdir(parents=True, exist_ok=True)
     try:
         DeltaTable.create(
-            uri,
+            address(uri),
             schema=Schema.from_arrow(schema),
             mode="ignore",
             configuration={"delta.checkpointInterval": "25"},  # a commit reads the log since the last one again
             commit_properties=_ALONE,
         )
     except DeltaError:
-        if not DeltaTable.is_deltatable(uri):  # else another process made it just now
+        if not DeltaTable.is_deltatable(address(uri)):  # else another process made it just now
             raise
 
 
-def open_table(uri: str) -> DeltaTable:
-    """Delta's handle of a table.
+def open_table(uri: str, version: int | None = None) -> DeltaTable:
+    """Delta's handle of a table, at its newest version or at the one given.
 
     Raises:
         InputError: a newer version wrote it.
@@ -59,7 +90,7 @@ def open_table(uri: str) -> DeltaTable:
         DeltaError, OSError: it cannot be read.
     """
     with refusing_newer(uri):
-        handle = DeltaTable(uri)
+        handle = DeltaTable(address(uri), version=version)
     _check_format(uri, handle)
     return handle
 
@@ -108,6 +139,17 @@ def data_files(table_uri: str, handle: DeltaTable) -> tuple[DataFile, ...]:
         actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows for name in names
     ]
     return tuple(DataFile(f"{table_uri}/{path}", *facts) for path, *facts in zip(*values, strict=True))
+
+
+def stale_files(uri: str, handle: DeltaTable, hours: int, *, full: bool) -> list[str]:
+    """Files of a table, relative to it, that its log dropped at least so many hours ago; `full`: or has never named."""
+    if is_local(uri) and UNSPEAKABLE.search(uri):  # files are looked for where the handle is
+        folder = _stand_in(uri)
+        for link in folder.glob("*.parquet"):
+            link.unlink()
+        for file in Path(uri).glob("*.parquet"):
+            (folder / file.name).symlink_to(file)
+    return handle.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=full)
 
 
 def add_action(shard: dict[str, Any]) -> AddAction:

@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longvlm.pipeline.uris import is_local, local_path, locate
+from longvlm.pipeline.visible import escaped_bytes, is_utf8
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import FIRST_COLUMNS
 
 _PROTOCOLS = {"file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # both fsspec and deltalake speak them
+UNSPEAKABLE = re.compile(r"[%\\\x00-\x1f\x7f]")  # what delta-rs decodes twice, takes for a slash, or refuses in a path
 _STATISTICS = ("video_id", "recipe", "write_id", "segment", "seq")  # what planners prune by
 _MAX_GROUP_BYTES = 8 << 20  # of a row group; a row (one segment) is never split
 # Tokens are read a video at a time, and a row group is the least that can be read: a video has its own, and only very
@@ -39,7 +41,14 @@ def canonical(store_uri: str) -> str:
         raise InputError(
             f"the store's address {store_uri} has a *, ? or [ in it, which SQL readers take for a pattern."
         )
+    if not is_utf8(store_uri):
+        raise InputError(f"the store's address {escaped_bytes(store_uri)} is not UTF-8; choose another folder.")
     if not is_local(store_uri):
+        if UNSPEAKABLE.search(store_uri):
+            raise InputError(
+                f"the store's address {store_uri} has a %, a backslash or a control character in it, which readers of "
+                "Delta tables take for something else in a bucket; choose another prefix."
+            )
         filesystem(store_uri)  # says now if the library for it is missing
         return store_uri.rstrip("/")
     return local_path(store_uri)

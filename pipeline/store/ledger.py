@@ -209,7 +209,7 @@ class Store:
         Both sides are marked as a change of data; otherwise two writers that replace the same files both succeed and
         double the rows. Raises CommitFailedError when another writer changed the table first; start over from `pin`.
         """
-        handle = DeltaTable(f"{self.uri}/{table}", version=version)
+        handle = delta.open_table(f"{self.uri}/{table}", version)
         now_ms = time.time_ns() // 1_000_000
         removed = [
             RemoveAction(file.uri.rpartition("/")[2], data_change=True, deletion_timestamp=now_ms, size=file.size_bytes)

@@ -107,6 +107,24 @@ def test_a_person_sees_a_table_that_names_the_bottleneck(tmp_path, clips, model)
     assert "sets the pace" in shown.output
 
 
+def test_a_run_that_mostly_failed_says_so_last_and_what_was_left_out(tmp_path, clips, model):
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(clips / "clip-00.mp4", source)
+    for name in ("a.mp4", "b\x1b[31m.mp4"):
+        (source / name).write_bytes(b"no video" * 100)
+    for name in ("a.srt", "b.srt", "c.jpg", "._a.mp4"):
+        (source / name).write_bytes(b"\0")
+    shown = run("index", source, "--store", tmp_path / "store", "--model", model, "--recipe", "tiny")
+    assert shown.exit_code == 0
+    assert "left out: 4 files (.srt 2, " in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("more than half of the videos failed by themselves: 2 of 3 (not_a_")
+    assert "\\x1b[31m.mp4" in run("sql", "--store", tmp_path / "store", "FROM failures").stdout
+    (told,) = objects(run("index", source, "--store", tmp_path / "store", "--retry-failed", "--json"))
+    assert told["left_out"] == {".srt": 2, ".jpg": 1, "._*": 1}
+    assert told["mostly_failed"].startswith("more than half of the videos failed by themselves: 2 of 2")
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [

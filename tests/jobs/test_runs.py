@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,5 +64,26 @@ def test_small_files_that_cannot_be_merged_are_a_note(tmp_path, monkeypatch):
     monkeypatch.setattr("longvlm.jobs.runs.merge_small_files", full)
     report = SimpleNamespace(run_id="r", wall_s=1.0, stages={}, stopped=None, notes=[], as_json=dict)
     close_run(store, "index", report)
-    assert report.notes == ["small files were not merged: [Errno 28] No space left on device"]
+    (note,) = report.notes
+    assert note.startswith("small files were not merged: No space left on device: free some space on that disk")
     assert Path(store.uri, "index.duckdb").is_file()
+
+
+@pytest.mark.parametrize("most_bytes", [1, 20_000, 60_000])
+def test_a_disk_that_is_full_for_index_duckdb_is_named_and_nothing_of_the_draft_stays(tmp_path, indexed, most_bytes):
+    shutil.copytree(indexed, tmp_path / "store")
+    (tmp_path / "store" / "index.duckdb").unlink()
+    code = f"""
+import resource
+from longvlm.jobs.runs import refresh_index
+from longvlm.pipeline.store.ledger import Store
+store, notes = Store.open({str(tmp_path / "store")!r}), []
+resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes}, {most_bytes}))
+refresh_index(store, notes)
+print(*notes)
+"""
+    before = sorted((tmp_path / "store").iterdir())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("index.duckdb was left as it was: File too large (")
+    assert "ulimit -f" in done.stdout
+    assert sorted((tmp_path / "store").iterdir()) == before

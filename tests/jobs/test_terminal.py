@@ -1,4 +1,10 @@
+import ast
+from pathlib import Path
+
+from rich.table import Table
+
 from longvlm.jobs import terminal
+from longvlm.jobs.options import hint, say, tell_notes
 from longvlm.jobs.terminal import (
     bottleneck,
     print_answers,
@@ -116,7 +122,46 @@ def test_runs_take_a_line_each(capsys):
 
 
 def test_names_of_files_do_not_command_the_terminal(capsys):
-    terminal.print_rows([{"uri": "/videos/\x1b]0;title\x07\x1b[31m.mp4", "text": "two\nlines"}])
-    shown = capsys.readouterr().out
-    assert not {"\x1b", "\x07"} & set(shown)
-    assert "two" in shown
+    evil, escaped = (
+        "/videos/\x1b]0;title\x07\x1b[31m\r\u202e:smile:[b].mp4",
+        r"/videos/\x1b]0;title\x07\x1b[31m\r\u202e:smile:[b].mp4",
+    )
+    console = terminal.terminal()
+    table = Table(evil, box=None)
+    table.add_row(evil.replace("[b]", ""))
+    for show in (
+        lambda: terminal.print_rows([{evil: evil, "text": "two\nlines"}]),
+        lambda: print_answers([answered(uri=evil, answer=evil), answered(status="failed", error=evil)]),
+        lambda: print_status({"recipes": [{"name": evil}]}),
+        lambda: print_report(evil, {"failures": {evil: 1}}, {}, 1.0),
+        lambda: console.print(evil, markup=False),
+        lambda: console.print(table),
+        lambda: say(evil),
+        lambda: say(evil, err=True),
+        lambda: tell_notes([evil]),
+        lambda: hint(1, evil),
+    ):
+        show()
+        shown = "".join(capsys.readouterr())
+        assert not {"\x1b", "\x07", "\r", "\u202e"} & set(shown)
+        assert escaped in shown or escaped.replace("[b]", "") in shown
+
+
+def test_a_line_of_a_sentence_is_one_line(capsys):
+    say("there is no store at /a\nlongvlm: all is well")
+    assert capsys.readouterr().out == "there is no store at /a\\nlongvlm: all is well\n"
+
+
+def test_nothing_but_json_goes_to_the_terminal_by_another_way():
+    jobs = Path(terminal.__file__).parent
+    calls = [
+        (path.name, ast.unparse(call))
+        for path in jobs.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("click.echo", "print", "sys.stdout.write")
+    ]
+    others = [call for call in calls if not call[1].startswith("click.echo(json.dumps(")]
+    assert sorted(others) == [
+        ("command.py", "click.echo(err=True)"),
+        ("options.py", "click.echo(visible(text), err=err)"),
+    ]

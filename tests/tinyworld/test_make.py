@@ -3,6 +3,7 @@ import json
 import longvlm.tinyworld.make
 from longvlm import tinyworld
 from longvlm.jobs.cli import main
+from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.store.ledger import Store
 from longvlm.tinyworld.make import make_model, vocabulary
@@ -10,9 +11,8 @@ from longvlm.tinyworld.world import video_name
 
 
 def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(
-        longvlm.tinyworld.make, "_run", lambda *words: main(words, standalone_mode=False)
-    )  # saves starting Ray
+    monkeypatch.setattr(longvlm.tinyworld.make, "_run", lambda *words: main(words, standalone_mode=False))
+    monkeypatch.setenv("RAY_ADDRESS", IN_PROCESS)  # saves starting Ray, and its workers
     model = make_model(tmp_path / "work", num_videos=4, tower_steps=2)
     config = json.loads((model / "config.json").read_text())
     assert config[tinyworld.VERSION_FIELD] == tinyworld.WORLD_VERSION

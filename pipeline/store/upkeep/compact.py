@@ -31,7 +31,7 @@ _DEAD_SHARE = 0.5  # of a file's rows, above which it is rewritten: what is copi
 _TRIES = 3
 
 _MOSTLY_DEAD = """
-SELECT filename FROM read_parquet({files}, filename = true) t LEFT JOIN dead d USING (write_id)
+SELECT filename FROM {rows} t LEFT JOIN dead d USING (write_id)
 GROUP BY filename HAVING count(d.write_id) > {share} * count(*)
 """
 
@@ -195,7 +195,7 @@ def _mostly_dead(snapshot: Snapshot, table: str, dead: Dead) -> set[str]:
         return set()
     with catalog.connect(Snapshot({table: PinnedTable(0, tuple(candidates))})) as con:
         con.register("dead", pa.table({"write_id": dead.write_ids}))
-        sql = _MOSTLY_DEAD.format(files=[file.uri for file in candidates], share=_DEAD_SHARE)
+        sql = _MOSTLY_DEAD.format(rows=catalog.rows_of(file.uri for file in candidates), share=_DEAD_SHARE)
         return {uri for (uri,) in con.execute(sql).fetchall()}
 
 

@@ -38,7 +38,7 @@ SELECT write_id, is_forgotten OR died_seq >= $since AS is_fresh FROM died WHERE 
 """
 _HELD = """
 INSERT INTO held
-SELECT DISTINCT write_id, added_us FROM read_parquet({files}, filename = true) JOIN added USING (filename)
+SELECT DISTINCT write_id, added_us FROM {rows} JOIN added USING (filename)
 """
 # Left by a run that died between its commits, by a video of several units that failed, or by answers to a video that
 # was forgotten meanwhile. A run plans many videos at once and may take days to reach the last: that a write was begun
@@ -96,7 +96,7 @@ def _note_held(con: duckdb.DuckDBPyConnection, store: Store, table: str, files: 
     names = pc.binary_join_element_wise(f"{store.uri}/{table}", actions["path"].cast(pa.string()), "/")
     added_us = pc.multiply(actions["modification_time"], 1000)
     con.register("added", pa.table({"filename": names, "added_us": added_us}))
-    con.execute(_HELD.format(files=[file.uri for file in files]))
+    con.execute(_HELD.format(rows=catalog.rows_of(file.uri for file in files)))
     con.unregister("added")
 
 

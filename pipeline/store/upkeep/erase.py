@@ -196,8 +196,7 @@ def _holders(table: str, files: tuple[DataFile, ...], family: _Family) -> list[D
         con.register("family", pa.table({"video_id": family.video_ids}))
         con.register("writes", pa.table({"write_id": family.write_ids}))
         con.register("spared", pa.table({"write_id": family.spared}))
-        uris = [file.uri for file in files]
-        sql = f"SELECT DISTINCT filename FROM read_parquet({uris}, filename = true) WHERE {conditions}"
+        sql = f"SELECT DISTINCT filename FROM {catalog.rows_of(file.uri for file in files)} WHERE {conditions}"
         found = {uri for (uri,) in con.execute(sql).fetchall()}
     return [file for file in files if file.uri in found]
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from longvlm.pipeline.store import delta
 from longvlm.pipeline.store.files import filesystem
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.uris import is_local
@@ -50,7 +51,7 @@ def unreferenced(store: Store, table: str, retention_hours: float, *, full: bool
         full: also those that the log never named.
     """
     hours = int(retention_hours)
-    stale = store.handle(table).vacuum(hours, dry_run=True, enforce_retention_duration=False, full=full)
+    stale = delta.stale_files(f"{store.uri}/{table}", store.handle(table), hours, full=full)
     if not stale:
         return {}
     fs, root = filesystem(f"{store.uri}/{table}")

@@ -1,5 +1,6 @@
 """A source changes between two runs: what is moved, gone, forgotten, broken or too much for one night."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -147,11 +148,31 @@ def test_a_run_ends_well_when_its_time_is_over_and_the_next_goes_on(tmp_path, cl
     assert (second.counts.unchanged, second.counts.indexed) == (first.counts.indexed, first.counts.not_attempted)
 
 
-def test_a_run_in_which_too_much_fails_stops(tmp_path, model, monkeypatch):
+def test_a_run_in_which_too_much_fails_of_outages_stops(tmp_path, model, monkeypatch):
     monkeypatch.setattr(longvlm.jobs.limits, "MIN_OUTCOMES", 3)
-    for i in range(12):
-        (tmp_path / f"{i}.mp4").write_bytes(b"no video" * 100)
-    report = run_index(order_for(tmp_path, tmp_path / "store", model=model, max_failed=0.5))
-    assert "videos failed, more than --max-failed allows" in report.stopped
+    (tmp_path / "list.csv").write_text("\n".join(["uri", *(f"{i}.mp4" for i in range(12))]))
+    report = run_index(order_for(tmp_path / "list.csv", tmp_path / "store", model=model, max_failed=0.5))
+    assert "videos failed, more than --max-failed allows, and not by themselves (not_found" in report.stopped
     assert report.counts.failed + report.counts.not_attempted == 12
     assert len(rows(tmp_path / "store", "FROM failures")) == report.counts.failed > 2
+
+
+def test_files_that_fail_by_themselves_stop_nothing_and_are_told_of(tmp_path, clips, model, monkeypatch):
+    monkeypatch.setattr(longvlm.jobs.limits, "MIN_OUTCOMES", 3)
+    for i in range(6):
+        (tmp_path / f"{i}.mp4").write_bytes(b"no video" * 100 if i else b"")
+    shutil.copy(clips / "clip-00.mp4", tmp_path / "z.mp4")
+    shutil.copy(clips / "clip-00.mp4", os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.mp4"))
+    (tmp_path / "a.srt").touch()
+    report = run_index(order_for(tmp_path, tmp_path / "store", model=model, max_failed=0.0))
+    assert report.stopped is None
+    assert (report.counts.indexed, report.counts.failed, report.counts.not_attempted) == (1, 7, 0)
+    told = report.as_json()
+    assert told["left_out"] == {".srt": 1}
+    assert told["mostly_failed"].startswith(
+        "more than half of the videos failed by themselves: 7 of 8 (not_a_video 5, empty_file 1, bad_entry 1);"
+    )
+    (bad,) = rows(tmp_path / "store", "FROM failures WHERE error_code = 'bad_entry'")
+    assert bad["uri"] == f"{tmp_path}/\\xe9.mp4"
+    again = run_index(order_for(tmp_path, tmp_path / "store"))
+    assert (again.counts.known_failed, again.counts.unchanged, again.as_json()["mostly_failed"]) == (7, 1, None)

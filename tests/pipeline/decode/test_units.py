@@ -157,3 +157,9 @@ def test_bad_files_cost_nobody_else(path, tmp_path, decoder):
     good = write_clip(tmp_path / "a.mp4", 10)
     (row,) = rows_of(good, tiny(TOWER), decoder, tmp_path)
     assert row["error_code"] is None
+
+
+def test_what_its_entry_in_the_source_told_is_the_outcome(tmp_path, decoder):
+    listed = {**planned(str(tmp_path / "a.mp4")), "error_code": "bad_entry", "error": "its name is none."}
+    (unit,) = decode_units(listed, paper(TOWER), decoder, str(tmp_path))
+    assert (unit["error_code"][0].as_py(), unit["error"][0].as_py()) == ("bad_entry", "its name is none.")

@@ -146,3 +146,20 @@ def test_facts_go_by_many_names():
     assert facts({"etag": "x", "size": 1, "updated": "2026-01-02T03:04:05Z"})["modified_at"].hour == 3
     assert facts({"size": 1, "mtime": 0.5})["modified_at"] == datetime.fromisoformat("1970-01-01T00:00:00.500000")
     assert facts({"size": None}) == {"etag": None, "size_bytes": None, "modified_at": None}
+
+
+def test_a_link_that_leads_back_to_itself_is_not_the_network(tmp_path):
+    (tmp_path / "a.mp4").symlink_to("b.mp4")
+    (tmp_path / "b.mp4").symlink_to("a.mp4")
+    with (
+        pytest.raises(TerminalError, match="a link that leads back to itself") as caught,
+        local_copy(str(tmp_path / "a.mp4"), str(tmp_path)),
+    ):
+        pass
+    assert caught.value.code == ErrorCode.NOT_FOUND
+
+
+def test_a_name_that_is_too_long_is_not_the_network(tmp_path):
+    with pytest.raises(TerminalError, match="too long") as caught, local_copy(f"{tmp_path}/{'x' * 300}", str(tmp_path)):
+        pass
+    assert caught.value.code == ErrorCode.NOT_FOUND

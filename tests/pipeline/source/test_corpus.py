@@ -1,13 +1,16 @@
 import os
+from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import fsspec
 import pytest
 import s3fs
+from fsspec.implementations.local import LocalFileSystem
 from servers import BucketServer
 
 from clips import write_clip
-from longvlm.pipeline.source.corpus import Source, list_source
+from longvlm.pipeline.source.corpus import Source, list_pages, list_source
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import video_id
 from longvlm.schemas.tables import LISTING
@@ -175,3 +178,125 @@ def test_real_clips_are_all_listed(videos):
     clips = [path for path in videos.glob("*/*") if path.suffix.lower() not in beside] or missing(videos, "clips")
     listed = names(Source(str(videos)), videos)
     assert listed == sorted(str(path.relative_to(videos)) for path in clips)
+
+
+def listed(source, root):
+    found, left_out = [], Counter()
+    for page in list_pages(source, left_out):
+        found += page.to_pylist()
+    return {row["uri"].removeprefix(f"{root}/"): row["error_code"] for row in found}, left_out
+
+
+def test_an_entry_that_cannot_be_stored_is_listed_with_its_reason(folder):
+    clip = (folder / "a.mp4").read_bytes()
+    with open(os.fsencode(folder) + b"/caf\xe9.mp4", "wb") as file:  # noqa: PTH123 - a name of bytes
+        file.write(clip)
+    found, _ = listed(Source(str(folder)), folder)
+    assert found == {
+        "a.mp4": None,
+        "caf\\xe9.mp4": "bad_entry",
+        "empty.mov": None,
+        "headless": None,
+        "sub/deep/b.MKV": None,
+    }
+
+
+@pytest.mark.parametrize("seconds", [1e12, -1e14, 1e30, float("nan")])
+def test_a_time_that_no_calendar_has_is_the_entry_s_own_trouble(folder, monkeypatch, seconds):
+    info = LocalFileSystem.info
+
+    def dated(self, path, **options):
+        found = info(self, path, **options)
+        return found | {"mtime": seconds} if found["name"].endswith("a.mp4") else found
+
+    monkeypatch.setattr(LocalFileSystem, "info", dated)
+    rows = {row["uri"].removeprefix(f"{folder}/"): row for row in list_source(Source(str(folder))).to_pylist()}
+    bad = rows.pop("a.mp4")
+    assert (bad["error_code"], bad["modified_at"]) == ("bad_entry", None)
+    assert str(seconds) in bad["error"]
+    assert [row["error_code"] for row in rows.values()] == [None] * 3
+
+
+def test_companions_and_leftovers_are_left_out_and_counted(folder):
+    for name in ("._a.mp4", "@eaDir/a.mp4", ".Trashes/501/c.mp4", "b.mp4.part", "c.crdownload"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    found, left_out = listed(Source(str(folder)), folder)
+    assert set(found) == {"a.mp4", "empty.mov", "headless", "sub/deep/b.MKV"}
+    assert left_out == {
+        "._*": 1, "@eaDir": 1, ".Trashes": 1, ".part": 1, ".crdownload": 1, ".txt": 1, "no ending": 2
+    }  # fmt: skip
+    assert listed(Source(str(folder), exclude=("*.txt", "*.part")), folder)[1].keys().isdisjoint({".txt", ".part"})
+
+
+def test_a_bin_that_may_not_be_read_stops_nothing(folder, monkeypatch):
+    (folder / ".Trashes").mkdir()
+    scandir = os.scandir
+
+    def forbidding(path="."):
+        if str(path).endswith(".Trashes"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    found, left_out = listed(Source(str(folder)), folder)
+    assert len(found) == 4
+    assert left_out[".Trashes"] == 1
+
+
+def test_a_source_of_other_files_says_what_they_are(tmp_path):
+    for name in ("a.srt", "b.srt", "c.jpg"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(InputError, match=r"left out: 3 files \(\.srt 2, \.jpg 1\)"):
+        list_source(Source(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *("h264", "264", "h265", "hevc", "obu", "m2t", "mod", "tod", "tp", "mpe", "3gpp"),
+        *("mk3d", "insv", "lrv", "360", "m4s", "mp4", "TS"),
+    ],
+)
+def test_endings_that_hold_video_are_listed(tmp_path, ending):
+    (tmp_path / f"a.{ending}").write_bytes(b"x")
+    assert names(Source(str(tmp_path)), tmp_path) == [f"a.{ending}"]
+
+
+def test_a_raw_stream_that_is_named_is_tried(tmp_path):
+    (tmp_path / "camera.bin").write_bytes(b"\0\0\0\1\x67" + bytes(range(200)))
+    assert names(Source(str(tmp_path / "camera.bin")), tmp_path) == ["camera.bin"]
+    assert names(Source(str(tmp_path / "camera.bin"), include=("camera*",)), tmp_path) == ["camera.bin"]
+    with pytest.raises(InputError, match="nothing to index"):
+        list_source(Source(str(tmp_path)))
+
+
+def test_links_to_folders_are_followed_once(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_clip(elsewhere / "c.mp4", 2)
+    (folder / "sub" / "up").symlink_to(folder)
+    (folder / "sub" / "deep" / "self").symlink_to(".")
+    (folder / "b link").symlink_to(elsewhere)
+    (folder / "a link").symlink_to(elsewhere)
+    (folder / "c link").symlink_to(folder / "sub")
+    (elsewhere / "back").symlink_to(folder / "sub")
+    found, _ = listed(Source(str(folder)), folder)
+    assert set(found) == {"a.mp4", "a link/c.mp4", "empty.mov", "headless", "sub/deep/b.MKV"}
+
+
+@pytest.mark.parametrize(
+    "name", ["a%20b", "back\\slash", "tab\tx", "new\nline", "q'uo\"te", "zero\u200bwidth", "#*?[x]", "a::b"]
+)
+def test_a_source_may_be_called_anything(tmp_path, name):
+    write = tmp_path / name / f"{name}.mp4"
+    write.parent.mkdir()
+    write_clip(write, 2)
+    (row,) = list_source(Source(str(write.parent))).to_pylist()
+    assert (row["uri"], row["source"], row["error_code"]) == (str(write), str(write.parent), None)
+
+
+def test_a_source_that_is_not_utf_8_is_a_sentence(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    Path(folder).mkdir()
+    with pytest.raises(InputError, match=r"caf\\xe9 is not UTF-8"):
+        list_source(Source(folder))

@@ -1,7 +1,9 @@
+import json
 import threading
 
 import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import csv, parquet
 from servers import FileServer
 
@@ -83,18 +85,61 @@ def test_parquet_that_is_none(folder):
 @pytest.mark.parametrize("entry", ["/etc/passwd", "file:///etc/passwd", "file://../x.mp4"])
 def test_a_manifest_in_a_bucket_names_no_local_files(s3, entry):
     s3.put_object(Bucket="bucket", Key="list.csv", Body=f"uri,size\na.mp4,1\n{entry},1\n".encode())
-    with pytest.raises(InputError, match=r"row 2 of the manifest s3://bucket/list.csv names a file of the machine"):
-        listing_of("s3://bucket/list.csv")
+    bad, good = listing_of("s3://bucket/list.csv")
+    assert (good["uri"], good["error_code"]) == ("s3://bucket/a.mp4", None)
+    assert (bad["uri"], bad["error_code"]) == (entry, "bad_entry")
+    assert bad["error"].startswith("In row 2 of the manifest s3://bucket/list.csv: it names a file of the machine")
 
 
 @pytest.mark.parametrize(
-    "entry", ["s3://KEY:SECRET@bucket/a.mp4", "local:///etc/passwd", "filecache::file:///etc/passwd"]
+    ("entry", "written"),
+    [
+        ("s3://KEY:SECRET@bucket/a.mp4", "s3://...bucket/a.mp4"),
+        ("https://host/a.mp4?X-Amz-Signature=SECRET", "https://host/a.mp4..."),
+        ("local:///etc/passwd", "local:///etc/passwd"),
+        ("filecache::file:///etc/passwd", "filecache::file:///etc/passwd"),
+        ("carrier-pigeon://a.mp4", "carrier-pigeon://a.mp4"),
+    ],
 )
-def test_addresses_that_no_source_may_have_stand_in_no_manifest_either(folder, entry):
-    (folder / "list.csv").write_text(f"uri,size\n{entry},1\n")
-    with pytest.raises(InputError) as caught:
-        listing_of(folder / "list.csv")
-    assert "SECRET" not in str(caught.value)
+def test_an_address_that_no_source_may_have_fails_alone_and_keeps_its_secret(folder, entry, written):
+    (folder / "list.csv").write_text(f"uri,size\na.mp4,5\n{entry},1\nsub/b.mkv,9\n")
+    rows = {row["uri"]: row for row in listing_of(folder / "list.csv")}
+    bad = rows.pop(written)
+    assert [row["error_code"] for row in rows.values()] == [None, None]
+    assert (bad["error_code"], bad["size_bytes"]) == ("bad_entry", 1)
+    assert bad["error"].startswith(f"In row 2 of the manifest {folder}/list.csv: ")
+    assert "SECRET" not in str(bad)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_nul_is_the_trouble_of_its_row(folder, ending):
+    names = ["a.mp4", "nul\0.mp4", "sub/b.mkv"]
+    if ending == "parquet":
+        parquet.write_table(pa.table({"uri": names}), folder / "list.parquet")
+    elif ending == "csv":
+        (folder / "list.csv").write_text("\n".join(["uri", *names]))
+    else:
+        (folder / "list.jsonl").write_text("\n".join(json.dumps({"uri": name}) for name in names))
+    found = {row["uri"]: row["error"] for row in listing_of(folder / f"list.{ending}")}
+    assert found.pop("nul\\x00.mp4").startswith(
+        f"In row 2 of the manifest {folder}/list.{ending}: its address has a NUL"
+    )
+    assert found == {str(folder / "a.mp4"): None, str(folder / "sub/b.mkv"): None}
+
+
+def test_names_that_lead_nowhere_are_left_to_be_found_out(folder):
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "list.csv").write_text(f"uri\n{'x' * 300}.mp4\na.mp4/b.mp4\nloop.mp4\n")
+    assert [row["error_code"] for row in listing_of(folder / "list.csv")] == [None] * 3
+
+
+def test_a_time_that_no_calendar_has_is_the_trouble_of_its_row(folder, monkeypatch):
+    info = LocalFileSystem.info
+    monkeypatch.setattr(LocalFileSystem, "info", lambda self, path, **_: info(self, path) | {"mtime": 1e12})
+    (folder / "list.csv").write_text("uri,size\na.mp4,5\nsub/b.mkv,\n")
+    a, b = listing_of(folder / "list.csv")
+    assert (a["error_code"], b["error_code"]) == (None, "bad_entry")
+    assert "row 2 of" in b["error"]
 
 
 def test_manifest_in_a_bucket(s3):

@@ -62,7 +62,7 @@ def decode_plainly(path: Path) -> tuple[list[int], list[NDArray[np.uint8]], bool
                 orientation = orientation_of(frame)
                 pictures.append(small if orientation is None else orientation.apply(small))
         if not is_whole:  # a decoder that has lost its way may give frames out of order
-            stamps = sorted(stamp for stamp in stamps if stamp is not None)
+            stamps = [*sorted(stamp for stamp in stamps if stamp is not None)]
         return _times_ns(stamps, stream.time_base), pictures, is_whole
 
 

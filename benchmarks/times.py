@@ -39,7 +39,7 @@ TOWER = TowerSpec("none", "none", 4, (4, 4), 64, PX, has_cls=True, search_dim=No
 
 
 def decode_plainly(path: Path) -> tuple[list[int], list[NDArray[np.uint8]], bool]:
-    """When each frame is shown, in nanoseconds from the first, what it shows, [PX, PX, 3], and whether all was whole."""
+    """When each frame is shown (nanoseconds from the first), what it shows, [PX, PX, 3], and whether all is whole."""
     is_whole = True
     stamps: list[int | None] = []
     pictures: list[NDArray[np.uint8]] = []
@@ -82,6 +82,7 @@ def moments(recipe: IndexRecipe, segments: list[Any]) -> list[float]:
 
 def check_exact(decoder: Decoder, path: Path, *, is_made: bool) -> tuple[int, int]:
     """How many sampled pictures of a file there are, and how many are not those of their times."""
+    decoder.probe(str(path))  # what has no decoder says so
     times_ns, pictures, is_whole = decode_plainly(path)
     num_frames = num_wrong = 0
     for recipe in (long(TOWER), tiny(TOWER)):

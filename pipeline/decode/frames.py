@@ -59,6 +59,7 @@ class FrameReader:
             self.file.container.seek(int(pts), stream=self.file.stream)
         else:
             self.file.rewind()
+        self.file.codec.skip_frame = "DEFAULT"  # whatever was passed over before
         self._fed, self._last, self._ahead, self._decoding = -1, None, None, self._decode()
 
     def _decode(self) -> Iterator[tuple[int, Any]]:

@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/longvlm demo
 
 test: $(READY) check
-	$(BIN)/pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -q -n 2 --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check --quiet .

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from support import ROOT, VIDEOS, largest_error, missing
+from support import VIDEOS, largest_error, missing
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two processes that spin for each other's cores are slow
@@ -41,15 +41,25 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_modifyitems(items):
-    """For `pytest --dist loadgroup`: the tests of Ray share one session, others stay with those of their file.
+    """Tests of Ray come first, for they take longest; the many quick files of the end even out who is done when."""
+    items.sort(key=lambda item: is_on_ray(item.nodeid), reverse=True)
 
-    Ray comes first, for it takes longest; the many quick files of the end even out who is done when.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            path = str(item.path.relative_to(ROOT))
-            item.add_marker(pytest.mark.xdist_group("ray" if "ray_session" in item.fixturenames else path))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of Ray share one session, so one process has them all; others stay with those of their file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "on_ray" if is_on_ray(nodeid) else super()._split_scope(nodeid)
+
+    return RayTogether(config, log)
+
+
+def is_on_ray(nodeid):
+    """Whether a test has one of the fixtures that open Ray; these leave their mark in its name."""
+    return "on_ray" in nodeid.partition("[")[2]
 
 
 def pytest_runtest_setup(item):

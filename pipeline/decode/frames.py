@@ -59,6 +59,7 @@ class FrameReader:
             self.file.container.seek(int(pts), stream=self.file.stream)
         else:
             self.file.rewind()
+        self.file.codec.skip_frame = "DEFAULT"  # whatever was passed over before
         self._fed, self._last, self._ahead, self._decoding = -1, None, None, self._decode()
 
     def _decode(self) -> Iterator[tuple[int, Any]]:
@@ -133,8 +134,9 @@ class FrameReader:
             shown = self._shown_at(number)
             if self._can_seek and (shown is None or number - shown[0] > _HIDDEN.get(self.file.codec.name, 0)):
                 self._can_seek = self._can_skip_packets = (
-                    False  # seeking does not land where it should: from now on, in order
+                    False  # seeking does not land where it should: from now on, in order, with a decoder that is new
                 )
+                self.file.rewind()
                 self._seek(_START)
                 shown = self._shown_at(number)
             shown = shown or self._ahead

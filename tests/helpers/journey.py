@@ -19,13 +19,13 @@ def in_process():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(params=["on_ray"])
 def on_ray(ray_session, monkeypatch):  # noqa: ARG001 - it is open
     """Jobs run on a local Ray: of this process the one of all tests, of a child its own."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
-@pytest.fixture
+@pytest.fixture(params=["on_ray"])
 def ray_address(ray_session, monkeypatch):
     """The address of the Ray of all tests, for a child that joins it: one of its own takes seconds to start."""
     monkeypatch.setenv("RAY_ADDRESS", ray_session)

@@ -207,6 +207,7 @@ def test_a_store_is_readable_while_a_run_appends_to_it(store, tmp_path, clips):
     while running.poll() is None:
         assert objects(run("sql", "--store", store, broken, "--json")) == [{"n": 0}]
         counts += objects(run("sql", "--store", store, "SELECT count(*) AS n FROM videos", "--json"))
+        time.sleep(0.2)  # the run needs the cores too
     assert running.returncode == 0, running.stderr.read()
     assert json.loads(running.stdout.read().splitlines()[-1])["indexed"] == 60
     numbers = [count["n"] for count in counts]

@@ -45,12 +45,12 @@ def stages(*operators, batch_size=None):
     return [Stage(operator, (), batch_size if operator is Sized else None, 1, 0.5) for operator in operators]
 
 
-@pytest.fixture(params=[pytest.param("ray", marks=pytest.mark.xdist_group("ray")), "in process"])
+@pytest.fixture(params=["on_ray", "in process"])
 def executor(request):
     if request.param == "in process":
         return open_executor(IN_PROCESS)
-    request.getfixturevalue("on_ray")
-    return open_executor(None)
+    request.getfixturevalue("ray_session")
+    return open_executor("local")
 
 
 def test_every_row_goes_through_all_stages_in_batches_of_the_size_asked_for(executor):

@@ -5,12 +5,12 @@ from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.tally import StageReporter, Tally
 
 
-@pytest.fixture(params=[pytest.param("ray", marks=pytest.mark.xdist_group("ray")), "in process"])
+@pytest.fixture(params=["on_ray", "in process"])
 def start_tally(request):
     """Makes tallies: of actors of Ray, or of this process."""
     if request.param == "in process":
         return InProcess().start_tally
-    request.getfixturevalue("on_ray")
+    request.getfixturevalue("ray_session")
     return open_executor("local").start_tally
 
 

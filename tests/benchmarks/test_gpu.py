@@ -15,7 +15,20 @@ from benchmarks.gpu.section import SectionResult, check, run_section
 from support import ROOT
 
 # What the machine that it is meant for lacks; but for httpx2, which transformers here cannot do without.
-ABSENT = ("av", "boto3", "click", "decord", "deltalake", "duckdb", "jsonschema", "moto", "ray", "rich", "s3fs")
+ABSENT = (
+    "av",
+    "boto3",
+    "click",
+    "decord",
+    "deltalake",
+    "duckdb",
+    "jsonschema",
+    "llguidance",
+    "moto",
+    "ray",
+    "rich",
+    "s3fs",
+)
 HIDE = f"""
 from importlib.machinery import PathFinder
 

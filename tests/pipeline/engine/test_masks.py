@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from longvlm.pipeline.answering.grammar import grammar_of
@@ -8,6 +9,8 @@ from longvlm.pipeline.models.contract import Vocabulary
 from models import byte_fallback_tokenizer
 
 EOS = 2
+
+pytest.importorskip("llguidance", reason="what a machine with a GPU may lack")
 
 
 def spellings(room=9):

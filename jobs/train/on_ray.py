@@ -1,6 +1,9 @@
 """Stages 2 to 4 of training on Ray: readers in actors of Ray Data, workers of Ray Train."""
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +40,23 @@ def fit_on_ray(
     """
     datasets = [_read(part, reader_config, resources) for part in parts]
     try:
-        return _trainer(config, datasets, resources, run_id).fit().return_value or {}
+        with _own_ctrl_c():
+            return _trainer(config, datasets, resources, run_id).fit().return_value or {}
     except train.WorkerGroupError as error:
         raise StageError("; ".join(sorted({failure_of(one) for one in error.worker_failures.values()}))) from error
     except (train.TrainingFailedError, ray.exceptions.RayError) as error:
         raise StageError(failure_of(error)) from error
+
+
+@contextmanager
+def _own_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C do afterwards what it did before: Ray Train puts its own in place, and leaves it there."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _read(blocks: list[pa.Table], config: ReaderConfig, resources: TrainResources) -> ray.data.Dataset:

@@ -154,7 +154,7 @@ def test_wrong_combinations_are_sentences(tmp_path, clips, model, options, says)
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",), ("--dry-run", "--sample", 3)])
 def test_a_listing_that_breaks_off_leaves_nothing(tmp_path, clips, model, monkeypatch, options):
-    def breaks_off(fs, path):
+    def breaks_off(fs, path, _):
         yield from ([info] for info in fs.ls(path, detail=True)[:3])
         raise TimeoutError("read timed out")
 

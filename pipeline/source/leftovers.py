@@ -22,6 +22,7 @@ _PARTS = re.compile(  # of downloads, also in front of the ending where yt-dlp p
 )
 _ENDING = re.compile(r"\.[a-z0-9!_-]{1,12}")
 _MOST_KINDS = 100  # a bucket may hold as many endings as files
+_MOST_TOLD = 8
 
 
 def leftover(path: str) -> str | None:
@@ -50,6 +51,3 @@ def describe_left_out(left_out: Counter[str]) -> str:
     kinds = [f"{kind} {number}" for kind, number in left_out.most_common(_MOST_TOLD)]
     more = [f"{len(left_out) - _MOST_TOLD} more kinds"] if len(left_out) > _MOST_TOLD else []
     return f"{left_out.total()} file{'s' * (left_out.total() != 1)} ({', '.join([*kinds, *more])})"
-
-
-_MOST_TOLD = 8

@@ -1,12 +1,11 @@
 """The command `evaluate`: scores of a model's answers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, stop_if, tell_notes, without_secrets
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, stop_if, tell, tell_notes, without_secrets
 from longvlm.schemas.errors import InputError
 
 TINYWORLD = "tinyworld"
@@ -70,7 +69,7 @@ def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_js
         found = run_evaluate(order)
     saved = save_report(found, report) if report is not None else None
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        tell(found.as_json())
     else:
         print_evaluation(found, saved)
     tell_notes(found.notes)

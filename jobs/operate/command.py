@@ -1,11 +1,10 @@
 """The commands `nightly`, `submit` and `doctor`."""
 
-import json
 from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell_notes
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell, tell_notes
 
 
 @click.command()
@@ -44,10 +43,13 @@ def nightly(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], 
     try:
         report = run_nightly(NightlyOrder(index, **own))
     except LeaseHeldError as held:
-        say(json.dumps({"skipped": str(held)}) if as_json else f"longvlm: nothing to do here: {held}.")
+        if as_json:
+            tell({"skipped": str(held)})
+        else:
+            say(f"longvlm: nothing to do here: {held}.")
         return
     if as_json:
-        click.echo(json.dumps(report.as_json()))
+        tell(report.as_json())
     else:
         _print_night(report)
     tell_notes(report.notes)
@@ -102,7 +104,9 @@ def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **op
     context = click.get_current_context()
     group = context.find_root().command  # the command line, which knows every job
     assert isinstance(group, click.Group)
-    group.commands[job].make_context(f"longvlm {job}", list(args))  # a slip of the pen is told here and now
+    _, command, rest = group.resolve_command(context.find_root(), [job, *args])
+    assert command is not None
+    command.make_context(f"longvlm {job}", rest)  # a slip of the pen is told here and now
 
     from longvlm.jobs.operate.submit import JobSubmission, read_env, submit_job
 
@@ -142,7 +146,7 @@ def doctor(*, source: str, store: str, model: str | None, ray_address: str | Non
     findings = run_doctor(DoctorOrder(source, store, model, ray_address))
     if as_json:
         for finding in findings:
-            click.echo(json.dumps(vars(finding)))
+            tell(vars(finding))
     else:
         print_findings(findings)
     if not all(finding.ok for finding in findings):

@@ -1,10 +1,8 @@
 """The command `export`, which copies a store's tables into one DuckDB file."""
 
-import json
-
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, say
+from longvlm.jobs.options import AS_JSON, STORE, say, tell
 
 
 @click.command()
@@ -23,7 +21,7 @@ def export(*, store: str, target: str, segments: bool, force: bool, as_json: boo
 
     report = export_store(store, target, segments=segments, force=force)
     if as_json:
-        click.echo(json.dumps(report.as_json()))
+        tell(report.as_json())
     else:
         print_rows([{"table": name, "rows": count} for name, count in report.rows.items()])
         say(f"{report.path}: {report.size_bytes / 1e6:.1f} MB")

@@ -30,9 +30,9 @@ def json_lines(con: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation) ->
     Raises:
         duckdb.Error: the query fails as it runs.
     """
-    for (text,) in _stream(con, f"SELECT to_json(line) FROM (\n{_each(rows, _base64).sql_query()}\n) AS line"):
-        line = _STRING_OR_NO_NUMBER.sub(lambda found: found[0] if found[0].startswith('"') else "null", text)
-        yield line if line.isascii() else _NOT_ASCII.sub(_escape, line)
+    for (line,) in _stream(con, f"SELECT to_json(line) FROM (\n{_each(rows, _base64).sql_query()}\n) AS line"):
+        text = _STRING_OR_NO_NUMBER.sub(_null, line) if "NaN" in line or "Infinity" in line else line
+        yield text if text.isascii() else _NOT_ASCII.sub(_escape, text)
 
 
 def text_rows(con: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation) -> Iterator[tuple[str | None, ...]]:
@@ -86,6 +86,11 @@ def _base64(value: str, kind: Any, depth: int = 0) -> str:
         parts = ", ".join(_base64(f"struct_extract({value}, {place})", part, depth + 1) for place, (_, part) in fields)
         made = f"CASE WHEN {value} IS NOT NULL THEN row({parts}) END"
     return made
+
+
+def _null(found: re.Match[str]) -> str:
+    """A string as it is, and null for what is none."""
+    return found[0] if found[0].startswith('"') else "null"
 
 
 def _escape(found: re.Match[str]) -> str:

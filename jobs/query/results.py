@@ -51,7 +51,7 @@ def _print_box(_: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation) 
         rows.without_blobs(relation).show(max_width=width, max_rows=_SHOWN_ROWS)
     box = visible(_ONE_ROW.sub(r"\g<1>1 row", shown.getvalue().rstrip("\n")), keep="\n")
     try:
-        _BOX.encode(sys.stdout.encoding)
+        _BOX.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         box = box.translate(str.maketrans(_BOX, _ASCII_BOX))
     sys.stdout.write(f"{box}\n")

@@ -1,6 +1,7 @@
 """`longvlm sql`: reads the store and what is attached, says so where a query wants more, and leaves nothing behind."""
 
 import json
+import re
 import shlex
 import subprocess
 
@@ -156,8 +157,9 @@ def test_a_query_of_the_readme_can_be_pasted_as_printed(sql, query):
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_line_of_the_documents_runs_as_printed(sql, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sites.csv").write_text("uri,site\n/videos/a.mp4,north\n")  # what one attaches
     _, _, *words = shlex.split(line)
+    for name in re.findall(r"--attach \w+=(\S+)", line):
+        (tmp_path / name).write_text(f"uri,external_id,site\n{stores.uri_of('a')},x-a,north\n")
     del words[words.index("--store") : words.index("--store") + 2]
     said = sql(*words)
     assert said.exit_code == 0, said.stderr

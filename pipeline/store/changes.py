@@ -47,7 +47,8 @@ _STILL_THERE = "SELECT DISTINCT video_id FROM known SEMI JOIN listed USING (vide
 _MOVES = f"""
 CREATE TEMP TABLE moves AS
 WITH appeared AS (
-    SELECT *, row_number() OVER (PARTITION BY content ORDER BY uri) AS nth, count(*) OVER (PARTITION BY content) AS alike
+    SELECT *, row_number() OVER (PARTITION BY content ORDER BY uri) AS nth,
+        count(*) OVER (PARTITION BY content) AS alike
     FROM (
         SELECT video_id, uri, etag, content_of(size_bytes, etag, modified_at) AS content
         FROM listed ANTI JOIN known USING (video_id)
@@ -56,7 +57,8 @@ WITH appeared AS (
     )
 ),
 left_behind AS (
-    SELECT *, row_number() OVER (PARTITION BY content ORDER BY uri) AS nth, count(*) OVER (PARTITION BY content) AS alike
+    SELECT *, row_number() OVER (PARTITION BY content ORDER BY uri) AS nth,
+        count(*) OVER (PARTITION BY content) AS alike
     FROM (
         SELECT DISTINCT video_id, uri, content_of(size_bytes, etag, modified_at) AS content
         FROM live_videos SEMI JOIN gone USING (video_id)

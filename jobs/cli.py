@@ -14,9 +14,12 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from longvlm.jobs.answer.command import answer
+from longvlm.jobs.cluster.activity import make_room
 from longvlm.jobs.cluster.logs import start_driver
 from longvlm.jobs.cluster.trouble import trouble
+from longvlm.jobs.commands import Command, first_paragraph
 from longvlm.jobs.compare.command import compare
+from longvlm.jobs.defaults import read_defaults
 from longvlm.jobs.evaluate.command import evaluate
 from longvlm.jobs.index.command import index
 from longvlm.jobs.interrupts import CTRL_C, SAID, is_interrupt, pressed_until_heard
@@ -28,6 +31,12 @@ from longvlm.jobs.query.export_command import export
 from longvlm.jobs.train.command import train
 from longvlm.schemas.errors import InputError
 
+COMMANDS = {  # in the order of `longvlm --help`
+    "Watch and ask": "demo index answer search",
+    "Look at what there is": "sql export status recipe",
+    "Train and measure": "train evaluate compare",
+    "Every night, and on clusters": "nightly maintain forget submit doctor",
+}
 WRONG_INPUT = 2  # exit code, beside STOPPED; 0 means that everything is accounted for
 
 
@@ -43,6 +52,7 @@ class OwnOutput:
     def write(self, text: str) -> int:
         """Write to the stream of the thread that asks."""
         is_main = threading.current_thread() is threading.main_thread()
+        make_room()
         return (self._stdout if is_main else sys.stderr).write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -59,6 +69,12 @@ class Cli(click.Group):
         """Run the command line."""
         with redirect_stdout(OwnOutput(sys.stdout)), pressed_until_heard():
             return super().main(*args, **options)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, those of a kind together, each with all of its first paragraph."""
+        for kind, names in COMMANDS.items():
+            with formatter.section(kind):
+                formatter.write_dl([(name, first_paragraph(self.commands[name])) for name in names.split()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -85,12 +101,19 @@ def _leave(said: str, code: int) -> NoReturn:
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="longvlm-index")
-def main() -> None:
-    """Watch every video of a bucket once; ask anything of what was kept, as often as you like."""
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Watch every video of a bucket once; ask anything of what was kept, as often as you like.
+
+    The store, model and Ray address may be given once: what is on the command line holds, else LONGVLM_STORE,
+    LONGVLM_MODEL and LONGVLM_RAY_ADDRESS, else store, model and ray_address in longvlm.toml of the working folder, else
+    in that of your configuration folder.
+    """
     start_driver()
+    context.default_map = read_defaults(main)
 
 
-@main.command()
+@main.command(cls=Command, examples=("longvlm demo", "longvlm demo --folder demo --seed 7"))
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),

@@ -4,6 +4,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from longvlm.jobs.cluster.activity import doing
+from longvlm.jobs.figures import counted
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.erase import Erased, erase, unknown_videos
@@ -56,6 +58,7 @@ def run_forget(store_uri: str, uris: list[str]) -> ForgetReport:
             f"the store never saw {min(unknown)}{more}; nothing was erased. Name videos as the column uri does."
         )
     run_id = new_run_id()
+    doing(f"erasing {counted(len(by_id), 'video')}")
     erased = erase(store, list(by_id), run_id)
     report = ForgetReport(run_id, erased, time.time() - started)
     close_run(store, "forget", report)

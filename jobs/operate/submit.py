@@ -1,10 +1,10 @@
 """Job submission to a Ray cluster: a command is submitted, its log followed, and its exit code given back."""
 
 import asyncio
+import logging
 import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +17,8 @@ import ray
 import requests
 from ray.job_submission import JobSubmissionClient
 
+from longvlm.jobs.cluster.activity import doing
+from longvlm.jobs.cluster.session import no_admittance
 from longvlm.schemas.errors import InputError
 
 _TRIES = 60  # to ask after a job, before the cluster counts as out of reach
@@ -83,7 +85,7 @@ class SubmittedJob:
         where = f"{self.job_id} --address {self.address}"
         return f"`ray job logs --follow {where}` follows it, `ray job stop {where}` ends it"
 
-    def follow(self, write: Callable[[str], object] = sys.stdout.write) -> tuple[int | None, str]:
+    def follow(self, write: Callable[[str], object]) -> tuple[int | None, str]:
         """Write the job's log until it ends; a connection that is lost meanwhile is made again.
 
         Returns:
@@ -130,15 +132,15 @@ def submit_job(order: JobSubmission) -> SubmittedJob:
         raise InputError(f"--address {order.address} is not a Ray dashboard; it looks like http://HEAD:8265.")
     if order.working_dir and not (Path(order.working_dir).is_dir() or "://" in order.working_dir):
         raise InputError(f"--working-dir {order.working_dir} is no folder; name one, or leave it out.")
+    doing(f"sending the job to {order.address}")
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)  # the client tells what it packs and uploads
     try:
         os.environ["RAY_API_SERVER_ADDRESS"] = order.address  # Ray prefers RAY_ADDRESS to the address that it is given
         client = JobSubmissionClient(order.address)
         job_id = client.submit_job(entrypoint=order.entrypoint, runtime_env=order.runtime_env())
     except ray.exceptions.AuthenticationError as error:
-        raise InputError(
-            f"the cluster at {order.address} refuses this token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
-            "cluster's own."
-        ) from error
+        raise no_admittance(order.address, str(error)) from error
     except (ConnectionError, requests.RequestException) as error:
         raise InputError(f"no Ray dashboard answers at {order.address}; check --address and the network.") from error
     except (RuntimeError, ValueError) as error:

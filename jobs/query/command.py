@@ -5,10 +5,18 @@ from dataclasses import asdict
 
 import click
 
+from longvlm.jobs.commands import Command
+from longvlm.jobs.figures import counted, spell_bytes
 from longvlm.jobs.options import AS_JSON, STORE, WHERE, say, tell_notes
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        'longvlm sql --store index "SELECT status, count(*) FROM videos GROUP BY status"',
+        'longvlm sql --store index --attach plan=shifts.csv "SELECT * FROM videos JOIN plan USING (external_id)"',
+    ),
+)
 @STORE
 @click.argument("query")
 @click.option(
@@ -37,7 +45,13 @@ def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> No
         print_rows(rows.to_pylist())
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        'longvlm search --store index "a forklift near people"',
+        'longvlm search --store index "an empty street" --where "duration_s > 60" --limit 3 --json',
+    ),
+)
 @STORE
 @click.argument("text")
 @WHERE
@@ -45,7 +59,7 @@ def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> No
 @AS_JSON
 def search(*, store: str, text: str, where: str | None, limit: int, as_json: bool) -> None:
     """Find the segments whose frames look most like TEXT says."""
-    from longvlm.jobs.query.status import find_segments
+    from longvlm.jobs.query.search import find_segments
     from longvlm.jobs.terminal import print_rows
 
     found = find_segments(store, text, limit=limit, where=where)
@@ -55,10 +69,16 @@ def search(*, store: str, text: str, where: str | None, limit: int, as_json: boo
         click.echo(json.dumps({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned}))
     else:
         print_rows([asdict(hit) for hit in found.rows])
-        say(f"scanned {found.num_scanned} segments, {found.bytes_scanned / 1e6:.1f} MB")
+        say(f"scanned {counted(found.num_scanned, 'segment')}, {spell_bytes(found.bytes_scanned)}")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm status --store index",
+        "longvlm status --store s3://bucket/index --runs 5",
+    ),
+)
 @STORE
 @click.option(
     "--runs",
@@ -94,13 +114,20 @@ def recipe() -> None:
     """List the recipes of a store, or choose the one that its views show."""
 
 
-@recipe.command("list")
+@recipe.command(
+    "list",
+    cls=Command,
+    examples=(
+        "longvlm recipe list --store index",
+        "longvlm recipe list --store s3://bucket/index --json",
+    ),
+)
 @STORE
 @AS_JSON
 def recipe_list(*, store: str, as_json: bool) -> None:
     """The recipes that a store holds tokens of."""
     from longvlm.jobs.query.status import list_recipes
-    from longvlm.jobs.terminal import print_status
+    from longvlm.jobs.terminal import print_recipes
     from longvlm.pipeline.store.ledger import Store
 
     recipes = list_recipes(Store.open(store))
@@ -108,10 +135,17 @@ def recipe_list(*, store: str, as_json: bool) -> None:
         for stored in recipes:
             click.echo(json.dumps(stored))
     else:
-        print_status({"recipes": recipes})
+        print_recipes(recipes)
 
 
-@recipe.command("promote")
+@recipe.command(
+    "promote",
+    cls=Command,
+    examples=(
+        "longvlm recipe promote --store index long",
+        "longvlm recipe promote --store s3://bucket/index long-keyframe",
+    ),
+)
 @STORE
 @click.argument("name")
 def recipe_promote(*, store: str, name: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.names import match_questions
 from longvlm.pipeline.store import access, catalog
 from longvlm.pipeline.store.ledger import Store
@@ -22,9 +23,11 @@ def run_sql(store_uri: str, query: str, attach: Iterable[str] = ()) -> pa.Table:
     Raises:
         InputError: there is no such store, a file cannot be attached, or the query cannot run.
     """
+    doing(f"reading the store {store_uri}")
     snapshot = Store.open(store_uri).pin()
     with catalog.connect(snapshot) as con:
         access.seal(con, snapshot, access.attach(con, attach))
+        doing("running the query")
         return catalog.query(con, query)
 
 

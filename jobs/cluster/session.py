@@ -93,11 +93,8 @@ def _join(address: str, named: str) -> None:
 
 def no_admittance(address: str, said: str) -> InputError:
     """That a cluster wants a token and got none, or another one than its own; Ray's own words tell which."""
-    got = (
-        "got none"
-        if re.search(r"missing|no authentication token|not found", said, re.IGNORECASE)
-        else "refuses this one"
-    )
+    is_missing = not _has_token() or re.search("missing|no authentication token", said, re.IGNORECASE)
+    got = "got none" if is_missing else "refuses this one"
     mode = re.search(r"RAY_AUTH_MODE is currently '(\w+)'", said)
     is_off = f" (RAY_AUTH_MODE is {mode[1]} here, so none is sent)" if mode else ""
     return InputError(
@@ -164,9 +161,14 @@ def _folder_for_ray() -> str:
 
 def _bring_token() -> None:
     """Give a local Ray a token of its own where HOME has none: Ray would write one there, and may not be able to."""
-    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    if not given and not os.access(os.path.expanduser("~/.ray/auth_token"), os.R_OK):  # noqa: PTH111 - never raises
+    if not _has_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token here."""
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(given) or os.access(os.path.expanduser("~/.ray/auth_token"), os.R_OK)  # noqa: PTH111 - never raises
 
 
 @contextmanager

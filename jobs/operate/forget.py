@@ -32,8 +32,8 @@ class ForgetReport:
         if not self.erased.files_under_way:
             return None
         return (
-            f"{self.erased.files_under_way} files of a run under way hold the videos too; they are hidden, and gone "
-            "when the same command is run again after it"
+            f"a run under way still holds some of the videos, in {counted(self.erased.files_under_way, 'file')}; they are "
+            "hidden, and gone when the same command is run again after it"
         )
 
     def as_json(self) -> dict[str, Any]:

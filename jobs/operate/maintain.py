@@ -61,8 +61,8 @@ class MaintainReport:
         if not (self.verified.problems or self.verified.damaged_files):
             return None
         return (
-            f"{len(self.verified.damaged_files)} files are damaged and {len(self.verified.problems)} things are wrong "
-            "with live videos; with --repair the next index run watches those videos again"
+            f"damaged files: {len(self.verified.damaged_files):,}, things wrong with live videos: "
+            f"{len(self.verified.problems):,}; with --repair the next index run watches those videos again"
         )
 
     def as_json(self) -> dict[str, Any]:

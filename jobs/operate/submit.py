@@ -23,6 +23,7 @@ from longvlm.schemas.errors import InputError
 
 _TRIES = 60  # to ask after a job, before the cluster counts as out of reach
 _RETRY_S = 5.0
+_RAYS_LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING) \S+\.py:\d+ -- |Running entrypoint for job \S+: ")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -70,6 +71,24 @@ def read_env(settings: tuple[str, ...]) -> dict[str, str]:
     return env
 
 
+class _OwnLines:
+    """The lines of a job's log that are its own; what Ray tells of its work is left out, but for errors."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write, self._begun = write, ""  # a line that has no end yet
+
+    def write(self, text: str) -> None:
+        """Take some of the log as it comes."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        if own := [line for line in lines if not _RAYS_LINE.match(line)]:
+            self._write("\n".join(own) + "\n")
+
+    def close(self) -> None:
+        """The log has ended."""
+        if self._begun and not _RAYS_LINE.match(self._begun):
+            self._write(self._begun)
+
+
 class SubmittedJob:
     """A submitted job. Make one with `submit_job`."""
 
@@ -94,11 +113,13 @@ class SubmittedJob:
         Raises:
             ConnectionError: the cluster was out of reach for minutes. The job may go on.
         """
+        own = _OwnLines(write)
         while True:
             with suppress(aiohttp.ClientError, RuntimeError, OSError):  # cut off; what is asked next says why
-                asyncio.run(self._tail(write))
+                asyncio.run(self._tail(own.write))
             info = self._info()
             if info.status.is_terminal():
+                own.close()
                 return info.driver_exit_code, f"{info.status.value}: {info.message or 'nothing is said of why'}"
             time.sleep(_RETRY_S)
 

@@ -21,7 +21,7 @@ def store(tmp_path):
 
 
 def sql(store, *args):
-    return CliRunner().invoke(main, ["sql", "--store", store, *args], catch_exceptions=False)
+    return CliRunner().invoke(main, ["sql", "--store", store, *args, "--quiet"], catch_exceptions=False)
 
 
 def test_files_are_joined_by_name(store, tmp_path):

@@ -83,7 +83,7 @@ def _print_stages(console: Console, stages: dict[str, dict[str, float]], wall_s:
         mark = "<- sets the pace" if name == slowest else ""
         share = f"{100 * busy_share(stage, wall_s):.0f} %"
         units = (f"{int(stage['workers']):,}", f"{int(stage['done']):,}")
-        busy.add_row(name, *units, share, spell_seconds(stage["cpu_s"]), mark)
+        busy.add_row(name, *units, share, spell_seconds(stage["cpu_s"]) if stage["cpu_s"] else "", mark)
     console.print(busy)
 
 

@@ -64,7 +64,8 @@ class _Activity:
         what, since_s = self._step
         took = spell_elapsed(time.monotonic() - since_s)
         with suppress(OSError, ValueError):  # a stream without a size
-            what = what[: max(os.get_terminal_size(self._stream.fileno()).columns - len(took) - 5, 8)]
+            if columns := os.get_terminal_size(self._stream.fileno()).columns:
+                what = what[: max(columns - len(took) - 5, 8)]
         self._write(f"{_ERASE}{what} ... {took}\r")  # what others write begins at the left, and on top of it
 
     def _write(self, text: str) -> None:

@@ -31,8 +31,9 @@ class ForgetReport:
         """Why not everything is erased yet."""
         if not self.erased.files_under_way:
             return None
+        held = counted(self.erased.files_under_way, "file")
         return (
-            f"a run under way still holds some of the videos, in {counted(self.erased.files_under_way, 'file')}; they are "
+            f"a run under way still holds some of the videos, in {held}; they are "
             "hidden, and gone when the same command is run again after it"
         )
 

@@ -6,15 +6,12 @@ Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
 import sys
-import threading
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import click
 
 from longvlm.jobs.answer.command import answer
-from longvlm.jobs.cluster.activity import make_room
 from longvlm.jobs.cluster.logs import start_driver
 from longvlm.jobs.cluster.trouble import trouble
 from longvlm.jobs.commands import Command, first_paragraph
@@ -22,14 +19,15 @@ from longvlm.jobs.compare.command import compare
 from longvlm.jobs.defaults import read_defaults
 from longvlm.jobs.evaluate.command import evaluate
 from longvlm.jobs.index.command import index
-from longvlm.jobs.interrupts import CTRL_C, SAID, is_interrupt, pressed_until_heard
+from longvlm.jobs.interrupts import is_interrupt, leave, pressed_until_heard
 from longvlm.jobs.operate.command import doctor, nightly, submit
 from longvlm.jobs.operate.upkeep_command import forget, maintain
-from longvlm.jobs.options import STOPPED, StoppedError, say
+from longvlm.jobs.options import STOPPED, StoppedError, refuse_repeated, say
+from longvlm.jobs.own_output import LostOutputError, own_output
 from longvlm.jobs.query.command import recipe, search, sql, status
 from longvlm.jobs.query.export_command import export
 from longvlm.jobs.train.command import train
-from longvlm.schemas.errors import InputError
+from longvlm.schemas.errors import InputError, QueryError
 
 COMMANDS = {  # in the order of `longvlm --help`
     "Watch and ask": "demo index answer search",
@@ -40,25 +38,6 @@ COMMANDS = {  # in the order of `longvlm --help`
 WRONG_INPUT = 2  # exit code, beside STOPPED; 0 means that everything is accounted for
 
 
-class OwnOutput:
-    """Standard output for the main thread alone; what other threads print goes to standard error.
-
-    Ray tells of dead workers from a thread of its own, on standard output, where a machine expects JSON.
-    """
-
-    def __init__(self, stdout: TextIO) -> None:
-        self._stdout = stdout
-
-    def write(self, text: str) -> int:
-        """Write to the stream of the thread that asks."""
-        is_main = threading.current_thread() is threading.main_thread()
-        make_room()
-        return (self._stdout if is_main else sys.stderr).write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stdout, name)
-
-
 class Cli(click.Group):
     """Turns what ends a command early into one sentence on stderr and an exit code.
 
@@ -67,7 +46,7 @@ class Cli(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line."""
-        with redirect_stdout(OwnOutput(sys.stdout)), pressed_until_heard():
+        with own_output(), pressed_until_heard():
             return super().main(*args, **options)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -76,26 +55,34 @@ class Cli(click.Group):
             with formatter.section(kind):
                 formatter.write_dl([(name, first_paragraph(self.commands[name])) for name in names.split()])
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command that the arguments name, once they hold nothing twice that it takes once."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            refuse_repeated(ctx, command, rest)
+        return name, command, rest
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except InputError as error:
-            _leave(str(error), WRONG_INPUT)
+            # DuckDB's own words for a query have lines, and below one of it a mark at the place
+            _leave(str(error), WRONG_INPUT, keep="\n\t" if isinstance(error, QueryError) else "")
         except StoppedError as reason:
             _leave(str(reason), STOPPED)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, LostOutputError):
             raise
         except (Exception, KeyboardInterrupt) as error:
             if is_interrupt(error):
-                _leave(SAID, CTRL_C)
+                leave()
             if said := trouble(error):
                 _leave(f"{said} What was finished is kept.", STOPPED)
             raise
 
 
-def _leave(said: str, code: int) -> NoReturn:
-    say(f"longvlm: {said}", err=True)
+def _leave(said: str, code: int, keep: str = "") -> NoReturn:
+    say(f"longvlm: {said}", err=True, keep=keep)
     sys.exit(code)
 
 

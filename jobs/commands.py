@@ -10,12 +10,12 @@ from longvlm.jobs.cluster import activity
 
 WHAT, VIDEOS, MODEL, CLUSTER, OUTPUT = "What", "Which videos", "Model and memory", "Cluster", "Output"
 GROUPS: dict[str, str] = {  # group -> its options, of one command alone or of all; all others say what is to be done
-    WHAT: "",
+    WHAT: "sql.file",
     VIDEOS: "where limit include exclude retry_failed restale prune allow_mass_delete sample seed videos uris file",
     MODEL: "model recipe decode budget budgets tokens_per_segment focus template precision max_new_tokens temperature "
     "top_p kv_gb answer.seed",
     CLUSTER: "ray_address workers max_hours max_failed gpu_price cpu_price address working_dir pip env no_wait",
-    OUTPUT: "as_json csv markdown line quiet dry_run evidence report out yes search.limit",
+    OUTPUT: "as_json form quiet dry_run evidence report out yes search.limit",
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 
@@ -44,7 +44,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and show what it does where a person looks."""
         is_quiet = ctx.params.pop("quiet")
-        for_machines = ctx.params.get("as_json") or os.environ.get("LONGVLM_LOG")
+        for_machines = ctx.params.get("as_json") or ctx.params.get("form") or os.environ.get("LONGVLM_LOG")
         with activity.shown(show=not (is_quiet or for_machines)):
             activity.doing("loading libraries")
             return super().invoke(ctx)

@@ -1,9 +1,13 @@
-"""What the commands of the command line share: options, hints and how a command ends that was stopped."""
+"""What the commands of the command line share: options, what they print, and how a command ends that was stopped."""
+
+import sys
+from typing import Any
 
 import click
 
 from longvlm.jobs.cluster.activity import make_room
 from longvlm.pipeline.visible import visible
+from longvlm.schemas.errors import InputError
 
 STOPPED = 1  # exit code: a job ended early
 
@@ -50,16 +54,57 @@ class StoppedError(Exception):
     """A job that did not end well, in a sentence: exit code 1, after what was finished was kept and printed."""
 
 
+def refuse_repeated(above: click.Context, command: click.Command, args: list[str]) -> None:
+    """Raise InputError for an option that holds one value and stands twice: click would keep the last, unsaid.
+
+    Args:
+        above: the context of the group that the command is of.
+        command: any; a group too.
+        args: the command's own, before they are parsed. What else is wrong with them is for that to say.
+    """
+    settings = {**command.context_settings, "ignore_unknown_options": True}
+    context = command.context_class(command, parent=above, **settings)
+    if isinstance(command, click.Group):
+        if args and args[0] in command.commands:
+            refuse_repeated(context, command.commands[args[0]], args[1:])
+        return
+    try:
+        _, _, found = command.make_parser(context).parse_args(list(args))
+    except click.UsageError:
+        return
+    given = [option for option in found if isinstance(option, click.Option) and not option.multiple]
+    first: dict[str | None, click.Option] = {}  # by what they set, which options that exclude each other share
+    for option in given:
+        before = first.setdefault(option.name, option)
+        if before is not option:
+            raise InputError(f"{before.opts[-1]} and {option.opts[-1]} exclude each other; leave one of them out.")
+        if given.count(option) > 1 and not option.is_flag:
+            raise InputError(f"{option.opts[-1]} is given more than once, and holds one value; leave one of them out.")
+
+
 def stop_if(reason: str | None) -> None:
     """Raise StoppedError where there is a reason why a job that can be gone on with was stopped."""
     if reason:
         raise StoppedError(f"stopped ({reason}); what was finished is kept, the same command goes on from there.")
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print a line for a person, on stdout or stderr, with whatever a terminal would obey written out."""
+def say(text: str, *, err: bool = False, keep: str = "") -> None:
+    """Print a line for a person, on stdout or stderr, with whatever a terminal would obey written out, but `keep`."""
     make_room()
-    click.echo(visible(text), err=err)
+    # click by itself would go around a stream of ASCII, and ours, which says what that lacks in other words
+    click.echo(visible(text, keep), file=sys.stderr if err else sys.stdout, err=err)
+
+
+def tell(row: dict[str, Any], kind: str | None = None) -> None:
+    """Print an object for machines, in one line of JSON.
+
+    Args:
+        row: its values as Python has them.
+        kind: what it is, where a command prints several kinds.
+    """
+    from longvlm.pipeline.jsontext import machine_line
+
+    click.echo(machine_line(row if kind is None else {"kind": kind, **row}), file=sys.stdout)
 
 
 def pass_on(text: str) -> None:

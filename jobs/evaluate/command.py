@@ -1,6 +1,5 @@
 """The command `evaluate`: scores of a model's answers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import click
 
 from longvlm.jobs.cluster.activity import is_shown
 from longvlm.jobs.commands import Command
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE_VARIABLE, stop_if, tell_notes, without_secrets
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE_VARIABLE, stop_if, tell, tell_notes, without_secrets
 from longvlm.schemas.errors import InputError
 
 TINYWORLD = "tinyworld"
@@ -79,7 +78,7 @@ def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_js
         found = run_evaluate(order)
     saved = save_report(found, report) if report is not None else None
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        tell(found.as_json())
     else:
         print_evaluation(found, saved)
     tell_notes(found.notes)

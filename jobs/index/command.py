@@ -1,13 +1,12 @@
 """Commands that change what is indexed: index."""
 
-import json
 from typing import Any
 
 import click
 
 from longvlm.jobs.cluster.activity import is_shown
 from longvlm.jobs.commands import Command
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell_notes
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell, tell_notes
 from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
 
 
@@ -90,7 +89,7 @@ def _forecast(order: Any, asked: dict[str, Any], *, as_json: bool) -> None:
 
     found = forecast(ForecastOrder(order, **asked))
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        tell(found.as_json())
     else:
         print_forecast(found)
     stop_if(found.stopped)
@@ -106,7 +105,7 @@ def _index(order: Any, *, as_json: bool) -> None:
     counts = report.as_json()
     mostly_failed = counts["mostly_failed"]
     if as_json:
-        click.echo(json.dumps(counts))
+        tell(counts)
     else:
         shown = counts | {"left_out": None, "mostly_failed": None}  # in sentences of their own
         print_report(f"run {shown.pop('run_id')}", shown, report.stages, report.wall_s)

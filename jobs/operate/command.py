@@ -1,6 +1,5 @@
 """The commands `nightly`, `submit` and `doctor`."""
 
-import json
 from typing import Any
 
 import click
@@ -9,7 +8,7 @@ from click.core import ParameterSource
 from longvlm.jobs.cluster.activity import doing, is_shown
 from longvlm.jobs.commands import Command
 from longvlm.jobs.figures import counted
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, pass_on, say, stop_if, tell_notes
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, pass_on, say, stop_if, tell, tell_notes
 
 
 @click.command(
@@ -54,10 +53,13 @@ def nightly(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], 
     try:
         report = run_nightly(NightlyOrder(index, **own))
     except LeaseHeldError as held:
-        say(json.dumps({"skipped": str(held)}) if as_json else f"longvlm: nothing to do here: {held}.")
+        if as_json:
+            tell({"skipped": str(held)})
+        else:
+            say(f"longvlm: nothing to do here: {held}.")
         return
     if as_json:
-        click.echo(json.dumps(report.as_json()))
+        tell(report.as_json())
     else:
         _print_night(report)
     tell_notes(report.notes)
@@ -120,7 +122,9 @@ def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **op
     context = click.get_current_context()
     root = context.find_root()  # the command line, which knows every job
     assert isinstance(root.command, click.Group)
-    asked = root.command.commands[job].make_context(job, list(args), parent=root)  # a slip of the pen is told now
+    _, command, rest = root.command.resolve_command(root, [job, *args])
+    assert command is not None
+    asked = command.make_context(job, rest, parent=root)  # a slip of the pen is told now
     args = (*_from_here(asked), *(() if is_shown() else ("--quiet",)), *args)
 
     from longvlm.jobs.operate.submit import JobSubmission, read_env, submit_job
@@ -175,7 +179,7 @@ def doctor(*, source: str, store: str, model: str | None, ray_address: str | Non
     findings = run_doctor(DoctorOrder(source, store, model), ray_address)
     if as_json:
         for finding in findings:
-            click.echo(json.dumps(vars(finding)))
+            tell(vars(finding))
     else:
         print_findings(findings)
     if not all(finding.ok for finding in findings):

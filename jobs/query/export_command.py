@@ -1,12 +1,10 @@
 """The command `export`, which copies a store's tables into one DuckDB file."""
 
-import json
-
 import click
 
 from longvlm.jobs.commands import Command
 from longvlm.jobs.figures import spell_bytes
-from longvlm.jobs.options import AS_JSON, STORE, say
+from longvlm.jobs.options import AS_JSON, STORE, say, tell
 
 
 @click.command(
@@ -31,7 +29,7 @@ def export(*, store: str, target: str, segments: bool, force: bool, as_json: boo
 
     report = export_store(store, target, segments=segments, force=force)
     if as_json:
-        click.echo(json.dumps(report.as_json()))
+        tell(report.as_json())
     else:
         print_rows([{"table": name, "rows": count} for name, count in report.rows.items()])
         say(f"{report.path}: {spell_bytes(report.size_bytes)}")

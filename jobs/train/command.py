@@ -1,13 +1,12 @@
 """The command `train`: conversations and stored tokens to a fine-tuned model."""
 
-import json
 from typing import Any
 
 import click
 
 from longvlm.jobs.cluster.activity import is_shown
 from longvlm.jobs.commands import Command
-from longvlm.jobs.options import AS_JSON, MODEL_VARIABLE, RAY, STORE, hint, say, stop_if, tell_notes
+from longvlm.jobs.options import AS_JSON, MODEL_VARIABLE, RAY, STORE, hint, say, stop_if, tell, tell_notes
 
 SHOWN_REFUSED = 5  # to a person; all are in refused.jsonl
 
@@ -52,7 +51,7 @@ def train(*, recipe: str, as_json: bool, **options: Any) -> None:
     report = run_train(TrainOrder(recipe=choose_train_recipe(recipe), show_progress=is_shown(), **options))
     counts = report.as_json()
     if as_json:
-        click.echo(json.dumps(counts))
+        tell(counts)
     else:
         stopped = counts.pop("stopped")
         print_report(f"run {counts.pop('run_id')}" + (" (stopped)" if stopped else ""), counts, {}, report.wall_s)

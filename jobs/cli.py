@@ -14,7 +14,7 @@ import click
 from longvlm.jobs.answer.command import answer
 from longvlm.jobs.cluster.logs import start_driver
 from longvlm.jobs.cluster.trouble import trouble
-from longvlm.jobs.commands import Command, first_paragraph
+from longvlm.jobs.commands import Command, first_paragraph, refuse_repeated
 from longvlm.jobs.compare.command import compare
 from longvlm.jobs.defaults import read_defaults
 from longvlm.jobs.evaluate.command import evaluate
@@ -22,7 +22,7 @@ from longvlm.jobs.index.command import index
 from longvlm.jobs.interrupts import is_interrupt, leave, pressed_until_heard
 from longvlm.jobs.operate.command import doctor, nightly, submit
 from longvlm.jobs.operate.upkeep_command import forget, maintain
-from longvlm.jobs.options import STOPPED, StoppedError, refuse_repeated, say
+from longvlm.jobs.options import STOPPED, StoppedError, say
 from longvlm.jobs.own_output import LostOutputError, own_output
 from longvlm.jobs.query.command import recipe, search, sql, status
 from longvlm.jobs.query.export_command import export

@@ -54,34 +54,6 @@ class StoppedError(Exception):
     """A job that did not end well, in a sentence: exit code 1, after what was finished was kept and printed."""
 
 
-def refuse_repeated(above: click.Context, command: click.Command, args: list[str]) -> None:
-    """Raise InputError for an option that holds one value and stands twice: click would keep the last, unsaid.
-
-    Args:
-        above: the context of the group that the command is of.
-        command: any; a group too.
-        args: the command's own, before they are parsed. What else is wrong with them is for that to say.
-    """
-    settings = {**command.context_settings, "ignore_unknown_options": True}
-    context = command.context_class(command, parent=above, **settings)
-    if isinstance(command, click.Group):
-        if args and args[0] in command.commands:
-            refuse_repeated(context, command.commands[args[0]], args[1:])
-        return
-    try:
-        _, _, found = command.make_parser(context).parse_args(list(args))
-    except click.UsageError:
-        return
-    given = [option for option in found if isinstance(option, click.Option) and not option.multiple]
-    first: dict[str | None, click.Option] = {}  # by what they set, which options that exclude each other share
-    for option in given:
-        before = first.setdefault(option.name, option)
-        if before is not option:
-            raise InputError(f"{before.opts[-1]} and {option.opts[-1]} exclude each other; leave one of them out.")
-        if given.count(option) > 1 and not option.is_flag:
-            raise InputError(f"{option.opts[-1]} is given more than once, and holds one value; leave one of them out.")
-
-
 def stop_if(reason: str | None) -> None:
     """Raise StoppedError where there is a reason why a job that can be gone on with was stopped."""
     if reason:

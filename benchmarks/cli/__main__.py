@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -97,7 +98,11 @@ def main() -> None:
         subprocess.run(demo, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
         words = commands(Path(folder))
         seen: dict[str, list[tuple[float, float]]] = {name: [] for name in words}
-        interleave({name: lambda name=name: seen[name].append(run_on_terminal(words[name])) for name in words}, rounds)
+
+        def run(name: str) -> None:
+            seen[name].append(run_on_terminal(words[name]))
+
+        interleave({name: partial(run, name) for name in words}, rounds)
     firsts = {name: median(first for first, _ in times[1:]) for name, times in seen.items()}
     status_s, sql_s = (median(end for _, end in seen[name][1:]) for name in ("status", "sql"))
     for name, first_s in firsts.items():

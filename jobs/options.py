@@ -7,7 +7,6 @@ import click
 
 from longvlm.jobs.cluster.activity import make_room
 from longvlm.pipeline.visible import visible
-from longvlm.schemas.errors import InputError
 
 STOPPED = 1  # exit code: a job ended early
 

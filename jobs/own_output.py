@@ -1,6 +1,7 @@
 """Standard output as commands have it: the main thread's own, and what happens where it takes no more."""
 
 import errno
+import io
 import os
 import sys
 import threading
@@ -30,6 +31,7 @@ class OwnOutput:
 
     def __init__(self, stdout: TextIO) -> None:
         self._stdout = stdout
+        self.buffer = _OwnBytes(self)
 
     def write(self, text: str) -> int:
         """Write to the stream of the thread that asks."""
@@ -53,9 +55,27 @@ class OwnOutput:
             raise LostOutputError(error) from error
 
     def __getattr__(self, name: str) -> Any:
-        if name == "buffer":  # by which click goes around a stream of ASCII
-            raise AttributeError(name)
         return getattr(self._stdout, name)
+
+
+class _OwnBytes(io.BufferedIOBase):
+    """What click writes bytes to, and text too where a stream is of ASCII: both go the way of all output."""
+
+    def __init__(self, own: OwnOutput) -> None:
+        self._own = own
+
+    def writable(self) -> bool:
+        """It is there for that."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write UTF-8."""
+        self._own.write(bytes(data).decode())
+        return len(data)
+
+    def flush(self) -> None:
+        """Hand on what waits."""
+        self._own.flush()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import click
 import pytest
 import stores
 
+from longvlm.jobs.options import say
 from longvlm.jobs.own_output import OwnOutput, own_output
 from longvlm.pipeline.store.ledger import Store
 
@@ -78,8 +79,10 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     with own_output():
         sys.stdout.write("日本 a\n")
-        click.echo("é \udce9")
-    assert raw.getvalue() == b"\\u65e5\\u672c a\n\\xe9 \\udce9\n"
+        click.echo("é")
+        click.echo("日".encode())  # as what completes a shell's words does
+        say("\udce9")
+    assert raw.getvalue() == b"\\u65e5\\u672c a\n\\xe9\n\\u65e5\n\\xe9\n"
 
 
 def test_what_other_threads_print_stays_out_of_what_machines_read(capsys):

@@ -14,19 +14,27 @@ import click
 from longvlm.jobs.answer.command import answer
 from longvlm.jobs.cluster.logs import start_driver
 from longvlm.jobs.cluster.trouble import trouble
+from longvlm.jobs.commands import Command, first_paragraph, refuse_repeated
 from longvlm.jobs.compare.command import compare
+from longvlm.jobs.defaults import read_defaults
 from longvlm.jobs.evaluate.command import evaluate
 from longvlm.jobs.index.command import index
 from longvlm.jobs.interrupts import is_interrupt, leave, pressed_until_heard
 from longvlm.jobs.operate.command import doctor, nightly, submit
 from longvlm.jobs.operate.upkeep_command import forget, maintain
-from longvlm.jobs.options import STOPPED, StoppedError, refuse_repeated, say
+from longvlm.jobs.options import STOPPED, StoppedError, say
 from longvlm.jobs.own_output import LostOutputError, own_output
 from longvlm.jobs.query.command import recipe, search, sql, status
 from longvlm.jobs.query.export_command import export
 from longvlm.jobs.train.command import train
 from longvlm.schemas.errors import InputError, QueryError
 
+COMMANDS = {  # in the order of `longvlm --help`
+    "Watch and ask": "demo index answer search",
+    "Look at what there is": "sql export status recipe",
+    "Train and measure": "train evaluate compare",
+    "Every night, and on clusters": "nightly maintain forget submit doctor",
+}
 WRONG_INPUT = 2  # exit code, beside STOPPED; 0 means that everything is accounted for
 
 
@@ -40,6 +48,12 @@ class Cli(click.Group):
         """Run the command line."""
         with own_output(), pressed_until_heard():
             return super().main(*args, **options)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, those of a kind together, each with all of its first paragraph."""
+        for kind, names in COMMANDS.items():
+            with formatter.section(kind):
+                formatter.write_dl([(name, first_paragraph(self.commands[name])) for name in names.split()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command that the arguments name, once they hold nothing twice that it takes once."""
@@ -74,12 +88,19 @@ def _leave(said: str, code: int, keep: str = "") -> NoReturn:
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="longvlm-index")
-def main() -> None:
-    """Watch every video of a bucket once; ask anything of what was kept, as often as you like."""
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Watch every video of a bucket once; ask anything of what was kept, as often as you like.
+
+    The store, model and Ray address may be given once: what is on the command line holds, else LONGVLM_STORE,
+    LONGVLM_MODEL and LONGVLM_RAY_ADDRESS, else store, model and ray_address in longvlm.toml of the working folder, else
+    in that of your configuration folder.
+    """
     start_driver()
+    context.default_map = read_defaults(main)
 
 
-@main.command()
+@main.command(cls=Command, examples=("longvlm demo", "longvlm demo --folder demo --seed 7"))
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from longvlm.jobs.cluster.activity import make_room
 from longvlm.pipeline.visible import visible
-from longvlm.schemas.errors import InputError
 
 STOPPED = 1  # exit code: a job ended early
 
@@ -19,16 +19,21 @@ def without_secrets(_context: click.Context, _parameter: click.Parameter, addres
     return address
 
 
+# environment variables that stand for options
+STORE_VARIABLE, MODEL_VARIABLE, RAY_VARIABLES = "LONGVLM_STORE", "LONGVLM_MODEL", ("LONGVLM_RAY_ADDRESS", "RAY_ADDRESS")
+
 STORE = click.option(
     "--store",
     required=True,
     metavar="S",
+    envvar=STORE_VARIABLE,
     callback=without_secrets,
     help="Folder or bucket prefix that holds the tables.",
 )
 MODEL = click.option(
     "--model",
     metavar="M",
+    envvar=MODEL_VARIABLE,
     help="Folder or hub id of a model, or tinyworld, which is small and knows only its own world; default: what the "
     "store remembers.",
 )
@@ -39,40 +44,13 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print for machin
 RAY = click.option(
     "--ray-address",
     metavar="A",
+    envvar=RAY_VARIABLES,
     help="A Ray cluster to run on; none: this process alone, without Ray; default: a local Ray for this run.",
 )
 
 
 class StoppedError(Exception):
     """A job that did not end well, in a sentence: exit code 1, after what was finished was kept and printed."""
-
-
-def refuse_repeated(above: click.Context, command: click.Command, args: list[str]) -> None:
-    """Raise InputError for an option that holds one value and stands twice: click would keep the last, unsaid.
-
-    Args:
-        above: the context of the group that the command is of.
-        command: any; a group too.
-        args: the command's own, before they are parsed. What else is wrong with them is for that to say.
-    """
-    settings = {**command.context_settings, "ignore_unknown_options": True}
-    context = command.context_class(command, parent=above, **settings)
-    if isinstance(command, click.Group):
-        if args and args[0] in command.commands:
-            refuse_repeated(context, command.commands[args[0]], args[1:])
-        return
-    try:
-        _, _, found = command.make_parser(context).parse_args(list(args))
-    except click.UsageError:
-        return
-    given = [option for option in found if isinstance(option, click.Option) and not option.multiple]
-    first: dict[str | None, click.Option] = {}  # by what they set, which options that exclude each other share
-    for option in given:
-        before = first.setdefault(option.name, option)
-        if before is not option:
-            raise InputError(f"{before.opts[-1]} and {option.opts[-1]} exclude each other; leave one of them out.")
-        if given.count(option) > 1 and not option.is_flag:
-            raise InputError(f"{option.opts[-1]} is given more than once, and holds one value; leave one of them out.")
 
 
 def stop_if(reason: str | None) -> None:
@@ -83,6 +61,7 @@ def stop_if(reason: str | None) -> None:
 
 def say(text: str, *, err: bool = False, keep: str = "") -> None:
     """Print a line for a person, on stdout or stderr, with whatever a terminal would obey written out, but `keep`."""
+    make_room()
     # click by itself would go around a stream of ASCII, and ours, which says what that lacks in other words
     click.echo(visible(text, keep), file=sys.stderr if err else sys.stdout, err=err)
 
@@ -99,13 +78,19 @@ def tell(row: dict[str, Any], kind: str | None = None) -> None:
     click.echo(machine_line(row if kind is None else {"kind": kind, **row}), file=sys.stdout)
 
 
+def pass_on(text: str) -> None:
+    """Print some of another process's log as it comes, with whatever a terminal would obey written out."""
+    make_room()
+    click.echo(visible(text, keep="\n"), nl=False)
+
+
 def tell_notes(notes: list[str]) -> None:
     """What a person should know of a run, on stderr."""
     for note in notes:
         say(f"longvlm: {note}", err=True)
 
 
-def hint(count: int, what: str) -> None:
-    """A line about what a person may want to do next, where there is anything to do it about."""
+def hint(count: int, what: str, todo: str) -> None:
+    """A line about what a person may want to do next, where there is anything to do it about: `gone: 3; do this.`."""
     if count:
-        say(f"{count} {what}.")
+        say(f"{what}: {count:,}; {todo}.")

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+from longvlm.jobs.cluster.activity import make_room
 from longvlm.jobs.options import STOPPED, say
 
 
@@ -34,6 +35,7 @@ class OwnOutput:
 
     def write(self, text: str) -> int:
         """Write to the stream of the thread that asks."""
+        make_room()
         if threading.current_thread() is not threading.main_thread():
             return sys.stderr.write(text)
         try:

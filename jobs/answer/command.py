@@ -4,6 +4,8 @@ from typing import Any
 
 import click
 
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
 from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, WHERE, hint, stop_if, tell, tell_notes
 from longvlm.schemas.errors import InputError
 
@@ -23,7 +25,13 @@ _ANSWER_FIELDS = (
 )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        'longvlm answer --store index --ask "Does anybody fall?" --type bool --evidence',
+        "longvlm answer --store index --questions questions.csv --json",
+    ),
+)
 @STORE
 @MODEL
 @click.option(
@@ -81,11 +89,12 @@ _ANSWER_FIELDS = (
 def answer(*, evidence: bool, as_json: bool, **options: Any) -> None:
     """Answer questions about the videos of a store from their tokens; no video is opened."""
     from longvlm.jobs.answer.run import AnswerOrder, run_answer
-    from longvlm.jobs.terminal import print_answers, print_estimate, print_report
+    from longvlm.jobs.answer.show import print_answers
+    from longvlm.jobs.terminal import print_estimate, print_report
     from longvlm.pipeline.answering.typed import typed_value
 
     questions = _questions(*(options.pop(name) for name in ("asked", "questions", "kind", "choices")))
-    report = run_answer(AnswerOrder(questions=questions, show_progress=not as_json, **options))
+    report = run_answer(AnswerOrder(questions=questions, show_progress=is_shown(), **options))
     counts = report.as_json()
     if as_json:
         names = _ANSWER_FIELDS + (("evidence",) if evidence else ())
@@ -97,16 +106,15 @@ def answer(*, evidence: bool, as_json: bool, **options: Any) -> None:
         print_estimate(counts)
     else:
         print_answers(report.rows(SHOWN_ANSWERS), evidence=evidence)
-        hint(
-            max(counts["asked"] - SHOWN_ANSWERS, 0), "answers are not shown; `longvlm sql` has them in the view answers"
-        )
+        hint(max(counts["asked"] - SHOWN_ANSWERS, 0), "answers not shown", "`longvlm sql` has them in the view answers")
         print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
     tell_notes(report.notes)
     if not as_json:
-        hint(report.asking.num_not_indexed, "questions are about videos that are not indexed; see `longvlm status`")
+        hint(report.asking.num_not_indexed, "questions about videos that are not indexed", "see `longvlm status`")
         hint(
             report.asking.num_without_recipe,
-            "videos are not indexed under this model's recipe; `longvlm index --restale` adds them",
+            "videos not indexed under this model's recipe",
+            "`longvlm index --restale` adds them",
         )
     stop_if(report.stopped)
 

@@ -5,12 +5,26 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, say, tell
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
+from longvlm.jobs.options import AS_JSON, MODEL_VARIABLE, say, tell
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm compare videos --model tinyworld --questions questions.csv",
+        "longvlm compare s3://bucket/videos --model path/to/llava --questions q.csv --sample 5 --budgets 512,128",
+    ),
+)
 @click.argument("source")
-@click.option("--model", required=True, metavar="M", help="Folder or hub id of a LLaVA or LongVLM, or tinyworld.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="M",
+    envvar=MODEL_VARIABLE,
+    help="Folder or hub id of a LLaVA or LongVLM, or tinyworld.",
+)
 @click.option(
     "--questions", required=True, metavar="FILE", help="As for answer; right answers, if any, in a column `answer`."
 )
@@ -40,7 +54,7 @@ def compare(*, source: str, budgets: tuple[str, ...], out: Path, as_json: bool, 
 
     named = read_budgets(",".join(budgets)) if budgets else None
     folder = plot_folder(out, "--out")
-    comparison = run_compare(CompareOrder(Source(source), budgets=named, show_progress=not as_json, **options))
+    comparison = run_compare(CompareOrder(Source(source), budgets=named, show_progress=is_shown(), **options))
     figures = comparison.figures()
     plot = save_plot(figures, folder)
     if as_json:

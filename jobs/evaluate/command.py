@@ -5,17 +5,26 @@ from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, stop_if, tell, tell_notes, without_secrets
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE_VARIABLE, stop_if, tell, tell_notes, without_secrets
 from longvlm.schemas.errors import InputError
 
 TINYWORLD = "tinyworld"
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm evaluate --benchmark tinyworld --seed 2",
+        "longvlm evaluate --store index --labels labels.csv --report report",
+    ),
+)
 @click.option(
     "--store",
     default="",
     metavar="S",
+    envvar=STORE_VARIABLE,
     callback=without_secrets,
     help="Folder or bucket prefix that holds the tables; default, for tinyworld alone: a temporary one.",
 )
@@ -54,7 +63,7 @@ def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_js
     from longvlm.jobs.terminal import plot_folder
 
     judge = JudgeOrder(*(options.pop(name) for name in ("judge_url", "judge_model", "judge_key_env")))
-    order = EvaluateOrder(judge=judge, show_progress=not as_json, **options)
+    order = EvaluateOrder(judge=judge, show_progress=is_shown(), **options)
     if order.benchmark != TINYWORLD and (seed is not None or videos is not None):
         raise InputError("--seed and --videos are of --benchmark tinyworld; other benchmarks have files.")
     if order.benchmark != TINYWORLD and not order.store:

@@ -2,10 +2,18 @@
 
 import click
 
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
 from longvlm.jobs.options import AS_JSON, STORE, StoppedError, say, tell, tell_notes
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm maintain --store index",
+        "longvlm maintain --store s3://bucket/index --verify",
+    ),
+)
 @STORE
 @click.option(
     "--retention-hours",
@@ -24,7 +32,7 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
     from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
     from longvlm.jobs.terminal import print_report
 
-    order = MaintainOrder(store, retention_hours, verify=verify, repair=repair, show_progress=not as_json)
+    order = MaintainOrder(store, retention_hours, verify=verify, repair=repair, show_progress=is_shown())
     report = run_maintain(order)
     counts = report.as_json()
     if report.verified is not None:
@@ -49,7 +57,13 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
         raise StoppedError(f"{report.stopped}.")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm forget --store index --uri s3://bucket/videos/one.mp4",
+        "longvlm forget --store index --file uris.txt",
+    ),
+)
 @STORE
 @click.option("--uri", "uris", multiple=True, metavar="U", help="A video, as the column uri names it; may be repeated.")
 @click.option("--file", metavar="F", help="Many: a uri a line, or a CSV, JSON or parquet file with a column uri.")

@@ -4,10 +4,12 @@ from dataclasses import asdict
 
 import click
 
+from longvlm.jobs.commands import Command
+from longvlm.jobs.figures import counted, spell_bytes
 from longvlm.jobs.options import AS_JSON, STORE, WHERE, say, tell, tell_notes
 
 
-class _SqlCommand(click.Command):
+class _SqlCommand(Command):
     """The command `sql`, whose statements may begin with a comment: two dashes and a space, or another line below."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -16,7 +18,13 @@ class _SqlCommand(click.Command):
         return super().parse_args(ctx, [f" {arg}" if yes else arg for arg, yes in zip(args, is_sql, strict=True)])
 
 
-@click.command(cls=_SqlCommand)
+@click.command(
+    cls=_SqlCommand,
+    examples=(
+        'longvlm sql --store index "SELECT status, count(*) FROM videos GROUP BY status"',
+        'longvlm sql --store index --attach plan=shifts.csv "SELECT * FROM videos JOIN plan USING (external_id)"',
+    ),
+)
 @STORE
 @click.argument("query", required=False)
 @click.option("-f", "--file", metavar="FILE", help="Read the statements from FILE, instead of from QUERY.")
@@ -46,7 +54,13 @@ def sql(*, store: str, query: str | None, file: str | None, attach: tuple[str, .
         print_results(con, script, form or "box")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        'longvlm search --store index "a forklift near people"',
+        'longvlm search --store index "an empty street" --where "duration_s > 60" --limit 3 --json',
+    ),
+)
 @STORE
 @click.argument("text")
 @WHERE
@@ -54,7 +68,7 @@ def sql(*, store: str, query: str | None, file: str | None, attach: tuple[str, .
 @AS_JSON
 def search(*, store: str, text: str, where: str | None, limit: int, as_json: bool) -> None:
     """Find the segments whose frames look most like TEXT says."""
-    from longvlm.jobs.query.status import find_segments
+    from longvlm.jobs.query.search import find_segments
     from longvlm.jobs.terminal import print_rows
 
     found = find_segments(store, text, limit=limit, where=where)
@@ -64,10 +78,16 @@ def search(*, store: str, text: str, where: str | None, limit: int, as_json: boo
         tell({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned}, "summary")
     else:
         print_rows([asdict(hit) for hit in found.rows])
-        say(f"scanned {found.num_scanned} segments, {found.bytes_scanned / 1e6:.1f} MB")
+        say(f"scanned {counted(found.num_scanned, 'segment')}, {spell_bytes(found.bytes_scanned)}")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm status --store index",
+        "longvlm status --store s3://bucket/index --runs 5",
+    ),
+)
 @STORE
 @click.option(
     "--runs",
@@ -103,13 +123,20 @@ def recipe() -> None:
     """List the recipes of a store, or choose the one that its views show."""
 
 
-@recipe.command("list")
+@recipe.command(
+    "list",
+    cls=Command,
+    examples=(
+        "longvlm recipe list --store index",
+        "longvlm recipe list --store s3://bucket/index --json",
+    ),
+)
 @STORE
 @AS_JSON
 def recipe_list(*, store: str, as_json: bool) -> None:
     """The recipes that a store holds tokens of."""
     from longvlm.jobs.query.status import list_recipes
-    from longvlm.jobs.terminal import print_status
+    from longvlm.jobs.terminal import print_recipes
     from longvlm.pipeline.store.ledger import Store
 
     recipes = list_recipes(Store.open(store))
@@ -117,10 +144,17 @@ def recipe_list(*, store: str, as_json: bool) -> None:
         for stored in recipes:
             tell(stored)
     else:
-        print_status({"recipes": recipes})
+        print_recipes(recipes)
 
 
-@recipe.command("promote")
+@recipe.command(
+    "promote",
+    cls=Command,
+    examples=(
+        "longvlm recipe promote --store index long",
+        "longvlm recipe promote --store s3://bucket/index long-keyframe",
+    ),
+)
 @STORE
 @click.argument("name")
 def recipe_promote(*, store: str, name: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import duckdb
 import pyarrow as pa
 
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.names import match_questions
 from longvlm.jobs.options import say
 from longvlm.pipeline.store import access, catalog
@@ -35,9 +36,11 @@ def run_sql(store_uri: str, query: str, attach: Iterable[str] = ()) -> pa.Table:
 @contextmanager
 def sealed_store(store_uri: str, attach: Iterable[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to the views of a store as it is now, which reads that and what is attached; as `run_sql`."""
+    doing(f"reading the store {store_uri}")
     snapshot = Store.open(store_uri).pin()
     with catalog.connect(snapshot) as con:
         access.seal(con, snapshot, access.attach(con, attach))
+        doing("running the query")
         yield con
 
 

@@ -168,7 +168,7 @@ def test_a_run_that_mostly_failed_says_so_last_and_what_was_left_out(tmp_path, c
 def test_wrong_input_is_one_sentence_and_exit_code_2(store, tmp_path, monkeypatch, command, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.csv").write_text("query\nWhat?\n")
-    shown = run(*[str(store) if word == "STORE" else word for word in command])
+    shown = run(*[str(store) if word == "STORE" else word for word in command], "--quiet")
     assert shown.exit_code == 2
     assert says in shown.stderr
     assert len(shown.stderr.strip().splitlines()) == 1

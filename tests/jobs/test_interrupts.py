@@ -17,7 +17,7 @@ class Press:
         if name == {module!r}:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Press())
-sys.argv = ["longvlm", "sql", "--store", {store!r}, "FROM videos"]
+sys.argv = ["longvlm", "sql", "--store", {store!r}, "FROM videos", "--quiet"]
 from longvlm.__main__ import main
 main()
 """
@@ -39,7 +39,7 @@ def print_results(*args):  # pressed when the query is at work
     threading.Timer(1.0, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     return run(*args)
 room.print_results = print_results
-cli.main(["sql", "--store", {indexed!r}, {query!r}])
+cli.main(["sql", "--store", {indexed!r}, {query!r}, "--quiet"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (CTRL_C, "", "longvlm: interrupted.\n")
@@ -53,7 +53,7 @@ import longvlm.jobs.query.results as room
 def print_results(*_):
     exec("import signal; signal.raise_signal(signal.SIGINT)")  # as dataclasses do
 room.print_results = print_results
-cli.main(["sql", "--store", {indexed!r}, "FROM videos"])
+cli.main(["sql", "--store", {indexed!r}, "FROM videos", "--quiet"])
 """
     (tmp_path / "pressed.py").write_text(code)
     command = [sys.executable, "-m", "pressed"]
@@ -73,7 +73,7 @@ def print_results(*_):
     del thing
     time.sleep(60)
 room.print_results = print_results
-cli.main(["sql", "--store", {indexed!r}, "FROM videos"])
+cli.main(["sql", "--store", {indexed!r}, "FROM videos", "--quiet"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
     assert (done.returncode, done.stderr) == (CTRL_C, "longvlm: interrupted.\n")

@@ -101,9 +101,10 @@ def test_a_pipe_that_closes_and_a_terminal_of_ascii(tmp_path):
     made.register_recipe(stores.LONG, "some/model")
     stores.index(made, ["日本語"])
     script = f"""
-        "{sys.executable}" -m longvlm sql --store store "SELECT * FROM range(1000000)" --csv | head -1
+        "{sys.executable}" -m longvlm sql --quiet --store store "SELECT * FROM range(1000000)" --csv | head -1
         echo "${{PIPESTATUS[@]}}"
-        PYTHONIOENCODING=ascii "{sys.executable}" -m longvlm sql --store store "SELECT right(uri, 7) AS uri FROM videos"
+        export PYTHONIOENCODING=ascii
+        "{sys.executable}" -m longvlm sql --quiet --store store "SELECT right(uri, 7) AS x FROM videos"
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, check=False, timeout=120)

@@ -234,7 +234,7 @@ def test_wrong_options_end_with_one_sentence_and_exit_code_2(source, llavas, que
         (("--sample", 0), "use --sample 1 or more"),
         (("--out", tmp_path / "file"), "use another --out"),
     ):
-        shown = compare(*usual, "--out", tmp_path, *more)
+        shown = compare(*usual, "--out", tmp_path, *more, "--quiet")
         assert shown.exit_code == 2
         assert says in shown.stderr
         assert (len(shown.stderr.splitlines()), shown.stdout) == (1, "")

@@ -47,7 +47,7 @@ def test_damage_is_told_by_video_and_repaired_by_the_next_run(store, clips):
     assert counts["damaged_files"] == 1
     assert len(found) == 1 + counts["problems"] > 1
     assert [row["kind"] for row in [*found, counts]] == ["file", *["video"] * counts["problems"], "summary"]
-    assert "1 files are damaged" in done.stderr
+    assert "damaged files: 1, things wrong with live videos: " in done.stderr
     spoken = longvlm("maintain", "--store", store, "--verify")
     assert f"damaged: {shard}" in spoken.stdout
     repaired = longvlm("maintain", "--store", store, "--repair", "--json")

@@ -36,7 +36,7 @@ def sql(folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*args, **options):
-        return CliRunner().invoke(main, ["sql", "--store", str(folder / "store"), *args], **options)
+        return CliRunner().invoke(main, ["sql", "--store", str(folder / "store"), "--quiet", *args], **options)
 
     return run
 

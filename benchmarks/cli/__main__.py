@@ -4,8 +4,8 @@
 
 Every command runs over a store of one small video, in turn with the others, each on a terminal of its own (a
 pseudo-terminal), from the start of its process to the first character that can be seen; then it is ended. `status` and
-`sql "SELECT 1"` run to their end. All figures are medians of the rounds, after one that is not counted. The last line is
-one JSON object.
+`sql "SELECT 1"` run to their end. All figures are medians of the rounds, after one that is not counted. The last line
+is one JSON object.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python -m benchmarks.cli [--rounds 5]
 
-Every command runs over the store of a demo, in turn with the others, on a terminal of its own (a pseudo-terminal), from
-the start of its process to the first character that can be seen; then it is ended. `status` and `sql "SELECT 1"` run to
-their end. All figures are medians of the rounds, after one that is not counted. The last line is one JSON object.
+Every command runs over a store of one small video, in turn with the others, each on a terminal of its own (a
+pseudo-terminal), from the start of its process to the first character that can be seen; then it is ended. `status` and
+`sql "SELECT 1"` run to their end. All figures are medians of the rounds, after one that is not counted. The last line
+is one JSON object.
 """
 
 import argparse
@@ -23,6 +24,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import interleave
+from longvlm.jobs.index.order import IndexOrder
+from longvlm.jobs.index.run import run_index
+from longvlm.pipeline.source.corpus import Source
+from longvlm.tinyworld.world import make_world
 
 _INVISIBLE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\s")  # what moves the cursor, and blanks
 
@@ -62,7 +67,7 @@ def _read(terminal: int) -> Iterator[bytes]:
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """Every command that can run here, over the videos and the store of a demo."""
+    """Every command that can run here, over a folder of videos and its store."""
     videos, store, questions = str(folder / "videos"), str(folder / "store"), str(folder / "questions.csv")
     Path(questions).write_text("question\nWhat does the camera do?\n")
     at = ["--store", store]
@@ -89,13 +94,14 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Make a demo's store, run all commands in turn, print a table and one JSON object."""
+    """Make a store, run all commands in turn, print a table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="longvlm-cli-") as folder:
-        demo = [sys.executable, "-m", "longvlm", "demo", "--folder", folder, "--seed", "1000"]
-        subprocess.run(demo, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+        videos = Path(folder, "videos")
+        make_world(videos, seed=1000, num_videos=1)
+        run_index(IndexOrder(Source(str(videos)), f"{folder}/store", model="tinyworld", ray_address="none"))
         words = commands(Path(folder))
         seen: dict[str, list[tuple[float, float]]] = {name: [] for name in words}
 

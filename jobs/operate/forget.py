@@ -8,7 +8,7 @@ from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.figures import counted
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.upkeep.erase import Erased, erase, unknown_videos
+from longvlm.pipeline.store.upkeep.erase import Erased, Foreseen, erase, foresee, unknown_videos
 from longvlm.pipeline.table_files import Column, is_table, read_batches
 from longvlm.pipeline.text_files import UserFile, read_lines
 from longvlm.pipeline.uris import canonical_uri, locate
@@ -42,13 +42,24 @@ class ForgetReport:
         return {**asdict(self.erased), "wall_s": round(self.wall_s, 3), "stopped": self.stopped, "run_id": self.run_id}
 
 
-def run_forget(store_uri: str, uris: list[str]) -> ForgetReport:
-    """Forget videos by their URIs. Nothing is erased where one of them is unknown.
+@dataclass(frozen=True)
+class ForgetOrder:
+    """Videos that are to be forgotten: of one store, and all known to it. Make one with `find_videos`."""
+
+    store: Store
+    video_ids: list[str]
+
+    def foresee(self) -> Foreseen:
+        """What would be erased."""
+        return foresee(self.store, self.video_ids)
+
+
+def find_videos(store_uri: str, uris: list[str]) -> ForgetOrder:
+    """Find videos by their URIs.
 
     Raises:
         InputError: no uri is given, or one that the store never saw.
     """
-    started = time.time()
     if not uris:
         raise InputError("there is no video to forget; name some with --uri U or --file F.")
     store = Store.open(store_uri)
@@ -58,11 +69,17 @@ def run_forget(store_uri: str, uris: list[str]) -> ForgetReport:
         raise InputError(
             f"the store never saw {min(unknown)}{more}; nothing was erased. Name videos as the column uri does."
         )
+    return ForgetOrder(store, list(by_id))
+
+
+def run_forget(order: ForgetOrder) -> ForgetReport:
+    """Forget videos."""
+    started = time.time()
     run_id = new_run_id()
-    doing(f"erasing {counted(len(by_id), 'video')}")
-    erased = erase(store, list(by_id), run_id)
+    doing(f"erasing {counted(len(order.video_ids), 'video')}")
+    erased = erase(order.store, order.video_ids, run_id)
     report = ForgetReport(run_id, erased, time.time() - started)
-    close_run(store, "forget", report)
+    close_run(order.store, "forget", report)
     return report
 
 

@@ -1,10 +1,19 @@
 """The commands `maintain` and `forget`, which look after a store."""
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
 from longvlm.jobs.cluster.activity import is_shown
 from longvlm.jobs.commands import Command
 from longvlm.jobs.options import AS_JSON, STORE, StoppedError, say, tell, tell_notes
+from longvlm.schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from longvlm.jobs.operate.forget import ForgetOrder
+
+_MOST_SHOWN = 10  # names of videos, before somebody is asked whether they are to be erased
 
 
 @click.command(
@@ -61,19 +70,31 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
     cls=Command,
     examples=(
         "longvlm forget --store index --uri s3://bucket/videos/one.mp4",
-        "longvlm forget --store index --file uris.txt",
+        "longvlm forget --store index --file uris.txt --yes",
     ),
 )
 @STORE
 @click.option("--uri", "uris", multiple=True, metavar="U", help="A video, as the column uri names it; may be repeated.")
 @click.option("--file", metavar="F", help="Many: a uri a line, or a CSV, JSON or parquet file with a column uri.")
+@click.option("--yes", is_flag=True, help="Erase without asking.")
+@click.option("--dry-run", is_flag=True, help="Show what would be erased, and erase nothing.")
 @AS_JSON
-def forget(*, store: str, uris: tuple[str, ...], file: str | None, as_json: bool) -> None:
-    """Erase videos from every table and every old version, and keep them out while their files remain."""
-    from longvlm.jobs.operate.forget import read_uris, run_forget
+def forget(*, store: str, uris: tuple[str, ...], file: str | None, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Erase videos from every table and every old version, and keep them out while their files remain.
+
+    What would be erased is shown first, and nothing is erased before somebody says yes.
+    """
+    from longvlm.jobs.operate.forget import find_videos, read_uris, run_forget
     from longvlm.jobs.terminal import print_report
 
-    report = run_forget(store, [*uris, *(read_uris(file) if file else [])])
+    order = find_videos(store, [*uris, *(read_uris(file) if file else [])])
+    if dry_run or not yes:
+        _show(order, as_json=as_json and dry_run)
+    if dry_run:
+        return
+    if not yes and not _agreed():
+        raise StoppedError("nothing was erased.")
+    report = run_forget(order)
     counts = report.as_json()
     if as_json:
         tell(counts)
@@ -84,3 +105,27 @@ def forget(*, store: str, uris: tuple[str, ...], file: str | None, as_json: bool
     tell_notes(report.notes)
     if report.stopped:
         raise StoppedError(f"{report.stopped}.")
+
+
+def _show(order: "ForgetOrder", *, as_json: bool) -> None:
+    """Show what an erasure would take: an object, or lines on stderr where somebody is to be asked."""
+    from longvlm.jobs.figures import counted, listed
+
+    foreseen = order.foresee()
+    if as_json:
+        tell({"videos": len(order.video_ids), "uris": foreseen.uris, "rows": foreseen.rows})
+        return
+    say(f"To be erased: {counted(len(order.video_ids), 'video')}, in rows: {listed(foreseen.rows)}.", err=True)
+    for uri in foreseen.uris[:_MOST_SHOWN]:
+        say(f"  {uri}", err=True)
+    if (more := len(foreseen.uris) - _MOST_SHOWN) > 0:
+        say(f"  and {more:,} more", err=True)
+
+
+def _agreed() -> bool:
+    """Whether a person agrees. Raises InputError where there is none to be asked."""
+    if not sys.stdin.isatty():
+        raise InputError(
+            "nothing was erased, since nobody can be asked here; say --yes to erase, or --dry-run to look."
+        )
+    return click.confirm("Erase all this for good?", err=True)

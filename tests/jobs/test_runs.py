@@ -35,7 +35,7 @@ def store(tmp_path, indexed):
         ["nightly", "{clips}"],
         ["maintain"],
         ["maintain", "--verify"],
-        ["forget", "--uri", "{clips}/clip-00.mp4"],
+        ["forget", "--yes", "--uri", "{clips}/clip-00.mp4"],
         ["recipe", "promote", "tiny"],
     ],
     ids=" ".join,

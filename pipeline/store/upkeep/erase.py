@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -49,6 +50,15 @@ CREATE TEMP TABLE writes AS
 FROM named_writes UNION SELECT write_id FROM ledger_videos SEMI JOIN family USING (video_id)
 ANTI JOIN spared USING (write_id) WHERE write_id IS NOT NULL;
 """
+# Which rows of a table are a family's: of the ledger all of their own, but for the tombstones. As `_Family.are_theirs`.
+_THEIRS = {
+    table: f"""
+    (video_id IN (SELECT video_id FROM family) AND NOT coalesce({spared}, false))
+    OR write_id IN (SELECT write_id FROM writes)
+    """
+    for table in _ERASED
+    for spared in [f"error_code = '{_FORGOTTEN}'" if table == "videos" else "write_id IN (SELECT write_id FROM spared)"]
+}
 # Who is kept out: the videos themselves, and the names under which they are live now.
 _TOMBSTONES = """
 SELECT video_id, arg_max(source, seq) FILTER (source IS NOT NULL) AS source
@@ -91,6 +101,12 @@ class _Family:
     write_ids: pa.Array
     spared: pa.Array  # writes that are live under other names
 
+    def register(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Show it to a database, as `_THEIRS` reads it."""
+        con.register("family", pa.table({"video_id": self.video_ids}))
+        con.register("writes", pa.table({"write_id": self.write_ids}))
+        con.register("spared", pa.table({"write_id": self.spared}))
+
     def are_theirs(self, table: str, rows: pa.Table) -> pa.ChunkedArray:
         """Which rows of a table go; of the ledger all of their own, but for the tombstones."""
         is_own = pc.is_in(rows["video_id"], self.video_ids)
@@ -111,6 +127,30 @@ def unknown_videos(store: Store, video_ids: Sequence[str]) -> set[str]:
         con.register("asked", pa.table({"video_id": pa.array(video_ids, pa.string())}))
         sql = "SELECT video_id FROM asked ANTI JOIN ledger_videos USING (video_id)"
         return {video for (video,) in con.execute(sql).fetchall()}
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What an erasure would take."""
+
+    uris: list[str]  # under which the videos are or were known, in alphabetical order
+    rows: dict[str, int]  # by table
+
+
+def foresee(store: Store, video_ids: Sequence[str]) -> Foreseen:
+    """What forgetting videos known to the store would take from it as it is now."""
+    snapshot = store.pin(_ERASED)
+    family, _ = _find(snapshot, video_ids)
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
+        family.register(con)
+        uris = con.execute("SELECT DISTINCT uri FROM ledger_videos SEMI JOIN family USING (video_id) ORDER BY uri")
+        named = [uri for (uri,) in uris.fetchall() if uri]
+        rows = {}
+        for table in _ERASED:
+            files = catalog.rows_of(file.uri for file in snapshot.table(table).files)
+            counted = f"SELECT count(*) FROM {files} WHERE {_THEIRS[table]}"
+            ((rows[table],),) = con.execute(counted).fetchall() if snapshot.table(table).files else [(0,)]
+    return Foreseen(named, rows)
 
 
 def erase(store: Store, video_ids: Sequence[str], run_id: str) -> Erased:
@@ -153,16 +193,21 @@ def left_over(store: Store, retention_hours: float) -> list[str]:
         return sorted(video for (video,) in con.execute(_LEFT_OVER).fetchall())
 
 
-def _hide(store: Store, video_ids: Sequence[str], run_id: str) -> _Family:
-    """Write the rows that keep the videos out, and find all that is theirs."""
-    with catalog.connect(store.pin(("videos",))) as con:
+def _find(snapshot: Snapshot, video_ids: Sequence[str]) -> tuple[_Family, pa.Table]:
+    """All that is theirs, and who is to be kept out (video_id, source)."""
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
         con.register("asked", pa.table({"video_id": pa.array(video_ids, pa.string())}))
         con.execute(_FAMILY)
         found = [con.sql(f"FROM {name}").to_arrow_table()[0] for name in ("family", "writes", "spared")]
-        tombstones = con.sql(_TOMBSTONES).to_arrow_table().to_pylist()
-    rows = [{**row, "status": "deleted", "error_code": _FORGOTTEN, "run_id": run_id} for row in tombstones]
-    store.append("videos", pa.Table.from_pylist(rows, tables.VIDEOS))
-    return _Family(*(column.combine_chunks() for column in found))
+        return _Family(*(column.combine_chunks() for column in found)), con.sql(_TOMBSTONES).to_arrow_table()
+
+
+def _hide(store: Store, video_ids: Sequence[str], run_id: str) -> _Family:
+    """Write the rows that keep the videos out, and find all that is theirs."""
+    family, tombstones = _find(store.pin(("videos",)), video_ids)
+    said = {"status": "deleted", "error_code": _FORGOTTEN, "run_id": run_id}
+    store.append("videos", pa.Table.from_pylist([{**row, **said} for row in tombstones.to_pylist()], tables.VIDEOS))
+    return family
 
 
 def _rewrite_holders(store: Store, table: str, family: _Family, erased: Erased) -> None:
@@ -187,16 +232,10 @@ def _holders(table: str, files: tuple[DataFile, ...], family: _Family) -> list[D
     """Which files of a table hold rows of the family; only ids are read."""
     if not files:
         return []
-    others = f"error_code = '{_FORGOTTEN}'" if table == "videos" else "write_id IN (SELECT write_id FROM spared)"
-    conditions = f"""
-        (video_id IN (SELECT video_id FROM family) AND NOT coalesce({others}, false))
-        OR write_id IN (SELECT write_id FROM writes)
-    """
     with catalog.connect(Snapshot({table: PinnedTable(0, files)})) as con:
-        con.register("family", pa.table({"video_id": family.video_ids}))
-        con.register("writes", pa.table({"write_id": family.write_ids}))
-        con.register("spared", pa.table({"write_id": family.spared}))
-        sql = f"SELECT DISTINCT filename FROM {catalog.rows_of(file.uri for file in files)} WHERE {conditions}"
+        family.register(con)
+        rows = catalog.rows_of(file.uri for file in files)
+        sql = f"SELECT DISTINCT filename FROM {rows} WHERE {_THEIRS[table]}"
         found = {uri for (uri,) in con.execute(sql).fetchall()}
     return [file for file in files if file.uri in found]
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from pyarrow import parquet
 from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
-from longvlm.jobs.operate.forget import read_uris, run_forget
+from longvlm.jobs.operate.forget import find_videos, read_uris
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
@@ -29,7 +30,9 @@ def live(store):
 
 
 def test_a_video_is_forgotten_by_its_path_and_not_indexed_again(store, clips):
-    done = CliRunner().invoke(main, ["forget", "--store", store, "--uri", str(clips / "clip-03.mp4"), "--json"])
+    done = CliRunner().invoke(
+        main, ["forget", "--store", store, "--uri", str(clips / "clip-03.mp4"), "--yes", "--json"]
+    )
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert (said["videos"], said["rows"]["videos"], said["rows"]["tokens"]) == (1, 1, 2)
@@ -44,10 +47,44 @@ def test_a_video_is_forgotten_by_its_path_and_not_indexed_again(store, clips):
 
 def test_unknown_videos_are_named_and_nothing_is_erased(store, clips):
     with pytest.raises(InputError, match=r"never saw /nowhere/x.mp4; nothing was erased"):
-        run_forget(store, [str(clips / "clip-00.mp4"), "/nowhere/x.mp4"])
+        find_videos(store, [str(clips / "clip-00.mp4"), "/nowhere/x.mp4"])
     assert len(live(store)) == 12
     with pytest.raises(InputError, match="no video to forget"):
-        run_forget(store, [])
+        find_videos(store, [])
+
+
+class Terminal(StringIO):
+    """Somebody who types."""
+
+    def isatty(self):
+        return True
+
+
+def test_what_would_be_erased_is_shown_and_asked_about(store, clips, monkeypatch, capsys):
+    uris = [str(clips / f"clip-0{i}.mp4") for i in (3, 7)]
+    command = ["forget", "--store", store, "--quiet", *(word for uri in uris for word in ("--uri", uri))]
+
+    def run(typed, *options):
+        monkeypatch.setattr("sys.stdin", Terminal(typed) if typed else StringIO())
+        with pytest.raises(SystemExit) as ended:
+            main([*command, *options])
+        return ended.value.code, *capsys.readouterr()
+
+    rows = {"tokens": 4, "segments": 4, "verdicts": 0, "answers": 0, "videos": 2}
+    code, out, _ = run("", "--dry-run", "--json")
+    assert (code, json.loads(out)) == (0, {"videos": 2, "uris": uris, "rows": rows})
+    code, _, err = run("", "--json")
+    assert code == 2
+    assert "To be erased: 2 videos, in rows: tokens 4, segments 4, verdicts 0, answers 0, videos 2." in err
+    assert "nobody can be asked here; say --yes" in err
+    code, _, err = run("n\n")
+    assert code == 1
+    assert all(f"  {uri}\n" in err for uri in uris)
+    assert "nothing was erased" in err
+    assert len(live(store)) == 12
+    code, out, err = run("y\n", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, rows)
+    assert len(live(store)) == 10
 
 
 def test_videos_come_from_lists(tmp_path):

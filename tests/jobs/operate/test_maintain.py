@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
-from longvlm.jobs.operate.forget import run_forget
+from longvlm.jobs.operate.forget import find_videos, run_forget
 from longvlm.jobs.operate.maintain import MaintainOrder, maintain_store, run_maintain
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
@@ -78,7 +78,7 @@ def test_what_was_committed_of_a_forgotten_video_since_is_erased(store):
     with catalog.connect(opened.pin()) as con:
         rows = catalog.query(con, "SELECT * EXCLUDE (outdated) FROM live_videos ORDER BY uri LIMIT 1")
     (video,) = rows.to_pylist()
-    run_forget(store, [video["uri"]])
+    run_forget(find_videos(store, [video["uri"]]))
     opened.append("videos", rows)  # by a run that was under way
     report = maintain_store(opened)
     assert report.as_json()["erased_videos"] == 1

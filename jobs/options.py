@@ -81,7 +81,7 @@ def tell(row: dict[str, Any], kind: str | None = None) -> None:
 def pass_on(text: str) -> None:
     """Print some of another process's log as it comes, with whatever a terminal would obey written out."""
     make_room()
-    click.echo(visible(text, keep="\n"), nl=False)
+    click.echo(visible(text, keep="\n"), file=sys.stdout, nl=False)
 
 
 def tell_notes(notes: list[str]) -> None:

@@ -155,9 +155,10 @@ def test_nothing_but_json_goes_to_the_terminal_by_another_way():
         for call in ast.walk(ast.parse(path.read_text()))
         if isinstance(call, ast.Call) and ast.unparse(call.func) in ("click.echo", "print", "sys.stdout.write")
     ]
-    others = [call for call in calls if not call[1].startswith("click.echo(json.dumps(")]
+    others = [call for call in calls if call[0] != "results.py"]  # whose texts are made visible as they are read
     assert sorted(others) == [
         ("command.py", "click.echo(err=True)"),
-        ("options.py", "click.echo(visible(text), err=err)"),
-        ("options.py", "click.echo(visible(text, keep='\\n'), nl=False)"),
+        ("options.py", "click.echo(machine_line(row if kind is None else {'kind': kind, **row}), file=sys.stdout)"),
+        ("options.py", "click.echo(visible(text, keep), file=sys.stderr if err else sys.stdout, err=err)"),
+        ("options.py", "click.echo(visible(text, keep='\\n'), file=sys.stdout, nl=False)"),
     ]

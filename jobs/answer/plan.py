@@ -229,7 +229,6 @@ def _connect(snapshot: Snapshot, questions: pa.Table) -> duckdb.DuckDBPyConnecti
     """A database over the snapshot with room for a plan, and the questions as `given`, numbered by `q`."""
     read = _without_tokens(snapshot)
     con = catalog.connect(read)
-    con.execute("DROP VIEW tokens")  # so that a predicate is told that they are not there, instead of finding none
     con.execute(f"SET memory_limit = '{PLAN_MEMORY_GB}GB'")  # beyond that it goes to disk
     access.seal(con, read)  # the predicate is somebody's own SQL
     con.execute(HASH)

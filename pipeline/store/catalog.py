@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import TABLES
 
 VIEWS_SQL = (files("longvlm.schemas") / "views.sql").read_text()
+_CREATE_VIEW = re.compile(r"^CREATE VIEW (\w+) AS\n.*?;$", re.MULTILINE | re.DOTALL)
+_READS, _NAMED_WITHIN = re.compile(r"\b(?:FROM|JOIN) (\w+)"), re.compile(r"^(?:WITH )?(\w+) AS \($", re.MULTILINE)
 
 # Columns of the view answers_wide at most, those with the most answers. Standing questions, asked of every video, are
 # some dozens; a benchmark's file may bring 100,000 ids, each for a video of its own, and every connection binds them.
@@ -80,7 +83,7 @@ _WIDE_CASTS = {
 
 
 def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
-    """An in-memory database whose views show a snapshot; no extension is ever downloaded.
+    """An in-memory database with the views that stand on a snapshot's tables; no extension is ever downloaded.
 
     Raises:
         InputError: a file that the snapshot names is gone or out of reach.
@@ -173,10 +176,15 @@ def _remote_filesystem(snapshot: Snapshot) -> Any:
 
 def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
     try:
-        for name, schema in TABLES.items():
-            con.execute(f"CREATE VIEW ledger_{name} AS {_relation(name, snapshot.table(name), schema)}")
-        con.execute(VIEWS_SQL)
-        con.execute(_answers_wide(con))
+        for name, table in snapshot.tables.items():
+            con.execute(f"CREATE VIEW ledger_{name} AS {_relation(name, table, TABLES[name])}")
+        made = {f"ledger_{name}" for name in snapshot.tables}
+        for view in _CREATE_VIEW.finditer(VIEWS_SQL):
+            if {*_READS.findall(view[0])} - {*_NAMED_WITHIN.findall(view[0])} <= made:  # binding each takes its time
+                con.execute(view[0])
+                made.add(view[1])
+        if {"answers", "active_recipe"} <= made:
+            con.execute(_answers_wide(con))
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         if "Could not write" in str(error):  # index.duckdb itself, on a full disk
             raise

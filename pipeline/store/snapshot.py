@@ -4,6 +4,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from longvlm.schemas.tables import TABLES
+
 
 @dataclass(frozen=True)
 class DataFile:
@@ -26,9 +28,12 @@ class PinnedTable:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The tables of a store, pinned videos first, so that every video seen has its segments and tokens."""
+    """The tables of a store, pinned videos first, so that every video seen has its segments and tokens.
 
-    tables: Mapping[str, PinnedTable] = field(default_factory=dict)
+    Those of a store without rows, where none are given.
+    """
+
+    tables: Mapping[str, PinnedTable] = field(default_factory=lambda: dict.fromkeys(TABLES, PinnedTable()))
 
     def table(self, name: str) -> PinnedTable:
         """A table's pinned files; a table that was left out has none."""

@@ -10,6 +10,7 @@ import torch
 from reference_outputs import clip_cases
 
 import longvlm.jobs.index.run
+from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.index import stages
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
@@ -71,10 +72,11 @@ def test_another_recipe_waits_to_be_asked_for_and_to_be_promoted(tmp_path, index
 
 
 @pytest.mark.usefixtures("on_ray")
-def test_a_writer_killed_between_two_outputs_and_an_encoder_in_mid_batch_lose_nothing(
+def test_workers_that_are_killed_lose_nothing_and_a_video_that_kills_every_encoder_fails_alone(
     tmp_path, clips, model, monkeypatch
 ):
-    """One run has both die, each once."""
+    """One run has all of them die, for each costs a start of PyTorch."""
+    poison = video_id(str(clips / "clip-05.mp4"))
     killed = {name: tmp_path / f"{name}-killed" for name in ("writer", "encoder")}
 
     class DiesAfterItsSecondShard(stages.Write):
@@ -88,8 +90,11 @@ def test_a_writer_killed_between_two_outputs_and_an_encoder_in_mid_batch_lose_no
                 os.kill(os.getpid(), signal.SIGKILL)
             return outcomes
 
-    class DiesOnce(stages.Encode):
+    class DiesOnceAndOfOne(stages.Encode):
         def _encode(self, frames, keys):
+            if poison in frames["video_id"].to_pylist():
+                with self.stage.work(keys):
+                    os.kill(os.getpid(), signal.SIGKILL)
             encoded = super()._encode(frames, keys)
             if not killed["encoder"].exists():
                 killed["encoder"].touch()
@@ -98,28 +103,11 @@ def test_a_writer_killed_between_two_outputs_and_an_encoder_in_mid_batch_lose_no
             return encoded
 
     monkeypatch.setattr(longvlm.jobs.index.run, "Write", DiesAfterItsSecondShard)
-    monkeypatch.setattr(longvlm.jobs.index.run, "Encode", DiesOnce)
-    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", with_resources(units_per_shard=2, units_per_forward=12))
+    monkeypatch.setattr(longvlm.jobs.index.run, "Encode", DiesOnceAndOfOne)
+    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", with_resources(units_per_shard=2, units_per_forward=4))
     report = run_index(order_for(clips, tmp_path / "store", model))
     assert killed["writer"].exists()
     assert killed["encoder"].exists()
-    assert report.counts.indexed == 12
-    assert_whole(tmp_path / "store", 12)
-
-
-@pytest.mark.usefixtures("on_ray")
-def test_a_video_that_kills_every_encoder_fails_alone(tmp_path, clips, model, monkeypatch):
-    poison = video_id(str(clips / "clip-05.mp4"))
-
-    class DiesOfOne(stages.Encode):
-        def _encode(self, frames, keys):
-            with self.stage.work(keys):
-                if poison in frames["video_id"].to_pylist():
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return super()._encode(frames, keys)
-
-    monkeypatch.setattr(longvlm.jobs.index.run, "Encode", DiesOfOne)
-    report = run_index(order_for(clips, tmp_path / "store", model))
     assert report.counts.indexed == 11
     assert report.counts.failures == {"lost": 1}
     assert_whole(tmp_path / "store", 11)
@@ -147,7 +135,7 @@ def test_an_operator_that_breaks_stops_the_run_and_keeps_what_was_done(tmp_path,
     assert "No space left on device" in report.stopped
     assert report.counts.not_attempted == 12 - report.counts.indexed > 0
     monkeypatch.undo()
-    again = run_index(order_for(clips, tmp_path / "store"))
+    again = run_index(order_for(clips, tmp_path / "store", ray_address=IN_PROCESS))
     assert again.counts.indexed + again.counts.unchanged == 12
     assert_whole(tmp_path / "store", 12)
 

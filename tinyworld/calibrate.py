@@ -31,18 +31,16 @@ def measure_temperature(model: Path, store: Path, seed: int) -> float:
     """
     spec = describe_longvlm(str(model))
     recipe = AnswerRecipe(spec.name, spec.weights, "", template=spec.templates[0], precision="float32")
-    requests: dict[Hashable, Request] = {}
     right: dict[Hashable, int] = {}
     groups = []
     for number, prefix in _read_prefixes(store, spec.sight):
         asked = [one for one in draw_typed(draw_scene(seed, number), seed, number) if one.type != "number"]
-        about = {(number, place): as_request((number, place), one.as_row()) for place, one in enumerate(asked)}
-        right |= {key: _place_of(one.answer, about[key]) for key, one in zip(about, asked, strict=True)}
-        requests |= about
-        groups.append(Group(prefix, list(about.values())))
+        about = [as_request((number, place), one.as_row()) for place, one in enumerate(asked)]
+        right |= {of.key: _place_of(one.answer, of) for of, one in zip(about, asked, strict=True)}
+        groups.append(Group(prefix, about))
     engine = Engine(replace(load_longvlm(str(model)), option_temperature=1.0), recipe)
     shares = {answer.key: answer.shares for answer in engine.answer(groups)}
-    return fit_temperature([shares[key] for key in requests], [right[key] for key in requests])
+    return fit_temperature([shares[key] for key in right], list(right.values()))
 
 
 def _place_of(answer: str, request: Request) -> int:

@@ -4,7 +4,7 @@
 2 tower      a CLIP, trained on frames of the first of these videos           longvlm.tinyworld.tower
 3 index      every video watched once                                         longvlm index
 4 train      a LongVLM from random weights, on the stored tokens, twice       longvlm train
-5 type       the words of typed questions into it, and a third training       longvlm train
+5 type       the words of typed questions into it, and two trainings more     longvlm train
 6 calibrate  its confidences, on the seed that chooses                        longvlm.tinyworld.calibrate
 7 ship       the trained model and its tower into the package
 8 test       a held-out seed                                                  longvlm evaluate
@@ -41,7 +41,10 @@ TRAIN_SEED, CHOOSE_SEED, TEST_SEED = 0, 1, 2  # training, choosing between recip
 NUM_VIDEOS, TOWER_VIDEOS, TOWER_STEPS = 3000, 950, 1400
 CHOOSE_VIDEOS = 100
 PER_KIND = {"what": 3, "where": 3, "motion": 2, "after": 2, "before": 2}  # questions a video; one of any other kind
-TYPED = {"bool": 5, "choice": 5, "number": 1}  # typed questions a video
+TYPED_RUNS: dict[str, tuple[dict[str, int], dict[str, int]]] = {  # typed questions a video, and statements more
+    "typed": ({"bool": 5, "choice": 5, "number": 1}, {}),
+    "typed-more": ({"bool": 5, "choice": 3, "number": 1}, {"what": 4, "first": 2, "camera": 2}),
+}
 JSON_MARKS, JSON_WORDS = '{}[]":,-.', ("true", "false", "null")  # so that numbers and JSON can be spelt
 SHAPE = {"hidden": 128, "layers": 5, "intermediate": 384}
 HERE = Path(__file__).parent
@@ -49,8 +52,9 @@ _CARD_INTRO = f"""# A small LongVLM that knows the tiny world
 
 It answers questions about videos that `tinyworld` draws (version {tinyworld.WORLD_VERSION}), and knows nothing else.
 `make tinyworld` makes it again: {NUM_VIDEOS} videos of seed {TRAIN_SEED}, {TOWER_STEPS} steps of the tower over frames
-of the first {TOWER_VIDEOS}, then the runs below, the last of which added typed questions. Its confidences in answers of
-type bool and choice are calibrated on seed {CHOOSE_SEED} by one temperature (`{OPTION_TEMPERATURE}` in `config.json`).
+of the first {TOWER_VIDEOS}, then the runs below; the last two added typed questions. Its confidences in answers
+of type bool and choice are calibrated on seed {CHOOSE_SEED} by one temperature, `{OPTION_TEMPERATURE}` in
+`config.json`.
 
 ## Figures
 
@@ -114,22 +118,25 @@ def make_model(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = T
 
 def teach_types(work: Path, num_videos: int) -> Path:
     """The last steps of `make_model`: what is trained as far as `trained-more` learns typed questions."""
-    grown, conversations, model = work / "grown", work / "conversations-typed.jsonl", work / "model"
-    if not conversations.exists():
-        told = [
-            {"video_id": video_name(TRAIN_SEED, number), "q": one.prompt, "a": one.answer}
-            for number in range(num_videos)
-            for one in draw_typed(draw_scene(TRAIN_SEED, number), TRAIN_SEED, number, TYPED)
-        ]
-        as_text = map(json.loads, (work / "conversations.jsonl").read_text().splitlines())
-        write_rows(conversations, [*as_text, *told])
-    if not grown.exists():
+    trained, model = work / "grown", work / "model"
+    if not trained.exists():
         draft = work / "grown-draft"
         grow_vocabulary(work / "trained-more", draft, typed_words())
-        draft.rename(grown)
-    _train(work / "store", grown, work / "trained-typed", conversations, "training-typed.toml")
-    runs = [work / name for name in ("trained", "trained-more", "trained-typed")]
-    _package(runs, model, _calibrate(work, runs[-1], min(num_videos, CHOOSE_VIDEOS)))
+        draft.rename(trained)
+    for name, (per_type, statements) in TYPED_RUNS.items():
+        conversations = work / f"conversations-{name}.jsonl"
+        if not conversations.exists():
+            told = [
+                {"video_id": video_name(TRAIN_SEED, number), "q": one.prompt, "a": one.answer}
+                for number in range(num_videos)
+                for one in draw_typed(draw_scene(TRAIN_SEED, number), TRAIN_SEED, number, per_type, statements)
+            ]
+            as_text = map(json.loads, (work / "conversations.jsonl").read_text().splitlines())
+            write_rows(conversations, [*as_text, *told])
+        before, trained = trained, work / f"trained-{name}"
+        _train(work / "store", before, trained, conversations, f"training-{name}.toml")
+    runs = [work / name for name in ("trained", "trained-more", *(f"trained-{name}" for name in TYPED_RUNS))]
+    _package(runs, model, _calibrate(work, trained, min(num_videos, CHOOSE_VIDEOS)))
     return model
 
 

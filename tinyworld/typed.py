@@ -69,7 +69,11 @@ class TypedSceneQuestion:
 
 
 def draw_typed(
-    scene: Scene, seed: int, number: int, per_type: Mapping[str, int] | None = None
+    scene: Scene,
+    seed: int,
+    number: int,
+    per_type: Mapping[str, int] | None = None,
+    statements: Mapping[str, int] | None = None,
 ) -> list[TypedSceneQuestion]:
     """Draw typed questions about video `number` of a seed.
 
@@ -78,6 +82,7 @@ def draw_typed(
         seed: of its world.
         number: which of its videos.
         per_type: of how many kinds each type asks; by default one question of every kind that has any.
+        statements: how many more of type bool there are, by kind.
     """
     random = random_generator(seed, number, purpose=2)
     pool = all_questions(scene, random)
@@ -90,6 +95,10 @@ def draw_typed(
             of_kind = [question for question in pool if question.kind == kind]
             question = of_kind[random.integers(len(of_kind))]
             drawn.append(_typed(kind_of_answer, question, scene, random))
+    for kind, num_more in (statements or {}).items():
+        of_kind = [question for question in pool if question.kind == kind]
+        more = (of_kind[random.integers(len(of_kind))] for _ in range(num_more))
+        drawn += [_typed("bool", question, scene, random) for question in more]
     return drawn
 
 

@@ -27,6 +27,9 @@ def test_every_kind_is_asked_as_every_type_that_it_has_and_drawn_the_same_again(
     few = draw_typed(SCENES[3], 5, 3, {"bool": 4, "choice": 2})
     assert [one.type for one in few] == ["bool"] * 4 + ["choice"] * 2
     assert len({one.kind for one in few if one.type == "bool"}) == 4
+    more = draw_typed(SCENES[3], 5, 3, {"bool": 4, "choice": 2}, {"what": 3})
+    assert more[: len(few)] == few
+    assert [(one.type, one.kind) for one in more[len(few) :]] == [("bool", "what")] * 3
 
 
 def _infinitive(motion):

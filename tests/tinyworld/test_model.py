@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from longvlm import tinyworld
 from longvlm.pipeline.answering.grammar import check_spelling
 from longvlm.pipeline.engine.grammar import Speller

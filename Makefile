@@ -3,35 +3,43 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TOOLS := .venv/.tools
 
 .PHONY: demo test check format docs tinyworld clean
 
 demo: $(READY)
 	$(BIN)/longvlm demo
 
-test: $(READY) check
+test: $(TOOLS) check
 	$(BIN)/pytest -q -n 2 --no-loadscope-reorder
 
-check: $(READY)
+check: $(TOOLS)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(TOOLS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)
+docs: $(TOOLS)
 	$(BIN)/python docs/generate.py
 
-tinyworld: $(READY)
+tinyworld: $(TOOLS)
 	$(BIN)/python -m longvlm.tinyworld.make
 
+# What running needs, and what developing needs on top of it.
 $(READY): pyproject.toml constraints.txt
+	@echo "Installing longvlm into .venv: about two minutes, and 1.5 GB of disk with the CPU build of PyTorch."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $(READY)
+	@echo "Installed: the command is $(abspath $(BIN)/longvlm); 'source .venv/bin/activate' makes it 'longvlm'."
+
+$(TOOLS): $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	@touch $(TOOLS)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,9 @@
 -- files: ledger_videos, ledger_segments, ledger_tokens, ledger_answers, ledger_verdicts, ledger_recipes, ledger_runs.
 -- Newest = largest (seq, write_id). A row that says `deleted` ends every recipe of its video.
 
+-- What tells one content of a file from another: size and etag, and the time of change only where there is no etag.
+CREATE MACRO content_of(size_bytes, etag, modified_at) AS (size_bytes, coalesce(nullif(etag, ''), modified_at::VARCHAR));
+
 -- The recipe whose videos the views below show: the one promoted last.
 CREATE VIEW active_recipe AS
 SELECT recipe FROM ledger_recipes WHERE event = 'promoted' ORDER BY seq DESC, recipe DESC LIMIT 1;
@@ -36,11 +39,11 @@ WITH indexed AS (
     QUALIFY row_number() OVER (PARTITION BY video_id, recipe ORDER BY seq DESC, write_id DESC) = 1
 ),
 seen AS (
-    SELECT video_id, max(seq) AS seq, arg_max((size_bytes, coalesce(etag, modified_at::VARCHAR)), seq) AS content
+    SELECT video_id, max(seq) AS seq, arg_max(content_of(size_bytes, etag, modified_at), seq) AS content
     FROM ledger_videos WHERE status <> 'deleted' GROUP BY video_id
 )
 SELECT i.*,
-    s.seq > i.seq AND s.content IS DISTINCT FROM (i.size_bytes, coalesce(i.etag, i.modified_at::VARCHAR)) AS outdated
+    s.seq > i.seq AND s.content IS DISTINCT FROM content_of(i.size_bytes, i.etag, i.modified_at) AS outdated
 FROM indexed i
 JOIN seen s USING (video_id)
 LEFT JOIN deletions d USING (video_id)

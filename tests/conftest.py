@@ -128,7 +128,6 @@ def s3_environment(s3_endpoint):
     """What leads a process to the S3 server on the loopback."""
     return {
         "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "made-up",
         "AWS_SECRET_ACCESS_KEY": "made-up",
         "AWS_REGION": "us-east-1",

@@ -68,7 +68,6 @@ class Bucket:
         self._thread.start()
         settings = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.port}",
-            "AWS_ALLOW_HTTP": "true",
             "AWS_ACCESS_KEY_ID": "made-up",
             "AWS_SECRET_ACCESS_KEY": "made-up",
             "AWS_REGION": "us-east-1",

@@ -131,7 +131,7 @@ def requests(_: Path) -> dict[str, Any]:
     log.handlers, log.propagate = [counter], False
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     os.environ |= dict.fromkeys(names, "made-up") | {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
-    os.environ |= {"AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()), "AWS_ALLOW_HTTP": "true"}
+    os.environ |= {"AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port())}
     try:
         return _count_requests(counter)
     finally:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from longvlm.jobs.evaluate.run import EvaluateReport
@@ -156,25 +157,36 @@ def _cell(value: Any) -> str:
 
 
 def _save_plot(report: EvaluateReport, path: Path) -> Path | None:
-    """Bars of the figures by kind or question; the share that is missing as wrong or zero stands behind them."""
+    """Bars of the figures by kind or question, the share that is missing as wrong or zero behind them.
+
+    Where these are too many to be told apart, how many of them have which figure.
+    """
     if find_spec("matplotlib") is None:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    told = report.summary()
-    measure, floor = ("accuracy", "accuracy_missing_as_wrong")
-    if told["accuracy"] is None:
-        measure, floor = ("score", "score_missing_as_zero")
-    rows = _rows(report)[: _MOST_BARS + 1]
-    names = [row[""][:40] for row in rows][::-1]
-    figure = Figure(figsize=(7, 1.2 + 0.35 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    for column, color in ((measure, "lightgrey"), (floor, "tab:blue")):
-        values = [float(row[column.replace("_", " ")] or 0) for row in rows][::-1]
-        axes.barh(range(len(rows)), values, color=color, label=column.replace("_", " "))
-    axes.set_yticks(range(len(rows)), names)
-    axes.set(xlim=(0, 5 if measure == "score" else 1), xlabel=measure, title=report.benchmark.name)
-    axes.legend(loc="lower right")
+    measure, floor = ("accuracy", "accuracy missing as wrong")
+    if report.summary()["accuracy"] is None:
+        measure, floor = ("score", "score missing as zero")
+    rows = _rows(report)
+    values = {name: [float(row[name] or 0) for row in rows] for name in (measure, floor)}
+    span = (0, 5 if measure == "score" else 1)
+    is_crowded = len(rows) > _MOST_BARS + 1
+    figure = Figure(figsize=(8, 4 if is_crowded else 1.2 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.add_subplot(title=report.benchmark.name, xlim=span, xlabel=measure)
+    if is_crowded:
+        known = [value for row, value in zip(rows[1:], values[measure][1:], strict=True) if row[measure]]
+        axes.hist(known, bins=20, range=span, color="skyblue", label="questions" if report.is_labels else "kinds")
+        axes.axvline(values[measure][0], color="black", linestyle="--", label="all")
+        axes.set_ylabel("number")
+    else:
+        for name, color in ((measure, "lightgrey"), (floor, "skyblue")):
+            axes.barh(range(len(rows)), values[name], color=color, label=name)
+        for place, row in enumerate(rows):
+            axes.text(0.01 * span[1], place, shorten(row[""], 60, placeholder=" ..."), va="center", fontsize=8)
+        axes.set_yticks([])
+        axes.invert_yaxis()
+    figure.legend(loc="outside right upper")
     FigureCanvasAgg(figure).print_png(path)
     return path

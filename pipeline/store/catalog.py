@@ -22,7 +22,7 @@ from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import TABLES
 
 VIEWS_SQL = (files("longvlm.schemas") / "views.sql").read_text()
-_CREATE_VIEW = re.compile(r"^CREATE VIEW (\w+) AS\n.*?;$", re.MULTILINE | re.DOTALL)
+_CREATE = re.compile(r"^CREATE (?:VIEW|MACRO) (\w+).*?;$", re.MULTILINE | re.DOTALL)
 _READS, _NAMED_WITHIN = re.compile(r"\b(?:FROM|JOIN) (\w+)"), re.compile(r"^(?:WITH )?(\w+) AS \($", re.MULTILINE)
 
 # Columns of the view answers_wide at most, those with the most answers. Standing questions, asked of every video, are
@@ -179,7 +179,7 @@ def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
         for name, table in snapshot.tables.items():
             con.execute(f"CREATE VIEW ledger_{name} AS {_relation(name, table, TABLES[name])}")
         made = {f"ledger_{name}" for name in snapshot.tables}
-        for view in _CREATE_VIEW.finditer(VIEWS_SQL):
+        for view in _CREATE.finditer(VIEWS_SQL):
             if {*_READS.findall(view[0])} - {*_NAMED_WITHIN.findall(view[0])} <= made:  # binding each takes its time
                 con.execute(view[0])
                 made.add(view[1])

@@ -17,10 +17,8 @@ from longvlm.schemas.errors import ANY_CODE
 _STAMP_S = 0.002  # two milliseconds: a length made of stamps in milliseconds may be off by that much
 _MEMORY_GB = 1.5  # of DuckDB's; a listing and a ledger of a million rows fit, more goes to disk
 
-# One content of a file is told from another by etag and size; by its time of change only where there is no etag.
-_SAME_CONTENT = """{a}.size_bytes IS NOT DISTINCT FROM {b}.size_bytes
-    AND nullif({a}.etag, '') IS NOT DISTINCT FROM nullif({b}.etag, '')
-    AND (nullif({a}.etag, '') IS NOT NULL OR {a}.modified_at IS NOT DISTINCT FROM {b}.modified_at)"""
+_SAME_CONTENT = """content_of({a}.size_bytes, {a}.etag, {a}.modified_at)
+    IS NOT DISTINCT FROM content_of({b}.size_bytes, {b}.etag, {b}.modified_at)"""
 
 # Before rows said by which rule, frames were taken by even spread and not by their time stamps: at a constant rate the
 # same ones, else others. Such a row tells a rate that is not constant by its length: rates that are constant are whole,
@@ -43,20 +41,31 @@ WHERE source = $home GROUP BY video_id;
 """
 _STILL_THERE = "SELECT DISTINCT video_id FROM known SEMI JOIN listed USING (video_id) WHERE source = ?"
 
-# A video that appeared is one that is gone if etag and size are equal. Of several equal ones each finds another.
+# A video that appeared is one that is gone if their content is the same. Of several with one etag each finds another.
+# Without etags size and time are all there is: two files of an archive may well share these, so that only one that has
+# them alone is taken for the one that is gone.
 _MOVES = f"""
 CREATE TEMP TABLE moves AS
 WITH appeared AS (
-    SELECT video_id, etag, size_bytes, row_number() OVER (PARTITION BY etag, size_bytes ORDER BY uri) AS nth
-    FROM (SELECT * FROM listed ANTI JOIN known USING (video_id)) l
-    WHERE nullif(etag, '') IS NOT NULL AND size_bytes > 0
-        AND video_id NOT IN (SELECT video_id FROM deletions WHERE is_forgotten)
+    SELECT *, row_number() OVER (PARTITION BY content ORDER BY uri) AS nth,
+        count(*) OVER (PARTITION BY content) AS alike
+    FROM (
+        SELECT video_id, uri, etag, content_of(size_bytes, etag, modified_at) AS content
+        FROM listed ANTI JOIN known USING (video_id)
+        WHERE size_bytes > 0 AND (nullif(etag, '') IS NOT NULL OR modified_at IS NOT NULL)
+            AND video_id NOT IN (SELECT video_id FROM deletions WHERE is_forgotten)
+    )
 ),
 left_behind AS (
-    SELECT video_id, etag, size_bytes, row_number() OVER (PARTITION BY etag, size_bytes ORDER BY uri) AS nth
-    FROM (SELECT DISTINCT video_id, etag, size_bytes, uri FROM live_videos SEMI JOIN gone USING (video_id))
+    SELECT *, row_number() OVER (PARTITION BY content ORDER BY uri) AS nth,
+        count(*) OVER (PARTITION BY content) AS alike
+    FROM (
+        SELECT DISTINCT video_id, uri, content_of(size_bytes, etag, modified_at) AS content
+        FROM live_videos SEMI JOIN gone USING (video_id)
+    )
 )
-SELECT a.video_id, b.video_id AS old_id FROM appeared a JOIN left_behind b USING (etag, size_bytes, nth);
+SELECT a.video_id, b.video_id AS old_id FROM appeared a JOIN left_behind b USING (content, nth)
+WHERE nullif(a.etag, '') IS NOT NULL OR (a.alike = 1 AND b.alike = 1);
 
 CREATE TEMP TABLE judged AS
 SELECT l.video_id,
@@ -102,13 +111,13 @@ FROM work w LEFT JOIN (
 ) k ON k.video_id = w.video_id AND {_SAME_CONTENT.format(a="k", b="w")}
 WHERE w.n < ?
 """
-_ADOPTED = """
+_ADOPTED = f"""
 SELECT v.* EXCLUDE (outdated) REPLACE (
     l.video_id AS video_id, l.source AS source, l.uri AS uri, l.external_id AS external_id,
     l.modified_at AS modified_at, $run_id AS run_id
 )
 FROM moves m JOIN listed l USING (video_id)
-JOIN live_videos v ON v.video_id = m.old_id AND v.etag = l.etag AND v.size_bytes = l.size_bytes
+JOIN live_videos v ON v.video_id = m.old_id AND {_SAME_CONTENT.format(a="v", b="l")}
 """
 _DELETED = """
 SELECT video_id, $home AS source, uri, 'deleted' AS status, $run_id AS run_id,

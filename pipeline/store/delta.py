@@ -16,6 +16,7 @@ before a store gets a column or another format, and whoever adds the first of ei
 """
 
 import atexit
+import os
 import re
 import shutil
 import tempfile
@@ -55,6 +56,14 @@ def address(uri: str) -> str:
     return Path(_stand_in(uri) if UNSPEAKABLE.search(uri) else uri).as_uri()
 
 
+def storage_options(uri: str) -> dict[str, str]:
+    """What delta-rs has to be told of a store beyond the environment: that an S3 service at http:// is meant."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if not uri.startswith(("s3://", "s3a://")) or not endpoint.lower().startswith("http://"):
+        return {}
+    return {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": os.environ.get("AWS_ALLOW_HTTP") or "true"}
+
+
 @cache  # a folder for each table and process
 def _stand_in(path: str) -> Path:
     log = Path(path, "_delta_log")
@@ -71,13 +80,14 @@ def create_table(uri: str, schema: pa.Schema) -> None:
     try:
         DeltaTable.create(
             address(uri),
+            storage_options=storage_options(uri),
             schema=Schema.from_arrow(schema),
             mode="ignore",
             configuration={"delta.checkpointInterval": "25"},  # a commit reads the log since the last one again
             commit_properties=_ALONE,
         )
     except DeltaError:
-        if not DeltaTable.is_deltatable(address(uri)):  # else another process made it just now
+        if not DeltaTable.is_deltatable(address(uri), storage_options(uri)):  # else another process made it just now
             raise
 
 
@@ -90,7 +100,7 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable:
         DeltaError, OSError: it cannot be read.
     """
     with refusing_newer(uri):
-        handle = DeltaTable(address(uri), version=version)
+        handle = DeltaTable(address(uri), version=version, storage_options=storage_options(uri))
     _check_format(uri, handle)
     return handle
 

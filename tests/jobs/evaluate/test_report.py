@@ -48,6 +48,14 @@ def test_a_report_without_matplotlib_says_so(scored, tmp_path, monkeypatch):
     assert not (tmp_path / "report.png").exists()
 
 
+def test_many_questions_are_drawn_as_a_distribution(labels, tmp_path):
+    few = save_report(labels, tmp_path).with_suffix(".png").read_bytes()
+    labels.results += [result(is_right=i % 3 == 0, prediction="x", question=f"question {i}?") for i in range(600)]
+    many = save_report(labels, tmp_path).with_suffix(".png").read_bytes()
+    heights = [int.from_bytes(png[20:24], "big") for png in (few, many)]  # of the PNG's header, in pixels
+    assert heights[1] == 400 > heights[0]  # no bar a question
+
+
 def test_a_person_is_told_the_reference_arithmetic_too(scored, capsys):
     print_evaluation(scored, None)
     shown = capsys.readouterr().out

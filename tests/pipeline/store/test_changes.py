@@ -152,9 +152,27 @@ def test_equal_files_that_move_find_one_another_and_nothing_twice(hold):
     assert len(set(taken)) == 2
 
 
-def test_a_file_without_an_etag_or_a_byte_is_never_taken_for_a_moved_one(hold):
-    known = [("old", "r1", "indexed", None, 5, T0, 1), ("empty", "r1", "indexed", "e", 0, T0, 1)]
-    changes = hold([("new", None, 5, T0), ("hollow", "e", 0, T0)], known)
+def test_a_file_without_an_etag_is_known_by_size_and_time_of_change(hold):
+    """A folder has no etags; `mv` keeps the time, to the microsecond."""
+    known = [("old", "r1", "indexed", None, 5, T0, 1), ("other", "r1", "indexed", "", 6, T0, 1)]
+    changes = hold([("new", None, 5, T0), ("other too", None, 6, T0)], known)
+    assert changes.others == {"moved": 2}
+    assert ("new", "indexed", "r1", "w1") in bookkeeping(changes)
+    for another in ((None, 5, T0.replace(microsecond=1)), (None, 6, T0), (None, 5, None), ("e", 5, T0)):
+        assert hold([("new", *another)], known[:1]).num_moves == 0
+
+
+def test_of_files_that_share_size_and_time_none_is_taken_for_another(hold):
+    alike = [(name, "r1", "indexed", None, 5, T0, 1) for name in ("old0", "old1")]
+    changes = hold([("new0", None, 5, T0), ("new1", None, 5, T0)], alike)
+    assert (changes.num_work, changes.num_moves, changes.num_gone) == (2, 0, 2)
+    assert hold([("new", None, 5, T0)], alike).num_moves == 0
+    assert hold([("new0", None, 5, T0), ("new1", None, 5, T0)], alike[:1]).num_moves == 0
+
+
+def test_a_file_without_a_byte_is_never_taken_for_a_moved_one(hold):
+    known = [("empty", "r1", "indexed", "e", 0, T0, 1), ("void", "r1", "indexed", None, 0, T1, 1)]
+    changes = hold([("hollow", "e", 0, T0), ("hollow too", None, 0, T1)], known)
     assert (changes.num_work, changes.num_moves) == (2, 0)
 
 

@@ -1,4 +1,4 @@
-"""What a newer version wrote is refused in a sentence, by whoever opens it and whenever."""
+"""Tables as Delta has them: those of newer versions are refused in a sentence, by whoever opens them and whenever."""
 
 import json
 from pathlib import Path
@@ -114,3 +114,25 @@ def test_of_two_that_add_a_column_the_second_looks_again(store):
     delta.refresh(f"{store.uri}/runs", second)
     delta.add_columns(second, wider)
     assert second.version() == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        (
+            {"AWS_ENDPOINT_URL": "http://minio:9000"},
+            {"AWS_ENDPOINT_URL": "http://minio:9000", "AWS_ALLOW_HTTP": "true"},
+        ),
+        ({"AWS_ENDPOINT_URL_S3": "HTTP://b"}, {"AWS_ENDPOINT_URL": "HTTP://b", "AWS_ALLOW_HTTP": "true"}),
+        ({"AWS_ENDPOINT_URL": "https://a", "AWS_ENDPOINT_URL_S3": "https://b"}, {}),
+        ({"AWS_ENDPOINT_URL": "https://a"}, {}),
+        ({}, {}),
+    ],
+)
+def test_an_s3_service_without_tls_is_meant_where_its_address_says_so(monkeypatch, environment, told):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ALLOW_HTTP"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert delta.storage_options("s3://bucket/store/videos") == told
+    assert delta.storage_options("/store/videos") == delta.storage_options("gs://bucket/store") == {}

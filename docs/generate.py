@@ -15,6 +15,7 @@ import click
 
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster import metrics
+from longvlm.jobs.commands import Command
 from longvlm.jobs.operate.alerts import read_alerts
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.snapshot import Snapshot
@@ -109,6 +110,8 @@ def _command(name: str, command: click.Command) -> str:
         "|---|---|",
     ]
     lines += [f"| `{_cell(option)}` | {_cell(said)} |" for option, said in records]
+    if isinstance(command, Command):
+        lines += ["", *(f"    {example}" for example in command.examples)]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """Which model and recipe a run uses: what the user named, or what the store remembers."""
 
 import json
+import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,13 +25,14 @@ TRY_MODELS = (
 
 
 def absolute(model: str) -> str:
-    """A model's folder as a path that holds wherever the store is used from next; a hub id as it is.
+    """A model's folder as a path that holds in other processes and wherever the store is used from next.
 
-    SHIPPED is the model that comes with the project, unless a model of that name is here.
+    A hub id stays as it is, and SHIPPED is the model that comes with the project, unless a model of that name is here.
     """
-    if model == SHIPPED and not (Path(model) / "config.json").is_file():
+    folder = Path(os.path.expanduser(model))  # noqa: PTH111 - never raises
+    if model == SHIPPED and not (folder / "config.json").is_file():
         return tinyworld.MODEL
-    return str(Path(model).resolve()) if Path(model).exists() else model
+    return str(folder.resolve()) if folder.exists() else model
 
 
 def choose_index_recipe(

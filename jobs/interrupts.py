@@ -5,12 +5,13 @@ import signal
 import socket
 import sys
 import threading
+from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 CTRL_C = 130  # exit code, as shells have it for SIGINT
-SAID = "interrupted."
+_SAID = "longvlm: interrupted.\n"
 _PRESS_AGAIN_S = 0.05
 _GRACE_S = 2.0  # for a query to end in DuckDB's own way
 
@@ -20,6 +21,15 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, RuntimeError) and str(error).endswith("Query interrupted")
     )
+
+
+def leave() -> NoReturn:
+    """End this process as Ctrl-C ends a command: in one line, and with 130."""
+    sys.stderr.write(_SAID)
+    # Python remembers that a text which it ran was interrupted (libraries run some as they are loaded), and would end
+    # by the signal in the end. It forgets that with the next text; a tuple's class is made of one.
+    namedtuple("Heard", ())  # noqa: PYI024 - no fields, no types
+    sys.exit(CTRL_C)
 
 
 @contextmanager
@@ -62,7 +72,7 @@ def ended_by_ctrl_c() -> Iterator[None]:
     def listen() -> None:
         while number := heard.recv(1):
             if number[0] == signal.SIGINT and not done.wait(_GRACE_S):
-                sys.stderr.write(f"longvlm: {SAID}\n")
+                sys.stderr.write(_SAID)
                 sys.stderr.flush()
                 os._exit(CTRL_C)
 

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.retry import persist
 from longvlm.jobs.cluster.trouble import trouble
 from longvlm.pipeline.store.catalog import first_line, write_index_duckdb
@@ -48,6 +49,7 @@ def close_run(store: Store, job: str, report: Report, counts: dict[str, Any] | N
     What a run has finished stays finished: what cannot be tidied afterwards becomes one of its notes. Arguments are
     those of `record_run`.
     """
+    doing("tidying up the store")
     record_run(store, job, report, counts)
     try:
         merge_small_files(store)

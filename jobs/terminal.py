@@ -1,15 +1,14 @@
 """What a person sees of a job: a bar while it runs, a short table when it ends."""
 
 import sys
-from collections.abc import Iterable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from longvlm.jobs.figures import counted, listed, spell_bytes, spell_figure, spell_seconds
 from longvlm.pipeline.visible import visible
 from longvlm.schemas.errors import InputError
 
@@ -54,23 +53,38 @@ def print_report(title: str, counts: dict[str, Any], stages: dict[str, dict[str,
     console.print(title, style="bold", markup=False, highlight=False)
     table = Table(show_header=False, box=None)
     for name, count in counts.items():
+        if isinstance(count, dict):
+            continue
         if count:
-            table.add_row(name.replace("_", " "), Text(visible(_listed(count))))
+            label, said = spell_figure(name, count)
+            is_number = not isinstance(count, str)
+            table.add_row(label, Text(visible(said), justify="right" if is_number else "left"))
     console.print(table)
-    if not stages:
-        return
+    for name, by_name in counts.items():
+        if isinstance(by_name, dict) and by_name:
+            _print_counts(console, name, by_name)
+    if stages:
+        _print_stages(console, stages, wall_s)
+
+
+def _print_counts(console: Console, what: str, by_name: dict[str, int]) -> None:
+    """A small table of counts by name, such as failures by code, the largest first."""
+    table = Table(Column(Text(what.replace("_", " "))), Column(justify="right"), box=None)
+    for name, number in sorted(by_name.items(), key=lambda item: -item[1]):
+        table.add_row(Text(visible(name)), f"{number:,}")
+    console.print(table)
+
+
+def _print_stages(console: Console, stages: dict[str, dict[str, float]], wall_s: float) -> None:
     slowest = bottleneck(stages, wall_s)
-    busy = Table("stage", "workers", "units", "busy", "CPU s", box=None)
+    numbers = (Column(name, justify="right") for name in ("workers", "units", "busy", "CPU"))
+    busy = Table("stage", *numbers, "", box=None)
     for name, stage in stages.items():
-        mark = "  <- sets the pace" if name == slowest else ""
-        share = f"{100 * busy_share(stage, wall_s):.0f} %{mark}"
-        busy.add_row(name, str(int(stage["workers"])), str(int(stage["done"])), share, f"{stage['cpu_s']:.1f}")
+        mark = "<- sets the pace" if name == slowest else ""
+        share = f"{100 * busy_share(stage, wall_s):.0f} %"
+        units = (f"{int(stage['workers']):,}", f"{int(stage['done']):,}")
+        busy.add_row(name, *units, share, spell_seconds(stage["cpu_s"]) if stage["cpu_s"] else "", mark)
     console.print(busy)
-
-
-def _listed(count: Any) -> str:
-    """A count, or several by name: `truncated 2, not_a_video 1`."""
-    return ", ".join(f"{name} {number}" for name, number in count.items()) if isinstance(count, dict) else str(count)
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -82,7 +96,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         table.add_row(*(Text(_cell(value)) for value in row.values()))  # as it is: brackets are no markup
     console = terminal()
     console.print(table)
-    console.print(f"{len(rows)} rows", style="dim", highlight=False)
+    console.print(counted(len(rows), "row"), style="dim", highlight=False)
 
 
 def _cell(value: Any) -> str:
@@ -93,26 +107,6 @@ def _cell(value: Any) -> str:
     return "" if value is None else visible(str(value), keep="\n")
 
 
-def print_answers(rows: Iterable[dict[str, Any]], *, evidence: bool = False) -> None:
-    """Each question with its answer or the reason why there is none, and with `evidence` the seconds it leans on."""
-    from longvlm.pipeline.answering.evidence import describe  # it needs torch, and `longvlm status` does not
-
-    console = terminal()
-    for row in rows:
-        console.print(f"{row['uri']}  {row['question']}", style="bold", markup=False, highlight=False)
-        console.print(f"  {_said(row)}", markup=False, highlight=False)
-        if evidence and row["evidence"]:
-            console.print(f"  {describe(row['evidence'])}", style="dim", markup=False, highlight=False)
-
-
-def _said(row: dict[str, Any]) -> str:
-    if row["status"] == "failed":
-        return f"failed ({row['error_code']}): {row['error']}"
-    if row["status"] == "unparsed":
-        return f"no {row['type']} to be read from: {row['answer']}"
-    return row["answer"] if row["confidence"] is None else f"{row['answer']} ({100 * row['confidence']:.0f} %)"
-
-
 def print_estimate(counts: dict[str, Any]) -> None:
     """What a dry run found out: the counts, and how long it would take."""
     seconds, run_id = counts.pop("seconds"), counts.pop("rates_of_run")
@@ -120,17 +114,32 @@ def print_estimate(counts: dict[str, Any]) -> None:
     if run_id is None:
         said = "no run yet to estimate the time from; tokens to decode are the most there can be"
     else:
-        said = f"about {timedelta(seconds=round(seconds))} at the rates of run {run_id}"
+        said = f"about {spell_seconds(seconds)} at the rates of run {run_id}"
     terminal().print(said, highlight=False)
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """What `longvlm status` and `longvlm recipe list` know, a line each."""
+    """What `longvlm status` knows: small tables, and the last run in a line."""
     console = terminal()
-    for name, value in status.items():
-        for entry in value if isinstance(value, list) else [value]:
-            said = ", ".join(f"{k} {_cell(v)}" for k, v in entry.items()) if isinstance(entry, dict) else _cell(entry)
-            console.print(f"{name.replace('_', ' '):>12}  {said}", markup=False, highlight=False, soft_wrap=True)
+    table = Table(show_header=False, box=None)
+    for name, number in status["videos"].items():
+        table.add_row(f"videos {name}", Text(f"{number:,}", justify="right"))
+    table.add_row("segments", Text(f"{status['segments']:,}", justify="right"))
+    table.add_row("tokens", Text(spell_bytes(status["token_bytes"]), justify="right"))
+    console.print(table)
+    print_recipes(status["recipes"])
+    if status["last_run"]:
+        console.print("last run", style="bold")
+        print_runs([status["last_run"]])
+
+
+def print_recipes(recipes: list[dict[str, Any]]) -> None:
+    """The recipes of a store as `status.list_recipes` tells them."""
+    table = Table("recipe", "fingerprint", "", "model", box=None)
+    for stored in recipes:
+        cells = (stored["name"], stored["recipe"], "shown" if stored["active"] else "", stored["model"])
+        table.add_row(*(Text(visible(cell)) for cell in cells))
+    terminal().print(table)
 
 
 _NOT_COUNTS = ("wall_s", "run_id", "stopped", "questions", "workers", "prefill_tokens", "decode_tokens")
@@ -140,11 +149,9 @@ def print_runs(runs: list[dict[str, Any]]) -> None:
     """Runs as `status.list_runs` tells them, a line each: when (UTC), job, id, how long, what came of it."""
     console = terminal()
     for run in runs:
-        took = timedelta(seconds=round(run["wall_s"] or 0))
+        took = spell_seconds(run["wall_s"] or 0)
         outcome = f"stopped: {run['stopped']}; " if run["stopped"] else ""
-        said = (
-            f"{run['finished_at']}  {run['job']:<8}  {run['run_id']}  {took!s:>8}  {outcome}{_counted(run['counts'])}"
-        )
+        said = f"{run['finished_at']}  {run['job']:<8}  {run['run_id']}  {took:>13}  {outcome}{_counted(run['counts'])}"
         console.print(said, markup=False, highlight=False, soft_wrap=True)
     if not runs:
         console.print("no runs yet", style="dim")
@@ -152,11 +159,11 @@ def print_runs(runs: list[dict[str, Any]]) -> None:
 
 def _counted(counts: dict[str, Any]) -> str:
     """What is not nought: `indexed 3, failed 2 (truncated 2)`; of a nightly part by part, `index: ...; answer: ...`."""
-    codes = ", ".join(f"{code} {number}" for code, number in counts.get("failures", {}).items())
+    codes = listed(counts.get("failures", {}))
     told, parts = [], []
     for name, value in counts.items():
         if isinstance(value, dict) and name not in ("failures", "left_out"):
             parts.append(f"{name}: {_counted(value) or 'nothing'}")
         elif type(value) is int and value and name not in _NOT_COUNTS:  # not a bool
-            told.append(f"{name.replace('_', ' ')} {value}" + (f" ({codes})" if codes and name == "failed" else ""))
+            told.append(f"{name.replace('_', ' ')} {value:,}" + (f" ({codes})" if codes and name == "failed" else ""))
     return "; ".join([*parts, *([", ".join(told)] if told else [])])

@@ -10,8 +10,9 @@ def main() -> None:
 
         cli.main(prog_name="longvlm")
     except KeyboardInterrupt:
-        sys.stderr.write("longvlm: interrupted.\n")
-        sys.exit(130)
+        from longvlm.jobs.interrupts import leave
+
+        leave()
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ class VideoIndex:
         Raises:
             InputError: the store is empty, its tower has no text encoder, or the predicate cannot run.
         """
-        from longvlm.jobs.query.status import find_segments
+        from longvlm.jobs.query.search import find_segments
 
         hits = find_segments(self.store, text, limit=limit, where=where).rows
         return pa.Table.from_pylist([asdict(hit) for hit in hits], schema=_HIT)

@@ -49,6 +49,14 @@ def compact(value: Any) -> str:
     return text
 
 
+def machine_line(value: Any) -> str:
+    """A value as one line of JSON that every program reads: NaN and infinities, which JSON lacks, are null."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None))
+
+
 def first_value(text: str) -> Any:
     r"""The first JSON value of an answer, code fences and words around it left out; ValueError if there is none.
 

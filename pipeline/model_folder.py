@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -110,6 +112,22 @@ def read_tensors(folder: Path, rename: Callable[[str], str | None]) -> Iterator[
                         yield renamed, tensor
         except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError) as error:
             raise InputError(f"the weights in {path} cannot be read ({error}); copy the file again.") from error
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors as safetensors in place of whatever is there, at once: somebody may be reading it."""
+    draft = path.with_name(f".{path.name}")
+    save_file(tensors, draft, metadata={"format": "pt"})
+    open_to_others(draft)
+    draft.replace(path)
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file the mode that new files get here: safetensors writes its own for its user alone."""
+    new = path.with_name(f"{path.name}.mode")
+    new.touch()
+    shutil.copymode(new, path)
+    new.unlink()
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -75,3 +75,7 @@ class TerminalError(PipelineError):
 
 class InputError(Exception):
     """What the user gave cannot work: one sentence saying what is wrong and what to do; exit code 2."""
+
+
+class QueryError(InputError):
+    """A query that cannot run, in DuckDB's own words: several lines, with what it may have meant instead."""

@@ -172,8 +172,6 @@ def _package(runs: Sequence[Path], model: Path, option_temperature: float) -> No
     _write(model / "config.json", json.dumps(config, indent=2) + "\n")
     cards = "\n".join((run / "README.md").read_text() for run in runs)
     _write(model / "README.md", _CARD_INTRO + cards.replace(f"{trained.parent.resolve()}/", ""))
-    for path in model.rglob("*.safetensors"):
-        path.chmod(0o644)  # the trainer's own are for its user alone
 
 
 def tell_figures(model: Path) -> None:

@@ -1,11 +1,12 @@
 """Commands that ask models: answer and compare."""
 
-import json
 from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, WHERE, hint, stop_if, tell_notes
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, WHERE, hint, stop_if, tell, tell_notes
 from longvlm.schemas.errors import InputError
 
 SHOWN_ANSWERS = 50  # to a person; a machine gets all
@@ -24,14 +25,30 @@ _ANSWER_FIELDS = (
 )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        'longvlm answer --store index --ask "Does anybody fall?" --type bool --evidence',
+        "longvlm answer --store index --questions questions.csv --json",
+    ),
+)
 @STORE
 @MODEL
-@click.option("--ask", metavar="Q", help="One question, about every selected video.")
 @click.option(
-    "--type", "kind", type=click.Choice(["text", "bool", "choice", "number", "json"]), help="Of --ask; default: text."
+    "--ask", "asked", multiple=True, metavar="Q", help="A question about every selected video; may be repeated."
 )
-@click.option("--choices", metavar="A,B,...", help="What --ask may be answered with, where its type is choice.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["text", "bool", "choice", "number", "json"]),
+    help="Of every --ask; default: text.",
+)
+@click.option(
+    "--choices",
+    multiple=True,
+    metavar="A,B,...",
+    help="What every --ask may be answered with, where the type is choice; may be repeated.",
+)
 @click.option(
     "--questions",
     metavar="FILE",
@@ -72,43 +89,47 @@ _ANSWER_FIELDS = (
 def answer(*, evidence: bool, as_json: bool, **options: Any) -> None:
     """Answer questions about the videos of a store from their tokens; no video is opened."""
     from longvlm.jobs.answer.run import AnswerOrder, run_answer
-    from longvlm.jobs.terminal import print_answers, print_estimate, print_report
+    from longvlm.jobs.answer.show import print_answers
+    from longvlm.jobs.terminal import print_estimate, print_report
+    from longvlm.pipeline.answering.typed import typed_value
 
-    asked = _asked(*(options.pop(name) for name in ("ask", "questions", "kind", "choices")))
-    report = run_answer(AnswerOrder(questions=asked, show_progress=not as_json, **options))
+    questions = _questions(*(options.pop(name) for name in ("asked", "questions", "kind", "choices")))
+    report = run_answer(AnswerOrder(questions=questions, show_progress=is_shown(), **options))
     counts = report.as_json()
     if as_json:
         names = _ANSWER_FIELDS + (("evidence",) if evidence else ())
         for row in () if report.estimate else report.rows():
-            click.echo(json.dumps({"video": row["uri"], **{name: row[name] for name in names}}))
-        click.echo(json.dumps(counts))
+            shown = {"video": row["uri"], **{name: row[name] for name in names}}
+            tell(shown | {"value": typed_value(row["type"], row["value"])}, "answer")
+        tell(counts, "summary")
     elif report.estimate:
         print_estimate(counts)
     else:
         print_answers(report.rows(SHOWN_ANSWERS), evidence=evidence)
-        hint(
-            max(counts["asked"] - SHOWN_ANSWERS, 0), "answers are not shown; `longvlm sql` has them in the view answers"
-        )
+        hint(max(counts["asked"] - SHOWN_ANSWERS, 0), "answers not shown", "`longvlm sql` has them in the view answers")
         print_report(f"run {counts.pop('run_id')}", counts, report.stages, report.wall_s)
     tell_notes(report.notes)
     if not as_json:
-        hint(report.asking.num_not_indexed, "questions are about videos that are not indexed; see `longvlm status`")
+        hint(report.asking.num_not_indexed, "questions about videos that are not indexed", "see `longvlm status`")
         hint(
             report.asking.num_without_recipe,
-            "videos are not indexed under this model's recipe; `longvlm index --restale` adds them",
+            "videos not indexed under this model's recipe",
+            "`longvlm index --restale` adds them",
         )
     stop_if(report.stopped)
 
 
-def _asked(question: str | None, questions: str | None, kind: str | None, choices: str | None) -> Any:
+def _questions(asked: tuple[str, ...], file: str | None, kind: str | None, choices: tuple[str, ...]) -> Any:
     """The questions of a command line, as a table."""
+    import pyarrow as pa
+
     from longvlm.pipeline.answering.questions import ask, read_questions
 
-    if (question is None) == (questions is None):
-        raise InputError('ask one question with --ask "..." or many with --questions FILE.')
-    if questions is not None:
+    if bool(asked) == (file is not None):
+        raise InputError('ask with --ask "...", once or more often, or many questions with --questions FILE.')
+    if file is not None:
         if kind or choices:
             raise InputError("--type and --choices go with --ask; a question file has columns type and choices.")
-        return read_questions(questions)
-    listed = tuple(choice.strip() for choice in choices.split(",")) if choices else ()
-    return ask(question or "", kind or "text", listed)
+        return read_questions(file)
+    listed = tuple(choice.strip() for given in choices for choice in given.split(","))
+    return pa.concat_tables([ask(question, kind or "text", listed) for question in asked])

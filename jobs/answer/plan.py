@@ -249,7 +249,7 @@ def _select(con: duckdb.DuckDBPyConnection, where: str, index_recipe: str) -> tu
         catalog.check_select(con, sql)
         con.execute(f"CREATE TEMP TABLE selected AS {sql}")
     except duckdb.Error as error:
-        raise InputError(f"the predicate of --where cannot run: {catalog.first_line(error)}") from error
+        raise InputError(f"the predicate of --where cannot run: {catalog.without_place(error)}") from error
     con.execute(_LIVE, [index_recipe])
     (num_selected,), (num_live,) = (
         _one(con, sql) for sql in ("SELECT count(*) FROM selected", "SELECT count(*) FROM live WHERE is_selected")

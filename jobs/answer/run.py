@@ -23,6 +23,7 @@ from longvlm.jobs.answer.plan import Asking, plan
 from longvlm.jobs.answer.stage import Answerer, AnswerTerms, failed_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs, metrics
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.commits import Commits
 from longvlm.jobs.cluster.executor import Executor, Stage, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
@@ -128,6 +129,7 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
             vocabulary cannot spell an answer; nothing is written.
     """
     started_s = time.time()
+    doing("reading the store and the model")
     store = Store.open(order.store)
     spec, stored = choose_answer_model(store, order.model)
     recipe = AnswerRecipe(
@@ -144,6 +146,7 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
         top_p=order.top_p,
         seed=order.seed,
     )
+    doing("planning what to ask")
     snapshot = store.pin()
     report = AnswerReport(new_run_id(), store, plan(snapshot, order.questions, recipe, order.where, order.limit))
     check_vocabulary(spec, report.asking.held_by_grammars())

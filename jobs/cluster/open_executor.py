@@ -2,6 +2,7 @@
 
 import os
 
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.executor import IN_PROCESS, Executor, InProcess
 
 
@@ -11,8 +12,10 @@ def open_executor(ray_address: str | None) -> Executor:
     Raises:
         InputError: no cluster answers at the address.
     """
-    if (ray_address or os.environ.get("RAY_ADDRESS")) == IN_PROCESS:
+    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == IN_PROCESS:
         return InProcess()
+    doing("starting Ray" if address == "local" else f"joining the Ray cluster at {address}")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what tidies up after a lost cluster must not start another
     from longvlm.jobs.cluster.ray_executor import RayExecutor
 

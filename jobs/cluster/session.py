@@ -37,7 +37,8 @@ def connect(ray_address: str | None) -> None:
         InputError: no cluster answers at the address, Ray cannot start on this machine, or there is to be none.
     """
     address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    named = "--ray-address" if ray_address else "RAY_ADDRESS"  # what a person would change
+    is_of_ray = ray_address in (None, os.environ.get("RAY_ADDRESS"))
+    named = "RAY_ADDRESS" if is_of_ray else "--ray-address"  # what a person would change
     if address == IN_PROCESS:
         raise InputError(f"this job needs Ray; leave out {named} {IN_PROCESS} to start a local one.")
     if not ray.is_initialized():
@@ -65,17 +66,15 @@ def _join(address: str, named: str) -> None:
         )
     if protocol != "ray":
         raise InputError(f"{named} {address} is no address of Ray's; write HEAD:6379, ray://HEAD:10001 or auto.")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's core warns of is for who runs the cluster
     try:
         _knock(address)
-        with chdir(_NEUTRAL):
+        with _silent_stderr(), chdir(_NEUTRAL):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ray.exceptions.AuthenticationError as error:
-        raise InputError(
-            f"the Ray cluster at {address} refuses who asks; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
-            "cluster's own."
-        ) from error
     except Exception as error:  # Ray raises bare ones, too
         said = str(error)
+        if isinstance(error, ray.exceptions.AuthenticationError) or "authentication token" in said.lower():
+            raise no_admittance(address, said) from error
         if "ersion mismatch" in said:
             there = " and ".join(re.findall(r"(?:Ray|Python): \S+", said.partition("This process")[0])) or "another Ray"
             raise InputError(
@@ -90,6 +89,18 @@ def _join(address: str, named: str) -> None:
         raise InputError(
             f"no Ray cluster answers at {address} ({_first_sentence(said)}); check {named} and the network."
         ) from error
+
+
+def no_admittance(address: str, said: str) -> InputError:
+    """That a cluster wants a token and got none, or another one than its own; Ray's own words tell which."""
+    is_missing = not _has_token() or re.search("missing|no authentication token", said, re.IGNORECASE)
+    got = "got none" if is_missing else "refuses this one"
+    mode = re.search(r"RAY_AUTH_MODE is currently '(\w+)'", said)
+    is_off = f" (RAY_AUTH_MODE is {mode[1]} here, so none is sent)" if mode else ""
+    return InputError(
+        f"the Ray cluster at {address} wants a token and {got}{is_off}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
+        "the cluster's own, or RAY_AUTH_TOKEN_PATH to a file with it."
+    )
 
 
 def _first_sentence(text: str) -> str:
@@ -150,9 +161,14 @@ def _folder_for_ray() -> str:
 
 def _bring_token() -> None:
     """Give a local Ray a token of its own where HOME has none: Ray would write one there, and may not be able to."""
-    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    if not given and not os.access(os.path.expanduser("~/.ray/auth_token"), os.R_OK):  # noqa: PTH111 - never raises
+    if not _has_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token here."""
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(given) or os.access(os.path.expanduser("~/.ray/auth_token"), os.R_OK)  # noqa: PTH111 - never raises
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from longvlm.jobs.terminal import NO_MATPLOTLIB, print_rows, terminal
-from longvlm.pipeline.answering.typed import read_value
+from longvlm.pipeline.answering.typed import read_value, typed_value
 from longvlm.pipeline.engine.requests import Answer
 from longvlm.pipeline.judging.agreement import is_right, is_same_answer
 from longvlm.schemas.tables import QuestionRow
@@ -52,12 +52,13 @@ class Comparison:
         for path in self.paths:
             for key, answer in path.answers.items():
                 question = self.questions[key[1]]
+                value = None if answer.text is None else read_value(question, answer.text)
                 yield {
                     "path": path.name,
                     "video": self.videos[key[0]],
                     **{name: question[name] for name in ("question_id", "question", "type")},
                     "answer": answer.text,
-                    "value": None if answer.text is None else read_value(question, answer.text),
+                    "value": typed_value(question["type"], value),
                     "confidence": answer.confidence,
                     "error": None if answer.error is None else str(answer.error),
                     "agrees": self._agrees(path, key),

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from longvlm.jobs.answer.options import check_vocabulary, fit_budget
 from longvlm.jobs.choose import absolute, choose_index_recipe, misfit
+from longvlm.jobs.cluster.activity import doing
+from longvlm.jobs.cluster.progress import shown_work
 from longvlm.jobs.compare.report import ComparedQuestion, Comparison, Key, PathReport
 from longvlm.jobs.compare.sample import Drawn, Watched, draw, watch_sample
 from longvlm.pipeline.answering.questions import read_questions
@@ -82,8 +82,10 @@ def run_compare(order: CompareOrder) -> Comparison:
     if not can_answer(absolute(order.model)):
         raise InputError(f"the model {order.model} is only a vision tower; name a LLaVA or LongVLM, which answers.")
     questions = read_questions(order.questions)
+    doing(f"listing {order.source.uri}")
     drawn, num_elsewhere = draw(list_source(order.source), questions, order.sample, order.seed)
     asked = _with_right_answers(order, questions, drawn)
+    doing("reading the model")
     index_recipe, model = choose_index_recipe(None, order.model, order.recipe, None)
     index_recipe, spec = replace(index_recipe, precision=order.precision), describe_model(model)
     _check_fit(index_recipe, spec)
@@ -91,6 +93,7 @@ def run_compare(order: CompareOrder) -> Comparison:
     check_vocabulary(spec, ((one["type"], one["schema"], one["question"]) for one in held))
     budgets = _fit_budgets(order, spec)
 
+    doing("loading the model")
     run = _CompareRun(order, spec, index_recipe, asked)
     run.comparison.num_elsewhere = num_elsewhere
     if spec.family == "longvlm":
@@ -242,9 +245,7 @@ class _CompareRun:
 
     def _shown(self, work: Iterable[T], what: str, total: int) -> Iterable[T]:
         """Some work with a bar on stderr."""
-        console = Console(stderr=True)
-        is_shown = self.order.show_progress and console.is_terminal
-        return track(work, what, total, console=console, transient=True, disable=not is_shown)
+        return shown_work(work, what, total, show=self.order.show_progress)
 
 
 def read_budgets(text: str) -> tuple[int, ...]:

@@ -1,22 +1,30 @@
 """The command `evaluate`: scores of a model's answers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, stop_if, tell_notes, without_secrets
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE_VARIABLE, stop_if, tell, tell_notes, without_secrets
 from longvlm.schemas.errors import InputError
 
 TINYWORLD = "tinyworld"
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm evaluate --benchmark tinyworld --seed 2",
+        "longvlm evaluate --store index --labels labels.csv --report report",
+    ),
+)
 @click.option(
     "--store",
     default="",
     metavar="S",
+    envvar=STORE_VARIABLE,
     callback=without_secrets,
     help="Folder or bucket prefix that holds the tables; default, for tinyworld alone: a temporary one.",
 )
@@ -55,7 +63,7 @@ def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_js
     from longvlm.jobs.terminal import plot_folder
 
     judge = JudgeOrder(*(options.pop(name) for name in ("judge_url", "judge_model", "judge_key_env")))
-    order = EvaluateOrder(judge=judge, show_progress=not as_json, **options)
+    order = EvaluateOrder(judge=judge, show_progress=is_shown(), **options)
     is_tinyworld = (order.benchmark or "").partition("-")[0] == TINYWORLD
     if not is_tinyworld and (seed is not None or videos is not None):
         raise InputError("--seed and --videos are of --benchmark tinyworld; other benchmarks have files.")
@@ -71,7 +79,7 @@ def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_js
         found = run_evaluate(order)
     saved = save_report(found, report) if report is not None else None
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        tell(found.as_json())
     else:
         print_evaluation(found, saved)
     tell_notes(found.notes)

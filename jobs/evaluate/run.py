@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs
+from longvlm.jobs.cluster.activity import doing
+from longvlm.jobs.cluster.progress import shown_work
 from longvlm.jobs.evaluate.verdicts import (
     AnsweredItem,
     Verdicts,
@@ -140,8 +139,12 @@ def run_evaluate(order: EvaluateOrder) -> EvaluateReport:
     started_s = time.time()
     benchmark = choose_benchmark(order)
     path = order.labels or order.questions or ""
+    doing(f"reading {path}")
     items = read_items(benchmark, path, order.answers).to_pylist()
+    if order.judge.model is not None and order.judge.url is None:
+        doing(f"loading the judge {order.judge.model}")
     judge = open_judge(order.judge, benchmark)
+    doing("reading the store and the model")
     store = Store.open(order.store)
     spec, stored = choose_answer_model(store, order.model)
     report = EvaluateReport(new_run_id(), benchmark, judge.name, spec.name)
@@ -166,7 +169,7 @@ def run_evaluate(order: EvaluateOrder) -> EvaluateReport:
     answered = read_answered(store, benchmark, items, stored.fingerprint, report.answer_recipe)
     _judge(Verdicts(store, benchmark, judge, report.run_id, report.answer_recipe), answered, report, order)
     if num_unknown:
-        report.notes.append(f"{num_unknown} questions are about videos that the store does not know; they are missing.")
+        report.notes.append(f"questions about videos that the store does not know: {num_unknown:,}; they are missing.")
     report.wall_s = time.time() - started_s
     logs.ended("evaluate", report.run_id, report.summary(), report.stopped)
     close_run(store, "evaluate", report, report.summary())
@@ -180,8 +183,7 @@ def _judge(verdicts: Verdicts, answered: list[AnsweredItem], report: EvaluateRep
     num_out_of_reach = 0
     rows = verdicts.judge_answers(answered, may_ask=report.stopped is None)
     total = sum(one.status == "answered" for one in answered)
-    console = Console(stderr=True)
-    shown = track(rows, "judging", total, console=console, transient=True, disable=not order.show_progress)
+    shown = shown_work(rows, f"judging {total:,} answers", total, show=order.show_progress)
     try:
         for place, row in shown:
             results[place] = _result(answered[place], row)

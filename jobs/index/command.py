@@ -1,15 +1,22 @@
 """Commands that change what is indexed: index."""
 
-import json
 from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell_notes
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell, tell_notes
 from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm index videos --store index --model tinyworld",
+        "longvlm index s3://bucket/videos --store s3://bucket/index --dry-run --sample 20",
+    ),
+)
 @click.argument("source")
 @STORE
 @MODEL
@@ -67,7 +74,7 @@ def index(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], as
 
     dry_run = options.pop("dry_run")
     asked = {name: options.pop(name) for name in ("sample", "seed", "gpu_price", "cpu_price")}
-    order = IndexOrder(Source(source, include, exclude), show_progress=not as_json, **options)
+    order = IndexOrder(Source(source, include, exclude), show_progress=is_shown(), **options)
     if dry_run:
         _forecast(order, asked, as_json=as_json)
         return
@@ -82,7 +89,7 @@ def _forecast(order: Any, asked: dict[str, Any], *, as_json: bool) -> None:
 
     found = forecast(ForecastOrder(order, **asked))
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        tell(found.as_json())
     else:
         print_forecast(found)
     stop_if(found.stopped)
@@ -98,7 +105,7 @@ def _index(order: Any, *, as_json: bool) -> None:
     counts = report.as_json()
     mostly_failed = counts["mostly_failed"]
     if as_json:
-        click.echo(json.dumps(counts))
+        tell(counts)
     else:
         shown = counts | {"left_out": None, "mostly_failed": None}  # in sentences of their own
         print_report(f"run {shown.pop('run_id')}", shown, report.stages, report.wall_s)
@@ -106,17 +113,18 @@ def _index(order: Any, *, as_json: bool) -> None:
             say(f"left out: {describe_left_out(report.counts.left_out)}")
         hint(
             report.counts.mistimed,
-            "videos have no constant frame rate and were indexed by an older version, which took their pictures at the "
-            "wrong times; --restale indexes them again",
+            "of no constant frame rate, indexed by an older version, which took their pictures at the wrong times",
+            "--restale indexes them again",
         )
         hint(
             report.counts.stale - report.counts.mistimed,
-            "videos are indexed under another recipe only; --restale indexes them under this one too",
+            "indexed under another recipe only",
+            "--restale indexes them under this one too",
         )
-        hint(report.counts.known_failed, "videos are known to fail and unchanged; --retry-failed tries them again")
-        hint(report.counts.gone, "videos are gone from the source and still answer; --prune deletes them")
-        hint(report.counts.forgotten, "videos were forgotten and are left out as long as their files remain")
-        hint(report.out_of_time * report.counts.not_attempted, "videos were not reached in --max-hours; run it again")
+        hint(report.counts.known_failed, "known to fail and unchanged", "--retry-failed tries them again")
+        hint(report.counts.gone, "gone from the source, still answering", "--prune deletes them")
+        hint(report.counts.forgotten, "forgotten", "they are left out as long as their files remain")
+        hint(report.out_of_time * report.counts.not_attempted, "not reached in --max-hours", "run it again")
     tell_notes(report.notes)
     if mostly_failed and not as_json:
         say(f"{mostly_failed}.")

@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.resources import IndexResources, for_index
+from longvlm.jobs.figures import counted, spell_figure
 from longvlm.jobs.index.order import IndexOrder, IndexReport
 from longvlm.jobs.index.projection import COVERAGE, CostModel, failure_shares, project
 from longvlm.jobs.index.run import index_source, take_stock
@@ -258,10 +259,11 @@ def print_forecast(found: Forecast) -> None:
     shown: dict[str, Any] = {"work": found.counts["work"], **found.counts}
     for name in _SHOWN:
         if (value := said.get(name)) is not None:
-            shown[name] = _number(value)
+            label, shown_value = spell_figure(name, value)
             if name in intervals:
-                low, high = map(_number, intervals[name])
-                shown[name] += f"  ({low} to {high})"
+                low, high = (spell_figure(name, bound)[1] for bound in intervals[name])
+                shown_value += f"  ({low} to {high})"
+            shown[label] = shown_value
     for code, share in said.get("failures", {}).items():
         low, high = share["interval"]
         shown["failed" if code == "any" else f"failed {code}"] = (
@@ -284,18 +286,13 @@ _SHOWN = (
 )
 
 
-def _number(value: float) -> str:
-    """Three digits that count, or all of a larger number."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _note(found: Forecast) -> str:
     if found.stopped or not found.counts["work"]:
         return "nothing to watch" if not found.stopped else "the sample did not get to its end"
     if found.sample:
         encoder, number = ("GPU" if found.sample["encoder"] == "gpu" else "CPU encoder"), found.sample["sampled"]
         of = f"{found.sample['decoders']} decoders and {found.sample['encoders']} encoders"
-        said = f"from {number} videos that were watched, in brackets {100 * COVERAGE:.0f} % intervals; "
+        said = f"from {counted(number, 'video')} watched, in brackets {100 * COVERAGE:.0f} % intervals; "
         said += f"wall: on {of}, as here; cpus per encoder: cores that keep one {encoder} busy"
         return said if "cost" in found.sample else f"{said}; --cpu-price (on GPUs also --gpu-price) adds the cost"
     if found.decode_cpu_hours is None:

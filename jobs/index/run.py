@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from longvlm.jobs.choose import choose_index_recipe
 from longvlm.jobs.cluster import logs, metrics
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.commits import Commits
 from longvlm.jobs.cluster.executor import Executor, Stage, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
@@ -84,9 +85,11 @@ def take_stock(
         left_out: counts by kind what of the source is not listed.
     """
     check_order(order)
+    doing(f"listing {order.source.uri}")
     num_listed = spool_source(order.source, str(scratch), left_out)
     if not num_listed and not (order.prune and order.allow_mass_delete):
         raise nothing_in(order.source, left_out)
+    doing("reading the store and the model")
     store = Store.find(order.store)
     recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
     criteria = ChangeCriteria(
@@ -97,6 +100,7 @@ def take_stock(
         restale=order.restale,
         by_time=recipe.sampling == "interval",
     )
+    doing(f"comparing {num_listed:,} listed videos with the store")
     changes = compare(str(scratch), store.pin(("videos",)) if store else Snapshot(), criteria)
     if order.prune and not order.allow_mass_delete and changes.num_gone > MAX_LOSS * changes.num_known:
         raise InputError(

@@ -1,5 +1,6 @@
 """Alerts: named queries over a store; one that returns rows is posted to a webhook."""
 
+import itertools
 import json
 import re
 import time
@@ -16,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from longvlm.pipeline.store import access, catalog
-from longvlm.pipeline.store.catalog import plain
+from longvlm.pipeline.store.rows import json_lines
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
@@ -107,28 +108,28 @@ def run_alerts(
         access.seal(con, snapshot)
         for alert in alerts:
             try:
-                found = catalog.query(con, alert.sql)
-            except InputError as error:
-                report.problems.append(f"the alert {alert.name!r}: {error}")
+                found = json_lines(con, catalog.select(con, alert.sql))
+                rows = [json.loads(line) for line in itertools.islice(found, MAX_ROWS)]
+                num_rows = len(rows) + sum(1 for _ in found)
+            except duckdb.Error as error:
+                report.problems.append(f"the alert {alert.name!r} cannot run: {catalog.without_place(error)}")
                 continue
-            if not len(found):
+            if not num_rows:
                 continue
-            report.raised[alert.name] = len(found)
+            report.raised[alert.name] = num_rows
             if url:
-                problem = post_webhook(url, webhook_payload(alert.name, found, about, run["run_id"]))
+                problem = post_webhook(url, webhook_payload(alert.name, rows, num_rows, about, run["run_id"]))
                 report.posted += problem is None
                 report.problems += [f"the alert {alert.name!r} was not posted: {problem}"] if problem else []
     return report
 
 
-def webhook_payload(name: str, found: pa.Table, about: str, run_id: str) -> dict[str, Any]:
+def webhook_payload(name: str, rows: list[dict[str, Any]], num_rows: int, about: str, run_id: str) -> dict[str, Any]:
     """The JSON that is posted to a webhook: `text` is what chat services show, the rest is for programs."""
-    rows = found.slice(0, MAX_ROWS).to_pylist()
-    rows = json.loads(json.dumps(rows, default=plain), parse_constant=lambda _: None)  # JSON knows no NaN
     told = [", ".join(f"{key} {value}" for key, value in row.items()) for row in rows[:_ROWS_IN_TEXT]]
-    more = ["..."] if len(found) > _ROWS_IN_TEXT else []
+    more = ["..."] if num_rows > _ROWS_IN_TEXT else []
     text = "\n".join([f"longvlm: {name} ({about})", *told, *more])
-    return {"text": text, "alert": name, "store": about, "run_id": run_id, "rows": rows, "num_rows": len(found)}
+    return {"text": text, "alert": name, "store": about, "run_id": run_id, "rows": rows, "num_rows": num_rows}
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -1,14 +1,23 @@
 """The commands `nightly`, `submit` and `doctor`."""
 
-import json
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, say, stop_if, tell_notes
+from longvlm.jobs.cluster.activity import doing, is_shown
+from longvlm.jobs.commands import Command
+from longvlm.jobs.figures import counted
+from longvlm.jobs.options import AS_JSON, MODEL, RAY, STORE, hint, pass_on, say, stop_if, tell, tell_notes
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm nightly s3://bucket/videos --store s3://bucket/index --questions standing.jsonl",
+        "longvlm nightly videos --store index --questions standing.csv --max-hours 6 --quiet",
+    ),
+)
 @click.argument("source")
 @STORE
 @MODEL
@@ -40,14 +49,17 @@ def nightly(*, source: str, include: tuple[str, ...], exclude: tuple[str, ...], 
     from longvlm.pipeline.store.lease import LeaseHeldError
 
     own = {name: options.pop(name) for name in ("questions", "alerts", "webhook", "retention_hours")}
-    index = IndexOrder(Source(source, include, exclude), show_progress=not as_json, **options)
+    index = IndexOrder(Source(source, include, exclude), show_progress=is_shown(), **options)
     try:
         report = run_nightly(NightlyOrder(index, **own))
     except LeaseHeldError as held:
-        say(json.dumps({"skipped": str(held)}) if as_json else f"longvlm: nothing to do here: {held}.")
+        if as_json:
+            tell({"skipped": str(held)})
+        else:
+            say(f"longvlm: nothing to do here: {held}.")
         return
     if as_json:
-        click.echo(json.dumps(report.as_json()))
+        tell(report.as_json())
     else:
         _print_night(report)
     tell_notes(report.notes)
@@ -65,12 +77,13 @@ def _print_night(report: Any) -> None:
         print_report(part, told, stages, counts.get("wall_s", 0.0))
     raised = report.parts.get("alerts", {}).get("raised", {})
     for name, num_rows in raised.items():
-        say(f"alert: {name} ({num_rows} rows)")
+        say(f"alert: {name} ({counted(num_rows, 'row')})")
     say(f"run {report.run_id}")
     index = report.parts.get("index", {})
     hint(
         index.get("known_failed", 0),
-        "videos are known to fail and unchanged; `longvlm index --retry-failed` tries them",
+        "known to fail and unchanged",
+        "`longvlm index --retry-failed` tries them again",
     )
     if index.get("mostly_failed"):
         say(f"{index['mostly_failed']}.")
@@ -79,7 +92,14 @@ def _print_night(report: Any) -> None:
 JOBS = ("index", "answer", "train", "maintain", "nightly")  # that can be submitted
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    cls=Command,
+    examples=(
+        "longvlm submit --address http://HEAD:8265 index s3://bucket/videos --store s3://bucket/index",
+        "longvlm submit --address http://HEAD:8265 --no-wait maintain --store s3://bucket/index",
+    ),
+)
 @click.argument("job", type=click.Choice(JOBS))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--address", required=True, metavar="URL", help="The cluster's dashboard: http://HEAD:8265.")
@@ -100,9 +120,12 @@ def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **op
     from longvlm.jobs.options import STOPPED
 
     context = click.get_current_context()
-    group = context.find_root().command  # the command line, which knows every job
-    assert isinstance(group, click.Group)
-    group.commands[job].make_context(f"longvlm {job}", list(args))  # a slip of the pen is told here and now
+    root = context.find_root()  # the command line, which knows every job
+    assert isinstance(root.command, click.Group)
+    _, command, rest = root.command.resolve_command(root, [job, *args])
+    assert command is not None
+    asked = command.make_context(job, rest, parent=root)  # a slip of the pen is told now
+    args = (*_from_here(asked), *(() if is_shown() else ("--quiet",)), *args)
 
     from longvlm.jobs.operate.submit import JobSubmission, read_env, submit_job
 
@@ -112,7 +135,8 @@ def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **op
         say(f"longvlm: {submitted.job_id} is on its way; {submitted.follow_hint}", err=True)
         if no_wait:
             return
-        exit_code, said = submitted.follow()
+        doing(f"waiting for {submitted.job_id} to begin")
+        exit_code, said = submitted.follow(pass_on)
     except KeyboardInterrupt:
         click.echo(err=True)
         say(f"longvlm: the job goes on; {submitted.follow_hint}.", err=True)
@@ -125,7 +149,20 @@ def submit(*, job: str, args: tuple[str, ...], address: str, no_wait: bool, **op
     context.exit(exit_code or 0)
 
 
-@click.command()
+def _from_here(asked: click.Context) -> tuple[str, ...]:
+    """What a job's options have from the environment or a file here, neither of which is there."""
+    elsewhere = (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+    names = [name for name in ("store", "model") if asked.get_parameter_source(name) in elsewhere]
+    return tuple(word for name in names for word in (f"--{name}", asked.params[name]))
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm doctor s3://bucket/videos --store s3://bucket/index --ray-address HEAD:6379",
+        "longvlm doctor videos --store index --model tinyworld",
+    ),
+)
 @click.argument("source")
 @STORE
 @MODEL
@@ -139,10 +176,10 @@ def doctor(*, source: str, store: str, model: str | None, ray_address: str | Non
     from longvlm.jobs.operate.doctor import DoctorOrder, print_findings, run_doctor
     from longvlm.jobs.options import STOPPED
 
-    findings = run_doctor(DoctorOrder(source, store, model, ray_address))
+    findings = run_doctor(DoctorOrder(source, store, model), ray_address)
     if as_json:
         for finding in findings:
-            click.echo(json.dumps(vars(finding)))
+            tell(vars(finding))
     else:
         print_findings(findings)
     if not all(finding.ok for finding in findings):

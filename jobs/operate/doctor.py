@@ -17,7 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.table import Table
 from rich.text import Text
 
-from longvlm.jobs.choose import choose_index_recipe
+from longvlm.jobs.choose import absolute, choose_index_recipe
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.resources import DECODE_MEMORY_BYTES
 from longvlm.jobs.cluster.session import connect, failure_of
 from longvlm.jobs.runs import VERSIONS
@@ -28,7 +29,7 @@ from longvlm.pipeline.source.corpus import Source, list_pages, nothing_in
 from longvlm.pipeline.store import catalog, lease
 from longvlm.pipeline.store.files import canonical, filesystem
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.uris import is_local, locate
+from longvlm.pipeline.uris import is_local, local_path, locate
 from longvlm.pipeline.visible import visible
 from longvlm.pipeline.vision.tower import load_tower
 from longvlm.schemas.errors import InputError
@@ -47,7 +48,6 @@ class DoctorOrder:
     source: str
     store: str
     model: str | None = None
-    ray_address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,20 @@ class _NodeCheck:
     versions: dict[str, str | None]
 
 
-def run_doctor(order: DoctorOrder) -> list[Finding]:
+def run_doctor(order: DoctorOrder, ray_address: str | None = None) -> list[Finding]:
     """Run every check on every node; returns the findings, node by node.
 
     Raises:
         InputError: no cluster answers at the address, or no store can be at its own.
     """
-    canonical(order.store)
-    connect(order.ray_address)
+    order = DoctorOrder(  # by addresses and names that hold in a worker, which is in another folder
+        local_path(order.source) if is_local(order.source) else order.source,
+        canonical(order.store),
+        absolute(order.model) if order.model else None,
+    )
+    doing("starting Ray" if ray_address is None else f"joining the Ray cluster at {ray_address}")
+    connect(ray_address)
+    doing("trying every node")
     with _test_object(order.store) as (test_object, findings):
         asked = {}
         for node in (node for node in ray.nodes() if node["Alive"]):

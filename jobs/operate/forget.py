@@ -4,6 +4,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from longvlm.jobs.cluster.activity import doing
+from longvlm.jobs.figures import counted
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.erase import Erased, erase, unknown_videos
@@ -29,9 +31,10 @@ class ForgetReport:
         """Why not everything is erased yet."""
         if not self.erased.files_under_way:
             return None
+        held = counted(self.erased.files_under_way, "file")
         return (
-            f"{self.erased.files_under_way} files of a run under way hold the videos too; they are hidden, and gone "
-            "when the same command is run again after it"
+            f"a run under way still holds some of the videos, in {held}; they are "
+            "hidden, and gone when the same command is run again after it"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -56,6 +59,7 @@ def run_forget(store_uri: str, uris: list[str]) -> ForgetReport:
             f"the store never saw {min(unknown)}{more}; nothing was erased. Name videos as the column uri does."
         )
     run_id = new_run_id()
+    doing(f"erasing {counted(len(by_id), 'video')}")
     erased = erase(store, list(by_id), run_id)
     report = ForgetReport(run_id, erased, time.time() - started)
     close_run(store, "forget", report)

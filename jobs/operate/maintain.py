@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from longvlm.jobs.cluster.activity import doing, make_room
 from longvlm.jobs.cluster.resources import MAX_RETENTION_HOURS, MIN_RETENTION_HOURS
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
@@ -60,8 +61,8 @@ class MaintainReport:
         if not (self.verified.problems or self.verified.damaged_files):
             return None
         return (
-            f"{len(self.verified.damaged_files)} files are damaged and {len(self.verified.problems)} things are wrong "
-            "with live videos; with --repair the next index run watches those videos again"
+            f"damaged files: {len(self.verified.damaged_files):,}, things wrong with live videos: "
+            f"{len(self.verified.problems):,}; with --repair the next index run watches those videos again"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -89,6 +90,7 @@ def run_maintain(order: MaintainOrder) -> MaintainReport:
         InputError: there is no store, or the retention is shorter than a run may take.
     """
     started = time.time()
+    doing("reading the store")
     store = Store.open(order.store)
     _check_retention(order.retention_hours)
     report = MaintainReport()
@@ -114,9 +116,12 @@ def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -
     report = MaintainReport()
     if come_back := left_over(store, retention_hours):
         report.erased = erase(store, come_back, report.run_id)
+    doing("looking for dead rows")
     dead = dead_writes(store, retention_hours)
     report.dead_writes = len(dead.write_ids)
+    doing("merging small files")
     report.files_fewer = compact(store, dead)
+    doing("deleting what nobody needs")
     report.swept = vacuum(store, retention_hours)
     report.wall_s = time.time() - started
     return report
@@ -133,8 +138,12 @@ def _check_retention(hours: float) -> None:
 @contextmanager
 def _bytes_read(snapshot: Snapshot, *, show: bool) -> Iterator[Any]:
     """A progress bar over the bytes of all tables."""
+    doing("reading every byte of the tables")
+    console = Console(stderr=True)
+    if is_drawn := show and console.is_terminal:
+        make_room()
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not is_drawn) as bar:
         num_bytes = sum(file.size_bytes for table in snapshot.tables.values() for file in table.files)
         task = bar.add_task("verify", total=num_bytes)
         yield lambda read: bar.advance(task, read)

@@ -29,6 +29,7 @@ from deltalake.exceptions import DeltaError
 
 from longvlm.jobs.answer.run import AnswerOrder, answer_questions
 from longvlm.jobs.cluster import logs
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.executor import StageError
 from longvlm.jobs.cluster.resources import MIN_RETENTION_HOURS
 from longvlm.jobs.index.order import IndexOrder, check_order
@@ -41,6 +42,7 @@ from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.lease import Lease
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.uris import locate
 from longvlm.schemas.errors import ErrorCode, InputError
 from longvlm.schemas.identity import new_run_id
 
@@ -103,7 +105,8 @@ def run_nightly(order: NightlyOrder) -> NightlyReport:
         _check_first_night(order.index)
     report = NightlyReport()
     if order.questions:
-        report.questions_sha256 = hashlib.sha256(Path(order.questions).read_bytes()).hexdigest()
+        fs, path = locate(order.questions)
+        report.questions_sha256 = hashlib.sha256(fs.cat_file(path)).hexdigest()
     with Lease(order.index.store, "nightly", _interrupt) as lease:
         logs.begun("nightly", report.run_id, source=order.index.source.uri, store=order.index.store)
         try:
@@ -141,6 +144,7 @@ def _all_parts(order: NightlyOrder, questions: pa.Table | None, queries: list[Al
     with _part("maintain", report) as counts:
         counts.update(maintain_store(Store.open(order.index.store), order.retention_hours).as_json())
     with _part("alerts", report) as counts:
+        doing("asking for alerts")
         store = Store.open(order.index.store)
         report.wall_s = time.time() - report.started_s
         row = {"run_id": report.run_id, "job": "nightly", "counts": json.dumps(report.as_json())}

@@ -1,10 +1,10 @@
 """Job submission to a Ray cluster: a command is submitted, its log followed, and its exit code given back."""
 
 import asyncio
+import logging
 import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,10 +17,13 @@ import ray
 import requests
 from ray.job_submission import JobSubmissionClient
 
+from longvlm.jobs.cluster.activity import doing
+from longvlm.jobs.cluster.session import no_admittance
 from longvlm.schemas.errors import InputError
 
 _TRIES = 60  # to ask after a job, before the cluster counts as out of reach
 _RETRY_S = 5.0
+_RAYS_LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING) \S+\.py:\d+ -- |Running entrypoint for job \S+: ")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -68,6 +71,24 @@ def read_env(settings: tuple[str, ...]) -> dict[str, str]:
     return env
 
 
+class _OwnLines:
+    """The lines of a job's log that are its own; what Ray tells of its work is left out, but for errors."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write, self._begun = write, ""  # a line that has no end yet
+
+    def write(self, text: str) -> None:
+        """Take some of the log as it comes."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        if own := [line for line in lines if not _RAYS_LINE.match(line)]:
+            self._write("\n".join(own) + "\n")
+
+    def close(self) -> None:
+        """The log has ended."""
+        if self._begun and not _RAYS_LINE.match(self._begun):
+            self._write(self._begun)
+
+
 class SubmittedJob:
     """A submitted job. Make one with `submit_job`."""
 
@@ -83,7 +104,7 @@ class SubmittedJob:
         where = f"{self.job_id} --address {self.address}"
         return f"`ray job logs --follow {where}` follows it, `ray job stop {where}` ends it"
 
-    def follow(self, write: Callable[[str], object] = sys.stdout.write) -> tuple[int | None, str]:
+    def follow(self, write: Callable[[str], object]) -> tuple[int | None, str]:
         """Write the job's log until it ends; a connection that is lost meanwhile is made again.
 
         Returns:
@@ -92,11 +113,13 @@ class SubmittedJob:
         Raises:
             ConnectionError: the cluster was out of reach for minutes. The job may go on.
         """
+        own = _OwnLines(write)
         while True:
             with suppress(aiohttp.ClientError, RuntimeError, OSError):  # cut off; what is asked next says why
-                asyncio.run(self._tail(write))
+                asyncio.run(self._tail(own.write))
             info = self._info()
             if info.status.is_terminal():
+                own.close()
                 return info.driver_exit_code, f"{info.status.value}: {info.message or 'nothing is said of why'}"
             time.sleep(_RETRY_S)
 
@@ -130,15 +153,15 @@ def submit_job(order: JobSubmission) -> SubmittedJob:
         raise InputError(f"--address {order.address} is not a Ray dashboard; it looks like http://HEAD:8265.")
     if order.working_dir and not (Path(order.working_dir).is_dir() or "://" in order.working_dir):
         raise InputError(f"--working-dir {order.working_dir} is no folder; name one, or leave it out.")
+    doing(f"sending the job to {order.address}")
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)  # the client tells what it packs and uploads
     try:
         os.environ["RAY_API_SERVER_ADDRESS"] = order.address  # Ray prefers RAY_ADDRESS to the address that it is given
         client = JobSubmissionClient(order.address)
         job_id = client.submit_job(entrypoint=order.entrypoint, runtime_env=order.runtime_env())
     except ray.exceptions.AuthenticationError as error:
-        raise InputError(
-            f"the cluster at {order.address} refuses this token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
-            "cluster's own."
-        ) from error
+        raise no_admittance(order.address, str(error)) from error
     except (ConnectionError, requests.RequestException) as error:
         raise InputError(f"no Ray dashboard answers at {order.address}; check --address and the network.") from error
     except (RuntimeError, ValueError) as error:

@@ -1,13 +1,19 @@
 """The commands `maintain` and `forget`, which look after a store."""
 
-import json
-
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, StoppedError, say, tell_notes
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
+from longvlm.jobs.options import AS_JSON, STORE, StoppedError, say, tell, tell_notes
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm maintain --store index",
+        "longvlm maintain --store s3://bucket/index --verify",
+    ),
+)
 @STORE
 @click.option(
     "--retention-hours",
@@ -26,16 +32,22 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
     from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
     from longvlm.jobs.terminal import print_report
 
-    order = MaintainOrder(store, retention_hours, verify=verify, repair=repair, show_progress=not as_json)
+    order = MaintainOrder(store, retention_hours, verify=verify, repair=repair, show_progress=is_shown())
     report = run_maintain(order)
     counts = report.as_json()
     if report.verified is not None:
         for uri, problem in report.verified.damaged_files.items():
-            say(json.dumps({"file": uri, "problem": problem}) if as_json else f"damaged: {uri}: {problem}")
+            if as_json:
+                tell({"file": uri, "problem": problem}, "file")
+            else:
+                say(f"damaged: {uri}: {problem}")
         for row in report.verified.problems:
-            say(json.dumps(row) if as_json else f"wrong: {row['uri']}: {row['table']} {row['problem']}")
+            if as_json:
+                tell(row, "video")
+            else:
+                say(f"wrong: {row['uri']}: {row['table']} {row['problem']}")
     if as_json:
-        click.echo(json.dumps(counts))
+        tell(counts, "summary")
     else:
         counts |= {f"{table}_files_fewer": number for table, number in counts.pop("files_fewer").items()}
         counts.pop("stopped")
@@ -45,7 +57,13 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
         raise StoppedError(f"{report.stopped}.")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm forget --store index --uri s3://bucket/videos/one.mp4",
+        "longvlm forget --store index --file uris.txt",
+    ),
+)
 @STORE
 @click.option("--uri", "uris", multiple=True, metavar="U", help="A video, as the column uri names it; may be repeated.")
 @click.option("--file", metavar="F", help="Many: a uri a line, or a CSV, JSON or parquet file with a column uri.")
@@ -58,7 +76,7 @@ def forget(*, store: str, uris: tuple[str, ...], file: str | None, as_json: bool
     report = run_forget(store, [*uris, *(read_uris(file) if file else [])])
     counts = report.as_json()
     if as_json:
-        click.echo(json.dumps(counts))
+        tell(counts)
     else:
         counts |= {f"{table}_rows": number for table, number in counts.pop("rows").items()}
         counts.pop("stopped")

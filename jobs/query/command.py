@@ -1,43 +1,66 @@
 """The commands `sql`, `search` and `status`, which only read a store, and `recipe`, which sets what its views show."""
 
-import json
 from dataclasses import asdict
 
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, WHERE, say, tell_notes
+from longvlm.jobs.commands import Command
+from longvlm.jobs.figures import counted, spell_bytes
+from longvlm.jobs.options import AS_JSON, STORE, WHERE, say, tell, tell_notes
 
 
-@click.command()
+class _SqlCommand(Command):
+    """The command `sql`, whose statements may begin with a comment: two dashes and a space, or another line below."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; a space keeps such statements from being taken for an option."""
+        is_sql = (arg.startswith("--") and (arg[2:3].isspace() or "\n" in arg) for arg in args)
+        return super().parse_args(ctx, [f" {arg}" if yes else arg for arg, yes in zip(args, is_sql, strict=True)])
+
+
+@click.command(
+    cls=_SqlCommand,
+    examples=(
+        'longvlm sql --store index "SELECT status, count(*) FROM videos GROUP BY status"',
+        'longvlm sql --store index --attach plan=shifts.csv "SELECT * FROM videos JOIN plan USING (external_id)"',
+    ),
+)
 @STORE
-@click.argument("query")
+@click.argument("query", required=False)
+@click.option("-f", "--file", metavar="FILE", help="Read the statements from FILE, instead of from QUERY.")
 @click.option(
     "--attach",
     multiple=True,
     metavar="NAME=FILE",
     help="A parquet, CSV or JSON file as the view NAME, or a DuckDB file as the database NAME; repeatable.",
 )
-@AS_JSON
-def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> None:
-    """Run one SELECT over the views: videos, segments, tokens, answers, answers_wide, failures, recipes, runs.
+@click.option("--csv", "form", flag_value="csv", help="Print every row as CSV.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print every row as a table of Markdown.")
+@click.option("--line", "form", flag_value="line", help="Print every value whole, in a line of its own.")
+@click.option("--json", "form", flag_value="json", help="Print every row for machines: as a JSON object, one a line.")
+def sql(*, store: str, query: str | None, file: str | None, attach: tuple[str, ...], form: str | None) -> None:
+    """Run SELECTs over the views: videos, segments, tokens, answers, answers_wide, failures, recipes, runs.
 
-    The query can read the store and what is attached, and nothing else; it changes nothing.
+    QUERY is one statement or several; without it they come from standard input. They can read the store and what is
+    attached, and nothing else; they change nothing. What is shown is as wide as the terminal, with dots for the columns
+    and rows in between.
     """
     from longvlm.jobs.interrupts import ended_by_ctrl_c
-    from longvlm.jobs.query.sql import run_sql
-    from longvlm.jobs.terminal import print_rows
-    from longvlm.pipeline.store import catalog
+    from longvlm.jobs.query.results import print_results
+    from longvlm.jobs.query.sql import read_script, sealed_store
 
-    with ended_by_ctrl_c():
-        rows = run_sql(store, query, attach)
-    if as_json:
-        for row in rows.to_pylist():
-            click.echo(json.dumps(row, default=catalog.plain))
-    else:
-        print_rows(rows.to_pylist())
+    script = read_script(query, file)
+    with ended_by_ctrl_c(), sealed_store(store, attach) as con:
+        print_results(con, script, form or "box")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        'longvlm search --store index "a forklift near people"',
+        'longvlm search --store index "an empty street" --where "duration_s > 60" --limit 3 --json',
+    ),
+)
 @STORE
 @click.argument("text")
 @WHERE
@@ -45,20 +68,26 @@ def sql(*, store: str, query: str, attach: tuple[str, ...], as_json: bool) -> No
 @AS_JSON
 def search(*, store: str, text: str, where: str | None, limit: int, as_json: bool) -> None:
     """Find the segments whose frames look most like TEXT says."""
-    from longvlm.jobs.query.status import find_segments
+    from longvlm.jobs.query.search import find_segments
     from longvlm.jobs.terminal import print_rows
 
     found = find_segments(store, text, limit=limit, where=where)
     if as_json:
         for hit in found.rows:
-            click.echo(json.dumps(asdict(hit)))
-        click.echo(json.dumps({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned}))
+            tell(asdict(hit), "segment")
+        tell({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned}, "summary")
     else:
         print_rows([asdict(hit) for hit in found.rows])
-        say(f"scanned {found.num_scanned} segments, {found.bytes_scanned / 1e6:.1f} MB")
+        say(f"scanned {counted(found.num_scanned, 'segment')}, {spell_bytes(found.bytes_scanned)}")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm status --store index",
+        "longvlm status --store s3://bucket/index --runs 5",
+    ),
+)
 @STORE
 @click.option(
     "--runs",
@@ -78,13 +107,13 @@ def status(*, store: str, runs: int | None, as_json: bool) -> None:
         listed = list_runs(store, runs)
         if as_json:
             for run in listed:
-                click.echo(json.dumps(run))
+                tell(run)
         else:
             print_runs(listed)
         return
     described = describe_store(store)
     if as_json:
-        click.echo(json.dumps(described))
+        tell(described)
     else:
         print_status(described)
 
@@ -94,24 +123,38 @@ def recipe() -> None:
     """List the recipes of a store, or choose the one that its views show."""
 
 
-@recipe.command("list")
+@recipe.command(
+    "list",
+    cls=Command,
+    examples=(
+        "longvlm recipe list --store index",
+        "longvlm recipe list --store s3://bucket/index --json",
+    ),
+)
 @STORE
 @AS_JSON
 def recipe_list(*, store: str, as_json: bool) -> None:
     """The recipes that a store holds tokens of."""
     from longvlm.jobs.query.status import list_recipes
-    from longvlm.jobs.terminal import print_status
+    from longvlm.jobs.terminal import print_recipes
     from longvlm.pipeline.store.ledger import Store
 
     recipes = list_recipes(Store.open(store))
     if as_json:
         for stored in recipes:
-            click.echo(json.dumps(stored))
+            tell(stored)
     else:
-        print_status({"recipes": recipes})
+        print_recipes(recipes)
 
 
-@recipe.command("promote")
+@recipe.command(
+    "promote",
+    cls=Command,
+    examples=(
+        "longvlm recipe promote --store index long",
+        "longvlm recipe promote --store s3://bucket/index long-keyframe",
+    ),
+)
 @STORE
 @click.argument("name")
 def recipe_promote(*, store: str, name: str) -> None:

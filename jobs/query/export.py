@@ -9,6 +9,7 @@ from typing import Any
 
 import duckdb
 
+from longvlm.jobs.cluster.activity import doing
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.uris import is_local
@@ -59,8 +60,10 @@ def export_store(store_uri: str, target: str, *, segments: bool = False, force: 
             # the storage version lets older DuckDBs open the file
             con.execute(f"ATTACH {catalog.quoted(taken)} AS taken (STORAGE_VERSION 'v1.0.0')")
             for name in _TABLES:
+                doing(f"copying {name}")
                 report.rows[name] = _copy(con, name, "*")
             if segments:
+                doing("copying segments")
                 report.rows["segments"] = _copy(con, "segments", _segment_columns(con))
             con.execute("DETACH taken")
         report.size_bytes = draft.stat().st_size

@@ -1,13 +1,19 @@
 """The command `export`, which copies a store's tables into one DuckDB file."""
 
-import json
-
 import click
 
-from longvlm.jobs.options import AS_JSON, STORE, say
+from longvlm.jobs.commands import Command
+from longvlm.jobs.figures import spell_bytes
+from longvlm.jobs.options import AS_JSON, STORE, say, tell
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm export --store s3://bucket/index --to index.duckdb",
+        "longvlm export --store index --to index.duckdb --segments --force",
+    ),
+)
 @STORE
 @click.option("--to", "target", required=True, metavar="FILE", help="The DuckDB file to write, ending in .duckdb.")
 @click.option("--segments", is_flag=True, help="Take the segments along, with thumbnails and search embeddings.")
@@ -23,7 +29,7 @@ def export(*, store: str, target: str, segments: bool, force: bool, as_json: boo
 
     report = export_store(store, target, segments=segments, force=force)
     if as_json:
-        click.echo(json.dumps(report.as_json()))
+        tell(report.as_json())
     else:
         print_rows([{"table": name, "rows": count} for name, count in report.rows.items()])
-        say(f"{report.path}: {report.size_bytes / 1e6:.1f} MB")
+        say(f"{report.path}: {spell_bytes(report.size_bytes)}")

@@ -1,13 +1,20 @@
 """SQL over a store, sealed: a query reads the store and what is attached to it, and nothing else."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import duckdb
 import pyarrow as pa
 
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.names import match_questions
+from longvlm.jobs.options import say
 from longvlm.pipeline.store import access, catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.text_files import UserFile, read_lines
+from longvlm.pipeline.visible import is_utf8
 from longvlm.schemas.errors import InputError
 
 
@@ -22,10 +29,70 @@ def run_sql(store_uri: str, query: str, attach: Iterable[str] = ()) -> pa.Table:
     Raises:
         InputError: there is no such store, a file cannot be attached, or the query cannot run.
     """
+    with sealed_store(store_uri, attach) as con:
+        return catalog.query(con, query)
+
+
+@contextmanager
+def sealed_store(store_uri: str, attach: Iterable[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to the views of a store as it is now, which reads that and what is attached; as `run_sql`."""
+    doing(f"reading the store {store_uri}")
     snapshot = Store.open(store_uri).pin()
     with catalog.connect(snapshot) as con:
         access.seal(con, snapshot, access.attach(con, attach))
-        return catalog.query(con, query)
+        doing("running the query")
+        yield con
+
+
+def read_script(query: str | None, file: str | None) -> str:
+    """The SQL that a command line asks for: the query or the file, or else standard input.
+
+    Raises:
+        InputError: both are given, or what is named cannot be read.
+    """
+    if query is not None and file is not None:
+        raise InputError("the statements come from QUERY or from --file; leave one of them out.")
+    if query is not None:
+        return query
+    if file is not None and file != "-":
+        return "".join(read_lines(UserFile(file, "file of SQL")))
+    if sys.stdin is None:
+        raise InputError("there is no query, and standard input is closed; give a QUERY or --file.")
+    if sys.stdin.isatty():
+        say("longvlm: reading SQL from the keyboard; end with Ctrl-D.", err=True)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError("standard input is not UTF-8 text; save it as UTF-8, or give its name to --file.") from error
+
+
+def bind_script(con: duckdb.DuckDBPyConnection, script: str) -> list[tuple[str, duckdb.DuckDBPyRelation]]:
+    """The statements of a script, each bound but not run, with what sentences call it.
+
+    DuckDB takes the script apart, and each statement is checked by itself once more before DuckDB sees it again.
+
+    Raises:
+        QueryError: a statement is wrong.
+        InputError: a statement would change something, or there is none.
+    """
+    if not is_utf8(script):
+        raise InputError("the query is not UTF-8 text; type it again, or put it into a file and name that with -f.")
+    with catalog.queries_as_sentences():
+        found = con.extract_statements(script)
+    if not found:
+        raise InputError("there is no statement in the query; write a SELECT.")
+    names = [f"statement {place}" if len(found) > 1 else "the query" for place in range(1, len(found) + 1)]
+    for name, statement in zip(names, found, strict=True):
+        if statement.type != duckdb.StatementType.SELECT:
+            pivot = " A PIVOT has to name its values: ON a IN (...)." * (statement.type == duckdb.StatementType.MULTI)
+            raise InputError(
+                f"{name} must be one SELECT statement; a store is changed only by its own jobs. Nothing was run.{pivot}"
+            )
+    bound = []
+    for name, statement in zip(names, found, strict=True):
+        with catalog.queries_as_sentences(name):
+            bound.append((name, catalog.select(con, statement.query)))
+    return bound
 
 
 def find_live(snapshot: Snapshot, video: str) -> tuple[str, str]:

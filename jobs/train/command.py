@@ -1,19 +1,30 @@
 """The command `train`: conversations and stored tokens to a fine-tuned model."""
 
-import json
 from typing import Any
 
 import click
 
-from longvlm.jobs.options import AS_JSON, RAY, STORE, hint, say, stop_if, tell_notes
+from longvlm.jobs.cluster.activity import is_shown
+from longvlm.jobs.commands import Command
+from longvlm.jobs.options import AS_JSON, MODEL_VARIABLE, RAY, STORE, hint, say, stop_if, tell, tell_notes
 
 SHOWN_REFUSED = 5  # to a person; all are in refused.jsonl
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "longvlm train --store index --model tinyworld --data conversations.jsonl --to trained",
+        "longvlm train --store index --model tinyworld --data labels.csv --recipe lora --to trained --ray-address none",
+    ),
+)
 @STORE
 @click.option(
-    "--model", required=True, metavar="M", help="Folder or hub id of a LongVLM, a LLaVA, or a base LLaMA; or tinyworld."
+    "--model",
+    required=True,
+    metavar="M",
+    envvar=MODEL_VARIABLE,
+    help="Folder or hub id of a LongVLM, a LLaVA, or a base LLaMA; or tinyworld.",
 )
 @click.option("--to", required=True, metavar="FOLDER", help="Where the trained model goes; workers must reach it.")
 @click.option(
@@ -37,17 +48,21 @@ def train(*, recipe: str, as_json: bool, **options: Any) -> None:
     from longvlm.jobs.terminal import print_report
     from longvlm.jobs.train.run import TrainOrder, run_train
 
-    report = run_train(TrainOrder(recipe=choose_train_recipe(recipe), **options))
+    report = run_train(TrainOrder(recipe=choose_train_recipe(recipe), show_progress=is_shown(), **options))
     counts = report.as_json()
     if as_json:
-        click.echo(json.dumps(counts))
+        tell(counts)
     else:
         stopped = counts.pop("stopped")
         print_report(f"run {counts.pop('run_id')}" + (" (stopped)" if stopped else ""), counts, {}, report.wall_s)
-        hint(report.plan.num_missing, f"conversations are not about indexed videos ({report.plan.first_missing})")
+        hint(
+            report.plan.num_missing,
+            "conversations about no indexed video",
+            f"one of them names {report.plan.first_missing}",
+        )
     for refused in report.refused[:SHOWN_REFUSED]:
         say("longvlm: left out {id} ({video}): {error}".format(**refused), err=True)
     if not as_json:
-        hint(max(len(report.refused) - SHOWN_REFUSED, 0), "more were left out; refused.jsonl in the folder lists them")
+        hint(max(len(report.refused) - SHOWN_REFUSED, 0), "left out besides", "refused.jsonl in the folder lists all")
     tell_notes(report.notes)
     stop_if(report.stopped)

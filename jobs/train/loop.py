@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from longvlm.jobs.train.context import WorkerContext
 from longvlm.jobs.train.read import example_from_row
 from longvlm.jobs.train.worker_config import LOSSES, PROGRESS, REFUSED, STATE, WorkerConfig, read_losses
 from longvlm.pipeline.models.families import load_model
-from longvlm.pipeline.training.card import ModelCard
 from longvlm.pipeline.training.finetune import DivergedError, Finetuner, StepResult
 from longvlm.pipeline.training.parameters import apply_fsdp
 from longvlm.pipeline.training.save import save_model
@@ -32,7 +31,7 @@ def run_loop(config: WorkerConfig, context: WorkerContext) -> dict[str, Any]:
     """
     recipe = config.card.recipe
     torch.set_num_threads(config.threads)
-    model = load_model(config.card.model, "float32", context.device.type)
+    model = load_model(config.model, "float32", context.device.type)
     shard = apply_fsdp if context.size > 1 else None
     finetuner = Finetuner(model, recipe, config.num_steps, whitening=config.whitening, shard=shard)
     _restore(finetuner, config.checkpoint, context)
@@ -54,7 +53,8 @@ def run_loop(config: WorkerConfig, context: WorkerContext) -> dict[str, Any]:
             _save_state(finetuner, context)
     weights = finetuner.trainable.trained_weights()
     if context.rank == 0:
-        save_model(weights, ModelCard(**{**vars(config.card), "final_loss": run_log.last_loss}), Path(config.folder))
+        card = replace(config.card, final_loss=run_log.last_loss)
+        save_model(weights, config.model, card, Path(config.folder))
     return {"stopped": None, **seconds}
 
 
@@ -121,11 +121,13 @@ def _save_state(finetuner: Finetuner, context: WorkerContext) -> None:
     if context.rank:
         context.report(finetuner.num_done, None)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state, Path(folder) / STATE)
-        size = os.path.getsize(Path(folder) / STATE)  # noqa: PTH202 - one call
-        (Path(folder) / PROGRESS).write_text(json.dumps({"num_done": finetuner.num_done, "size_bytes": size}))
-        context.report(finetuner.num_done, Path(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "checkpoint"  # its mode is copied along, and the temporary folder's is for one user
+        folder.mkdir()
+        torch.save(state, folder / STATE)
+        size = os.path.getsize(folder / STATE)  # noqa: PTH202 - one call
+        (folder / PROGRESS).write_text(json.dumps({"num_done": finetuner.num_done, "size_bytes": size}))
+        context.report(finetuner.num_done, folder)
 
 
 def _restore(finetuner: Finetuner, given: str | None, context: WorkerContext) -> None:

@@ -23,14 +23,17 @@ import pyarrow as pa
 from longvlm.jobs.answer.options import fit_template
 from longvlm.jobs.choose import absolute, choose_answer_model
 from longvlm.jobs.cluster import logs
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.executor import InProcess, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
+from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import for_train
 from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.runs import close_run
 from longvlm.jobs.train.context import InProcessContext
 from longvlm.jobs.train.plan import TrainPlan, plan_training, select_conversations
 from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
+from longvlm.jobs.train.steps import StepsTaken
 from longvlm.jobs.train.worker_config import CHECKPOINTS, LOSSES, REFUSED, WorkerConfig, num_steps_done, read_losses
 from longvlm.pipeline.models.families import is_llava
 from longvlm.pipeline.models.longvlm.init import begin, is_begun
@@ -58,6 +61,7 @@ class TrainOrder:
     sql: str | None = None  # ... or a query over the store that gives the latter
     workers: int | None = None  # None: one for each GPU, or one
     ray_address: str | None = None
+    show_progress: bool = False
 
 
 @dataclass
@@ -106,6 +110,7 @@ def run_train(order: TrainOrder) -> TrainReport:
         InputError: the data, model, store, recipe or folder cannot be used; no step is taken.
     """
     started_s = time.time()
+    doing("reading the store and the conversations")
     store = Store.open(order.store)
     snapshot = store.pin()
     if (order.data is None) == (order.sql is None):
@@ -114,11 +119,13 @@ def run_train(order: TrainOrder) -> TrainReport:
         conversations = read_conversations(order.data)
     else:
         conversations = check_conversations(select_conversations(snapshot, order.sql or ""))
-    folder = Path(order.to).absolute()
+    folder = Path(order.to).expanduser().absolute()
     check_folder(folder)
+    doing("reading the model")
     model = _base_model(absolute(order.model), folder, order.recipe)
     spec, stored = choose_answer_model(store, model)
     fit_template(spec, order.recipe.template)
+    doing("planning the steps")
     plan = plan_training(snapshot, conversations, stored.fingerprint)
     settings = {"recipe": order.recipe.fingerprint, "weights": spec.weights, "data": plan.fingerprint}
     claim_folder(folder, settings)
@@ -131,8 +138,7 @@ def run_train(order: TrainOrder) -> TrainReport:
             min(order.recipe.max_length, spec.context),
             order.recipe.tokens_per_segment,
         )
-        card = ModelCard(order.model if model == absolute(order.model) else model, order.recipe, report.num_steps, 0.0)
-        _train(order, report, reader_config, ModelCard(**{**vars(card), "data": _provenance(store, report)}))
+        _train(order, report, reader_config, model, _provenance(store, report))
     report.losses, report.refused = read_losses(folder), _read_refused(folder)
     if not report.stopped:
         plot_losses(report.losses, folder / PLOT)
@@ -190,7 +196,9 @@ def claim_folder(folder: Path, settings: dict[str, str]) -> None:
     draft.replace(path)
 
 
-def _train(order: TrainOrder, report: TrainReport, reader_config: ReaderConfig, card: ModelCard) -> None:
+def _train(
+    order: TrainOrder, report: TrainReport, reader_config: ReaderConfig, model: str, provenance: dict[str, Any]
+) -> None:
     """Stages 2 to 4; what a stopped run has saved is kept, and the same command goes on from there."""
     recipe, folder = order.recipe, report.folder
     executor = open_executor(order.ray_address)
@@ -201,16 +209,26 @@ def _train(order: TrainOrder, report: TrainReport, reader_config: ReaderConfig, 
     steps_per_epoch = -(-len(report.plan.videos) // recipe.batch_videos)
     whitening = _fit_whitening(report.plan, recipe, reader_config) if recipe.whiten else None
     checkpoint = str(newest) if newest else None
+    named = order.model if model == absolute(order.model) else model
     config = WorkerConfig(
-        card, str(folder), report.num_steps, steps_per_epoch, resources.threads, whitening, checkpoint
+        model,
+        ModelCard(named, recipe, report.num_steps, 0.0, provenance),
+        str(folder),
+        report.num_steps,
+        steps_per_epoch,
+        resources.threads,
+        whitening,
+        checkpoint,
     )
+    bars = progress(StepsTaken(folder), {"train": report.num_steps}, show=order.show_progress, units={"train": "steps"})
     try:
-        if isinstance(executor, InProcess):
-            result = _fit_in_process(config, parts, reader_config, report.run_id)
-        else:
-            from longvlm.jobs.train.on_ray import fit_on_ray
+        with bars:
+            if isinstance(executor, InProcess):
+                result = _fit_in_process(config, parts, reader_config, report.run_id)
+            else:
+                from longvlm.jobs.train.on_ray import fit_on_ray
 
-            result = fit_on_ray(config, parts, reader_config, resources, report.run_id)
+                result = fit_on_ray(config, parts, reader_config, resources, report.run_id)
         report.stopped = result.get("stopped")
         report.read_s, report.step_s = result.get("read_s", 0.0), result.get("step_s", 0.0)
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ LOSSES, REFUSED, CHECKPOINTS = "loss.jsonl", "refused.jsonl", "checkpoints"
 class WorkerConfig:
     """The configuration of a run's workers, the same for all."""
 
+    model: str  # to train, by a name that holds in every process; the card has the user's
     card: ModelCard
     folder: str  # where the model, its losses and what was refused go
     num_steps: int

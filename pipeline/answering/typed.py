@@ -18,7 +18,7 @@ from typing import Any
 
 from longvlm.pipeline.answering.grammar import MAX_NUMBER_TOKENS, grammar_of
 from longvlm.pipeline.engine.requests import Request
-from longvlm.pipeline.jsontext import compact, first_value, schema_validator
+from longvlm.pipeline.jsontext import compact, first_value, parse, schema_validator
 from longvlm.schemas.tables import TypedQuestion
 
 _BOOLS = {"Yes": "true", "No": "false"}
@@ -86,6 +86,11 @@ def read_value(question: Mapping[str, Any], text: str) -> str | None:
     if kind == "json":
         return _read_json(text, question["schema"])
     return None
+
+
+def typed_value(kind: str, value: str | None) -> Any:
+    """What the column `value` says, as JSON has it: a bool, a number, a value of JSON, or the text of a choice."""
+    return parse(value) if value is not None and kind in ("bool", "number", "json") else value
 
 
 def _read_number(text: str) -> str | None:

@@ -1,6 +1,5 @@
 """DuckDB over a pinned snapshot: the views of `schemas/views.sql`, in memory or as `index.duckdb`."""
 
-import base64
 import os
 import re
 import tempfile
@@ -18,7 +17,7 @@ import pyarrow as pa
 from longvlm.pipeline.store.files import num_columns
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
 from longvlm.pipeline.uris import is_local
-from longvlm.schemas.errors import InputError
+from longvlm.schemas.errors import InputError, QueryError
 from longvlm.schemas.tables import TABLES
 
 VIEWS_SQL = (files("longvlm.schemas") / "views.sql").read_text()
@@ -89,6 +88,7 @@ def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
         InputError: a file that the snapshot names is gone or out of reach.
     """
     con = duckdb.connect(config=_SETTINGS)
+    con.execute("SET TimeZone = 'UTC'")  # as all times of a store are, wherever it is read
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
         con.execute("SET enable_progress_bar = false")  # a job has its own; in notebooks it may not even be set
     if remote := _remote_filesystem(snapshot):
@@ -100,19 +100,46 @@ def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
 def query(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
     """The result of one SELECT (or WITH, VALUES, DESCRIBE, SUMMARIZE, SHOW).
 
-    Raises InputError with DuckDB's own first line if it cannot run, and for anything that would change something.
+    Raises:
+        QueryError: it cannot run.
+        InputError: it would change something, or is not one statement.
     """
+    with queries_as_sentences():
+        return select(con, sql).to_arrow_table()
+
+
+def select(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    """One SELECT as a relation, bound and not run yet. Raises duckdb.Error if it is wrong, InputError as `query`."""
+    check_select(con, sql)
+    (statement,) = con.extract_statements(sql)
+    text = statement.query.encode()
+    ends = (offset for offset, kind in duckdb.tokenize(statement.query) if kind == duckdb.token_type.operator)
+    end = next((offset for offset in ends if text[offset : offset + 1] == b";"), len(text))  # comments may follow
     try:
-        check_select(con, sql)
-        return con.sql(sql).to_arrow_table()
+        return con.sql(text[:end].decode())  # without its end, for a relation stands in queries around it
+    except duckdb.Error:
+        con.execute(sql)  # is wrong in the same way before it runs, and says where
+        raise
+
+
+@contextmanager
+def queries_as_sentences(name: str = "the query") -> Iterator[None]:
+    """Raise what DuckDB raises in the body as QueryError, which begins with the name."""
+    try:
+        yield
     except duckdb.Error as error:
-        raise InputError(f"the query cannot run: {first_line(error)}") from error
+        raise QueryError(f"{name} cannot run: {str(error).strip()}") from error
 
 
 def check_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Raise InputError unless this is one SELECT, or duckdb.Error if it is no SQL at all."""
     if [statement.type for statement in con.extract_statements(sql)] != [duckdb.StatementType.SELECT]:
         raise InputError("the query must be one SELECT statement; a store is changed only by its own jobs.")
+
+
+def without_place(error: duckdb.Error) -> str:
+    """What DuckDB says of a query in one line, with what may have been meant, and not at which place in its text."""
+    return " ".join(str(error).partition("\n\nLINE ")[0].split())
 
 
 def first_line(error: Exception) -> str:
@@ -275,8 +302,3 @@ def quoted(text: str) -> str:
 def identifier(name: str) -> str:
     """A name as SQL takes it, whatever characters it has."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def plain(value: Any) -> str:
-    """What JSON has no type for: blobs in base64, times as ISO 8601."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

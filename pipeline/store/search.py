@@ -86,7 +86,7 @@ def search(
             catalog.check_select(con, sql)
             con.execute(f"CREATE TEMP TABLE candidates AS {sql}")
         except duckdb.Error as error:
-            raise InputError(f"the search cannot run: {catalog.first_line(error)}") from error
+            raise InputError(f"the search cannot run: {catalog.without_place(error)}") from error
         best, num_scanned = _scan(con, query_E, limit)
         if not num_scanned:
             _explain_nothing_found(con)

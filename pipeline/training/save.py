@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from longvlm.pipeline.model_folder import SAFETENSORS, open_to_others, save_tensors
 from longvlm.pipeline.models.families import is_llava
 from longvlm.pipeline.models.llava.checkpoint import find_llava
 from longvlm.pipeline.models.longvlm.checkpoint import OPTION_TEMPERATURE, Checkpoint, find_checkpoint
@@ -32,24 +33,25 @@ _COPIED = (  # what belongs to a checkpoint besides its weights and config.json
 )
 
 
-def save_model(weights: TrainedWeights, card: ModelCard, folder: Path) -> None:
+def save_model(weights: TrainedWeights, model: str, card: ModelCard, folder: Path) -> None:
     """Write a whole checkpoint that `answer` loads: the trained tensors among those of the model that was trained.
 
     Tensors keep the type that they had on disk.
 
     Args:
         weights: from `TrainableModel.trained_weights`.
-        card: its `model` is read once more from where it lies.
+        model: what was trained; it is read once more from where it lies.
+        card: of the result.
         folder: where to; files of the same names are replaced.
 
     Raises:
         InputError: the model is gone or broken.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if is_llava(card.model):
-        _save_llava(weights, card.model, folder)
+    if is_llava(model):
+        _save_llava(weights, model, folder)
     else:
-        _save_longvlm(weights, find_checkpoint(card.model), card.recipe.template, folder)
+        _save_longvlm(weights, find_checkpoint(model), card.recipe.template, folder)
     (folder / CARD).write_text(card.as_markdown())
 
 
@@ -57,8 +59,8 @@ def _save_longvlm(weights: TrainedWeights, checkpoint: Checkpoint, template: str
     tensors, tokenizer = assemble(checkpoint)
     changed = {**weights.llm, PROJECT: weights.projector["weight"], PROJECT_BIAS: weights.projector["bias"]}
     merged = {name: changed.get(name, tensor).to(tensor.dtype).contiguous() for name, tensor in tensors.items()}
-    _write(merged, folder)
-    _copy(checkpoint.folder, folder)
+    save_tensors(merged, folder / SAFETENSORS)
+    _copy(checkpoint.folder, folder, _COPIED)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {**checkpoint.config, "vocab_size": len(merged[EMBED]), "mm_hidden_size": merged[PROJECT].shape[1]}
     config.pop(OPTION_TEMPERATURE, None)
@@ -66,7 +68,8 @@ def _save_longvlm(weights: TrainedWeights, checkpoint: Checkpoint, template: str
         config["mm_prompt_template"] = template  # what it was trained with is what it is asked with
     tower = Path(checkpoint.tower)
     if tower.is_dir() and not Path(checkpoint.config["mm_vision_tower"]).is_absolute():
-        shutil.copytree(tower, folder / "tower", dirs_exist_ok=True)  # it lies beside the model, so it goes along
+        # it lies beside the model, so it goes along
+        _copy(tower, folder / "tower", (path.relative_to(tower) for path in tower.rglob("*")))
         config["mm_vision_tower"] = "tower"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -86,17 +89,14 @@ def _save_llava(weights: TrainedWeights, model: str, folder: Path) -> None:
         for name, tensor in changed.items():
             targets[name].copy_(tensor)
     whole.save_pretrained(folder)
-    _copy(source, folder)
+    for path in folder.glob("*.safetensors"):
+        open_to_others(path)
+    _copy(source, folder, _COPIED)
 
 
-def _write(tensors: dict[str, Tensor], folder: Path) -> None:
-    """In place of whatever is there, at once: somebody may be reading the last one."""
-    draft = folder / ".model.safetensors"
-    save_file(tensors, draft, metadata={"format": "pt"})
-    draft.replace(folder / "model.safetensors")
-
-
-def _copy(source: Path, folder: Path) -> None:
-    for name in _COPIED:
+def _copy(source: Path, folder: Path, names: Iterable[str | Path]) -> None:
+    """Copy those of some files that there are, and not their modes: caches may be for one user alone."""
+    for name in names:
         if (source / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)

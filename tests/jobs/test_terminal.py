@@ -4,22 +4,16 @@ from pathlib import Path
 from rich.table import Table
 
 from longvlm.jobs import terminal
-from longvlm.jobs.options import hint, say, tell_notes
+from longvlm.jobs.options import hint, pass_on, say, tell_notes
 from longvlm.jobs.terminal import (
     bottleneck,
-    print_answers,
     print_estimate,
+    print_recipes,
     print_report,
     print_rows,
     print_runs,
     print_status,
 )
-
-
-def answered(**columns):
-    row = {"uri": "/a.mp4", "question": "[What]?", "type": "text", "status": "answered", "answer": "[/x]"}
-    return {**row, "confidence": None, "evidence": None, "error_code": None, "error": None, **columns}
-
 
 STAGES = {
     "decode": {"done": 8, "workers": 4, "busy_s": 20.0, "cpu_s": 18.0},
@@ -47,37 +41,12 @@ def test_the_last_lines_name_counts_and_the_bottleneck(capsys):
 
 def test_values_are_shown_as_they_are(capsys):
     print_rows([{"answer": "[red]no markup[/red]", "blob": b"1234", "nothing": None, "score": 0.123456789}])
-    print_answers([answered()])
-    print_status({"recipes": [{"name": "long", "active": True}], "segments": 3})
     shown = capsys.readouterr().out
     for text in (
         "[red]no markup[/red]",
         "<4 bytes>",
         "0.123457",
-        "1 rows",
-        "[What]?",
-        "[/x]",
-        "name long, active True",
-    ):
-        assert text in shown
-
-
-def test_an_answer_says_how_sure_it_is_what_it_leans_on_and_why_it_is_none(capsys):
-    evidence = [{"start_s": 12.0, "end_s": 18.0, "weight": 0.41}]
-    rows = [
-        answered(type="bool", answer="Yes", confidence=0.87, evidence=evidence),
-        answered(type="number", answer="a few", status="unparsed"),
-        answered(status="failed", error_code="bad_tokens", error="the tokens are NaN."),
-    ]
-    print_answers(rows)
-    assert "0:12-0:18" not in capsys.readouterr().out
-    print_answers(iter(rows), evidence=True)
-    shown = capsys.readouterr().out
-    for text in (
-        "  Yes (87 %)\n",
-        "  0:12-0:18 (41 %)\n",
-        "  no number to be read from: a few\n",
-        "  failed (bad_tokens): the tokens are NaN.\n",
+        "1 row\n",
     ):
         assert text in shown
 
@@ -86,7 +55,7 @@ def test_a_dry_run_says_how_long_or_that_nobody_knows(capsys):
     counts = {"videos": 3, "prefill_tokens": 900, "seconds": 3725.0, "rates_of_run": "run-1"}
     print_estimate(dict(counts))
     shown = capsys.readouterr().out
-    assert "about 1:02:05 at the rates of run run-1" in shown
+    assert "about 1 h 2 min at the rates of run run-1" in shown
     assert "900" in shown
     print_estimate({**counts, "seconds": None, "rates_of_run": None})
     assert "no run yet" in capsys.readouterr().out
@@ -111,14 +80,40 @@ def test_runs_take_a_line_each(capsys):
     )
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].endswith(
-        "2026-11-25 03:00:00  nightly   r1   0:02:10  stopped: disk full; "
+        "2026-11-25 03:00:00  nightly   r1     2 min 10 s  stopped: disk full; "
         "index: listed 5, indexed 3, failed 2 (truncated 2); answer: asked 6, answered 6; maintain: nothing; "
         "alerts: [many] failures 2"
     )
-    assert shown[1].endswith("0:02:10  listed 5, indexed 3, failed 2 (truncated 2)")
+    assert shown[1].endswith("2 min 10 s  listed 5, indexed 3, failed 2 (truncated 2)")
     assert len(shown) == 3
     print_runs([])
     assert "no runs yet" in capsys.readouterr().out
+
+
+def test_a_report_has_counts_and_failures_in_tables_and_no_python(capsys):
+    counts = {"listed": 12345, "failed": 3, "gone": 0, "failures": {"lost": 1, "truncated": 2}, "left_out": {}}
+    print_report("run 1", {**counts, "video_seconds": 4321.0, "wall_s": 0.0364, "stopped": None}, {}, 1.0)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["listed", "12,345"] in lines
+    assert ["video", "time", "1", "h", "12", "min"] in lines
+    assert ["wall", "time", "0.04", "s"] in lines
+    assert lines[-3:] == [["failures"], ["truncated", "2"], ["lost", "1"]]
+
+
+def test_a_store_is_told_in_tables_and_its_last_run_in_a_line(capsys):
+    last = {"finished_at": "2026-11-25 03:00:00", "job": "index", "run_id": "r1", "wall_s": 130.4, "stopped": None}
+    recipe = {"name": "long", "recipe": "f00d", "active": True, "model": "/models/[m]"}
+    status = {"videos": {"indexed": 1234}, "segments": 56789, "token_bytes": 1.25e9, "recipes": [recipe]}
+    print_status({**status, "last_run": {**last, "counts": {"listed": 1234, "failures": {}}}})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == [["videos", "indexed", "1,234"], ["segments", "56,789"], ["tokens", "1.2", "GB"]]
+    assert ["long", "f00d", "shown", "/models/[m]"] in lines
+    assert lines[-2:] == [
+        ["last", "run"],
+        ["2026-11-25", "03:00:00", "index", "r1", "2", "min", "10", "s", "listed", "1,234"],
+    ]
+    print_status({**status, "last_run": None})
+    assert "last run" not in capsys.readouterr().out
 
 
 def test_names_of_files_do_not_command_the_terminal(capsys):
@@ -131,15 +126,15 @@ def test_names_of_files_do_not_command_the_terminal(capsys):
     table.add_row(evil.replace("[b]", ""))
     for show in (
         lambda: terminal.print_rows([{evil: evil, "text": "two\nlines"}]),
-        lambda: print_answers([answered(uri=evil, answer=evil), answered(status="failed", error=evil)]),
-        lambda: print_status({"recipes": [{"name": evil}]}),
+        lambda: print_recipes([{"name": evil, "recipe": evil, "active": True, "model": evil}]),
         lambda: print_report(evil, {"failures": {evil: 1}}, {}, 1.0),
         lambda: console.print(evil, markup=False),
         lambda: console.print(table),
         lambda: say(evil),
         lambda: say(evil, err=True),
         lambda: tell_notes([evil]),
-        lambda: hint(1, evil),
+        lambda: hint(1, evil, evil),
+        lambda: pass_on(evil),
     ):
         show()
         shown = "".join(capsys.readouterr())
@@ -164,4 +159,5 @@ def test_nothing_but_json_goes_to_the_terminal_by_another_way():
     assert sorted(others) == [
         ("command.py", "click.echo(err=True)"),
         ("options.py", "click.echo(visible(text), err=err)"),
+        ("options.py", "click.echo(visible(text, keep='\\n'), nl=False)"),
     ]

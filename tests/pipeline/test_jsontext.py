@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvlm.pipeline.jsontext import compact, first_value, parse, schema_validator
+from longvlm.pipeline.jsontext import compact, first_value, machine_line, parse, schema_validator
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -122,3 +122,8 @@ def test_a_schema_that_cannot_be_used_is_refused_without_fetching_anything(schem
     monkeypatch.setattr("socket.socket.connect", None)
     with pytest.raises(ValueError, match=reason):
         schema_validator(schema)
+
+
+def test_a_line_for_machines_has_null_for_what_is_no_number():
+    row = {"share": float("nan"), "of": [1.5, float("inf"), {"x": -float("inf")}], "said": "NaN 日", "all": True}
+    assert machine_line(row) == '{"share": null, "of": [1.5, null, {"x": null}], "said": "NaN \\u65e5", "all": true}'

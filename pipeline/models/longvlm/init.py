@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -20,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from longvlm.pipeline.model_folder import SAFETENSORS, save_tensors
 from longvlm.pipeline.models.longvlm.checkpoint import find_checkpoint
 from longvlm.pipeline.models.longvlm.model import EMBED, HEAD, PROJECT, PROJECT_BIAS
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer
@@ -84,7 +84,7 @@ def build_untrained(path: Path, tower: str, tower_dim: int, shape: Shape | None 
         "pad_token_id": 0,
     }
     tokenizer.save(str(path / "tokenizer.json"))
-    save_file(random_weights(llama, tower_dim, seed), path / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(random_weights(llama, tower_dim, seed), path / SAFETENSORS)
     config = {
         "architectures": ["LongVLMForCausalLM"],
         "model_type": "LongVLM",
@@ -165,7 +165,7 @@ def grow_vocabulary(model: Path, folder: Path, words: Sequence[str], *, seed: in
         new = old.mean(dim=0) + spread * torch.randn(num_new, old.shape[1], generator=generator)
         tensors[name] = torch.cat([old, new.to(old.dtype), marks])
     shutil.copytree(model, folder, dirs_exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / SAFETENSORS)
     grown.save(str(folder / "tokenizer.json"))
     _write_json(folder / "config.json", {**checkpoint.config, "vocab_size": len(tensors[EMBED])})
 
@@ -204,7 +204,7 @@ def begin(model: str, folder: Path, seed: int) -> None:
     for name, shape in ((PROJECT, (hidden, width)), (PROJECT_BIAS, (hidden,))):
         tensors[name] = nn.init.uniform_(torch.empty(shape), -bound, bound, generator).to(tensors[EMBED].dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / SAFETENSORS)
     tokenizer.save(str(folder / "tokenizer.json"))
     named = Path(checkpoint.config["mm_vision_tower"])
     tower = str(Path(checkpoint.tower).resolve()) if Path(checkpoint.tower).is_dir() else str(named)

@@ -64,7 +64,8 @@ print(said)
 def test_a_command_without_a_temporary_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
-    done = CliRunner().invoke(main, ["index", str(tmp_path), "--store", str(tmp_path / "s"), "--model", "tinyworld"])
+    words = ["index", str(tmp_path), "--store", str(tmp_path / "s"), "--model", "tinyworld", "--quiet"]
+    done = CliRunner().invoke(main, words)
     assert done.exit_code == 1
     assert done.stderr == (
         "longvlm: there is no folder for temporary files, or no room in it; set TMPDIR to one that can be written. "

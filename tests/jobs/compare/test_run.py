@@ -24,7 +24,7 @@ ROWS = [
     {"question_id": "one", "question": "What is shown?", "video": "two-seconds"},
     {"question_id": "lost", "question": "What is shown?", "video": "elsewhere"},
 ]
-BUDGETS = ("--budgets", "12, 6,12")
+BUDGETS = ("--budgets", "12, 6", "--budgets", "12")
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,18 @@ def compared(source, model, questions, out, *more):
     result = compare(source, "--model", model, "--questions", questions, *settings, *more)
     assert result.exit_code == 0, result.output
     *objects, summary = map(json.loads, result.stdout.splitlines())
+    assert summary.pop("kind") == "summary"
+    assert {line["kind"] for line in objects} == {"answer", "path"}
     return (
-        [line for line in objects if "agrees" in line],
-        {line["path"]: line for line in objects if "agreement" in line},
+        [line for line in objects if line["kind"] == "answer"],
+        {line["path"]: line for line in objects if line["kind"] == "path"},
         summary,
     )
+
+
+def read(row):
+    """What an answer says: its value, which is false for a No, or where it has none its text."""
+    return row["answer"] if row["value"] is None else row["value"]
 
 
 @pytest.mark.parametrize("family", LLAVAS)
@@ -85,15 +92,15 @@ def test_unmerged_tokens_answer_as_transformers_does_over_the_same_frames(source
 def test_figures_follow_from_the_answers(source, llavas, questions, tmp_path):
     answers, figures, summary = compared(source, llavas["llava"], questions, tmp_path)
     given = {path: [row for row in answers if row["path"] == path] for path in figures}
-    said = {(row["video"], row["question_id"]): row["value"] or row["answer"] for row in given["baseline"]}
+    said = {(row["video"], row["question_id"]): read(row) for row in given["baseline"]}
     for path, rows in given.items():
         assert {(row["video"], row["question_id"]) for row in rows} == set(said)
-        agrees = [(row["value"] or row["answer"]) == said[row["video"], row["question_id"]] for row in rows]
+        agrees = [read(row) == said[row["video"], row["question_id"]] for row in rows]
         assert [row["agrees"] for row in rows] == agrees
         assert figures[path]["agreement"] == pytest.approx(np.mean(agrees))
-        right = {"what": "nothing", "red": "false", "colour": "green"}
+        right = {"what": "nothing", "red": False, "colour": "green"}
         known = [row for row in rows if row["question_id"] in right]
-        verdicts = [(row["value"] or row["answer"]) == right[row["question_id"]] for row in known]
+        verdicts = [read(row) == right[row["question_id"]] for row in known]
         assert figures[path]["accuracy"] == pytest.approx(np.mean(verdicts))
         assert figures[path]["visual_tokens"] == pytest.approx(np.mean([row["num_visual_tokens"] for row in rows]))
         assert figures[path]["questions"] == len(rows) == 3 * 4 + 1
@@ -227,7 +234,7 @@ def test_wrong_options_end_with_one_sentence_and_exit_code_2(source, llavas, que
         (("--sample", 0), "use --sample 1 or more"),
         (("--out", tmp_path / "file"), "use another --out"),
     ):
-        shown = compare(*usual, "--out", tmp_path, *more)
+        shown = compare(*usual, "--out", tmp_path, *more, "--quiet")
         assert shown.exit_code == 2
         assert says in shown.stderr
         assert (len(shown.stderr.splitlines()), shown.stdout) == (1, "")

@@ -198,7 +198,7 @@ def test_the_command_ends_with_one_object_and_leaves_a_report(answered, labels, 
     assert shown.exit_code == 0, shown.output
     told = json.loads(shown.stdout.splitlines()[-1])
     assert {"accuracy", "by_kind", "num_questions", "num_missing"} <= set(told)
-    assert "1 questions are about videos that the store does not know" in shown.stderr
+    assert "questions about videos that the store does not know: 1;" in shown.stderr
     assert (tmp_path / "report" / "report.md").is_file()
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
     plain = CliRunner().invoke(main, command)

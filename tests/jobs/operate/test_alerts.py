@@ -43,7 +43,10 @@ def store(tmp_path):
 def test_a_query_with_rows_is_posted_and_one_without_is_not(store, webhook):
     server = webhook(200)
     asked = [
-        Alert("videos there are", "SELECT uri, 0.0 / 0.0 AS nothing FROM videos ORDER BY uri"),
+        Alert(
+            "videos there are",
+            "SELECT uri, 'nan'::DOUBLE AS nothing, 'infinity'::DATE AS ever FROM videos ORDER BY 1",
+        ),
         Alert("none of these", "SELECT 1 WHERE false"),
     ]
     report = run_alerts(store.pin(), RUN, asked, store.uri, server.url)
@@ -51,6 +54,7 @@ def test_a_query_with_rows_is_posted_and_one_without_is_not(store, webhook):
     (posted,) = server.posts
     assert (posted["alert"], posted["store"], posted["run_id"]) == ("videos there are", store.uri, "run-7")
     assert (posted["num_rows"], len(posted["rows"]), posted["rows"][0]["uri"]) == (30, 20, "/videos/v00.mp4")
+    assert (posted["rows"][0]["nothing"], posted["rows"][0]["ever"]) == (None, "infinity")
     assert posted["text"].startswith(f"longvlm: videos there are ({store.uri})\nuri /videos/v00.mp4")
 
 

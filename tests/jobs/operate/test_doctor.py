@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,8 +27,9 @@ def by_check(findings):
     return {found.check: found for found in findings}
 
 
-def test_a_healthy_cluster_passes_and_nothing_stays_behind(tmp_path, clips, model):
-    findings = run_doctor(DoctorOrder(str(clips), str(tmp_path / "deep" / "store"), model))
+def test_a_healthy_cluster_passes_and_nothing_stays_behind(tmp_path, clips, model, monkeypatch):
+    monkeypatch.chdir(clips.parent)  # where no worker is
+    findings = run_doctor(DoctorOrder(clips.name, os.path.relpath(tmp_path / "deep" / "store"), os.path.relpath(model)))
     assert [found.check for found in findings] == CHECKS
     assert [found for found in findings if not found.ok] == []
     found = by_check(findings)

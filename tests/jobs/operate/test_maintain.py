@@ -33,7 +33,7 @@ def test_a_store_is_verified_and_the_run_noted(store):
     assert (counts["verified_videos"], counts["damaged_files"], counts["problems"]) == (12, 0, 0)
     with catalog.connect(Store.open(store).pin()) as con:
         (noted,) = catalog.query(con, "FROM runs WHERE job = 'maintain'").to_pylist()
-    assert json.loads(noted["counts"]) == counts
+    assert {"kind": "summary"} | json.loads(noted["counts"]) == counts
 
 
 def test_damage_is_told_by_video_and_repaired_by_the_next_run(store, clips):
@@ -46,7 +46,8 @@ def test_damage_is_told_by_video_and_repaired_by_the_next_run(store, clips):
     *found, counts = map(json.loads, done.stdout.splitlines())
     assert counts["damaged_files"] == 1
     assert len(found) == 1 + counts["problems"] > 1
-    assert "1 files are damaged" in done.stderr
+    assert [row["kind"] for row in [*found, counts]] == ["file", *["video"] * counts["problems"], "summary"]
+    assert "damaged files: 1, things wrong with live videos: " in done.stderr
     spoken = longvlm("maintain", "--store", store, "--verify")
     assert f"damaged: {shard}" in spoken.stdout
     repaired = longvlm("maintain", "--store", store, "--repair", "--json")

@@ -201,9 +201,11 @@ def test_answering_alone_ends_at_its_hours_and_keeps_what_was_answered(store, qu
 def test_a_bucket_has_its_nights_too(s3, clips, model, questions):
     for i in range(3):
         s3.upload_file(str(clips / f"clip-0{i}.mp4"), "bucket", f"videos/{i}.mp4")
+    s3.upload_file(questions, "bucket", "standing.jsonl")
+    asked = "s3://bucket/standing.jsonl"
 
     def nightly():
-        args = ["s3://bucket/videos", "--store", "s3://bucket/index", "--model", model, "--questions", questions]
+        args = ["s3://bucket/videos", "--store", "s3://bucket/index", "--model", model, "--questions", asked]
         done = CliRunner().invoke(main, ["nightly", *args, "--json"])
         assert done.exit_code == 0, done.output
         return json.loads(done.stdout)

@@ -52,7 +52,7 @@ def test_status_prints_runs_for_people_and_machines(store):
     def shown(*words):
         said = CliRunner().invoke(main, ["status", "--store", store.uri, *words])
         assert said.exit_code == 0, said.output
-        return said.output.splitlines()
+        return said.stdout.splitlines()
 
     assert len(shown("--runs")) == 3
     (newest,) = shown("--runs", "1")

@@ -1,22 +1,27 @@
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from journey import wait_until_free
 
+from longvlm import tinyworld
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.train.context import InProcessContext
-from longvlm.jobs.train.loop import RunLog
+from longvlm.jobs.train.loop import RunLog, run_loop
 from longvlm.jobs.train.plan import plan_training
 from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
 from longvlm.jobs.train.run import TrainOrder, newest_checkpoint, run_train
@@ -230,6 +235,51 @@ def test_wrong_input_is_told_in_a_sentence(store, model, data, tmp_path, options
     with pytest.raises(InputError, match=said):
         run_train(TrainOrder(store, **given))
     assert not (tmp_path / "to" / LOSSES).exists()
+
+
+@pytest.fixture(params=["tinyworld", "a relative path", "~", "owner/name"])
+def spelling(request, model, tmp_path, monkeypatch):
+    """A model as a user names it: the one that comes along, a folder from here or from home, or one of the hub."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(tinyworld, "MODEL", model)
+    if request.param == "a relative path":
+        return os.path.relpath(model)
+    if request.param == "~":
+        monkeypatch.setenv("HOME", str(Path(model).parent))
+        return f"~/{Path(model).name}"
+    if request.param == "owner/name":
+        cached = tmp_path / "hub" / "models--owner--name"
+        shutil.copytree(model, cached / "snapshots" / ("0" * 40))
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("0" * 40)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return request.param
+
+
+def test_every_way_to_name_a_model_trains(spelling, store, tmp_path, monkeypatch):
+    """Workers are in another folder than the user, and the model is as open to others as whatever is new here."""
+
+    def elsewhere(config, context):
+        with chdir("/"):
+            return run_loop(config, context)
+
+    monkeypatch.setattr("longvlm.jobs.train.loop.run_loop", elsewhere)
+    recipe = tmp_path / "work" / "short.toml"
+    recipe.write_text('base = "projector"\nmax_steps = 1\nbatch_videos = 1\nprecision = "float32"\n')
+    query = "SELECT video_id, 'How long is it?' AS q, 'long' AS a FROM videos LIMIT 1"
+    words = ["train", "--store", os.path.relpath(store), "--model", spelling, "--to", "to", "--recipe", "short.toml"]
+    done = CliRunner().invoke(main, [*words, "--sql", query, "--ray-address", "none", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["steps"], told["stopped"], told["checkpoint"]) == (1, None, str(tmp_path / "work" / "to"))
+    assert f"`{spelling}` after 1 steps" in Path("to/README.md").read_text()
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "file").touch()
+    found = {path.stat().st_mode for path in (tmp_path / "work" / "to").rglob("*")}
+    assert found == {new.stat().st_mode, (new / "file").stat().st_mode}
 
 
 def test_the_command_trains_from_a_query(store, model, tmp_path, capsys):

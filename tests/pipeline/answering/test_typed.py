@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longvlm.pipeline.answering.grammar import grammar_of
-from longvlm.pipeline.answering.typed import as_request, read_value
+from longvlm.pipeline.answering.typed import as_request, read_value, typed_value
 from longvlm.pipeline.jsontext import compact, parse
 
 SCHEMA = '{"type":"object","required":["n"],"properties":{"n":{"type":"integer"}}}'
@@ -174,3 +174,30 @@ def test_json_deeper_than_its_schema_can_be_followed_has_no_value():
     nested = question("json", schema='{"items": {"$ref": "#"}}')
     assert read_value(nested, "[[[]]]") == "[[[]]]"
     assert read_value(nested, "[" * 900 + "]" * 900) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "typed"),
+    [
+        ("bool", "true", True),
+        ("bool", "false", False),
+        ("number", "7", 7),
+        ("number", "-0.5", -0.5),
+        ("number", "1e+22", 1e22),
+        ("json", '{"a":[1,null]}', {"a": [1, None]}),
+        ("json", '"text"', "text"),
+        ("choice", "7", "7"),
+        ("choice", "true", "true"),
+        ("text", None, None),
+        ("bool", None, None),
+    ],
+)
+def test_a_value_has_the_type_of_its_question(kind, value, typed):
+    found = typed_value(kind, value)
+    assert (found, type(found)) == (typed, type(typed))
+
+
+@given(st.one_of(st.integers(-(10**300), 10**300), st.floats(allow_nan=False, allow_infinity=False)))
+def test_every_number_that_is_read_has_a_typed_value(number):
+    value = read_value({"type": "number", "choices": None, "schema": None}, repr(number))
+    assert float(typed_value("number", value)) == float(number)

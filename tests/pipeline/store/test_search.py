@@ -85,6 +85,7 @@ def test_another_width_names_both(store):
     ("where", "sentence"),
     [
         ("nope = 1", "Binder Error"),
+        ("ur = 'x'", 'Candidate bindings: .*"uri"'),
         ("1) UNION SELECT (1", "search cannot run"),
         ("true); DROP VIEW videos; (", "cannot"),
         ("EXISTS (FROM read_text('/etc/passwd'))", "Cannot access file"),

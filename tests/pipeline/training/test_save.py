@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -40,10 +41,23 @@ def logits(model):
         return model.llm(inputs_embeds=embeds[None]).logits[0]
 
 
+def modes(folder):
+    """Of its files: the umask of the tests lets others read."""
+    return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def _umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.mark.parametrize("base", ["projector", "full", "lora"])
 def test_a_longvlm_comes_back_with_tower_and_tokenizer(untrained_folder, tmp_path, base):
     weights, recipe, model = trained(untrained_folder, base, whiten=base == "full")
-    save_model(weights, ModelCard(str(untrained_folder), recipe, 2, 1.5), tmp_path / "to")
+    save_model(weights, str(untrained_folder), ModelCard("m", recipe, 2, 1.5), tmp_path / "to")
+    assert modes(tmp_path / "to") == {0o644}
     moved = shutil.move(tmp_path / "to", tmp_path / "elsewhere")
     found = load_model(str(moved))
     torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=1e-5)
@@ -58,7 +72,7 @@ def test_a_temperature_that_was_measured_of_other_weights_is_left_behind(untrain
     config = json.loads((calibrated / "config.json").read_text())
     (calibrated / "config.json").write_text(json.dumps(config | {"mm_option_temperature": 2.5}))
     weights, recipe, _ = trained(calibrated)
-    save_model(weights, ModelCard(str(calibrated), recipe, 2, 1.5), tmp_path / "to")
+    save_model(weights, str(calibrated), ModelCard("m", recipe, 2, 1.5), tmp_path / "to")
     found = [load_model(str(folder)).option_temperature for folder in (calibrated, tmp_path / "to")]
     assert found == [2.5, 1]
 
@@ -66,7 +80,8 @@ def test_a_temperature_that_was_measured_of_other_weights_is_left_behind(untrain
 @pytest.mark.parametrize("family", list(LLAVAS))
 def test_a_llava_comes_back_whole(folders, tmp_path, family):
     weights, recipe, model = trained(folders[family], "lora")
-    save_model(weights, ModelCard(str(folders[family]), recipe, 2, 1.5), tmp_path / "to")
+    save_model(weights, str(folders[family]), ModelCard("m", recipe, 2, 1.5), tmp_path / "to")
+    assert modes(tmp_path / "to") == {0o644}
     found = load_model(str(tmp_path / "to"))
     torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=1e-5)
     assert found.chat.template == model.chat.template
@@ -79,7 +94,7 @@ def test_a_base_with_its_projector_apart_becomes_one_checkpoint(golden, tmp_path
     base = shutil.copytree(lent(golden.folder / "base"), tmp_path / "base")
     shutil.copy(golden.projector, base)
     weights, recipe, model = trained(base, "projector")
-    save_model(weights, ModelCard(str(base), recipe, 2, 1.5), tmp_path / "to")
+    save_model(weights, str(base), ModelCard("m", recipe, 2, 1.5), tmp_path / "to")
     torch.testing.assert_close(logits(load_model(str(tmp_path / "to"))), logits(model), atol=1e-5, rtol=1e-5)
     assert json.loads((tmp_path / "to" / "config.json").read_text())["vocab_size"] == golden.about["V"] + len(
         VIDEO_TOKENS

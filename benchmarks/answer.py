@@ -83,6 +83,7 @@ class RandomModel:
     context: int = CONTEXT
     eos_ids: tuple[int, ...] = (1 << 30,)  # never comes up, so that answers have the lengths asked for
     banned_ids: tuple[int, ...] = ()
+    option_temperature: float = 1.0
 
     @property
     def device(self) -> torch.device:

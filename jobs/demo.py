@@ -19,12 +19,13 @@ from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
-from longvlm.tinyworld.world import make_world, read_question_rows
+from longvlm.tinyworld.typed import TYPED_KINDS
+from longvlm.tinyworld.world import make_world, question_rows
 
-NUM_VIDEOS, QUESTIONS_PER_VIDEO = 6, 4
+NUM_VIDEOS, QUESTIONS_PER_VIDEO = 6, 4  # half of them as text, half typed
 HELD_OUT_SEEDS = range(1_000, 1_000_000)  # training draws from seeds below these
 ANSWERS_SQL = """
-SELECT parse_filename(uri) AS video, question_id, question, answer
+SELECT parse_filename(uri) AS video, question_id, question, type, answer, value
 FROM answers ORDER BY video, question_id"""
 TRY_SQL = (
     "SELECT question, answer, list_transform(evidence, lambda e: e.start_s) AS seconds FROM answers LIMIT 5",
@@ -49,7 +50,8 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
         markup=False,
         highlight=False,
     )
-    asked = _draw(read_question_rows(make_world(folder / "videos", seed, NUM_VIDEOS)), seed)
+    make_world(folder / "videos", seed, NUM_VIDEOS)
+    asked = _draw(seed, NUM_VIDEOS)
     console.print("2. Watching every video once, with the small LongVLM that was trained on this world alone")
     order = IndexOrder(
         Source(str(folder / "videos")), str(store), model=tinyworld.MODEL, recipe=tinyworld.RECIPE,
@@ -66,14 +68,14 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
     console.print(f"4. Reading the answers in DuckDB, beside the truth:{ANSWERS_SQL}\n", highlight=False)
     by_id = {row["question_id"]: row for row in asked}
     answers = catalog.query(catalog.connect(Store.open(str(store)).pin()), ANSWERS_SQL).to_pylist()
-    table = Table("video", "question", "answer", "truth", "", box=None)
+    table = Table("video", "question", "type", "answer", "value", "truth", "", box=None)
     num_right = 0
     for row in answers:
         question = by_id[row.pop("question_id")]
         right = is_right(question, row["answer"] or "", question["answer"])
         num_right += right
         cells = (*row.values(), question["answer"], "right" if right else "wrong")
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        table.add_row(*(Text(str(cell or "")) for cell in cells))
     console.print(table)
     console.print(f"\n{num_right} of {len(asked)} answers are right.", highlight=False)
     console.print(f"\nThe store stays in {store}. Try:", markup=False, highlight=False, soft_wrap=True)
@@ -82,12 +84,16 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
     return num_right / len(asked)
 
 
-def _draw(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """A few questions a video, each of another kind; which kinds is left to chance."""
+def _draw(seed: int, num_videos: int) -> list[dict[str, Any]]:
+    """A few questions a video, each of another kind, every other one typed; which ones is left to chance."""
     draw = random.Random(seed)  # noqa: S311 - a lot, not a secret
+    as_text, *typed = (question_rows(seed, num_videos, answer) for answer in ("text", *TYPED_KINDS))
+    pools = (as_text, [row for rows in typed for row in rows])
     asked = []
-    for video in dict.fromkeys(row["video"] for row in rows):
-        own = [row for row in rows if row["video"] == video]
-        kinds = draw.sample(sorted({row["kind"] for row in own}), QUESTIONS_PER_VIDEO)
-        asked += [row for row in own if row["kind"] in kinds]
+    for video in dict.fromkeys(row["video"] for row in as_text):
+        kinds: set[str] = set()
+        for place in range(QUESTIONS_PER_VIDEO):
+            open_rows = [row for row in pools[place % 2] if row["video"] == video and row["kind"] not in kinds]
+            asked.append(draw.choice(open_rows))
+            kinds.add(asked[-1]["kind"])
     return asked

@@ -32,7 +32,7 @@ TINYWORLD = "tinyworld"
     "--benchmark",
     metavar="NAME",
     help="videochatgpt-correctness, -detail, -context, -temporal or -consistency; activitynet-qa, msrvtt-qa, msvd-qa; "
-    "or tinyworld, which brings its own videos.",
+    "or tinyworld, which brings its own videos, and its typed questions: tinyworld-bool, -choice and -number.",
 )
 @click.option("--questions", metavar="FILE", help="The benchmark's question file, as it is published.")
 @click.option("--answers", metavar="FILE", help="Its answer file, where the questions come without answers.")
@@ -64,13 +64,14 @@ def evaluate(*, seed: int | None, videos: int | None, report: Path | None, as_js
 
     judge = JudgeOrder(*(options.pop(name) for name in ("judge_url", "judge_model", "judge_key_env")))
     order = EvaluateOrder(judge=judge, show_progress=is_shown(), **options)
-    if order.benchmark != TINYWORLD and (seed is not None or videos is not None):
+    is_tinyworld = (order.benchmark or "").partition("-")[0] == TINYWORLD
+    if not is_tinyworld and (seed is not None or videos is not None):
         raise InputError("--seed and --videos are of --benchmark tinyworld; other benchmarks have files.")
-    if order.benchmark != TINYWORLD and not order.store:
+    if not is_tinyworld and not order.store:
         raise InputError("name the store whose videos are asked about: --store S.")
     if report is not None:
         plot_folder(report, "--report")
-    if order.benchmark == TINYWORLD and order.questions is None and order.labels is None:
+    if is_tinyworld and order.questions is None and order.labels is None:
         from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec, run_tinyworld
 
         found = run_tinyworld(order, TinyWorldSpec(seed or 0, videos or 100))

@@ -48,6 +48,8 @@ def print_evaluation(report: EvaluateReport, saved: Path | None) -> None:
     if told["as_reference"]:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in told["as_reference"].items())
         lines.append(f"In the reference's arithmetic (whole scores, what has no reply left out): {shown}.")
+    if told["calibration_error"] is not None:
+        lines.append(_calibration(told))
     lines.append(f"{told['verdicts_new']} verdicts are new, {told['verdicts_reused']} were known.")
     lines.append(f'Beside other models, settings and judges: longvlm sql --store S "{comparison_query(report)}"')
     if saved is not None:
@@ -73,6 +75,8 @@ def _markdown(report: EvaluateReport, plot: Path | None) -> Iterable[str]:
     yield "\n## Figures\n"
     yield from _table(_rows(report))
     yield f"\n{_missing(told)}"
+    if told["calibration_error"] is not None:
+        yield f"\n{_calibration(told)}"
     if told["as_reference"]:
         yield f"\nIn the reference's arithmetic: {_cell(told['as_reference'])}."
     yield f"\n![figures]({plot.name})" if plot else f"\n{NO_MATPLOTLIB[0].upper()}{NO_MATPLOTLIB[1:]}"
@@ -126,6 +130,13 @@ def _missing(told: dict[str, Any]) -> str:
     return (
         f"The averages are over the {told['num_judged']} questions that were judged; {told['num_missing']} of "
         f"{told['num_questions']} ({100 * told['missing_share']:.1f} %) are missing: {why}."
+    )
+
+
+def _calibration(told: dict[str, Any]) -> str:
+    return (
+        f"Confidences are {100 * told['calibration_error']:.1f} points from the share that is right, on the average "
+        "(expected calibration error)."
     )
 
 

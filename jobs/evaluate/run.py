@@ -110,6 +110,7 @@ class EvaluateReport:
             "answer_recipe": self.answer_recipe,
             "judge": self.judge,
             **found,
+            "calibration_error": score.confidence_error(self.results),
             "as_reference": score.reference_metrics(self.results, self.benchmark.dimension),
             "by_kind": {kind: of_kind[measure] for kind, of_kind in kinds.items()},
             "num_by_kind": {kind: of_kind["num_questions"] for kind, of_kind in kinds.items()},
@@ -200,7 +201,7 @@ def _judge(verdicts: Verdicts, answered: list[AnsweredItem], report: EvaluateRep
 
 def _result(answered: AnsweredItem, row: dict[str, Any]) -> QuestionResult:
     said = {name: row[name] for name in ("status", "score", "is_right", "prediction", "raw_reply")}
-    return QuestionResult(answered.item, **said)
+    return QuestionResult(answered.item, confidence=(answered.given or {}).get("confidence"), **said)
 
 
 def choose_benchmark(order: EvaluateOrder) -> Benchmark:

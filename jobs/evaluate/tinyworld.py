@@ -1,6 +1,5 @@
 """The tiny world as an evaluation benchmark with videos of its own: made, indexed and asked about in one go."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from longvlm import tinyworld
 from longvlm.jobs.choose import SHIPPED, absolute
-from longvlm.jobs.evaluate.run import EvaluateOrder, EvaluateReport, run_evaluate
+from longvlm.jobs.evaluate.run import EvaluateOrder, EvaluateReport, choose_benchmark, run_evaluate
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
 from longvlm.pipeline.judging.benchmarks import TINYWORLD
@@ -19,8 +18,6 @@ from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store.files import canonical
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
-
-_QUESTIONS = "questions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,19 +32,27 @@ def run_tinyworld(order: EvaluateOrder, world: TinyWorldSpec) -> EvaluateReport:
     """Make the videos of a world, index them, and evaluate a model on its questions.
 
     Args:
-        order: its store is made if it is not there; an empty one is a temporary one. Without a model, or for SHIPPED,
-            the one that comes with the project is evaluated.
+        order: its benchmark says of which type the questions are, text if there is none; its store is made if it is
+            not there; an empty one is a temporary one. Without a model, or for SHIPPED, the one that comes with the
+            project is evaluated.
         world: what is made. Beside a local store it is kept and not made again; else it goes with the run.
 
     Raises:
         InputError: the store or model cannot be used.
     """
+    from longvlm.tinyworld.world import question_rows, write_rows
+
+    benchmark = choose_benchmark(replace(order, benchmark=order.benchmark or TINYWORLD.name, questions=""))
+    kind_of_answer = benchmark.name.partition("-")[2] or "text"
     model = absolute(order.model or SHIPPED)
     _check_version(model)
     with _folders(order.store, world) as (videos, store):
-        questions = videos / _QUESTIONS
+        questions = videos / f"{benchmark.name}.jsonl"
         if not videos.is_dir():
             _make(videos, world)
+        rows = question_rows(world.seed, world.num_videos, kind_of_answer)
+        # by path: another world beside the same store may use their names
+        write_rows(questions, (row | {"video": str(videos / f"{row['video']}.mp4")} for row in rows))
         indexing = run_index(
             IndexOrder(
                 Source(str(videos)),
@@ -58,7 +63,7 @@ def run_tinyworld(order: EvaluateOrder, world: TinyWorldSpec) -> EvaluateReport:
                 show_progress=order.show_progress,
             )
         )
-        asked = replace(order, store=store, model=model, benchmark=TINYWORLD.name, questions=str(questions))
+        asked = replace(order, store=store, model=model, benchmark=benchmark.name, questions=str(questions))
         report = run_evaluate(replace(asked, precision="float32"))  # small models lose more by rounding than they save
         report.stopped = report.stopped or indexing.stopped
         return report
@@ -87,13 +92,10 @@ def _folders(store: str, world: TinyWorldSpec) -> Iterator[tuple[Path, str]]:
 
 
 def _make(folder: Path, world: TinyWorldSpec) -> None:
-    """Make the folder, whole or not at all. Its questions name videos by path: another world may use their names."""
+    """Make the folder, whole or not at all."""
     from longvlm.tinyworld.world import make_world
 
     draft = folder.with_name(f".{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
-    questions = make_world(draft, world.seed, world.num_videos)
-    rows = [json.loads(line) for line in questions.read_text().splitlines()]
-    named = [row | {"video": str(folder / f"{row['video']}.mp4")} for row in rows]
-    questions.write_text("".join(json.dumps(row) + "\n" for row in named))
+    make_world(draft, world.seed, world.num_videos)
     draft.rename(folder)

@@ -38,7 +38,7 @@ wanted AS (
         coalesce(question_id, id_of("type", choices, "schema", question)) AS question_id
     FROM given LEFT JOIN named ON video = name
 )
-SELECT w.question_id, l.video_id, l.uri, l.write_id, a.model, a.answer,
+SELECT w.question_id, l.video_id, l.uri, l.write_id, a.model, a.answer, a.confidence,
     CASE WHEN l.write_id IS NULL THEN 'not_indexed' WHEN a.status IS NULL THEN 'not_answered'
         WHEN a.status = 'failed' THEN 'answer_failed' ELSE a.status END AS status
 FROM wanted w LEFT JOIN live l USING (n)
@@ -59,7 +59,7 @@ class AnsweredItem:
     item: dict[str, Any]  # a row of benchmarks.ITEMS
     status: str  # answered, or why there is no prediction
     predictions: tuple[str, ...] = ()
-    given: dict[str, Any] | None = None  # question_id, video_id, uri, write_id and model of the answer
+    given: dict[str, Any] | None = None  # question_id, video_id, uri, write_id, model and confidence of the answer
 
 
 def match_videos(store: Store, benchmark: Benchmark, items: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:

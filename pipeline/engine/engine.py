@@ -24,7 +24,7 @@ from longvlm.pipeline.engine.batch import Batch, SuffixPass
 from longvlm.pipeline.engine.grammar import Speller
 from longvlm.pipeline.engine.growing import Growing
 from longvlm.pipeline.engine.kv_budget import kv_budget
-from longvlm.pipeline.engine.logits import choose, likelihoods
+from longvlm.pipeline.engine.logits import choose, likelihoods, shares_of
 from longvlm.pipeline.engine.masks import Masks
 from longvlm.pipeline.engine.requests import Answer, Group, Stats
 from longvlm.pipeline.engine.sequences import OpenGroup, RequestRow, StemRow, read_group
@@ -220,13 +220,13 @@ class Engine:
 
     def _decide(self, row: RequestRow) -> None:
         """Answer with the likeliest option."""
-        shares = torch.tensor([row.judged[i] for i in range(len(row.options))], dtype=torch.float64).softmax(dim=0)
+        shares = shares_of([row.judged[i] for i in range(len(row.options))], self.model.option_temperature)
         best = int(shares.argmax())
         if shares.isnan().any():
             self._fail(row, self._overflow())
         else:
             seen_P = row.seen[row.options[best][:-1]].mean(dim=0)
-            self._finish(row, row.request.options[best], seen_P, float(shares[best]))
+            self._finish(row, row.request.options[best], seen_P, tuple(shares.tolist()))
 
     def _close(self, row: RequestRow, seen_P: Tensor) -> None:
         """A row has come to its end: take its text."""
@@ -237,9 +237,9 @@ class Engine:
         else:
             self._fail(row, TerminalError(ErrorCode.ANSWER_FAILED, row.spelling.error))
 
-    def _finish(self, row: RequestRow, text: str, seen_P: Tensor, confidence: float | None = None) -> None:
+    def _finish(self, row: RequestRow, text: str, seen_P: Tensor, shares: tuple[float, ...] = ()) -> None:
         attention = _onto_prefix(self.model, seen_P[row.prefix.first_visual : len(row.prefix)], row.group.group.prefix)
-        self._done.append(replace(self._counted(row), text=text, confidence=confidence, attention=attention))
+        self._done.append(replace(self._counted(row), text=text, shares=shares, attention=attention))
         row.is_open = False
         self._underway.remove(row)
 

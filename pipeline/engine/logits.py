@@ -65,6 +65,15 @@ def distinct_endings(options: Sequence[str], ids: Sequence[tuple[int, ...]], end
     return [(*own, end) if any(own == other[: len(own)] != other for other in ids) else own for own in ids]
 
 
+def shares_of(likelihoods: Sequence[float], temperature: float) -> Tensor:
+    """The shares that options have, [N], float64, by their log-likelihoods divided by a temperature.
+
+    Above 1 they come nearer to each other, and which is the likeliest stays: temperature scaling (Guo et al., "On
+    Calibration of Modern Neural Networks", ICML 2017, section 4.2), over whole options.
+    """
+    return (torch.tensor(likelihoods, dtype=torch.float64) / temperature).softmax(dim=0)
+
+
 def likelihoods(logits_WV: Tensor, wanted: Sequence[tuple[int, tuple[int, ...]]]) -> Tensor:
     """Log-likelihoods of some sequences of ids, [N], float32.
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsPr
 from transformers.utils import logging
 
 from longvlm.pipeline.engine.grammar import Speller, Spelling
-from longvlm.pipeline.engine.logits import distinct_endings
+from longvlm.pipeline.engine.logits import distinct_endings, shares_of
 from longvlm.pipeline.engine.masks import Masks
 from longvlm.pipeline.engine.requests import Answer, Request
 from longvlm.pipeline.models.contract import Prompt, Vocabulary
@@ -67,6 +67,8 @@ class _Held(LogitsProcessor):
 class Plain:
     """A model of transformers, asked greedily, by its own `generate` and `forward`."""
 
+    option_temperature = 1.0  # see `LanguageModel.option_temperature`
+
     def __init__(
         self, llm: Any, words: Words, recipe: AnswerRecipe, *, vocabulary: Vocabulary, banned_ids: Sequence[int]
     ) -> None:
@@ -105,9 +107,9 @@ class Plain:
             logits_KV = self.llm(**inputs, logits_to_keep=len(option) + 1).logits[0, :-1]
             logp_KV = logits_KV.float().log_softmax(dim=1)
             likelihoods.append(sum(float(logp_KV[i, token]) for i, token in enumerate(option)))
-        shares = torch.tensor(likelihoods, dtype=torch.float64).softmax(dim=0)
-        best = int(shares.argmax())
-        return Answer(request.key, request.options[best], float(shares[best]), num_prompt_tokens=len(prompt.ids))
+        shares = shares_of(likelihoods, self.option_temperature)
+        text = request.options[int(shares.argmax())]
+        return Answer(request.key, text, tuple(shares.tolist()), num_prompt_tokens=len(prompt.ids))
 
     def _generate(self, view: View, request: Request) -> Answer:
         prompt = self._lay_out(view, request.question, 1)
@@ -194,7 +196,7 @@ class PlainLongVLM(Plain):
 
     def __init__(self, model: LongVLM, recipe: AnswerRecipe) -> None:
         super().__init__(model.llm, model, recipe, vocabulary=model.vocabulary, banned_ids=model.banned_ids)
-        self._model = model
+        self._model, self.option_temperature = model, model.option_temperature
 
     def show(self, prefix: VideoPrefix) -> View:
         """Show it a video's tokens."""

@@ -34,13 +34,18 @@ class Answer:
 
     key: Hashable
     text: str | None = None
-    confidence: float | None = None  # with options: the chosen one's share of their likelihood
+    shares: tuple[float, ...] = ()  # with options: each one's share of their likelihood
     num_visual_tokens: int = 0
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0  # the end mark counted; 0 with options
     latency_ms: float = 0.0  # from the moment it got a place in the batch
     attention: Tensor | None = None  # [N] float32: from what made the answer's tokens to each row of the prefix
     error: TerminalError | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """With options: the share of the chosen one."""
+        return max(self.shares, default=None)
 
 
 @dataclass

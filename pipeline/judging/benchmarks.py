@@ -45,7 +45,7 @@ class Benchmark:
         return self.dimension != "qa"
 
 
-TINYWORLD = Benchmark("tinyworld", is_typed=True)
+TINYWORLD = Benchmark("tinyworld", is_typed=True)  # its questions as text; `tinyworld-bool` and so on are typed ones
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
@@ -57,6 +57,7 @@ BENCHMARKS = {
         Benchmark("msrvtt-qa", video_prefix="video"),
         Benchmark("msvd-qa", video_prefix="vid"),
         TINYWORLD,
+        *(Benchmark(f"{TINYWORLD.name}-{answer}", is_typed=True) for answer in ("bool", "choice", "number")),
     )
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from longvlm.pipeline.answering.typed import read_value
 from longvlm.pipeline.judging.agreement import normalised, right_value
+from longvlm.pipeline.judging.calibration import calibration_error
 from longvlm.pipeline.judging.judges import reply_dict
 
 JUDGED = "judged"
@@ -25,6 +26,7 @@ class QuestionResult:
     is_right: bool | None = None
     prediction: str | None = None
     raw_reply: str | None = None
+    confidence: float | None = None  # of the model in its answer, where its question has options
 
 
 def compute_metrics(results: Sequence[QuestionResult]) -> dict[str, Any]:
@@ -52,6 +54,15 @@ def compute_metrics(results: Sequence[QuestionResult]) -> dict[str, Any]:
         "accuracy": fmean(rights) if rights else None,
         "accuracy_missing_as_wrong": sum(rights) / len(results) if rights else None,
     }
+
+
+def confidence_error(results: Iterable[QuestionResult]) -> float | None:
+    """The expected calibration error of the model's confidences; None where its answers have none, or none is judged.
+
+    See `calibration.calibration_error`.
+    """
+    known = [one for one in results if one.confidence is not None and one.is_right is not None]
+    return calibration_error([one.confidence or 0.0 for one in known], [bool(one.is_right) for one in known])
 
 
 def metrics_by_kind(results: Iterable[QuestionResult]) -> dict[str, dict[str, Any]]:

@@ -93,6 +93,10 @@ class LanguageModel(Protocol):
     def banned_ids(self) -> tuple[int, ...]:
         """Rows of the head that were never trained: never to be emitted."""
 
+    @property
+    def option_temperature(self) -> float:
+        """What log-likelihoods of options are divided by before they become shares; 1 where nobody has calibrated."""
+
     def project(self, prefix: VideoPrefix) -> Tensor:
         """A video's rows as the language model reads them, [M, D] in its precision, on its device.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from longvlm.pipeline.model_folder import SAFETENSORS, open_to_others, save_tensors
 from longvlm.pipeline.models.families import is_llava
 from longvlm.pipeline.models.llava.checkpoint import find_llava
-from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, find_checkpoint
+from longvlm.pipeline.models.longvlm.checkpoint import OPTION_TEMPERATURE, Checkpoint, find_checkpoint
 from longvlm.pipeline.models.longvlm.model import EMBED, PROJECT, PROJECT_BIAS, assemble
 from longvlm.pipeline.training.card import CARD, ModelCard
 from longvlm.pipeline.training.parameters import TrainedWeights
@@ -63,6 +63,7 @@ def _save_longvlm(weights: TrainedWeights, checkpoint: Checkpoint, template: str
     _copy(checkpoint.folder, folder, _COPIED)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {**checkpoint.config, "vocab_size": len(merged[EMBED]), "mm_hidden_size": merged[PROJECT].shape[1]}
+    config.pop(OPTION_TEMPERATURE, None)
     if template:
         config["mm_prompt_template"] = template  # what it was trained with is what it is asked with
     tower = Path(checkpoint.tower)

@@ -7,7 +7,6 @@ import pytest
 from longvlm.jobs.demo import NUM_VIDEOS, QUESTIONS_PER_VIDEO, _draw, run_demo
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
-from longvlm.tinyworld.world import make_world, read_question_rows
 
 ASKED = NUM_VIDEOS * QUESTIONS_PER_VIDEO
 
@@ -44,7 +43,17 @@ def test_the_store_stays_and_its_queries_run(demo):
             assert catalog.query(con, query).num_rows > 0
 
 
-def test_questions_are_drawn_by_seed_each_of_another_kind(tmp_path):
-    rows = read_question_rows(make_world(tmp_path / "other", 4712, 2))
-    assert _draw(rows, 1) == _draw(rows, 1) != _draw(rows, 2)
-    assert len({row["kind"] for row in _draw(rows, 1) if row["video"].endswith("00000")}) == QUESTIONS_PER_VIDEO
+def test_questions_are_drawn_by_seed_each_of_another_kind_and_half_of_them_typed():
+    drawn = _draw(1, 2)
+    assert drawn == _draw(1, 2) != _draw(2, 2)
+    assert len({row["kind"] for row in drawn if row["video"].endswith("00000")}) == QUESTIONS_PER_VIDEO
+    assert [row["type"] == "text" for row in drawn] == [True, False] * QUESTIONS_PER_VIDEO
+
+
+def test_typed_answers_stand_with_their_values(demo):
+    folder, shown, _ = demo
+    with catalog.connect(Store.open(str(folder / "store")).pin()) as con:
+        typed = con.execute("SELECT value, status FROM answers WHERE type <> 'text'").fetchall()
+    assert len(typed) == ASKED // 2
+    assert {status for _, status in typed} == {"answered"}
+    assert all(value in shown for value, _ in typed)

@@ -1,4 +1,5 @@
 import json
+from string import digits
 
 import longvlm.tinyworld.make
 from longvlm import tinyworld
@@ -6,7 +7,7 @@ from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.store.ledger import Store
-from longvlm.tinyworld.make import make_model, vocabulary
+from longvlm.tinyworld.make import make_model, tell_figures, typed_words, vocabulary
 from longvlm.tinyworld.world import video_name
 
 
@@ -18,13 +19,18 @@ def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, 
     assert config[tinyworld.VERSION_FIELD] == tinyworld.WORLD_VERSION
     assert (config["mm_prompt_layout"], config["mm_prompt_template"]) == ("time_markers", "brief")
     assert load_longvlm(str(model)).templates[0] == "brief"
+    assert load_longvlm(str(model)).option_temperature == config["mm_option_temperature"] > 0
     card = (model / "README.md").read_text()
-    assert card.count("## Recipe ") == 2
+    assert card.count("## Recipe ") == 4
     assert str(tmp_path) not in card
     assert Store.open(str(tmp_path / "work" / "store")).active_recipe().recipe.name == "tinyworld"
     rows = [json.loads(line) for line in (tmp_path / "work" / "conversations.jsonl").read_text().splitlines()]
     assert {row["video_id"] for row in rows} == {video_name(0, number) for number in range(4)}
     assert any("caption" in row for row in rows)
+    both = [json.loads(line) for line in (tmp_path / "work" / "conversations-typed.jsonl").read_text().splitlines()]
+    assert both[: len(rows)] == rows
+    typed = {row["q"].rpartition("\n")[2] for row in both[len(rows) :]}
+    assert {"Answer yes or no.", "Answer with a number."} <= typed
     capfd.readouterr()  # of the commands
 
 
@@ -32,3 +38,32 @@ def test_the_vocabulary_is_the_same_every_time_and_small():
     assert vocabulary() == vocabulary()
     assert {"red", "circle", "0:08", "house", ","} <= set(vocabulary())
     assert len(vocabulary()) < 256
+
+
+def test_typed_questions_bring_digits_and_marks_and_no_word_twice():
+    words = typed_words()
+    assert words == typed_words()
+    assert not set(words) & set(vocabulary())
+    assert len(set(words)) == len(words)
+    assert {*digits, *'{}[]":,-.', "true", "false", "null", "or"} <= {*words, *vocabulary()}
+
+
+def test_figures_of_all_types_stand_in_the_card(tmp_path, monkeypatch):
+    def evaluate(_, benchmark):
+        kinds = {"count": 0.5} if benchmark.endswith("number") else {"count": 1.0, "what": 0.25}
+        error = 0.0123 if benchmark.endswith(("bool", "choice")) else None
+        return {"accuracy": 0.9, "num_questions": 7, "by_kind": kinds, "calibration_error": error}
+
+    monkeypatch.setattr(longvlm.tinyworld.make, "_evaluate", evaluate)
+    (tmp_path / "README.md").write_text(f"{longvlm.tinyworld.make._CARD_INTRO}# Trained")
+    tell_figures(tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    start = lines.index("|  | text | bool | choice | number |")
+    assert lines[start + 2 : start + 7] == [
+        "| questions | 7 | 7 | 7 | 7 |",
+        "| right | 90.0 % | 90.0 % | 90.0 % | 90.0 % |",
+        "| expected calibration error |  | 1.2 % | 1.2 % |  |",
+        "| right of count | 100.0 % | 100.0 % | 100.0 % | 50.0 % |",
+        "| right of what | 25.0 % | 25.0 % | 25.0 % |  |",
+    ]
+    assert lines[-1] == "# Trained"

@@ -44,6 +44,11 @@ class Llava:
     banned_ids: tuple[int, ...]  # placeholders, and rows of the head that no token belongs to
 
     @property
+    def option_temperature(self) -> float:
+        """None that is known."""
+        return 1.0
+
+    @property
     def context(self) -> int:
         """How many tokens a prompt and its answer may have together."""
         return int(self.llm.config.max_position_embeddings)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +35,7 @@ LLAMA_FIELDS = (  # the fields of a config that decide what the language model c
 )
 NUM_GLOBAL_TOKENS = 5  # LONGVLM.md section 1: memory rows used
 FEATURE_LAYER = -2  # LONGVLM.md section 3: the hidden state whose patches it reads
+OPTION_TEMPERATURE = "mm_option_temperature"  # in a config: measured of these weights, so that no others keep it
 PROJECTORS = ("mm_projector.safetensors", "mm_projector.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
@@ -83,6 +85,20 @@ class Checkpoint:
         first = self.config.get("mm_prompt_template", next(iter(TEMPLATES)))
         template(first)
         return (first, *(name for name in TEMPLATES if name != first))
+
+    @property
+    def option_temperature(self) -> float:
+        """What the log-likelihoods of options are divided by before they become shares; 1 where the config has none.
+
+        Raises:
+            InputError: it has one that is no positive number.
+        """
+        named = self.config.get(OPTION_TEMPERATURE, 1.0)
+        if isinstance(named, bool) or not isinstance(named, int | float) or not 0 < named < inf:
+            raise InputError(
+                f"config.json of {self.name} has the {OPTION_TEMPERATURE} {named!r}; it must be a positive number."
+            )
+        return float(named)
 
     @property
     def tower(self) -> str:

@@ -1,9 +1,10 @@
-"""LongVLMs that nobody has trained yet: a small one of random weights, and a LLaMA with new rows and projector.
+"""LongVLMs with weights that nobody has trained yet: all of a small one, a LLaMA's projector, the rows of new words.
 
 The small one is to train from scratch, and for tests and benchmarks; never for answers.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from longvlm.pipeline.vision.tower import describe_tower
 from longvlm.schemas.errors import InputError
 
 SPECIALS = ("<unk>", "<s>", "</s>")
+_STD = 0.02  # LLaMA's own, for weights that are drawn
 WORDS = """
 a about above across after again against all along an and another appears are around as at away back background ball
 bar before begins behind beside between bicycle big bird black blue boat both bottom bright brown building but by
@@ -131,11 +133,45 @@ def random_weights(llama: dict[str, Any], tower_dim: int, seed: int) -> dict[str
     return weights
 
 
+def grow_vocabulary(model: Path, folder: Path, words: Sequence[str], *, seed: int = 0) -> None:
+    """Write a LongVLM of `word_tokenizer` once more, knowing more words than before.
+
+    A new word is read as a vector drawn with the mean and spread of the old ones. The head's row for it is their mean,
+    but for a little noise: its logit is about the average one, which is below the largest, so that answers stay what
+    they were until the word is trained (John Hewitt, "Initializing New Word Embeddings for Pretrained Language
+    Models", 2021).
+
+    Args:
+        model: the LongVLM's folder.
+        folder: folder to make.
+        words: what it is to know besides; those that it knows are left out.
+        seed: of the new rows; the same seed writes the same bytes.
+
+    Raises:
+        ValueError: its tokenizer is none of whole words with the video tokens at the end.
+    """
+    checkpoint = find_checkpoint(str(model))
+    tokenizer, tensors = load_tokenizer(checkpoint.tokenizer), checkpoint.tensors()
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    known = sorted(vocabulary, key=lambda word: vocabulary[word])
+    grown = word_tokenizer([*known[len(SPECIALS) :], *words])
+    num_old, num_new = len(known), grown.get_vocab_size() - tokenizer.get_vocab_size()
+    if word_tokenizer(known[len(SPECIALS) :]).to_str() != tokenizer.to_str():
+        raise ValueError(f"the vocabulary of {model} is not one of whole words")
+    generator = torch.Generator().manual_seed(seed)
+    for name, is_read in ((EMBED, True), (HEAD, False)):
+        old, marks = tensors[name][:num_old], tensors[name][num_old:]
+        spread = old.std(dim=0) if is_read else _STD
+        new = old.mean(dim=0) + spread * torch.randn(num_new, old.shape[1], generator=generator)
+        tensors[name] = torch.cat([old, new.to(old.dtype), marks])
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / SAFETENSORS)
+    grown.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "config.json", {**checkpoint.config, "vocab_size": len(tensors[EMBED])})
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-_STD = 0.02  # LLaMA's own, for weights that are drawn
 
 
 def is_begun(model: str) -> bool:

@@ -54,6 +54,7 @@ class LongVLM:
     templates: tuple[str, ...]
     eos_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]  # rows of the head that were never trained: never to be emitted
+    option_temperature: float = 1.0  # see `Checkpoint.option_temperature`
 
     @property
     def context(self) -> int:
@@ -133,7 +134,8 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
     config = _llama_config(checkpoint, tensors)
     _check_tensors(checkpoint, tensors, config)
     layout = {} if checkpoint.layout == "plain" else {"layout": checkpoint.layout}  # older fingerprints stay
-    settings = {"vocab_size": config.vocab_size, "use_start_end": checkpoint.use_start_end, **layout}
+    heat = {} if checkpoint.option_temperature == 1 else {"option_temperature": checkpoint.option_temperature}
+    settings = {"vocab_size": config.vocab_size, "use_start_end": checkpoint.use_start_end, **layout, **heat}
     decisive = {
         "tensors": weights_fingerprint(tensors.items()),
         "tokenizer": tokenizer.to_str(),
@@ -184,6 +186,7 @@ def load_longvlm(
         templates=checkpoint.templates,
         eos_ids=_eos_ids(config),
         banned_ids=(*video_ids, *range(tokenizer.get_vocab_size(), config.vocab_size)),
+        option_temperature=checkpoint.option_temperature,
     )
 
 

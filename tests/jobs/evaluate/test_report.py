@@ -63,6 +63,15 @@ def test_a_person_is_told_the_reference_arithmetic_too(scored, capsys):
     assert "1 of 2 (50.0 %) are missing: unparsed 1." in shown
 
 
+def test_a_person_is_told_how_far_confidences_are_from_the_truth(tmp_path, capsys):
+    results = [result(is_right=right, type="bool", confidence=0.95) for right in (True, False)]
+    report = EvaluateReport("run-3", BENCHMARKS["tinyworld-bool"], "exact#1", "m", "r1", results)
+    print_evaluation(report, None)
+    assert "Confidences are 45.0 points from the share that is right" in capsys.readouterr().out
+    assert "Confidences are 45.0 points" in save_report(report, tmp_path).read_text()
+    assert report.as_json()["calibration_error"] == pytest.approx(0.45)
+
+
 def test_the_queries_run(labels):
     with catalog.connect(Snapshot()) as con:
         for query in (comparison_query(labels), differences_query(labels)):

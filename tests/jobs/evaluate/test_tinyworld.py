@@ -1,6 +1,7 @@
 """The world is real; in place of the model that is trained on it stands a small one with random weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec, run_tinyworld
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import InputError
+from longvlm.tinyworld.typed import TYPED_KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,22 @@ def test_beside_a_store_the_world_stays_and_nothing_is_done_twice(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "store", "store-tinyworld-0-1", "store-tinyworld-0-2"
     ]  # fmt: skip
+
+
+def test_typed_questions_are_benchmarks_of_their_own_beside_the_same_videos(tmp_path):
+    order = EvaluateOrder(str(tmp_path / "store"), max_new_tokens=12)
+    found = {
+        name: run_tinyworld(replace(order, benchmark=name), TinyWorldSpec(num_videos=1)).as_json()
+        for name in ("tinyworld-bool", "tinyworld-number")  # the stand-in lacks words of choices
+    }
+    for name, told in found.items():
+        assert (told["benchmark"], told["num_missing"]) == (name, 0)
+        assert set(told["num_by_kind"]) <= set(TYPED_KINDS[name.partition("-")[2]])
+        assert (told["calibration_error"] is None) == (name == "tinyworld-number")
+    with catalog.connect(Store.open(order.store).pin()) as con:
+        assert con.execute("SELECT count(*) FROM videos").fetchall() == [(1,)]
+    with pytest.raises(InputError, match="there is no benchmark tinyworld-json"):
+        run_tinyworld(replace(order, benchmark="tinyworld-json"), TinyWorldSpec(num_videos=2))
 
 
 def test_a_model_of_another_world_is_refused(tmp_path, model):

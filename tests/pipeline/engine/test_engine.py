@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longvlm.pipeline.engine.engine import Engine
+from longvlm.pipeline.engine.reference import PlainLongVLM
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.models.prefix import VideoPrefix
@@ -410,3 +411,18 @@ def test_half_precision_answers_too(untrained_folder, groups, device):
         model = load_longvlm(str(untrained_folder), precision, str(device))
         found = answers(model, groups, replace(GREEDY, precision=precision))
         assert all(answer.text and answer.error is None for answer in found.values())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_temperature_brings_shares_nearer_and_chooses_nothing_else(served, untrained, device, temperature):
+    options = ("red", "blue car", "red car", "two red dogs")
+    asked = [group(9, "What is red?", options=options)]
+    (found,) = answers(replace(served, option_temperature=temperature), asked).values()
+    (cold,) = answers(served, asked).values()
+    wanted = (likelihoods(untrained, asked[0].prefix, "What is red?", options).double().log() / temperature).softmax(0)
+    torch.testing.assert_close(torch.tensor(found.shares), wanted, atol=1e-4, rtol=1e-3, check_dtype=False)
+    assert found.text == cold.text == options[int(wanted.argmax())]
+    assert found.confidence == max(found.shares)
+    one_by_one = PlainLongVLM(replace(moved(untrained, device), option_temperature=temperature), GREEDY)
+    plain = one_by_one.answer(one_by_one.show(asked[0].prefix), asked[0].requests[0])
+    torch.testing.assert_close(torch.tensor(plain.shares), torch.tensor(found.shares), atol=1e-4, rtol=1e-3)

@@ -6,6 +6,7 @@ from reference_outputs import read_json
 from longvlm.pipeline.judging.score import (
     QuestionResult,
     compute_metrics,
+    confidence_error,
     metrics_by_kind,
     metrics_by_question,
     reference_average,
@@ -49,6 +50,12 @@ def test_where_nothing_was_judged_there_is_no_average():
     found = compute_metrics([result("failed")])
     assert (found["score"], found["accuracy"], found["missing_share"]) == (None, None, 1.0)
     assert compute_metrics([])["missing_share"] == 0
+
+
+def test_confidences_are_held_against_what_was_right():
+    assert confidence_error([result(is_right=True), result("failed", confidence=0.9)]) is None
+    results = [result(is_right=right, confidence=0.9) for right in (True, True, False, False)]
+    assert confidence_error(results) == pytest.approx(0.4)
 
 
 def test_kinds_are_counted_apart():

@@ -67,6 +67,16 @@ def test_a_longvlm_comes_back_with_tower_and_tokenizer(untrained_folder, tmp_pat
     assert found.tokenizer.to_str() == load_model(str(untrained_folder)).tokenizer.to_str()
 
 
+def test_a_temperature_that_was_measured_of_other_weights_is_left_behind(untrained_folder, tmp_path):
+    calibrated = shutil.copytree(untrained_folder, tmp_path / "calibrated")
+    config = json.loads((calibrated / "config.json").read_text())
+    (calibrated / "config.json").write_text(json.dumps(config | {"mm_option_temperature": 2.5}))
+    weights, recipe, _ = trained(calibrated)
+    save_model(weights, str(calibrated), ModelCard("m", recipe, 2, 1.5), tmp_path / "to")
+    found = [load_model(str(folder)).option_temperature for folder in (calibrated, tmp_path / "to")]
+    assert found == [2.5, 1]
+
+
 @pytest.mark.parametrize("family", list(LLAVAS))
 def test_a_llava_comes_back_whole(folders, tmp_path, family):
     weights, recipe, model = trained(folders[family], "lora")

@@ -95,3 +95,13 @@ def test_a_config_without_a_tower_says_what_to_add(folder):
     configure(folder, mm_vision_tower=None)
     with pytest.raises(InputError, match='add for example "mm_vision_tower"'):
         _ = find_checkpoint(str(folder)).tower
+
+
+@pytest.mark.parametrize("temperature", [0, -1, "2", True, float("inf")])
+def test_a_temperature_that_is_none_is_refused(folder, temperature):
+    assert find_checkpoint(str(folder)).option_temperature == 1.0
+    configure(folder, mm_option_temperature=2)
+    assert find_checkpoint(str(folder)).option_temperature == 2.0
+    configure(folder, mm_option_temperature=temperature)
+    with pytest.raises(InputError, match="must be a positive number"):
+        find_checkpoint(str(folder)).option_temperature  # noqa: B018 - it is checked when it is read

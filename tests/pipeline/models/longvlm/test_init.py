@@ -1,8 +1,12 @@
+import json
+import shutil
+
+import pytest
 import torch
 
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
-from longvlm.pipeline.models.longvlm.init import WORDS, Shape, build_untrained
+from longvlm.pipeline.models.longvlm.init import WORDS, Shape, build_untrained, grow_vocabulary
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
@@ -31,3 +35,41 @@ def test_sizes_can_be_chosen(tmp_path):
     model = load_longvlm(str(tmp_path))
     assert model.projector.weight.shape == (64, 1024)
     assert len(model.llm.model.layers) == 3
+
+
+def test_a_grown_vocabulary_knows_more_words_and_answers_as_before(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    build_untrained(old, "../tower", 64, Shape(words=("what", "is", "red", "?", ":", "0:08")))
+    grow_vocabulary(old, new, ["7", "red", "{"])
+    grow_vocabulary(old, tmp_path / "again", ["7", "red", "{"])
+    assert (new / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+    before, after = load_longvlm(str(old)), load_longvlm(str(new))
+    assert after.tokenizer.encode("what is red 7 {").tokens == ["<s>", "what", "is", "red", "7", "{"]
+    assert after.llm.config.vocab_size == before.llm.config.vocab_size + 2 == after.tokenizer.get_vocab_size()
+    assert [after.tokenizer.id_to_token(i) for i in after.banned_ids] == ["<vid_patch>", "<vid_start>", "<vid_end>"]
+    for token in ("red", "0:08", "</s>", "<vid_start>"):
+        ours, theirs = (
+            model.llm.model.embed_tokens.weight[model.tokenizer.token_to_id(token)] for model in (after, before)
+        )
+        assert torch.equal(ours, theirs)
+    head, read = after.llm.lm_head.weight, after.llm.model.embed_tokens.weight
+    seven = after.tokenizer.token_to_id("7")
+    known = before.llm.lm_head.weight[: before.tokenizer.token_to_id("<vid_patch>")]
+    assert (head[seven] - known.mean(dim=0)).norm() < 0.3 * known.norm(dim=1).mean()
+    assert not torch.equal(read[seven], read[after.tokenizer.token_to_id("{")])
+    recipe = AnswerRecipe("m", "w", "i", precision="float32", max_new_tokens=12)
+    group = Group(
+        VideoPrefix(torch.ones(3, 64)), [Request(i, q) for i, q in enumerate(["what?", "is red red", "0:08"])]
+    )
+    answers = [{a.key: a.text for a in Engine(model, recipe).answer([group])} for model in (before, after)]
+    assert answers[0] == answers[1]
+
+
+def test_only_a_vocabulary_of_words_can_grow(untrained_folder, tmp_path):
+    copy = shutil.copytree(untrained_folder, tmp_path / "copy")
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = None
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="not one of whole words"):
+        grow_vocabulary(copy, tmp_path / "new", ["seven"])
+    assert not (tmp_path / "new").exists()

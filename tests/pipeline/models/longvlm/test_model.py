@@ -72,6 +72,17 @@ def test_the_fingerprint_follows_the_weights_and_not_the_folder(untrained_folder
     assert describe_longvlm(str(folder)).weights != weights
 
 
+def test_the_fingerprint_follows_the_temperature_of_options_where_there_is_one(folder):
+    weights, config = describe_longvlm(str(folder)).weights, json.loads((folder / "config.json").read_text())
+    found = {}
+    for temperature in (1, 1.5, 2):
+        (folder / "config.json").write_text(json.dumps(config | {"mm_option_temperature": temperature}))
+        found[temperature] = describe_longvlm(str(folder)).weights
+        assert load_longvlm(str(folder)).option_temperature == temperature
+    assert found[1] == weights
+    assert len(set(found.values())) == 3
+
+
 def test_base_and_projector_make_the_consolidated_model(untrained, untrained_folder, base, tmp_path):
     assert_same(load_longvlm(str(base)), untrained)
     assert describe_longvlm(str(base)).weights == describe_longvlm(str(untrained_folder)).weights

@@ -1,6 +1,9 @@
 """The whole journey in a minute: videos of the tiny world, indexed, asked about, and the answers beside the truth."""
 
 import random
+import shlex
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -80,8 +83,16 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
     console.print(f"\n{num_right} of {len(asked)} answers are right.", highlight=False)
     console.print(f"\nThe store stays in {store}. Try:", markup=False, highlight=False, soft_wrap=True)
     for sql in TRY_SQL:
-        console.print(f'  longvlm sql --store {store} "{sql}"', markup=False, highlight=False, soft_wrap=True)
+        line = f'  {_command()} sql --store {shlex.quote(str(store))} "{sql}"'
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return num_right / len(asked)
+
+
+def _command() -> str:
+    """The command of this installation, as a shell finds it: by its path where the environment is not active."""
+    called = Path(sys.argv[0])
+    by_path = called.name == "longvlm" and shutil.which("longvlm") is None
+    return shlex.quote(str(called)) if by_path else "longvlm"
 
 
 def _draw(seed: int, num_videos: int) -> list[dict[str, Any]]:

@@ -46,8 +46,8 @@ _ANSWER_FIELDS = (
 @click.option(
     "--choices",
     multiple=True,
-    metavar="A,B,...",
-    help="What every --ask may be answered with, where the type is choice; may be repeated.",
+    metavar="A|B|...",
+    help="What every --ask may be answered with, where the type is choice; one each, if repeated.",
 )
 @click.option(
     "--questions",
@@ -123,7 +123,7 @@ def _questions(asked: tuple[str, ...], file: str | None, kind: str | None, choic
     """The questions of a command line, as a table."""
     import pyarrow as pa
 
-    from longvlm.pipeline.answering.questions import ask, read_questions
+    from longvlm.pipeline.answering.questions import CHOICE_SEPARATOR, ask, read_questions
 
     if bool(asked) == (file is not None):
         raise InputError('ask with --ask "...", once or more often, or many questions with --questions FILE.')
@@ -131,5 +131,5 @@ def _questions(asked: tuple[str, ...], file: str | None, kind: str | None, choic
         if kind or choices:
             raise InputError("--type and --choices go with --ask; a question file has columns type and choices.")
         return read_questions(file)
-    listed = tuple(choice.strip() for given in choices for choice in given.split(","))
+    listed = tuple(choice.strip() for given in choices for choice in given.split(CHOICE_SEPARATOR))
     return pa.concat_tables([ask(question, kind or "text", listed) for question in asked])

@@ -26,7 +26,7 @@ def print_answers(rows: Iterable[dict[str, Any]], *, evidence: bool = False) -> 
         if folder:
             _print(console, f"videos in {folder}", style="dim")
         first = {question: place for place, question in reversed(list(enumerate(row["question"] for row in found)))}
-        found.sort(key=lambda row: first[row["question"]])
+        found.sort(key=lambda row: (first[row["question"]], row["uri"]))
         heads, others = "question", names
     else:
         heads, others = "uri", {}

@@ -33,6 +33,8 @@ QUESTION_COLUMNS: Columns = {  # VideoChatGPT's files have two layouts
 TEXTS = pa.schema([(name, pa.string()) for name in QUESTION_COLUMNS])  # but choices may be a list, as parquet has them
 
 # What may be wrong with rows: which of them, and what to say of one.
+CHOICE_SEPARATOR = "|"  # of choices in one text, in a cell as on the command line; commas belong to them
+
 Check = tuple[pa.Array, Callable[[int], str]]
 
 
@@ -108,7 +110,7 @@ def check_texts(texts: pa.RecordBatch, name_row: Callable[[int], str], rows_befo
         ),
         (
             pc.and_(is_choice, pc.less(_num_distinct(choices), 2)),
-            lambda _: "is of type choice and needs at least two choices that differ, none of them empty",
+            lambda row: f"is of type choice and needs at least two choices that differ, none empty{_one(choices[row])}",
         ),
         (pc.is_valid(schema_problems), lambda row: f"has a schema that cannot be used: {schema_problems[row]}"),
         (
@@ -157,9 +159,17 @@ def _parsed(texts: pa.Array, parse_text: Callable[[str], Any], kind: pa.DataType
     )
 
 
+def _one(choices: pa.ListScalar) -> str:
+    """What to do about choices that are one with a comma in it; empty where they are not."""
+    given = choices.as_py() or []
+    if len(given) != 1 or "," not in given[0]:
+        return ""
+    return f"; {given[0]!r} is one choice, for they are separated by {CHOICE_SEPARATOR}"
+
+
 def _choice_list(text: str) -> list[str]:
     if not text.lstrip().startswith("["):
-        return [choice.strip() for choice in text.split("|")]
+        return [choice.strip() for choice in text.split(CHOICE_SEPARATOR)]
     choices = parse(text)
     if any(isinstance(choice, dict | list | None) for choice in choices):
         raise ValueError("a choice is a text or a number")

@@ -59,7 +59,7 @@ def test_answer_prints_an_object_an_answer_and_a_last_one(store):
 
 def test_answers_have_the_type_that_was_asked_for(store):
     command = ("answer", "--store", store, "--limit", 2, "--json", "--ask", "What color is it?")
-    *answers, last = objects(run(*command, "--type", "choice", "--choices", "red, green"))
+    *answers, last = objects(run(*command, "--type", "choice", "--choices", "red|green"))
     assert {answer["value"] for answer in answers} <= {"red", "green"}
     assert all(0.5 <= answer["confidence"] <= 1 for answer in answers)
     assert last["videos"] == 2

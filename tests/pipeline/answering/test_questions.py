@@ -99,8 +99,12 @@ REMOTE = {"properties": {"a": {"$ref": "http://127.0.0.1:9/schema.json"}}}
         (CHOICE | {"choices": []}, "is of type choice and needs at least two choices that differ"),
         (CHOICE | {"choices": ["red"]}, "is of type choice and needs at least two choices that differ"),
         (CHOICE | {"choices": ["red", "red"]}, "is of type choice and needs at least two choices that differ"),
-        (CHOICE | {"choices": ["red", "green", " "]}, "is of type choice and needs .* none of them empty"),
-        (CHOICE | {"choices": "red|"}, "is of type choice and needs .* none of them empty"),
+        (CHOICE | {"choices": ["red", "green", " "]}, "is of type choice and needs .* none empty"),
+        (
+            CHOICE | {"choices": "red, green"},
+            r"is of type .* empty; 'red, green' is one choice, for they are separated by \|",
+        ),
+        (CHOICE | {"choices": "red|"}, "is of type choice and needs .* none empty"),
         (CHOICE | {"choices": ["red", None]}, "has choices that cannot be used: a choice is a text or a number"),
         (CHOICE | {"choices": [["red"], "green"]}, "has choices that cannot be used: a choice is a text or a number"),
         (CHOICE | {"choices": '["red", '}, "has choices that cannot be used: Expecting value"),
@@ -125,7 +129,7 @@ def test_lists_of_choices_in_parquet_are_held_to_the_same(tmp_path):
     rows = [["red", "green"], None, ["red", None]]
     table = pa.table({"question": ["What?"] * 3, "type": ["choice", "text", "choice"], "choices": rows})
     pq.write_table(table, tmp_path / "q.parquet")
-    with pytest.raises(InputError, match=r"^row 3 of .* needs at least two choices that differ, none of them empty"):
+    with pytest.raises(InputError, match=r"^row 3 of .* needs at least two choices that differ, none empty"):
         read_questions(str(tmp_path / "q.parquet"))
 
 

@@ -69,6 +69,7 @@ def _save_longvlm(weights: TrainedWeights, checkpoint: Checkpoint, template: str
     tower = Path(checkpoint.tower)
     if tower.is_dir() and not Path(checkpoint.config["mm_vision_tower"]).is_absolute():
         # it lies beside the model, so it goes along
+        (folder / "tower").mkdir(exist_ok=True)
         _copy(tower, folder / "tower", (path.relative_to(tower) for path in tower.rglob("*")))
         config["mm_vision_tower"] = "tower"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,23 +1,16 @@
 """`longvlm sql`: reads the store and what is attached, says so where a query wants more, and leaves nothing behind."""
 
 import json
-import re
-import shlex
 import subprocess
 
 import pytest
 import stores
 from click.testing import CliRunner
-from documents import blocks, shell_commands, statements
+from documents import blocks, statements
 
 from longvlm.jobs.cli import main
 from longvlm.pipeline.store.ledger import Store
 from support import ROOT
-
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "infra" / "README.md"]
-LINES = [
-    line for guide in GUIDES for line in shell_commands(guide.read_text()) if line.lstrip().startswith("longvlm sql")
-]
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +143,6 @@ def test_a_query_of_the_readme_can_be_pasted_as_printed(sql, query):
     pasted = subprocess.run(["sh", "-c", f'printf %s "{query};"'], capture_output=True, text=True, check=True)
     assert pasted.stdout == f"{query};"  # a shell leaves it alone
     said = sql(pasted.stdout)
-    assert said.exit_code == 0, said.stderr
-    assert "┌" in said.stdout
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_a_command_line_of_the_documents_runs_as_printed(sql, tmp_path, monkeypatch, line):
-    monkeypatch.chdir(tmp_path)
-    _, _, *words = shlex.split(line)
-    for name in re.findall(r"--attach \w+=(\S+)", line):
-        (tmp_path / name).write_text(f"uri,external_id,site\n{stores.uri_of('a')},x-a,north\n")
-    del words[words.index("--store") : words.index("--store") + 2]
-    said = sql(*words)
     assert said.exit_code == 0, said.stderr
     assert "┌" in said.stdout
 

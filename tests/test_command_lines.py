@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from documents import blocks, shell_commands
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from clips import write_clip
 from judge_server import JudgeServer
 from longvlm import tinyworld
 from longvlm.jobs import demo
@@ -22,7 +23,6 @@ from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.evaluate import tinyworld as evaluate_tinyworld
 from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec
 from longvlm.jobs.operate import upkeep_command
-from longvlm.tinyworld.world import make_world
 from models import byte_tokenizer, save_llava
 from support import ROOT
 
@@ -142,11 +142,9 @@ def buckets(s3_endpoint, s3_environment):
 def made(tmp_path_factory, buckets):
     """A folder with all that the lines name; `index` and `S` are stores of s3://bucket/videos, with answers."""
     folder = tmp_path_factory.mktemp("made")
-    make_world(folder / "drawn", 4711, len(KNOWN) + 1)
     (folder / "videos").mkdir()
-    for name, drawn in zip((*KNOWN, "new"), sorted((folder / "drawn").glob("*.mp4")), strict=True):
-        drawn.rename(folder / "videos" / f"{name}.mp4")
-    shutil.rmtree(folder / "drawn")
+    for number, name in enumerate((*KNOWN, "new")):
+        write_clip(folder / "videos" / f"{name}.mp4", 25 + number)
     write_files(folder)
     write_models(folder)
     buckets()

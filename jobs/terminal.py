@@ -157,13 +157,17 @@ def print_runs(runs: list[dict[str, Any]]) -> None:
         console.print("no runs yet", style="dim")
 
 
+_NIGHT = ("index", "answer", "maintain", "alerts")  # the parts of a night, of which each is told
+
+
 def _counted(counts: dict[str, Any]) -> str:
     """What is not nought: `indexed 3, failed 2 (truncated 2)`; of a nightly part by part, `index: ...; answer: ...`."""
     codes = listed(counts.get("failures", {}))
     told, parts = [], []
     for name, value in counts.items():
-        if isinstance(value, dict) and name not in ("failures", "left_out"):
-            parts.append(f"{name}: {_counted(value) or 'nothing'}")
+        if isinstance(value, dict) and name not in ("failures", "left_out", "by_kind", "num_by_kind"):
+            if (said := _counted(value)) or name in _NIGHT:
+                parts.append(f"{name.replace('_', ' ')}: {said or 'nothing'}")
         elif type(value) is int and value and name not in _NOT_COUNTS:  # not a bool
             told.append(f"{name.replace('_', ' ')} {value:,}" + (f" ({codes})" if codes and name == "failed" else ""))
     return "; ".join([*parts, *([", ".join(told)] if told else [])])

@@ -58,7 +58,11 @@ class TrainableModel(nn.Module):
             first = first_linear(model)
             reinitialise(first, self.llm.get_input_embeddings().weight, recipe.seed)
         if recipe.gradient_checkpointing:
-            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+            # named anew in transformers 5.23; the older name goes with 6
+            enable = (
+                getattr(self.llm, "activation_checkpointing_enable", None) or self.llm.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})
         self.train()
 
     def _marks(self) -> tuple[list[int], nn.Parameter | None]:

@@ -40,7 +40,7 @@ def test_accuracy_is_of_the_questions_whose_right_answer_is_known():
     asked = (("number", "3"), ("text", "A dog"), "text")
     comparison = compared(path("baseline", "3", "a dog.", "x"), path("full", "4", None, "y"), questions=asked)
     assert [row["accuracy"] for row in comparison.figures()] == [1.0, 0.0]
-    assert [row["value"] for row in comparison.rows()] == ["3", None, None, "4", None, None]
+    assert [row["value"] for row in comparison.rows()] == [3, None, None, 4, None, None]
 
 
 def test_the_table_leaves_out_what_there_is_nothing_of(capsys):

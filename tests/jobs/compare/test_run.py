@@ -53,9 +53,9 @@ def compare(*args):
     return CliRunner().invoke(main, ["compare", *map(str, args)], catch_exceptions=False)
 
 
-def compared(source, model, questions, out, *more):
+def compared(source, model, questions, out, *more, recipe="tiny"):
     """What the command prints for machines: answers, figures by path, and the summary."""
-    settings = ("--recipe", "tiny", "--max-new-tokens", 6, "--out", out, *BUDGETS, "--json")
+    settings = ("--recipe", recipe, "--max-new-tokens", 6, "--out", out, *BUDGETS, "--json")
     result = compare(source, "--model", model, "--questions", questions, *settings, *more)
     assert result.exit_code == 0, result.output
     *objects, summary = map(json.loads, result.stdout.splitlines())
@@ -172,7 +172,7 @@ def test_where_the_context_is_short_fewer_frames_are_shown_and_stored_tokens_are
     (folder / "config.json").write_text(json.dumps(config))
     recipe = tmp_path / "fine.toml"
     recipe.write_text('base = "tiny"\ntokens_per_segment = 40\n')
-    answers, figures, summary = compared(source, folder, questions, tmp_path, "--recipe", recipe)
+    answers, figures, summary = compared(source, folder, questions, tmp_path, recipe=recipe)
     assert "over 3 frames" in summary["baseline"]
     assert {row["num_visual_tokens"] for row in answers if row["path"] == "baseline"} == {48}
     assert max(row["num_visual_tokens"] for row in answers if row["path"] == "full") == 53
@@ -229,12 +229,12 @@ def test_budgets_that_are_no_numbers_are_refused(text):
 def test_wrong_options_end_with_one_sentence_and_exit_code_2(source, llavas, questions, tmp_path):
     (tmp_path / "file").touch()
     usual = (source, "--model", llavas["llava"], "--questions", questions)
-    for more, says in (
-        (("--budgets", "many"), "the budgets 'many' are not numbers"),
-        (("--sample", 0), "use --sample 1 or more"),
-        (("--out", tmp_path / "file"), "use another --out"),
+    for more, out, says in (
+        (("--budgets", "many"), tmp_path, "the budgets 'many' are not numbers"),
+        (("--sample", 0), tmp_path, "use --sample 1 or more"),
+        ((), tmp_path / "file", "use another --out"),
     ):
-        shown = compare(*usual, "--out", tmp_path, *more, "--quiet")
+        shown = compare(*usual, "--out", out, *more, "--quiet")
         assert shown.exit_code == 2
         assert says in shown.stderr
         assert (len(shown.stderr.splitlines()), shown.stdout) == (1, "")

@@ -30,7 +30,7 @@ tinyworld: $(TOOLS)
 
 # What running needs, and what developing needs on top of it.
 $(READY): pyproject.toml constraints.txt
-	@echo "Installing longvlm into .venv: about two minutes, and 1.5 GB of disk with the CPU build of PyTorch."
+	@echo "Installing longvlm into .venv: about two minutes, and 2 GB of disk with the CPU build of PyTorch."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .

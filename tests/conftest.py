@@ -41,8 +41,8 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of Ray come first, for they take longest; the many quick files of the end even out who is done when."""
-    items.sort(key=lambda item: is_on_ray(item.nodeid), reverse=True)
+    """Tests of Ray come first, for they take longest, then those of the whole; many quick files even out the end."""
+    items.sort(key=lambda item: (not is_on_ray(item.nodeid), item.nodeid.partition("::")[0].count("/") > 1))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from longvlm.jobs.demo import NUM_VIDEOS, QUESTIONS_PER_VIDEO, _draw, run_demo
+from longvlm.jobs.demo import NUM_VIDEOS, QUESTIONS_PER_VIDEO, _command, _draw, run_demo
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 
@@ -57,3 +57,18 @@ def test_typed_answers_stand_with_their_values(demo):
     assert len(typed) == ASKED // 2
     assert {status for _, status in typed} == {"answered"}
     assert all(value in shown for value, _ in typed)
+
+
+@pytest.mark.parametrize(
+    ("called", "found", "said"),
+    [
+        (".venv/bin/longvlm", None, ".venv/bin/longvlm"),
+        ("/my tools/longvlm", None, "'/my tools/longvlm'"),
+        (".venv/bin/longvlm", ".venv/bin/longvlm", "longvlm"),
+        ("pytest", None, "longvlm"),
+    ],
+)
+def test_the_command_to_try_next_is_one_that_a_shell_finds(monkeypatch, called, found, said):
+    monkeypatch.setattr("sys.argv", [called])
+    monkeypatch.setattr("shutil.which", lambda _: found)
+    assert _command() == said

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.catalog import column_names, connect, query, write_index_duckdb
-from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 
@@ -363,3 +363,19 @@ def test_a_file_that_is_gone_is_a_sentence(store, tmp_path):
     for attempt in (lambda: connect(snapshot), lambda: write_index_duckdb(store.uri, snapshot)):
         with pytest.raises(InputError, match="gone or damaged"):
             attempt()
+
+
+@pytest.mark.parametrize(
+    ("pinned", "shown"),
+    [
+        (["recipes"], {"active_recipe", "recipes"}),
+        (["videos"], {"deletions", "newest_rows", "live_videos", "failed_videos"}),
+        (["verdicts"], set()),  # whose videos nobody pinned
+        (["videos", "answers"], {"deletions", "newest_rows", "live_videos", "failed_videos", "answers"}),
+    ],
+)
+def test_a_connection_has_the_views_of_the_tables_that_it_is_given(pinned, shown):
+    """A view over a table that was not pinned would show a store without its rows."""
+    with connect(Snapshot({name: PinnedTable() for name in pinned})) as con:
+        found = con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+    assert {name for (name,) in found} == shown | {f"ledger_{name}" for name in pinned}

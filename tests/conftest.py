@@ -124,6 +124,20 @@ def s3_endpoint():
 
 
 @pytest.fixture(scope="session")
+def empty_s3(s3_endpoint):
+    """Gives a function that takes every bucket off the S3 server: whatever a test left there, the next starts bare."""
+    from urllib.request import Request, urlopen
+
+    import s3fs
+
+    def empty():
+        urlopen(Request(f"{s3_endpoint}/moto-api/reset", method="POST")).close()
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    return empty
+
+
+@pytest.fixture(scope="session")
 def s3_environment(s3_endpoint):
     """What leads a process to the S3 server on the loopback."""
     return {
@@ -136,19 +150,14 @@ def s3_environment(s3_endpoint):
 
 
 @pytest.fixture
-def s3(s3_environment, monkeypatch):
+def s3(s3_environment, empty_s3, monkeypatch):
     """A client of an S3 server on the loopback with an empty bucket named `bucket`; the environment leads there."""
     import boto3
-    import s3fs
 
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
+    empty_s3()
     client = boto3.client("s3")
     client.create_bucket(Bucket="bucket")
-    s3fs.S3FileSystem.clear_instance_cache()
     yield client
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket="bucket"):
-        for item in page.get("Contents", []):
-            client.delete_object(Bucket="bucket", Key=item["Key"])
-    client.delete_bucket(Bucket="bucket")
-    s3fs.S3FileSystem.clear_instance_cache()
+    empty_s3()

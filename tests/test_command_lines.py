@@ -5,11 +5,9 @@ import json
 import re
 import shlex
 import shutil
-from urllib.request import Request, urlopen
 
 import boto3
 import pytest
-import s3fs
 from click.testing import CliRunner
 from documents import blocks, shell_commands
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -120,22 +118,20 @@ def write_models(folder):
 
 
 @pytest.fixture(scope="module")
-def buckets(s3_endpoint, s3_environment):
+def buckets(s3_environment, empty_s3):
     """Gives a function that leaves only the empty buckets of the documents on the S3 server, which processes reach."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**s3_environment, "RAY_ADDRESS": IN_PROCESS}.items():
             patch.setenv(name, value)
 
         def start_anew():
-            urlopen(Request(f"{s3_endpoint}/moto-api/reset", method="POST")).close()
-            s3fs.S3FileSystem.clear_instance_cache()
+            empty_s3()
             client = boto3.client("s3")
             for name in ("bucket", "my-videos", "my-index"):
                 client.create_bucket(Bucket=name)
 
         yield start_anew
-        urlopen(Request(f"{s3_endpoint}/moto-api/reset", method="POST")).close()
-        s3fs.S3FileSystem.clear_instance_cache()
+        empty_s3()
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,8 @@ def shape(text):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its blocks are for sh")
-def test_the_first_hour_goes_as_it_is_told(tmp_path, monkeypatch, s3_endpoint):
+def test_the_first_hour_goes_as_it_is_told(tmp_path, monkeypatch, s3_endpoint, empty_s3):
+    empty_s3()
     monkeypatch.chdir(tmp_path)
     for name, value in {"RAY_ADDRESS": "none", "COLUMNS": "100"}.items():
         monkeypatch.setenv(name, value)
@@ -69,7 +70,10 @@ def test_the_first_hour_goes_as_it_is_told(tmp_path, monkeypatch, s3_endpoint):
         return f"```sh\n{match[1]}```\n" + (f"\n```text\n{lines}```\n" if lines else "")
 
     told = DOCUMENT.read_text()
-    ran = _RUN.sub(written, told)
+    try:
+        ran = _RUN.sub(written, told)
+    finally:
+        empty_s3()
     if os.environ.get("LONGVLM_WRITE_DOCS"):
         DOCUMENT.write_text(ran)
     assert shape(DOCUMENT.read_text()) == shape(ran)

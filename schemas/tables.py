@@ -1,8 +1,7 @@
 """The Arrow schema of every table in a store, and of the batches that travel between the operators.
 
-A new column of a table goes to the end of its schema: its rows so far read as null, stores that exist are given it with
-the first commit to that table, and their files are not touched. Columns are never renamed, removed or given another
-type; `pipeline/store/delta.py` says what it takes to change what rows mean.
+A new column goes to the end of its table's schema: rows so far read as null, and stores are given it with the first
+commit to that table. Columns are never renamed, removed or retyped; see `pipeline/store/delta.py`.
 """
 
 from datetime import datetime
@@ -141,8 +140,9 @@ ANSWERS = pa.schema(
         ("num_prompt_tokens", pa.int32()),
         ("num_new_tokens", pa.int32()),
         ("evidence", EVIDENCE),
-        ("created_at", pa.timestamp("us")),
+        ("created_at", pa.timestamp("us")),  # by the worker's clock
         ("latency_ms", pa.float64()),
+        ("seq", pa.int64()),  # of its commit, which says what is newer
     ]
 )
 
@@ -171,6 +171,7 @@ VERDICTS = pa.schema(  # one row an answer that was judged, in one dimension of 
         ("error_code", pa.string()),
         ("error", pa.string()),
         ("created_at", pa.timestamp("us")),
+        ("seq", pa.int64()),
     ]
 )
 
@@ -206,7 +207,6 @@ TABLES = {
     "recipes": RECIPES,
     "runs": RUNS,
 }
-
 # How many columns the tables had in 0.1.0, whose files do not say in their names how many they have.
 FIRST_COLUMNS = {"videos": 26, "segments": 11, "tokens": 12, "answers": 22, "verdicts": 23, "recipes": 6, "runs": 7}
 

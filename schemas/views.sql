@@ -95,7 +95,8 @@ SELECT a.* REPLACE (v.video_id AS video_id, v.uri AS uri), v.external_id, v.reci
 FROM ledger_answers a
 JOIN (SELECT write_id, video_id, uri, external_id, recipe FROM live_videos) v USING (write_id)
 QUALIFY row_number() OVER (
-    PARTITION BY a.write_id, a.question_id, a.question_hash, a.answer_recipe ORDER BY a.created_at DESC, a.run_id DESC
+    PARTITION BY a.write_id, a.question_id, a.question_hash, a.answer_recipe
+    ORDER BY a.seq DESC NULLS LAST, a.created_at DESC, a.run_id DESC
 ) = 1;
 
 -- What judges said of answers from what is live, each newest. Two evaluations side by side, question by question:
@@ -108,7 +109,7 @@ FROM ledger_verdicts c
 JOIN (SELECT write_id, video_id, uri, external_id, recipe FROM live_videos) v USING (write_id)
 QUALIFY row_number() OVER (
     PARTITION BY c.write_id, c.benchmark, c.dimension, c.question_id, c.question, c.reference, c.answer_recipe, c.judge
-    ORDER BY c.created_at DESC, c.run_id DESC
+    ORDER BY c.seq DESC NULLS LAST, c.created_at DESC, c.run_id DESC
 ) = 1;
 
 -- Evaluations in the large, a row each: means over what was judged. How many questions a benchmark has is known to its

@@ -77,7 +77,7 @@ _TWO_QUESTIONS = "SELECT question_id, uri FROM pairs JOIN live USING (n) WHERE h
 _PLAN = """
 CREATE TEMP TABLE plan AS
 WITH newest AS (
-    SELECT write_id, question_id, question_hash, arg_max(status, (created_at, run_id)) AS status
+    SELECT write_id, question_id, question_hash, arg_max(status, (coalesce(seq, 0), created_at, run_id)) AS status
     FROM ledger_answers SEMI JOIN live USING (write_id) WHERE answer_recipe = $1 GROUP BY ALL
 ),
 done AS (
@@ -129,7 +129,7 @@ _GIVEN = "FROM ledger_answers WHERE answer_recipe = $1 AND write_id BETWEEN $2 A
 _ANSWERS = """
 SELECT a.* FROM answers_now a JOIN keys USING (write_id, question_id, question_hash)
 WHERE was_there OR run_id = $1
-QUALIFY row_number() OVER (PARTITION BY n, q ORDER BY created_at DESC, run_id DESC) = 1
+QUALIFY row_number() OVER (PARTITION BY n, q ORDER BY seq DESC NULLS LAST, created_at DESC, run_id DESC) = 1
 ORDER BY n, q
 """
 

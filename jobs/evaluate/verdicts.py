@@ -30,7 +30,7 @@ _PREDICTIONS = """
 WITH newest AS (
     FROM ledger_answers SEMI JOIN live USING (write_id) WHERE answer_recipe = $1
     QUALIFY row_number() OVER (
-        PARTITION BY write_id, question_id, question_hash ORDER BY created_at DESC, run_id DESC
+        PARTITION BY write_id, question_id, question_hash ORDER BY seq DESC NULLS LAST, created_at DESC, run_id DESC
     ) = 1
 ),
 wanted AS (

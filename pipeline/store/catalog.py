@@ -51,7 +51,7 @@ _KIND = "CASE WHEN type IN ('bool', 'choice', 'number', 'json') THEN type ELSE '
 # answers, not from the live ones: a column must not vanish while its videos are indexed anew.
 _ASKED_SQL = f"""
     SELECT question_id, kind FROM (
-        SELECT question_id, arg_max({_KIND}, created_at) AS kind, min(created_at) AS first_asked,
+        SELECT question_id, arg_max({_KIND}, (coalesce(seq, 0), created_at)) AS kind, min(created_at) AS first_asked,
             count(*) AS num_answers
         FROM ledger_answers WHERE question_id IS NOT NULL GROUP BY question_id
         ORDER BY num_answers DESC, first_asked, question_id LIMIT ?
@@ -69,7 +69,8 @@ _WIDE_VIDEOS_SQL = """
 # Values by type and question id, so that those from before a question changed its type are left out.
 _WIDE_CELLS_SQL = f"""
     SELECT video_id, {_KIND} || chr(31) || question_id AS slot,
-        CASE WHEN {_KIND} = 'text' THEN answer ELSE value END AS value, (created_at, run_id) AS newness
+        CASE WHEN {_KIND} = 'text' THEN answer ELSE value END AS value,
+        (coalesce(seq, 0), created_at, run_id) AS newness
     FROM answers WHERE status = 'answered'
 """
 _WIDE_CASTS = {

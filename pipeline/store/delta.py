@@ -22,7 +22,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -141,9 +141,9 @@ def add_columns(handle: DeltaTable, schema: pa.Schema) -> None:
         handle.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields, commit_properties=_ALONE)
 
 
-def commit(handle: DeltaTable, actions: list[AddAction | RemoveAction]) -> None:
+def commit(handle: DeltaTable, actions: Sequence[AddAction | RemoveAction]) -> None:
     """Commit actions upon the handle's version; CommitFailedError where anything was committed since."""
-    handle.create_write_transaction(actions, mode="append", schema=handle.schema(), commit_properties=_ALONE)
+    handle.create_write_transaction([*actions], mode="append", schema=handle.schema(), commit_properties=_ALONE)
 
 
 def columns(handle: DeltaTable, known: pa.Schema) -> pa.Schema:

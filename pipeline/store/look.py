@@ -1,6 +1,6 @@
 """What the ledger says when something is committed: what became of the videos it is about since they were looked at."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -43,7 +43,7 @@ class Look:
         newer: list[str] = rows.filter(pc.greater(rows["seq"], self.seq))["video_id"].to_pylist()
         return newer
 
-    def _tied_to(self, changed: Collection[str]) -> set[str]:
+    def _tied_to(self, changed: set[str]) -> set[str]:
         return {video for pair in self.tied.items() if not changed.isdisjoint(pair) for video in pair}
 
 

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deltalake import DeltaTable
+
 from longvlm.pipeline.store import delta
 from longvlm.pipeline.store.files import files_on_disk, filesystem, remove_files
 from longvlm.pipeline.store.ledger import Store
@@ -35,15 +37,18 @@ def vacuum(store: Store, retention_hours: float) -> dict[str, int]:
 
     for table in filter(store.has, TABLES):
         delete(table, unreferenced(store, table, retention_hours, full=False))
-        find = partial(unreferenced, store, table, retention_hours)
-        if find():
-            with store.taking(table, lambda _, find=find: find()) as never_named:
+        if unreferenced(store, table, retention_hours):
+            with store.taking(table, partial(_never_named, store, table, retention_hours)) as never_named:
                 delete(table, never_named)
         strike_old(store.uri, table, retention_hours)
         _remove_log_drafts(store.uri, table, retention_hours)
         store.handle(table).cleanup_metadata()  # versions of the log that are older than a month
     uploads = _abort_uploads(store.uri, retention_hours)
     return {**swept, "uploads": uploads, "drafts": _remove_drafts(store.uri, retention_hours)}
+
+
+def _never_named(store: Store, table: str, retention_hours: float, _: DeltaTable) -> dict[str, int]:
+    return unreferenced(store, table, retention_hours)
 
 
 def unreferenced(store: Store, table: str, retention_hours: float, *, full: bool = True) -> dict[str, int]:

@@ -15,6 +15,9 @@ from longvlm.jobs.index.run import run_index
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.shards import read_tokens
+from longvlm.pipeline.store.upkeep.erase import erase
+from longvlm.pipeline.store.upkeep.vacuum import vacuum
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import video_id
 from longvlm.schemas.tables import VIDEOS
@@ -176,3 +179,38 @@ def test_files_that_fail_by_themselves_stop_nothing_and_are_told_of(tmp_path, cl
     assert bad["uri"] == f"{tmp_path}/\\xe9.mp4"
     again = run_index(order_for(tmp_path, tmp_path / "store"))
     assert (again.counts.known_failed, again.counts.unchanged, again.as_json()["mostly_failed"]) == (7, 1, None)
+
+
+def test_videos_whose_shards_are_taken_before_their_commit_are_watched_again(night, monkeypatch):
+    source, store = night
+    write_clip(source / "new-1.mp4", 25)
+    plain, swept = Store.commit, []
+
+    def commit(self, outcomes, videos):
+        if not swept:
+            swept.append(vacuum(Store.open(str(store)), 0)["files"])  # as one does who takes the driver for dead
+        return plain(self, outcomes, videos)
+
+    monkeypatch.setattr(Store, "commit", commit)
+    report = run_index(order_for(source, store))
+    assert swept == [2]
+    assert (report.counts.indexed, report.counts.not_attempted) == (1, 0)
+    (video,) = rows(store, "FROM live_videos WHERE uri LIKE '%new-1%'")
+    assert read_tokens(Store.open(str(store)).pin(), [video["write_id"]]).num_rows == video["num_segments"]
+
+
+def test_a_video_that_is_forgotten_while_it_is_watched_stays_out(night, monkeypatch):
+    source, store = night
+    shutil.copyfile(source / "clip-03.mp4", source / "clip-00.mp4")
+    plain, erased = Store.commit, []
+
+    def commit(self, outcomes, videos):
+        if not erased:
+            erased.append(erase(Store.open(str(store)), [video_id(str(source / "clip-00.mp4"))], "forget"))
+        return plain(self, outcomes, videos)
+
+    monkeypatch.setattr(Store, "commit", commit)
+    counts = run_index(order_for(source, store)).counts
+    assert erased[0].still_there == []
+    assert (counts.indexed, counts.forgotten, counts.not_attempted) == (0, 1, 0)
+    assert not rows(store, "FROM ledger_videos WHERE uri LIKE '%clip-00%'")

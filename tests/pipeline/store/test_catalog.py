@@ -147,6 +147,15 @@ def test_answers_are_the_newest_of_what_is_live_under_any_recipe(store):
     assert rows(store, "FROM answers WHERE external_id = 'x-b'") == []
 
 
+def test_a_worker_whose_clock_is_ahead_hides_no_later_answer(store):
+    first = stores.index(store, ["a"])["write_id"][0].as_py()
+    day_us = 86_400_000_000
+    add_answers(store, answer(first, "failed", day_us, status="failed", type="bool"))
+    add_answers(store, answer(first, "Yes", 5, value="true", type="bool"))
+    assert rows(store, "SELECT answer FROM answers") == [{"answer": "Yes"}]
+    assert rows(store, "SELECT q FROM answers_wide") == [{"q": True}]
+
+
 def test_an_answer_that_is_not_of_its_type_is_shown_with_its_text(store):
     first = stores.index(store, ["a"])["write_id"][0].as_py()
     add_answers(store, answer(first, "3", 1, type="number"), answer(first, "many", 2, type="number", status="unparsed"))

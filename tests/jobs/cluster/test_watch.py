@@ -85,12 +85,17 @@ finally:
     script.write_text(code)
     command = [sys.executable, str(script)]
     running = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list(store.glob("tokens/*.parquet")):
-        assert running.poll() is None, running.stderr.read()
-        time.sleep(0.2)
-    (gcs,) = [child for child in psutil.Process(running.pid).children() if child.name() == "gcs_server"]
-    gcs.kill()
-    out, err = running.communicate(timeout=300)
+    end = time.monotonic() + 300
+    try:
+        while not list(store.glob("tokens/*.parquet")):
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < end, "nothing was written in five minutes"
+            time.sleep(0.2)
+        (gcs,) = [child for child in psutil.Process(running.pid).children() if child.name() == "gcs_server"]
+        gcs.kill()
+        out, err = running.communicate(timeout=300)
+    finally:
+        running.kill()
     assert running.returncode == 1, err
     told = json.loads(out.splitlines()[-1])
     assert told["stopped"].startswith("the Ray cluster was lost: its GCS at ")

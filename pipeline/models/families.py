@@ -1,11 +1,12 @@
-"""The model families, told apart by their config alone."""
+"""The model families, told apart by their config alone.
+
+The code of language models takes seconds to load, so it is where one is described or built.
+"""
 
 from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.models.contract import LanguageModel, ModelSpec
 from longvlm.pipeline.models.llava import checkpoint as llava_checkpoint
-from longvlm.pipeline.models.llava import model as llava
 from longvlm.pipeline.models.longvlm import checkpoint as longvlm_checkpoint
-from longvlm.pipeline.models.longvlm import model as longvlm
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.recipe import Precision
 
@@ -37,7 +38,13 @@ def describe_model(model: str) -> ModelSpec:
     Raises:
         InputError: the model lacks something, or belongs to no known family.
     """
-    return llava.describe_llava(model) if is_llava(model) else longvlm.describe_longvlm(model)
+    if is_llava(model):
+        from longvlm.pipeline.models.llava.model import describe_llava
+
+        return describe_llava(model)
+    from longvlm.pipeline.models.longvlm.model import describe_longvlm
+
+    return describe_longvlm(model)
 
 
 def load_model(model: str, precision: Precision = "float32", device: str = "cpu") -> LanguageModel:
@@ -47,8 +54,12 @@ def load_model(model: str, precision: Precision = "float32", device: str = "cpu"
         InputError: as `describe_model`.
     """
     if is_llava(model):
-        return llava.load_llava(model, precision, device)
-    return longvlm.load_longvlm(model, precision, device)
+        from longvlm.pipeline.models.llava.model import load_llava
+
+        return load_llava(model, precision, device)
+    from longvlm.pipeline.models.longvlm.model import load_longvlm
+
+    return load_longvlm(model, precision, device)
 
 
 def is_llava(model: str) -> bool:

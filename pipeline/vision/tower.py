@@ -17,12 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
-from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import CLIPVisionConfig, SiglipVisionConfig
 
 from longvlm.pipeline.model_folder import (
     build_module,
@@ -39,10 +34,7 @@ from longvlm.schemas.recipe import Precision, TowerSpec
 # the widest activation under 34 MB in float32. A GPU needs some 100 for its products to fill it; 128 take 1 GB.
 FRAMES_PER_FORWARD = {"cpu": 8, "cuda": 128}
 
-_TOWERS: dict[str, tuple[Any, Any]] = {
-    "clip_vision_model": (CLIPVisionConfig, CLIPVisionModel),
-    "siglip_vision_model": (SiglipVisionConfig, SiglipVisionModel),
-}
+_TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionConfig, "siglip_vision_model": SiglipVisionConfig}
 _WHOLE_MODELS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # tower and text encoder together
 _PROJECTION = "visual_projection.weight"
 _SEARCH_ONLY = re.compile(rf"^(?:head\.|{re.escape(_PROJECTION)}$)")
@@ -189,7 +181,14 @@ def load_tower(model: str, precision: Precision = "float32", device: str | torch
         torch.backends.cudnn.allow_tf32 = False  # its default, which would round a float32 tower's pixels to ten bits
     tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     projection = tensors.pop(_PROJECTION, None)
-    return Tower(build_module(_TOWERS[config.model_type][1], config, tensors, model), spec, pixels, projection)
+    return Tower(build_module(_model_class(config), config, tensors, model), spec, pixels, projection)
+
+
+def _model_class(config: Any) -> Any:
+    """The class of a tower; its code takes seconds to load, and describing a tower does not need it."""
+    from transformers import CLIPVisionModel, SiglipVisionModel
+
+    return CLIPVisionModel if config.model_type == "clip_vision_model" else SiglipVisionModel
 
 
 def _as_silu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -217,7 +216,7 @@ def _vision_config(folder: Path) -> Any:
             f"{folder} holds a model of type {kind or whole or 'unknown'}, which has no vision tower known here; use "
             "a CLIP or SigLIP tower, such as openai/clip-vit-large-patch14 or google/siglip-base-patch16-224."
         )
-    return _TOWERS[kind][0].from_dict(vision)
+    return _TOWERS[kind].from_dict(vision)
 
 
 def _vision_tensors(folder: Path) -> dict[str, Tensor]:

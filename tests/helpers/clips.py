@@ -99,6 +99,18 @@ def write_clip(
     return path
 
 
+def write_still(path: Path | str, num_frames: int, size: tuple[int, int], *, fps: int = 25, gop: int = 50) -> Path:
+    """Write a large clip at little cost: all its frames are the same picture. `size` is (width, height)."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, "yuv420p", gop
+        frame = av.VideoFrame.from_ndarray(numbered_frame(0, size), format="rgb24").reformat(format="yuv420p")
+        for frame.pts in range(num_frames):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return Path(path)
+
+
 def damage(path: Path, first: int, last: int, byte: bytes | None = None) -> None:
     """Overwrite the packets of frames first to last with noise, or with one byte."""
     with av.open(str(path)) as container:

@@ -1,7 +1,6 @@
 """Fixtures of tests that run jobs: where these run, and small things to index. A room's conftest imports them."""
 
 import shutil
-import time
 
 import pytest
 
@@ -25,16 +24,9 @@ def on_ray(ray_session, monkeypatch):  # noqa: ARG001 - it is open
     monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
-@pytest.fixture(params=["on_ray"])
-def ray_address(ray_session, monkeypatch):
-    """The address of the Ray of all tests, for a child that joins it: one of its own takes seconds to start."""
-    monkeypatch.setenv("RAY_ADDRESS", ray_session)
-    return ray_session
-
-
 @pytest.fixture(scope="session")
 def ray_session(s3_environment):
-    """One for all tests; gives its address.
+    """One for all tests.
 
     Its workers have the environment that it is started in, so they reach the S3 server too.
     """
@@ -47,18 +39,8 @@ def ray_session(s3_environment):
         for name, value in s3_environment.items():
             patch.setenv(name, value)
         connect("local")
-    yield ray.get_runtime_context().gcs_address
+    yield
     ray.shutdown()
-
-
-def wait_until_free(deadline_s=120):
-    """Return when nobody holds a CPU of the Ray of all tests: the workers of a driver that was killed are gone."""
-    import ray
-
-    until = time.monotonic() + deadline_s
-    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
-        assert time.monotonic() < until, ray.available_resources()
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+POLL_S = 0.01  # to hear that a server is to end, which takes half a second otherwise
+
 
 class Webhook(ThreadingHTTPServer):
     """Answers with the statuses it is given, the last one for ever, and keeps what was posted."""
@@ -14,7 +16,7 @@ class Webhook(ThreadingHTTPServer):
         self.posts = []
         super().__init__(("127.0.0.1", 0), _WebhookHandler)
         self.url = f"http://127.0.0.1:{self.server_port}/services/SECRET"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(POLL_S,), daemon=True).start()
 
 
 class _WebhookHandler(BaseHTTPRequestHandler):
@@ -47,7 +49,7 @@ class FileServer(ThreadingHTTPServer):
         self.requests = []  # (method, path)
         super().__init__(("127.0.0.1", 0), _FileHandler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(POLL_S,), daemon=True).start()
 
     def __enter__(self):
         return self

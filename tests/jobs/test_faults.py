@@ -10,6 +10,7 @@ from benchmarks.faults.checks import inspect
 from benchmarks.faults.gauntlet import Fault, endure
 from benchmarks.faults.processes import driver_killed_between_commits
 from benchmarks.faults.world import make_world
+from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.pipeline.store.ledger import Store
 
 
@@ -71,7 +72,14 @@ def world(tmp_path_factory):
 
 
 def test_a_run_survives(world, tmp_path):
-    trial = endure(world, Fault(driver_killed_between_commits), tmp_path / "trial")
+    """It is killed on a cluster, whose workers end with it, and goes on without one."""
+
+    def inflict(trial):
+        ended = driver_killed_between_commits(trial)
+        trial.env = {"RAY_ADDRESS": IN_PROCESS}
+        return ended
+
+    trial = endure(world, Fault(inflict), tmp_path / "trial")
     assert trial.survived, (trial.broken, trial.lost, trial.doubled)
     assert trial.second_pass_right
     assert len(trial.live) == 11

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import TemplateError
-from transformers import ProcessorMixin
 
 from longvlm.pipeline.model_folder import load_tokenizer
 from longvlm.pipeline.models.contract import Prompt
@@ -121,6 +120,8 @@ def load_chat_template(
 
 def _template(model: str, folder: Path, tokenizer: Any) -> str:
     """The processor's template (chat_template.jinja, .json or in its config), or else the tokenizer's."""
+    from transformers import ProcessorMixin  # takes seconds to load
+
     try:
         found = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template") or tokenizer.chat_template
     except (OSError, ValueError, KeyError) as error:

@@ -8,17 +8,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import (
-    LlamaForCausalLM,
-    LlavaConfig,
-    LlavaNextVideoConfig,
-    LlavaOnevisionConfig,
-    MistralForCausalLM,
-    Qwen2ForCausalLM,
-)
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoMultiModalProjector
-from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
+from transformers import LlavaConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
 
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
 from longvlm.pipeline.models.llava.chat import ChatTemplate, load_chat_template
@@ -28,7 +18,7 @@ from longvlm.schemas.errors import InputError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 NEWLINE, PROJECTOR = "image_newline", "multi_modal_projector."
-_LANGUAGE_MODELS = {"llama": LlamaForCausalLM, "mistral": MistralForCausalLM, "qwen2": Qwen2ForCausalLM}
+_LANGUAGE_MODELS = ("llama", "mistral", "qwen2")  # that `modules` knows
 _HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # towers that videos can be indexed with
 _INNER = re.compile(r"^(?:model\.)?(language_model|vision_tower|multi_modal_projector|image_newline)(?:\.|$)")
 
@@ -38,14 +28,13 @@ class Family:
     """What tells one family from another."""
 
     config: Any
-    projector: Any
     modality: Literal["image", "video"]
 
 
 FAMILIES = {
-    "llava": Family(LlavaConfig, LlavaMultiModalProjector, "image"),
-    "llava_next_video": Family(LlavaNextVideoConfig, LlavaNextVideoMultiModalProjector, "video"),
-    "llava_onevision": Family(LlavaOnevisionConfig, LlavaOnevisionMultiModalProjector, "video"),
+    "llava": Family(LlavaConfig, "image"),
+    "llava_next_video": Family(LlavaNextVideoConfig, "video"),
+    "llava_onevision": Family(LlavaOnevisionConfig, "video"),
 }
 
 
@@ -81,9 +70,10 @@ class LlavaCheckpoint:
 
     def modules(self) -> tuple[Any, nn.Module]:
         """Language model and projector, without weights."""
+        from longvlm.pipeline.models.llava.modules import build_modules  # takes seconds to load
+
         with torch.device("meta"):
-            text = self.config.text_config
-            return _LANGUAGE_MODELS[text.model_type](text), self.family.projector(self.config)
+            return build_modules(self.config)
 
     def chat(self) -> ChatTemplate:
         """How it is asked."""

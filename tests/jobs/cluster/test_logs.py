@@ -4,9 +4,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import ray
+import stores
 
 from longvlm.jobs.cluster import logs
+from longvlm.jobs.cluster.executor import Stage
+from longvlm.jobs.cluster.open_executor import open_executor
+from longvlm.jobs.index.order import IndexOrder
+from longvlm.jobs.index.run import run_index
+from longvlm.jobs.index.stages import Watch
+from longvlm.pipeline.source.corpus import Source
+from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 
 
@@ -98,34 +108,41 @@ def test_a_wrong_level_is_refused_and_none_is_silence(driver, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("on_ray")
-def test_a_run_and_its_workers_log_what_failed(tmp_path, model, driver, capsys):
-    import ray
-
-    from longvlm.jobs.index.order import IndexOrder
-    from longvlm.jobs.index.run import run_index
-    from longvlm.pipeline.source.corpus import Source
-
+@pytest.fixture
+def broken(tmp_path):
+    """A folder with one file that is no video."""
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"\x00" * 100)
-    order = IndexOrder(Source(str(tmp_path / "videos")), str(tmp_path / "store"), model=model, recipe="tiny")
+    return tmp_path / "videos"
+
+
+def test_a_run_logs_what_failed(tmp_path, broken, model, driver, capsys):
+    order = IndexOrder(Source(str(broken)), str(tmp_path / "store"), model=model, recipe="tiny")
     driver.setenv("LONGVLM_LOG", "info")
     logs.start_driver()
     report = run_index(order)
     assert report.counts.failed == 1
-    begun, committed, failed, ended = said(capsys)
+    begun, _, committed, failed, ended = said(capsys)  # here the stage speaks on the same line
     assert begun["message"].startswith("index begins: source")
     assert failed["uri"].endswith("broken.mp4")
     assert failed["error_code"] in report.counts.failures
     assert committed["message"] == "committed 1 rows"
     assert ended["counts"]["failed"] == 1
     assert {line["run_id"] for line in (begun, failed, committed, ended)} == {report.run_id}
+
+
+@pytest.mark.usefixtures("on_ray")
+def test_a_worker_logs_what_failed(broken):
+    executor = open_executor("local")
+    tally = executor.start_tally("run-of-the-logs")
+    video = {"video_id": "v", "write_id": "w", "uri": str(broken / "broken.mp4"), "attempts": 0}
+    plan = pa.Table.from_pylist([video], tables.PLAN)
+    (frames,) = executor.run([plan], [Stage(Watch, (stores.TINY.spec(), tally), None, 1, 0.5)])
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
     texts = [file.read_text() for file in (session / "logs").glob("worker-*.err")]
-    lines = [json.loads(line) for text in texts for line in text.splitlines() if report.run_id in line]
-    (line,) = [line for line in lines if line["level"] == "warning"]
-    assert (line["stage"], line["error_code"]) == ("decode", next(iter(report.counts.failures)))
-    assert line["video_id"]
+    (line,) = [json.loads(line) for text in texts for line in text.splitlines() if "run-of-the-logs" in line]
+    assert (line["level"], line["stage"], line["video_id"]) == ("warning", "decode", "v")
+    assert line["error_code"] == frames["error_code"][0].as_py()
 
 
 def test_the_command_line_logs_only_where_it_is_told_to(tmp_path):

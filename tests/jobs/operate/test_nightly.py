@@ -57,7 +57,6 @@ def versions(store):
     return {table: pinned.table(table).version for table in TABLES}
 
 
-@pytest.mark.usefixtures("on_ray")
 def test_a_night_does_what_is_new_and_the_next_one_nothing(source, store, questions, monkeypatch):
     (source / "clip-00.mp4").unlink()
     shutil.copyfile(source / "clip-01.mp4", source / "new.mp4")
@@ -74,7 +73,7 @@ def test_a_night_does_what_is_new_and_the_next_one_nothing(source, store, questi
     assert last_measured_run(Store.open(str(store)).pin())["run_id"] == first["answer"]["run_id"]
 
     def never(*_):
-        raise AssertionError("there is nothing to do that needs Ray")
+        raise AssertionError("there is nothing to do that needs workers")
 
     monkeypatch.setattr(longvlm.jobs.index.run, "open_executor", never)
     monkeypatch.setattr(longvlm.jobs.answer.run, "open_executor", never)

@@ -15,7 +15,7 @@ from longvlm.pipeline.source.pages import pages_below
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import LISTING
 
-S3_PAGE = 100  # keys, by our wish; a thousand otherwise
+S3_PAGE = 20  # keys, by our wish; a thousand otherwise
 
 
 class Counted(dict):
@@ -63,11 +63,11 @@ def spooled(uri, path):
 
 @pytest.mark.usefixtures("short_pages")
 def test_of_a_bucket_two_pages_are_held_at_most(s3, tmp_path, counted, monkeypatch):
-    for i in range(530):
+    for i in range(110):
         s3.put_object(Bucket="bucket", Key=f"v/{i:04}.mp4", Body=b"x")
     described = pages._described
     monkeypatch.setattr(pages, "_described", lambda *entry: Counted(described(*entry)))
-    assert len(spooled("s3://bucket/v", tmp_path / "listing.parquet")) == 530
+    assert len(spooled("s3://bucket/v", tmp_path / "listing.parquet")) == 110
     assert S3_PAGE < counted.most <= 4 * S3_PAGE  # of each file of two pages: what S3 says, and the facts
     assert counted.alive == 0
 

@@ -1,13 +1,21 @@
+import shutil
+
 import pytest
 import stores
 
 from longvlm.pipeline.store.ledger import Store
 
 
-@pytest.fixture
-def store(tmp_path) -> Store:
-    """A local store that knows two recipes; `stores.LONG` is the active one."""
-    made = Store.create(str(tmp_path / "store"))
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> str:
+    """Where a local store lies that knows two recipes and nothing else; tests take a copy."""
+    made = Store.create(str(tmp_path_factory.mktemp("empty") / "store"))
     made.register_recipe(stores.LONG, "some/model")
     made.register_recipe(stores.TINY, "some/model")
-    return made
+    return made.uri
+
+
+@pytest.fixture
+def store(tmp_path, empty_store) -> Store:
+    """A local store that knows two recipes; `stores.LONG` is the active one."""
+    return Store.open(str(shutil.copytree(empty_store, tmp_path / "store")))

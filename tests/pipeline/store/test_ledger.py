@@ -130,13 +130,13 @@ def test_an_empty_commit_writes_nothing(store):
     assert [store.pin().table(name).version for name in ("videos", "answers")] == [0, 0]
 
 
-def test_every_hundred_commits_the_log_gets_a_checkpoint(store):
+def test_every_25_commits_the_log_gets_a_checkpoint(store):
     run = pa.Table.from_pylist([{"run_id": "r", "job": "index"}], tables.RUNS)
-    for _ in range(101):
+    for _ in range(26):
         store.append("runs", run)
     assert list(Path(store.uri, "runs", "_delta_log").glob("*.checkpoint.parquet"))
     seqs = query(connect(store.pin()), "SELECT count(DISTINCT seq) AS n FROM runs").to_pylist()
-    assert seqs == [{"n": 101}]
+    assert seqs == [{"n": 26}]
 
 
 # --- recipes ---

@@ -39,13 +39,14 @@ def test_a_store_in_a_bucket_is_made_filled_read_and_searched():
     assert stores.newest(other).num_rows == 4
 
 
-def test_small_files_in_a_bucket_are_merged():
+def test_small_files_in_a_bucket_are_merged(monkeypatch):
+    monkeypatch.setattr("longvlm.pipeline.store.upkeep.compact._MIN_FILES", 3)
     store = Store.create(f"{BUCKET}/store")
     store.register_recipe(stores.LONG, "some/model")
-    for number in range(8):
+    for number in range(3):
         stores.index(store, [f"v{number}"], seed=number)
-    assert merge_small_files(store) == {"videos": 7, "segments": 7, "answers": 0, "verdicts": 0}
-    assert stores.newest(store).num_rows == 8
+    assert merge_small_files(store) == {"videos": 2, "segments": 2, "answers": 0, "verdicts": 0}
+    assert stores.newest(store).num_rows == 3
 
 
 def test_a_bucket_that_is_not_there_is_told_in_a_sentence():

@@ -25,10 +25,12 @@ from pyarrow import parquet
 from longvlm.pipeline.jsontext import compact
 from longvlm.pipeline.text_files import UserFile, open_file, read_lines
 from longvlm.pipeline.uris import refusals_as_sentences
+from longvlm.pipeline.visible import escaped_bytes, is_utf8
 from longvlm.schemas.errors import InputError
 
 BATCH_ROWS = 1 << 16
 LIST = pa.list_(pa.string())
+NOT_UTF8 = "\0not UTF-8"  # ends a text, shown escaped, that is not; only in files judged by row
 _GAPS = frozenset({"na", "n/a", "nan", "null", "none"})  # how programs write a number that there is not
 _MAX_COUNT = (1 << 63) - 1
 
@@ -146,7 +148,7 @@ def _selected(file: UserFile, found: list[str], columns: Columns) -> list[str]:
 def _csv(file: UserFile, columns: Columns, delimiter: str = ",") -> Iterator[_Piece]:
     rows = _csv_rows(file, delimiter)
     header = next(rows, [])
-    names = [name.strip() for name in header]
+    names = [escaped_bytes(name.strip()) for name in header]
     if not any(names):
         raise _empty(file)
     selected = _selected(file, names, columns)
@@ -155,7 +157,7 @@ def _csv(file: UserFile, columns: Columns, delimiter: str = ",") -> Iterator[_Pi
     while batch := list(islice(rows, BATCH_ROWS)):
         _check_rows(file, rows_before, batch, header)
         rows_before += len(batch)
-        texts = [pa.array([row[place] or None for row in batch], pa.string()) for place in places]
+        texts = [pa.array([_utf8(row[place]) or None for row in batch], pa.string()) for place in places]
         whole = pa.StructArray.from_arrays(texts, selected) if selected else pa.array([{}] * len(batch), pa.struct([]))
         yield pa.RecordBatch.from_struct_array(whole)
 
@@ -237,9 +239,9 @@ def _json(file: UserFile, _columns: Columns) -> Iterator[_Piece]:
 
 
 def _parsed(where: str, text: str) -> Any:
-    """Not as strict as jsontext.parse: NaN in a column that nobody reads does no harm."""
+    """Not as strict as jsontext.parse: NaN or a raw tab in a column that nobody reads does no harm."""
     try:
-        return json.loads(text)
+        return json.loads(text, strict=False)
     except RecursionError as error:
         raise InputError(f"{where} is not JSON (it is nested too deeply).") from error
     except ValueError as error:
@@ -280,9 +282,14 @@ def _texts(file: UserFile, place: int, row: Any, columns: Columns) -> dict[str, 
     return texts
 
 
+def _utf8(text: str) -> str:
+    """A text as a table can hold it: what is not UTF-8 escaped, and marked at its end."""
+    return text if is_utf8(text) else escaped_bytes(text) + NOT_UTF8
+
+
 def _stored(file: UserFile, place: int, name: str, value: Any) -> str | None:
     try:
-        return text_of(value)
+        return text_of(_utf8(value) if file.is_judged_by_row and isinstance(value, str) else value)
     except ValueError as error:
         raise InputError(f"the {name} in {file.row(place)} cannot be stored ({error}).") from error
 
@@ -311,9 +318,26 @@ def _cast(file: UserFile, rows_before: int, batch: pa.RecordBatch, name: str, co
         if pa.types.is_floating(kind) or (is_list and column.holds == "json"):
             cells = enumerate(values.to_pylist(), start=rows_before)
             return pa.array([_stored(file, place, name, value) for place, value in cells], pa.string())
-        return values.cast(pa.string())
+        if not _is_text(kind):
+            return values.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise _not_text(file, name, kind) from error
+    try:
+        return values.cast(pa.binary()).cast(pa.string())  # who reads parquet takes the writer's word that it is UTF-8
+    except pa.ArrowInvalid:
+        cells = enumerate(values.cast(pa.binary()).to_pylist(), start=rows_before)
+        return pa.array([_stored(file, place, name, _decoded(cell)) for place, cell in cells], pa.string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts, or bytes as programs write texts whose encoding they do not know."""
+    types = pa.types
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
+    return is_bytes or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _decoded(cell: bytes | None) -> str | None:
+    return None if cell is None else cell.decode(errors="surrogateescape")
 
 
 def _not_text(file: UserFile, name: str, kind: pa.DataType) -> InputError:

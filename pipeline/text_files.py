@@ -25,7 +25,7 @@ class UserFile:
 
     address: str
     kind: str  # a noun: "question file", "manifest"
-    is_judged_by_row: bool = False  # one row with a NUL in it, which text may have, does not speak for the others
+    is_judged_by_row: bool = False  # a row with a NUL, or with what is not UTF-8, does not speak for the others
 
     def __post_init__(self) -> None:
         """Refuse an address with a secret, which sentences would tell."""
@@ -59,6 +59,8 @@ def read_lines(file: UserFile, newline: str | None = None) -> Iterator[str]:
         file: which.
         newline: as of `open`: None makes every kind of line break one, "" leaves them as they are.
 
+    In a file judged by row, what is not UTF-8 comes as half surrogate pairs.
+
     Raises:
         InputError: the file cannot be opened or read, or is neither; it says what was found instead.
     """
@@ -72,9 +74,13 @@ def read_lines(file: UserFile, newline: str | None = None) -> Iterator[str]:
         number = 0
         try:
             for number, line in enumerate(io.TextIOWrapper(opened, encoding, errors, newline), start=1):
-                if "\0" in line or not line.isascii():
+                if file.is_judged_by_row:
                     # binary files and UTF-16 without its mark have zero bytes from the first line on
-                    _check(file, number, line, may_have_nul=file.is_judged_by_row and number > 1)
+                    is_suspect = number == 1 and "\0" in line
+                else:
+                    is_suspect = "\0" in line or not line.isascii()
+                if is_suspect:
+                    _check(file, number, line)
                 yield line
         except UnicodeDecodeError as error:
             raise InputError(
@@ -82,10 +88,10 @@ def read_lines(file: UserFile, newline: str | None = None) -> Iterator[str]:
             ) from error
 
 
-def _check(file: UserFile, number: int, line: str, *, may_have_nul: bool) -> None:
+def _check(file: UserFile, number: int, line: str) -> None:
     """Raise InputError for a line with what no UTF-8 text has."""
     where = f"line {number} of {file} is not UTF-8 text"
-    if "\0" in line and not may_have_nul:
+    if "\0" in line:
         raise InputError(
             f"{where}: it has a zero byte, as UTF-16 without a mark and binary files do; save it as UTF-8."
         )

@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from longvlm.jobs.cluster.executor import StageError
 from longvlm.jobs.cluster.resources import TrainResources
 from longvlm.jobs.cluster.session import failure_of
+from longvlm.jobs.cluster.watch import ClusterLostError, watch_cluster
 from longvlm.jobs.train.entry import train_worker
 from longvlm.jobs.train.read import Reader, ReaderConfig
 from longvlm.jobs.train.worker_config import CHECKPOINTS, WorkerConfig
@@ -39,13 +40,18 @@ def fit_on_ray(
         StageError: the workers cannot go on.
     """
     datasets = [_read(part, reader_config, resources) for part in parts]
+    trainer = _trainer(config, datasets, resources, run_id)
     try:
-        with _own_ctrl_c():
-            return _trainer(config, datasets, resources, run_id).fit().return_value or {}
+        with _own_ctrl_c(), watch_cluster() as watch:
+            (result,) = watch.wait_for(trainer.fit() for _ in range(1))
+    except ClusterLostError as error:
+        ray.shutdown()  # else Ray ends this process before it can tell why
+        raise StageError(str(error)) from error
     except train.WorkerGroupError as error:
         raise StageError("; ".join(sorted({failure_of(one) for one in error.worker_failures.values()}))) from error
     except (train.TrainingFailedError, ray.exceptions.RayError) as error:
         raise StageError(failure_of(error)) from error
+    return result.return_value or {}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from longvlm.pipeline.source.copies import bad_entry, facts
 from longvlm.pipeline.source.fetch import ANSWER_S
-from longvlm.pipeline.table_files import Column, read_batches
+from longvlm.pipeline.table_files import NOT_UTF8, Column, read_batches
 from longvlm.pipeline.text_files import UserFile
 from longvlm.pipeline.uris import AddressError, canonical_uri, is_local, local_path, locate, without_secrets
 from longvlm.schemas.errors import InputError, TerminalError
@@ -27,9 +27,9 @@ def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[
 
     Relative URIs count from the manifest's folder, and so do the paths that `takes` judges. Where neither etag nor
     size is given they are asked for; a file that is not there is listed all the same, to fail with its reason. So is an
-    address that cannot be used, with the number of its row: one with a NUL, of a protocol that nothing speaks, with a
-    secret in it, or of a local file in a manifest that is not local: who may write to a bucket may not have this
-    machine's files read.
+    address that cannot be used, with the number of its row: one with a NUL, not in UTF-8, of a protocol that nothing
+    speaks, with a secret in it, or of a local file in a manifest that is not local: who may write to a bucket may not
+    have this machine's files read.
 
     Raises:
         InputError: the manifest cannot be read; no column `uri`, a row without one, a size that is none, or one video
@@ -46,16 +46,15 @@ def list_manifest(fs: Any, path: str, takes: Callable[[str], bool]) -> Iterator[
         for place, entry in some:
             if not entry["uri"]:
                 raise InputError(f"{file.row(place)} has no uri; fill it in or remove the row.")
-            uri, refusal = _judged(fs, folder, entry["uri"])
+            uri, known = _judged(fs, folder, entry)
             if not takes(uri.removeprefix(home)):
                 continue
-            external_id = entry["external_id"]
+            external_id = known["external_id"]
             if external_ids.get(uri, external_id) != external_id:
                 raise InputError(f"{file} names {uri} twice, as {external_ids[uri]} and as {external_id}; keep one.")
             if uri not in external_ids:
                 external_ids[uri] = external_id
-                known = {"external_id": external_id, "etag": entry["etag"], "size_bytes": entry["size"]}
-                found[uri] = known | refusal
+                found[uri] = known
                 rows[uri] = file.row(place)
         _complete(found)
         for uri in [uri for uri, known in found.items() if "error" in known]:
@@ -75,12 +74,20 @@ def _complete(found: dict[str, dict[str, Any]]) -> None:
             found[uri] |= looked_up
 
 
-def _judged(fs: Any, folder: str, uri: str) -> tuple[str, dict[str, Any]]:
-    """An entry under its canonical address; one that cannot be used as it may be written down, with the reason."""
+def _judged(fs: Any, folder: str, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """An entry's canonical address and what is known of it; of one that cannot be used what may be told, and why."""
+    readable = {
+        name: value.removesuffix(NOT_UTF8) if isinstance(value, str) else value for name, value in entry.items()
+    }
+    known = {"external_id": readable["external_id"], "etag": readable["etag"], "size_bytes": readable["size"]}
+    uri = readable["uri"]
+    for name in (name for name, value in readable.items() if value != entry[name]):
+        reason = f"its {name} is not UTF-8 text; save the manifest as UTF-8, or rename the file."
+        return without_secrets(uri), known | bad_entry(reason)
     try:
-        return _resolve(fs, folder, uri), {}
+        return _resolve(fs, folder, uri), known
     except AddressError as error:
-        return without_secrets(uri).replace("\0", "\\x00"), bad_entry(str(error))
+        return without_secrets(uri).replace("\0", "\\x00"), known | bad_entry(str(error))
 
 
 def _resolve(fs: Any, folder: str, uri: str) -> str:

@@ -251,7 +251,7 @@ def test_which_addresses_are_files_of_rows():
         ("q.parquet", pa.table({"query": ["What?"]}), "has no column question; it has query"),
         ("q.parquet", pa.table({"question": ["a"], "video": [["b"]]}), "column video .* is of type list<.*as text"),
         ("q.parquet", pa.table({"question": ["a"], "schema": [{"b": 1}]}), "column schema .* is of type struct<"),
-        ("q.parquet", pa.table({"question": [b"\xff"]}), "column question .* is of type binary"),
+        ("q.parquet", pa.table({"question": [b"\xff"]}), "the question in row 1 of .* cannot be stored"),
         ("q.parquet", pa.table({"question": [7]}), "column question .* is of type int64; write it as text"),
         ("q.txt", "What?", r"q\.txt must end in one of \.csv, \.tsv, \.json, \.jsonl, \.ndjson, \.parquet"),
     ],

@@ -127,6 +127,32 @@ def test_a_nul_is_the_trouble_of_its_row(folder, ending):
     assert found == {str(folder / "a.mp4"): None, str(folder / "sub/b.mkv"): None}
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet", "binary.parquet"])
+@pytest.mark.parametrize("column", ["uri", "external_id"])
+def test_what_is_not_utf8_is_the_trouble_of_its_row(folder, column, ending):
+    bad = {"uri": b"b.mp4", "external_id": b"2", column: b"caf\xe9"}
+    rows = [{"uri": b"a.mp4", "external_id": b"1"}, bad, {"uri": b"sub/b.mkv", "external_id": b"3"}]
+    if ending.endswith("parquet"):
+        columns = {name: pa.array([row[name] for row in rows]) for name in bad}
+        if ending == "parquet":  # as writers that do not look write a text
+            columns = {name: pa.StringArray.from_buffers(3, *cells.buffers()[1:]) for name, cells in columns.items()}
+        parquet.write_table(pa.table(columns), folder / f"list.{ending}")
+    elif ending == "csv":
+        (folder / "list.csv").write_bytes(b"uri,external_id\n" + b"\n".join(b",".join(row.values()) for row in rows))
+    else:
+        lines = [b'{"uri": "%s", "external_id": "%s"}' % tuple(row.values()) for row in rows]
+        content = b"\n".join(lines) if ending == "jsonl" else b"[\n" + b",\n".join(lines) + b"\n]"
+        (folder / f"list.{ending}").write_bytes(content)
+    found = {row["external_id"]: row for row in listing_of(folder / f"list.{ending}")}
+    told = found.pop("caf\\xe9" if column == "external_id" else "2")
+    assert told["uri"] == ("caf\\xe9" if column == "uri" else "b.mp4")
+    assert told["error"].startswith(f"In row 2 of the manifest {folder}/list.{ending}: its {column} is not UTF-8")
+    assert {row["uri"]: row["error"] for row in found.values()} == {
+        str(folder / "a.mp4"): None,
+        str(folder / "sub/b.mkv"): None,
+    }
+
+
 def test_names_that_lead_nowhere_are_left_to_be_found_out(folder):
     (folder / "loop.mp4").symlink_to("loop.mp4")
     (folder / "list.csv").write_text(f"uri\n{'x' * 300}.mp4\na.mp4/b.mp4\nloop.mp4\n")

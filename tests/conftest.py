@@ -116,7 +116,7 @@ def videos() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_endpoint():
-    """An S3 server: moto's for this one service, which saves half of what it takes to look up each request's service."""
+    """An S3 server: moto's for this service alone, which need not look up what service each request is for."""
     from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 

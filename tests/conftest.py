@@ -120,9 +120,11 @@ def s3_endpoint():
     from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
-    MotoRequestHandler.log_request = lambda *_: None
-    app = create_backend_app("s3")
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    class Handler(MotoRequestHandler):
+        def log_request(self, *_):
+            pass
+
+    server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True, request_handler=Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

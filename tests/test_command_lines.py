@@ -36,7 +36,6 @@ UPLOADED = (  # where a bucket holds what, of the working folder
     ("s3://bucket/videos", "videos"),
     ("s3://bucket/index", "index"),
     ("s3://my-videos/", "videos"),
-    ("s3://my-index/store", "index"),
 )
 
 
@@ -196,7 +195,7 @@ def parse(name, *words):
 
 @pytest.mark.parametrize("lines", PRINTED)
 def test_what_is_printed_together_runs_in_its_order(lines, folder, buckets, judge):
-    text = "\n".join(lines)
+    text = "\n".join(line for line in lines if words_of(line, judge.url)[0] not in PARSED)
     if "s3://" in text:
         buckets()
     for place, name in UPLOADED:

@@ -110,6 +110,8 @@ def write_files(folder):
 def write_models(folder):
     """The model of the tiny world in place of every LongVLM; small ones of random weights for a LLaVA and a judge."""
     llava = save_llava(folder / "path/to/llava")
+    ends = {"eos_token_id": list(range(0, 256, 2))}  # else random weights hardly ever come to an end
+    (llava / "generation_config.json").write_text(json.dumps(ends))
     (folder / "llava-hf").mkdir()
     (folder / "models").mkdir()
     (folder / "llava-hf/llava-1.5-7b-hf").symlink_to(llava)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from longvlm.schemas.errors import InputError
 
 BATCH_ROWS = 1 << 16
 LIST = pa.list_(pa.string())
+_TEXTS = {pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()}  # bytes: texts of who knows
 NOT_UTF8 = "\0not UTF-8"  # ends a text, shown escaped, that is not; only in files judged by row
 _GAPS = frozenset({"na", "n/a", "nan", "null", "none"})  # how programs write a number that there is not
 _MAX_COUNT = (1 << 63) - 1
@@ -191,10 +193,6 @@ def _check_rows(file: UserFile, rows_before: int, rows: list[list[str]], header:
             raise InputError(f"{file.row(place)} is the header once more; remove it.")
 
 
-def _tsv(file: UserFile, columns: Columns) -> Iterator[_Piece]:
-    return _csv(file, columns, "\t")
-
-
 def _parquet(file: UserFile, columns: Columns) -> Iterator[_Piece]:
     with open_file(file) as source:
         content = _reading(file, lambda: parquet.ParquetFile(source))
@@ -254,7 +252,7 @@ def _empty(file: UserFile) -> InputError:
 
 _READERS: dict[str, Callable[[UserFile, Columns], Iterator[_Piece]]] = {
     ".csv": _csv,
-    ".tsv": _tsv,
+    ".tsv": partial(_csv, delimiter="\t"),
     ".json": _json,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
@@ -318,26 +316,16 @@ def _cast(file: UserFile, rows_before: int, batch: pa.RecordBatch, name: str, co
         if pa.types.is_floating(kind) or (is_list and column.holds == "json"):
             cells = enumerate(values.to_pylist(), start=rows_before)
             return pa.array([_stored(file, place, name, value) for place, value in cells], pa.string())
-        if not _is_text(kind):
+        if kind not in _TEXTS:
             return values.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise _not_text(file, name, kind) from error
     try:
         return values.cast(pa.binary()).cast(pa.string())  # who reads parquet takes the writer's word that it is UTF-8
     except pa.ArrowInvalid:
-        cells = enumerate(values.cast(pa.binary()).to_pylist(), start=rows_before)
-        return pa.array([_stored(file, place, name, _decoded(cell)) for place, cell in cells], pa.string())
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts, or bytes as programs write texts whose encoding they do not know."""
-    types = pa.types
-    is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
-    return is_bytes or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _decoded(cell: bytes | None) -> str | None:
-    return None if cell is None else cell.decode(errors="surrogateescape")
+        read = (cell and cell.decode(errors="surrogateescape") for cell in values.cast(pa.binary()).to_pylist())
+        cells = enumerate(read, start=rows_before)
+        return pa.array([_stored(file, place, name, cell) for place, cell in cells], pa.string())
 
 
 def _not_text(file: UserFile, name: str, kind: pa.DataType) -> InputError:

@@ -4,7 +4,7 @@
 2 tower      a CLIP, trained on frames of the first of these videos           longvlm.tinyworld.tower
 3 index      every video watched once                                         longvlm index
 4 train      a LongVLM from random weights, on the stored tokens, twice       longvlm train
-5 type       the words of typed questions into it, and two trainings more     longvlm train
+5 type       the words of typed questions into it, and four trainings more    longvlm train
 6 calibrate  its confidences, on the seed that chooses                        longvlm.tinyworld.calibrate
 7 ship       the trained model and its tower into the package
 8 test       a held-out seed                                                  longvlm evaluate
@@ -41,9 +41,16 @@ TRAIN_SEED, CHOOSE_SEED, TEST_SEED = 0, 1, 2  # training, choosing between recip
 NUM_VIDEOS, TOWER_VIDEOS, TOWER_STEPS = 3000, 950, 1400
 CHOOSE_VIDEOS = 100
 PER_KIND = {"what": 3, "where": 3, "motion": 2, "after": 2, "before": 2}  # questions a video; one of any other kind
-TYPED_RUNS: dict[str, tuple[dict[str, int], dict[str, int]]] = {  # typed questions a video, and statements more
-    "typed": ({"bool": 5, "choice": 5, "number": 1}, {}),
-    "typed-more": ({"bool": 5, "choice": 3, "number": 1}, {"what": 4, "first": 2, "camera": 2}),
+TYPED_RUNS: dict[str, tuple[dict[str, int], dict[str, int], dict[str, int]]] = {
+    # questions a video: as text (as above), of each type, and statements besides
+    "typed": (PER_KIND, {"bool": 5, "choice": 5, "number": 1}, {}),
+    "typed-more": (PER_KIND, {"bool": 5, "choice": 3, "number": 1}, {"what": 4, "first": 2, "camera": 2}),
+    "typed-last": (PER_KIND, {"bool": 5, "choice": 3, "number": 1}, {"what": 5, "first": 4, "camera": 4}),
+    "typed-fresh": (
+        {"what": 3, "where": 6, "motion": 4, "after": 4, "before": 4},
+        {"bool": 5, "choice": 3, "number": 1},
+        {"what": 5, "first": 4, "camera": 2},
+    ),
 }
 JSON_MARKS, JSON_WORDS = '{}[]":,-.', ("true", "false", "null")  # so that numbers and JSON can be spelt
 SHAPE = {"hidden": 128, "layers": 5, "intermediate": 384}
@@ -52,7 +59,7 @@ _CARD_INTRO = f"""# A small LongVLM that knows the tiny world
 
 It answers questions about videos that `tinyworld` draws (version {tinyworld.WORLD_VERSION}), and knows nothing else.
 `make tinyworld` makes it again: {NUM_VIDEOS} videos of seed {TRAIN_SEED}, {TOWER_STEPS} steps of the tower over frames
-of the first {TOWER_VIDEOS}, then the runs below; the last two added typed questions. Its confidences in answers
+of the first {TOWER_VIDEOS}, then the runs below; the last four added typed questions. Its confidences in answers
 of type bool and choice are calibrated on seed {CHOOSE_SEED} by one temperature, `{OPTION_TEMPERATURE}` in
 `config.json`.
 
@@ -93,16 +100,7 @@ def make_model(work: Path, *, num_videos: int = NUM_VIDEOS, tower_steps: int = T
     conversations = work / "conversations.jsonl"
     if not conversations.exists():
         make_world(videos, TRAIN_SEED, num_videos)
-        rows = question_rows(TRAIN_SEED, num_videos, per_kind=PER_KIND)
-        told: list[dict[str, Any]] = [
-            {"video_id": row["video"], "q": row["question"], "a": row["answer"]} for row in rows
-        ]
-        told += [
-            {"video_id": video_name(TRAIN_SEED, number), "start_s": start_s, "caption": text}
-            for number in range(num_videos)
-            for start_s, text in timed_captions(draw_scene(TRAIN_SEED, number))
-        ]
-        write_rows(conversations, told)
+        write_rows(conversations, _as_text(num_videos, PER_KIND))
     if not (tower / "config.json").exists():
         draft = work / "tower-draft"
         write_untrained(draft, seed=0)
@@ -123,7 +121,7 @@ def teach_types(work: Path, num_videos: int) -> Path:
         draft = work / "grown-draft"
         grow_vocabulary(work / "trained-more", draft, typed_words())
         draft.rename(trained)
-    for name, (per_type, statements) in TYPED_RUNS.items():
+    for name, (per_kind, per_type, statements) in TYPED_RUNS.items():
         conversations = work / f"conversations-{name}.jsonl"
         if not conversations.exists():
             told = [
@@ -131,13 +129,24 @@ def teach_types(work: Path, num_videos: int) -> Path:
                 for number in range(num_videos)
                 for one in draw_typed(draw_scene(TRAIN_SEED, number), TRAIN_SEED, number, per_type, statements)
             ]
-            as_text = map(json.loads, (work / "conversations.jsonl").read_text().splitlines())
-            write_rows(conversations, [*as_text, *told])
+            write_rows(conversations, [*_as_text(num_videos, per_kind), *told])
         before, trained = trained, work / f"trained-{name}"
         _train(work / "store", before, trained, conversations, f"training-{name}.toml")
     runs = [work / name for name in ("trained", "trained-more", *(f"trained-{name}" for name in TYPED_RUNS))]
     _package(runs, model, _calibrate(work, trained, min(num_videos, CHOOSE_VIDEOS)))
     return model
+
+
+def _as_text(num_videos: int, per_kind: dict[str, int]) -> list[dict[str, Any]]:
+    """Questions as text, so many of each kind, and captions: rows of a conversation file."""
+    rows = question_rows(TRAIN_SEED, num_videos, per_kind=per_kind)
+    asked: list[dict[str, Any]] = [{"video_id": row["video"], "q": row["question"], "a": row["answer"]} for row in rows]
+    told = [
+        {"video_id": video_name(TRAIN_SEED, number), "start_s": start_s, "caption": text}
+        for number in range(num_videos)
+        for start_s, text in timed_captions(draw_scene(TRAIN_SEED, number))
+    ]
+    return [*asked, *told]
 
 
 def _calibrate(work: Path, model: Path, num_videos: int) -> float:

@@ -74,6 +74,12 @@ class Account:
             "indexed_at": datetime.now(UTC).replace(tzinfo=None),
         }
 
+    def reopen(self, row: dict[str, Any]) -> None:
+        """Take back a VIDEOS row that could not be committed: its video is planned and not settled."""
+        self.settled[row["error_code"] or row["status"]] -= 1
+        planned: Any = {name: row[name] for name in tables.PLAN.names}
+        self.planned[row["write_id"]] = planned
+
     def unaccounted(self) -> list[PlanRow]:
         """Forget what is planned and not settled, and return it as work to plan again."""
         lost = list(self.planned.values())
@@ -154,10 +160,19 @@ class Finished(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def commit_to(store: Store, parts: list[Finished]) -> None:
-    """Commit closed shards of tokens and segments, then the rows that make them exist."""
-    rows = pa.Table.from_pylist([row for part in parts for row in part.rows], schema=tables.VIDEOS)
-    store.commit(_outcomes(parts), rows)
+def commit_to(store: Store, parts: list[Finished]) -> list[dict[str, Any]]:
+    """Commit closed shards of tokens and segments, then the rows that make them exist.
+
+    Returns:
+        The rows that the store left out, and that are no longer among the parts: see `Store.commit`.
+    """
+    rows = [row for part in parts for row in part.rows]
+    write_ids = store.commit(_outcomes(parts), pa.Table.from_pylist(rows, schema=tables.VIDEOS))
+    if not write_ids:
+        return []
+    for part in parts:
+        part.rows[:] = [row for row in part.rows if row["write_id"] not in write_ids]
+    return [row for row in rows if row["write_id"] in write_ids]
 
 
 def count_committed(parts: list[Finished], counts: Counts) -> None:

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from longvlm.jobs.cluster.executor import Executor, Stage, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
+from longvlm.jobs.figures import counted
 from longvlm.jobs.index.accounting import Account, Counts, Finished, commit_to, count_committed
 from longvlm.jobs.index.order import IndexOrder, IndexReport, check_order
 from longvlm.jobs.index.refused import RefusedVideos
@@ -98,6 +98,7 @@ def take_stock(
         order.source.coverage(),
         retry_failed=order.retry_failed,
         restale=order.restale,
+        is_manifest=order.source.is_manifest,
         by_time=recipe.sampling == "interval",
     )
     doing(f"comparing {num_listed:,} listed videos with the store")
@@ -117,8 +118,20 @@ def _keep_books(changes: Changes, store: Store, report: IndexReport, *, prune: b
         setattr(counts, way, number)
     counts.mistimed = changes.num_mistimed
     counts.listed, counts.not_attempted = changes.num_work + sum(changes.others.values()), changes.num_work
-    store.append("videos", changes.bookkeeping(report.run_id, prune=prune))
+    left_out = store.append("videos", changes.bookkeeping(report.run_id, prune=prune), changes.look)
     counts.deleted, counts.gone = (changes.num_gone, 0) if prune else (0, changes.num_gone)
+    if not left_out.num_rows:
+        return
+    named = {row["video_id"] for row in left_out.to_pylist() if row["uri"]}  # but not those no longer forgotten
+    tied = changes.look.tied
+    num_moved, num_gone = len(named & tied.keys()), len(named - tied.keys() - {*tied.values()})
+    counts.moved, counts.not_attempted = counts.moved - num_moved, counts.not_attempted + num_moved
+    if prune:
+        counts.deleted, counts.gone = counts.deleted - num_gone, counts.gone + num_gone
+    report.notes.append(
+        f"{counted(left_out.num_rows, 'row')} about moved or deleted videos were left out, for another run came to "
+        "know more of them since this one looked; the next run looks again"
+    )
 
 
 def _index_work(
@@ -178,7 +191,8 @@ class IndexRun:
     ) -> None:
         self.stages, self.counts, self.limits = stages, report.counts, limits
         self.account, self.refused = Account(recipe, report.run_id), RefusedVideos()
-        self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, partial(commit_to, store))
+        self.store = store
+        self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, self._commit)
 
     def index_wave(self, wave: Sequence[WorkRow]) -> None:
         """One wave; what is lost in a pass is planned again, then fails as lost."""
@@ -198,6 +212,17 @@ class IndexRun:
     def flush(self) -> None:
         """Commit what is finished."""
         count_committed(self.commits.flush(), self.counts)
+
+    def _commit(self, parts: list[Finished]) -> None:
+        """Commit; a video whose tokens were taken away meanwhile is planned again, one that was forgotten is not."""
+        left_out = commit_to(self.store, parts)
+        forgotten = self.store.forgotten() if left_out else frozenset()
+        for row in left_out:
+            if row["video_id"] in forgotten:
+                self.counts.forgotten += 1
+                self.counts.not_attempted -= 1
+            else:
+                self.account.reopen(row)
 
     def _settle(self, outcomes: pa.Table) -> None:
         if len(outcomes):

@@ -29,12 +29,12 @@ class ForgetReport:
     @property
     def stopped(self) -> str | None:
         """Why not everything is erased yet."""
-        if not self.erased.files_under_way:
+        if not (left := self.erased.still_there):
             return None
-        held = counted(self.erased.files_under_way, "file")
+        more = f" and {counted(len(left) - 1, 'other thing')}" if len(left) > 1 else ""
         return (
-            f"a run under way still holds some of the videos, in {held}; they are "
-            "hidden, and gone when the same command is run again after it"
+            f"not all of them is gone: {left[0]}{more}; they are hidden, and the same command, or the next "
+            "maintenance, goes on from there"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.store.upkeep.compact import compact
-from longvlm.pipeline.store.upkeep.dead import dead_writes
+from longvlm.pipeline.store.upkeep.dead import Dead, dead_writes
 from longvlm.pipeline.store.upkeep.erase import Erased, erase, left_over
 from longvlm.pipeline.store.upkeep.repair import repair
 from longvlm.pipeline.store.upkeep.vacuum import vacuum
@@ -117,14 +117,31 @@ def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -
     if come_back := left_over(store, retention_hours):
         report.erased = erase(store, come_back, report.run_id)
     doing("looking for dead rows")
-    dead = dead_writes(store, retention_hours)
-    report.dead_writes = len(dead.write_ids)
-    doing("merging small files")
-    report.files_fewer = compact(store, dead)
+    with _dead_writes(store, retention_hours) as dead:
+        report.dead_writes = len(dead.write_ids)
+        doing("merging small files")
+        report.files_fewer = compact(store, dead)
     doing("deleting what nobody needs")
     report.swept = vacuum(store, retention_hours)
     report.wall_s = time.time() - started
     return report
+
+
+@contextmanager
+def _dead_writes(store: Store, retention_hours: float) -> Iterator[Dead]:
+    """The writes whose rows may be dropped, and while the body runs cannot become live."""
+    dead = dead_writes(store, retention_hours)
+    if not dead.abandoned:
+        yield dead
+        return
+
+    def find(_: Any) -> list[str]:
+        nonlocal dead
+        dead = dead_writes(store, retention_hours)
+        return dead.abandoned
+
+    with store.taking("videos", find):
+        yield dead
 
 
 def _check_retention(hours: float) -> None:

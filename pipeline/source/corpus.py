@@ -49,12 +49,17 @@ class Source:
         """The canonical URI of the source, as it stands in the column `source`."""
         return canonical_uri(*locate(self.uri))
 
+    @property
+    def is_manifest(self) -> bool:
+        """Whether the source is a file that names videos."""
+        return is_table(self.home)
+
     def coverage(self) -> Callable[[str], bool] | None:
         """The predicate whether a video at a canonical URI would be listed; None without patterns: then each would."""
         if not self.include and not self.exclude:
             return None
         home = self.home
-        if is_table(home):
+        if self.is_manifest:
             home = home.rpartition("/")[0]
         prefix = home.rstrip("/") + "/"
         return lambda uri: self.takes(uri.removeprefix(prefix))

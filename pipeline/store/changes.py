@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.look import Look
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ANY_CODE
@@ -45,6 +46,18 @@ _STILL_THERE = "SELECT DISTINCT video_id FROM known SEMI JOIN listed USING (vide
 # Without etags size and time are all there is: two files of an archive may well share these, so that only one that has
 # them alone is taken for the one that is gone.
 _MOVES = f"""
+CREATE TEMP TABLE forgotten_again AS  -- under another name
+WITH forgotten AS (
+    SELECT DISTINCT content_of(size_bytes, etag, modified_at) AS content FROM ledger_videos
+    SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id) WHERE status = 'deleted' AND size_bytes > 0
+)
+SELECT video_id FROM (
+    SELECT video_id, etag, content_of(size_bytes, etag, modified_at) AS content,
+        count(*) OVER (PARTITION BY content) AS alike
+    FROM listed WHERE size_bytes > 0 AND (nullif(etag, '') IS NOT NULL OR modified_at IS NOT NULL)
+) SEMI JOIN forgotten USING (content) WHERE (nullif(etag, '') IS NOT NULL OR alike = 1)
+    AND video_id NOT IN (SELECT video_id FROM known);
+
 CREATE TEMP TABLE moves AS
 WITH appeared AS (
     SELECT *, row_number() OVER (PARTITION BY content ORDER BY uri) AS nth,
@@ -54,6 +67,7 @@ WITH appeared AS (
         FROM listed ANTI JOIN known USING (video_id)
         WHERE size_bytes > 0 AND (nullif(etag, '') IS NOT NULL OR modified_at IS NOT NULL)
             AND video_id NOT IN (SELECT video_id FROM deletions WHERE is_forgotten)
+            AND video_id NOT IN (FROM forgotten_again)
     )
 ),
 left_behind AS (
@@ -71,6 +85,7 @@ CREATE TEMP TABLE judged AS
 SELECT l.video_id,
     CASE
         WHEN l.video_id IN (SELECT video_id FROM deletions WHERE is_forgotten) THEN 'forgotten'
+        WHEN l.video_id IN (FROM forgotten_again) THEN 'forgotten'
         WHEN is_same AND k.status = 'indexed' AND m.old_id IS NOT NULL THEN 'moved'
         WHEN is_same AND k.status = 'indexed' AND NOT ($by_time AND k.is_of_old_times) THEN 'unchanged'
         WHEN is_same AND k.status = 'indexed' AND NOT $restale THEN 'mistimed'
@@ -128,9 +143,12 @@ _LIFTED = """
 SELECT video_id, $home AS source, 'deleted' AS status, $run_id AS run_id,
     now()::TIMESTAMPTZ AT TIME ZONE 'UTC' AS indexed_at
 FROM (
-    SELECT video_id, arg_max(source, seq) AS source FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id
+    SELECT video_id, arg_max(source, seq) AS source,
+        arg_max(content_of(size_bytes, etag, modified_at), seq) FILTER (size_bytes > 0) AS content
+    FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id
 ) SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id) ANTI JOIN listed USING (video_id)
 WHERE $prune AND source = $home
+    AND NOT coalesce(content IN (SELECT content_of(size_bytes, etag, modified_at) FROM listed), false)
 """
 
 
@@ -143,6 +161,7 @@ class ChangeCriteria:
     covers: Callable[[str], bool] | None = None  # whether the listing would show a uri, were it there; None: every one
     retry_failed: tuple[str, ...] = ()  # codes, or ANY_CODE: what failed of them at this same content is tried again
     restale: bool = False  # index also what is indexed at this same content, but stale
+    is_manifest: bool = False  # which may leave out a file that is there
     by_time: bool = True  # whether the recipe takes frames by their times, and not by their numbers
 
 
@@ -162,6 +181,8 @@ class Changes:
         num_gone = _number(con, "FROM gone")
         self.num_known = num_still_there + num_gone  # videos of this source in the ledger
         self.num_gone = num_gone - _number(con, "SELECT DISTINCT old_id FROM moves")
+        ((seq,),) = con.execute("SELECT coalesce(max(seq), 0) FROM ledger_videos").fetchall()
+        self.look = Look(seq, dict(con.execute("FROM moves").fetchall()))
 
     def waves(self, num_videos: int, limit: int | None = None) -> Iterator[list[tables.WorkRow]]:
         """The work in the order of uris, so many videos at a time: tables.LISTING, and `attempts` at this content."""
@@ -191,9 +212,12 @@ class Changes:
         """The rows of tables.VIDEOS that need no watching.
 
         A moved video takes over the writes of the one that is gone, which is deleted in the same commit. With `prune`
-        what else is gone is deleted, and what was forgotten is so no longer once its file is gone.
+        what else is gone is deleted, and what was forgotten is so no longer once its file is gone, under any name.
         """
-        lifted = _LIFTED if self.criteria.covers is None else f"{_LIFTED} AND false"  # what was forgotten has no uri
+        # What was forgotten has no uri, so that nobody knows what patterns would say to it; and that a manifest does
+        # not list it is no proof that it is gone.
+        proves = self.criteria.covers is None and not self.criteria.is_manifest
+        lifted = _LIFTED if proves else f"{_LIFTED} AND false"
         values = {"home": self.criteria.home, "run_id": run_id, "prune": prune}
         parts = " UNION ALL BY NAME ".join(f"({part})" for part in (_ADOPTED, _DELETED, lifted))
         sql = f"(FROM ledger_videos WHERE false) UNION ALL BY NAME {parts}"

@@ -17,31 +17,37 @@ before a store gets a column or another format, and whoever adds the first of ei
 
 import atexit
 import os
+import random
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
-from deltalake.exceptions import DeltaError
-from deltalake.transaction import AddAction, CommitProperties
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction
 
 from longvlm.pipeline.store.files import UNSPEAKABLE
 from longvlm.pipeline.store.snapshot import DataFile
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.tables import TABLES
 
 FORMAT = 1  # the newest that is known here
 FORMAT_KEY = "longvlm.format"
+_ADDED_LATER = ("verdicts",)  # tables that stores of earlier versions lack until something is written to them
+_COMMIT_TRIES = 8
 _ALONE = CommitProperties(max_commit_retries=0)  # or of two at once both would commit the same change
 _BY_NEWER = "was written by a newer longvlm; upgrade with `pip install --upgrade longvlm-index`."
+
+T = TypeVar("T")
 
 
 def address(uri: str) -> str:
@@ -135,20 +141,30 @@ def add_columns(handle: DeltaTable, schema: pa.Schema) -> None:
         handle.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields, commit_properties=_ALONE)
 
 
+def commit(handle: DeltaTable, actions: list[AddAction | RemoveAction]) -> None:
+    """Commit actions upon the handle's version; CommitFailedError where anything was committed since."""
+    handle.create_write_transaction(actions, mode="append", schema=handle.schema(), commit_properties=_ALONE)
+
+
 def columns(handle: DeltaTable, known: pa.Schema) -> pa.Schema:
     """The columns that a table has, also those of a newer version, which `known` lacks."""
     stored = pa.schema(handle.schema().to_arrow())
     return pa.schema([known.field(field.name) if field.name in known.names else field for field in stored])
 
 
+def names(handle: DeltaTable) -> frozenset[str]:
+    """The names of a table's files at the handle's version."""
+    return frozenset(pa.table(handle.get_add_actions(flatten=True))["path"].to_pylist())
+
+
 def data_files(table_uri: str, handle: DeltaTable) -> tuple[DataFile, ...]:
     """The files of a table at the handle's version, with what the log says of them."""
     actions = pa.table(handle.get_add_actions(flatten=True))
-    names = ["path", "size_bytes", "num_records", "min.write_id", "max.write_id"]
+    facts = ["path", "size_bytes", "num_records", "min.write_id", "max.write_id", "max.seq"]
     values = [
-        actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows for name in names
+        actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows for name in facts
     ]
-    return tuple(DataFile(f"{table_uri}/{path}", *facts) for path, *facts in zip(*values, strict=True))
+    return tuple(DataFile(f"{table_uri}/{path}", *said) for path, *said in zip(*values, strict=True))
 
 
 def stale_files(uri: str, handle: DeltaTable, hours: int, *, full: bool) -> list[str]:
@@ -187,3 +203,59 @@ def _check_format(uri: str, handle: DeltaTable) -> None:
     written = handle.metadata().configuration.get(FORMAT_KEY, "1")
     if not written.isdecimal() or int(written) > FORMAT:
         raise InputError(f"the table {uri} has format {written}, of which this version knows nothing: it {_BY_NEWER}")
+
+
+class Logs:
+    """The logs of the tables under one address, of one process and thread."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._tables: dict[str, DeltaTable] = {}
+
+    def has(self, table: str) -> bool:
+        """Whether a table is there: one that an earlier version did not know may be missing, and is then empty."""
+        if table in _ADDED_LATER:
+            try:
+                self._table(table)
+            except TableNotFoundError:
+                return False
+        return True
+
+    def handle(self, table: str) -> DeltaTable:
+        """Delta's own handle of a table, at its newest version."""
+        is_known = table in self._tables
+        handle = self._table(table)
+        if is_known:  # one that was opened just now is at the newest
+            refresh(f"{self.uri}/{table}", handle)
+        return handle
+
+    def columns(self, table: str) -> pa.Schema:
+        """The columns that a table has now; a newer version may have added some that `tables.TABLES` does not know."""
+        return columns(self.handle(table), TABLES[table])
+
+    def upon_newest(self, table: str, attempt: Callable[[DeltaTable], T]) -> T:
+        """What an attempt returns that commits upon the newest version of a table, which has all columns by then.
+
+        Where another writer comes in between it is made again, a bounded number of times: what it looks at before it
+        commits holds when it does.
+
+        Raises:
+            CommitFailedError: others kept coming in between.
+        """
+        number = 0
+        while True:
+            number += 1
+            handle = self.handle(table)
+            try:
+                with refusing_newer(f"{self.uri}/{table}"):
+                    add_columns(handle, TABLES[table])
+                    return attempt(handle)
+            except CommitFailedError:
+                if number == _COMMIT_TRIES:
+                    raise
+                time.sleep(random.uniform(0.5, 1) * 0.05 * 2**number)  # noqa: S311 - spreads writers, guards nothing
+
+    def _table(self, table: str) -> DeltaTable:
+        if table not in self._tables:
+            self._tables[table] = open_table(f"{self.uri}/{table}")
+        return self._tables[table]

@@ -118,6 +118,24 @@ def write_pieces(store_uri: str, table: str, schema: pa.Schema, pieces: Iterable
     return {"path": name, "size_bytes": num_bytes, "stats": json.dumps(spans.as_json())}
 
 
+def remove_files(table_uri: str, paths: Iterable[str]) -> list[str]:
+    """Remove files of a table that no log names; returns those that were there."""
+    fs, root = filesystem(table_uri)
+    removed = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # another one is at it too
+            fs.rm_file(f"{root}/{path}")
+            removed.append(path)
+    return removed
+
+
+def files_on_disk(table_uri: str) -> dict[str, int]:
+    """Every parquet file in the folder of a table, named by its log or not, with its bytes."""
+    fs, root = filesystem(table_uri)
+    found = {info["name"].rpartition("/")[2]: info["size"] for info in fs.ls(root, detail=True, refresh=True)}
+    return {name: num_bytes for name, num_bytes in found.items() if name.endswith(".parquet")}
+
+
 def num_columns(table: str, uri: str) -> int:
     """How many of its table's columns a file has, the first ones, by its name alone: nobody has to open it for that.
 

@@ -3,22 +3,25 @@
 import contextlib
 import json
 import os
-import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake.transaction import RemoveAction
 
 from longvlm.pipeline.store import catalog, delta
-from longvlm.pipeline.store.files import canonical, write_parquet
+from longvlm.pipeline.store.files import canonical, remove_files, write_parquet
+from longvlm.pipeline.store.look import Look, Tombstones
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.pipeline.store.taken import note, strike, taken
+from longvlm.pipeline.store.uncommitted import SHARDED, Uncommitted, missing_files
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import IndexRecipe, from_spec
@@ -34,8 +37,9 @@ _CREATED = (
     "videos",
 )  # videos last: it makes the store exist
 _PINNED = ("videos", "segments", "tokens", "answers", "verdicts", "recipes", "runs")  # videos first: its names hold
-_ADDED_LATER = ("verdicts",)  # tables that stores of earlier versions lack until something is written to them
-_COMMIT_TRIES = 8
+
+C = TypeVar("C", bound=Collection[str])
+Check = Callable[[DeltaTable, pa.Table], pa.ChunkedArray]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class RegisteredRecipe:
         return from_spec(self.spec)
 
 
-class Store:
+class Store(delta.Logs):
     """The tables under one address. Make one with `create` or `open`.
 
     A handle belongs to one driver process and thread. Credentials and endpoints come from the environment alone, by the
@@ -63,9 +67,9 @@ class Store:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._tables: dict[str, DeltaTable] = {}
-        self._named: set[str] = set()  # shards this handle has committed
+        super().__init__(uri)
+        self._uncommitted = Uncommitted()
+        self._tombstones = Tombstones()
 
     @classmethod
     def create(cls, uri: str) -> "Store":
@@ -121,15 +125,6 @@ class Store:
             pinned[name] = PinnedTable(handle.version(), delta.data_files(f"{self.uri}/{name}", handle))
         return Snapshot(pinned)
 
-    def has(self, table: str) -> bool:
-        """Whether a table is there: one that an earlier version did not know may be missing, and is then empty."""
-        if table in _ADDED_LATER:
-            try:
-                self._table(table)
-            except TableNotFoundError:
-                return False
-        return True
-
     def recipes(self) -> list[RegisteredRecipe]:
         """Every recipe registered, in the order they became known."""
         sql = "SELECT recipe, name, spec, model, active, registered_seq FROM recipes ORDER BY registered_seq, recipe"
@@ -143,8 +138,11 @@ class Store:
 
     # --- writing ---
 
-    def commit(self, outcomes: pa.Table, videos: pa.Table) -> None:
+    def commit(self, outcomes: pa.Table, videos: pa.Table) -> frozenset[str]:
         """Make shards, then videos, part of the store: tokens, segments, and last the rows that make them seen.
+
+        All is looked at again upon the newest logs. A shard that is gone or being taken (`taking`), or that has rows of
+        a video which was forgotten meanwhile, is not named; a write becomes live with all its segments or not at all.
 
         Args:
             outcomes: `tables.OUTCOMES`; the shards they name are added, each once however many units name it.
@@ -153,27 +151,56 @@ class Store:
 
         Either may be empty. A conflict with another writer is retried with the same files; raises CommitFailedError
         when that does not help, OSError when the store is out of reach.
-        """
-        for table in ("tokens", "segments"):
-            shards = {shard["path"]: shard for shard in outcomes[f"{table}_shard"].to_pylist() if shard}
-            new = [shard for path, shard in shards.items() if path not in self._named]
-            if new:
-                self._add(table, new)
-            self._named.update(shards)
-        if videos.num_rows:
-            self.append("videos", videos)
 
-    def append(self, table: str, rows: pa.Table) -> None:
-        """Add rows to a small table; where it has a `seq`, that is set to this moment, raised above all it holds."""
-        if not rows.num_rows:
-            return
-        schema = TABLES[table]
-        if not self.has(table):
-            delta.create_table(f"{self.uri}/{table}", schema)
-        if "seq" in schema.names:
-            seq = pa.repeat(pa.scalar(self._next_seq(table), pa.int64()), rows.num_rows)
-            rows = (rows.drop_columns("seq") if "seq" in rows.column_names else rows).append_column("seq", seq)
-        self._add(table, [write_parquet(self.uri, table, rows.select(schema.names).cast(schema))])
+        Returns:
+            The write ids of the rows that were left out. Their videos are to be watched again, unless forgotten.
+        """
+        self._uncommitted.add(outcomes)
+        for table in SHARDED:
+            self._name_shards(table)
+        left_out = self._append("videos", videos, self._are_whole)
+        self._uncommitted.settle(videos["write_id"].to_pylist())
+        return frozenset(left_out["write_id"].to_pylist())
+
+    def append(self, table: str, rows: pa.Table, look: Look | None = None) -> pa.Table:
+        """Add rows to a small table; where it has a `seq`, that is set to this moment, raised above all it holds.
+
+        Args:
+            table: its name.
+            rows: of its schema.
+            look: for rows of `videos` that rest on what was seen in the ledger before.
+
+        Returns:
+            The rows that were left out: of videos that were forgotten, or of which a look does not hold any more.
+        """
+        return self._append(table, rows, partial(self._hold, look) if look else None)
+
+    @contextlib.contextmanager
+    def taking(self, table: str, find: Callable[[DeltaTable], C]) -> Iterator[C]:
+        """While the body takes some things out of a table, no commit to it can name them any more.
+
+        Args:
+            table: its name.
+            find: what is to be taken at a handle's version: names of files that the log does not name, or of `videos`
+                write ids that are not live. It is asked again where another writer comes in between.
+
+        Yields what was found.
+        """
+        noted: list[str] = []
+
+        def say(handle: DeltaTable) -> C:
+            names = find(handle)
+            noted.append(note(self.uri, table, names))
+            delta.commit(handle, [])
+            return names
+
+        yield self.upon_newest(table, say)
+        for uri in noted:  # but not if the body failed: they do no harm
+            strike(uri)
+
+    def forgotten(self) -> frozenset[str]:
+        """The ids of the videos that are forgotten now."""
+        return self._tombstones.read(self.pin(("videos",)).table("videos").files)
 
     def register_recipe(self, recipe: IndexRecipe, model: str) -> None:
         """Let the store know a recipe and the model it came with; the first one becomes the active one.
@@ -203,65 +230,109 @@ class Store:
             self.append("recipes", pa.Table.from_pylist([event], TABLES["recipes"]))
         return next(entry for entry in self.recipes() if entry.fingerprint == found[0].fingerprint)
 
-    def replace_files(self, table: str, version: int, old: Sequence[DataFile], new: Sequence[dict[str, Any]]) -> None:
-        """Put files (`tables.SHARD`) in the place of others, upon the version these were pinned at.
+    def replace_files(self, table: str, old: Sequence[DataFile], new: Sequence[dict[str, Any]]) -> None:
+        """Put files (`tables.SHARD`) in the place of others, whatever was added meanwhile.
 
         Both sides are marked as a change of data; otherwise two writers that replace the same files both succeed and
-        double the rows. Raises CommitFailedError when another writer changed the table first; start over from `pin`.
+        double the rows.
+
+        Raises:
+            CommitFailedError: another writer replaced some of the files, or took the new ones (`taking`); start over.
         """
-        handle = delta.open_table(f"{self.uri}/{table}", version)
-        now_ms = time.time_ns() // 1_000_000
-        removed = [
-            RemoveAction(file.uri.rpartition("/")[2], data_change=True, deletion_timestamp=now_ms, size=file.size_bytes)
-            for file in old
-        ]
-        actions: list[AddAction | RemoveAction] = [*removed, *map(delta.add_action, new)]
-        with delta.refusing_newer(f"{self.uri}/{table}"):
-            handle.create_write_transaction(actions, mode="append", schema=handle.schema())
+        folder = f"{self.uri}/{table}"
+        gone = {file.uri.rpartition("/")[2]: file.size_bytes for file in old}
+        come = [shard["path"] for shard in new]
 
-    # --- the Delta tables themselves ---
+        def attempt(handle: DeltaTable) -> bool:
+            if not gone.keys() <= delta.names(handle):
+                return False
+            if missing_files(folder, come) or not taken(self.uri, table).isdisjoint(come):
+                return False
+            now_ms = time.time_ns() // 1_000_000
+            removed = [
+                RemoveAction(path, data_change=True, deletion_timestamp=now_ms, size=n) for path, n in gone.items()
+            ]
+            delta.commit(handle, [*removed, *map(delta.add_action, new)])
+            return True
 
-    def handle(self, table: str) -> DeltaTable:
-        """Delta's own handle of a table, at its newest version."""
-        is_known = table in self._tables
-        handle = self._table(table)
-        if is_known:  # one that was opened just now is at the newest
-            delta.refresh(f"{self.uri}/{table}", handle)
-        return handle
+        if not self.upon_newest(table, attempt):
+            raise CommitFailedError(f"files of {folder} were replaced or taken by another writer")
 
-    def columns(self, table: str) -> pa.Schema:
-        """The columns that a table has now; a newer version may have added some that `tables.TABLES` does not know."""
-        return delta.columns(self.handle(table), TABLES[table])
+    # --- how commits are made ---
 
-    def _table(self, table: str) -> DeltaTable:
-        if table not in self._tables:
-            self._tables[table] = delta.open_table(f"{self.uri}/{table}")
-        return self._tables[table]
+    def _name_shards(self, table: str) -> None:
+        """Commit the shards that wait, without those that may not be named any more."""
+        waiting = self._uncommitted.waiting(table)
 
-    def _add(self, table: str, shards: list[dict[str, Any]]) -> None:
-        """Commit files, and before them the columns that the table lacks.
+        def attempt(handle: DeltaTable) -> set[str]:
+            forgotten, being_taken = self.forgotten(), taken(self.uri, table)
+            refused = {path for path, shard in waiting.items() if path in being_taken or shard.video_ids & forgotten}
+            refused |= missing_files(f"{self.uri}/{table}", waiting.keys() - refused)
+            if named := [delta.add_action(shard.said) for path, shard in waiting.items() if path not in refused]:
+                delta.commit(handle, named)
+            return refused
 
-        On a conflict reload and try again with the same files, a bounded number of times.
-        """
-        actions: list[AddAction | RemoveAction] = [delta.add_action(shard) for shard in shards]
-        for attempt in range(_COMMIT_TRIES):
-            handle = self.handle(table)
-            try:
-                with delta.refusing_newer(f"{self.uri}/{table}"):
-                    delta.add_columns(handle, TABLES[table])
-                    handle.create_write_transaction(actions, mode="append", schema=handle.schema())
-            except CommitFailedError:
-                if attempt + 1 == _COMMIT_TRIES:
-                    raise
-                time.sleep(random.uniform(0.5, 1) * 0.05 * 2**attempt)  # noqa: S311 - spreads writers, guards nothing
-            else:
-                return
+        if waiting:
+            refused = self.upon_newest(table, attempt)
+            self._uncommitted.named(table, waiting.keys() - refused)
+            self._uncommitted.lose(table, refused)
+            remove_files(f"{self.uri}/{table}", refused)
 
-    def _next_seq(self, table: str) -> int:
-        handle = self.handle(table)
+    def _are_whole(self, _: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
+        """Which rows of videos do not make a write live that is being taken, or lacks some of its segments."""
+        torn = taken(self.uri, "videos") | self._uncommitted.torn(
+            rows.filter(pc.equal(rows["status"], "indexed")),
+            lambda table: delta.names(self.handle(table)),
+            lambda table: self.pin((table,)).table(table),
+        )
+        return pc.invert(pc.is_in(rows["write_id"], pa.array(torn, pa.string())))
+
+    def _hold(self, look: Look, handle: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
+        files = delta.data_files(f"{self.uri}/videos", handle)
+        return look.holds(rows, files)
+
+    def _append(self, table: str, rows: pa.Table, check: Check | None) -> pa.Table:
+        """Add rows upon the newest version of a table, those that pass a check against it; returns the others."""
+        if not rows.num_rows:
+            return rows
+        schema, folder = TABLES[table], f"{self.uri}/{table}"
+        if not self.has(table):
+            delta.create_table(folder, schema)
+        drafts: list[tuple[str, pa.Table]] = []  # of attempts: the file, and the rows left out of it
+
+        def attempt(handle: DeltaTable) -> pa.Table:
+            if drafts and drafts[-1][0] in delta.names(handle):  # only the answer to that commit was lost
+                return drafts[-1][1]
+            remove_files(folder, [path for path, _ in drafts])
+            passed = self._are_known(table, rows)
+            if check:
+                passed = pc.and_(passed, check(handle, rows))
+            kept, left_out = rows.filter(passed), rows.filter(pc.invert(passed))
+            if kept.num_rows:
+                shard = write_parquet(self.uri, table, _numbered(kept, handle, schema))
+                drafts.append((shard["path"], left_out))
+                delta.commit(handle, [delta.add_action(shard)])
+            return left_out
+
+        return self.upon_newest(table, attempt)
+
+    def _are_known(self, table: str, rows: pa.Table) -> pa.ChunkedArray:
+        """Which rows are not of forgotten videos; deletions may be."""
+        if "video_id" not in rows.column_names:
+            return pa.chunked_array([pa.repeat(True, rows.num_rows)])  # noqa: FBT003 - a value, not a flag
+        known = pc.invert(pc.is_in(rows["video_id"], pa.array(self.forgotten(), pa.string())))
+        return pc.or_(known, pc.equal(rows["status"], "deleted")) if table == "videos" else known
+
+
+def _numbered(rows: pa.Table, handle: DeltaTable, schema: pa.Schema) -> pa.Table:
+    """Rows of a table with their `seq`, if it has one: this moment, raised above all that the table holds."""
+    if "seq" in schema.names:
         actions = pa.table(handle.get_add_actions(flatten=True))
         largest = pc.max(actions["max.seq"]).as_py() if "max.seq" in actions.column_names else None
-        return max(time.time_ns() // 1000, (largest or 0) + 1)
+        seq = max(time.time_ns() // 1000, (largest or 0) + 1)
+        rows = rows.drop_columns("seq") if "seq" in rows.column_names else rows
+        rows = rows.append_column("seq", pa.repeat(pa.scalar(seq, pa.int64()), rows.num_rows))
+    return rows.select(schema.names).cast(schema)
 
 
 def _check_writable(folder: Path) -> None:

@@ -9,13 +9,14 @@ from longvlm.schemas.tables import TABLES
 
 @dataclass(frozen=True)
 class DataFile:
-    """A parquet file as Delta's log describes it; the write ids are None where its rows have none."""
+    """A parquet file as Delta's log describes it; ids and `seq` are None where its rows have none."""
 
     uri: str  # absolute path or URL
     size_bytes: int
     num_rows: int
     min_write_id: str | None = None
     max_write_id: str | None = None
+    max_seq: int | None = None  # of tables whose rows have one
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,9 @@ def compact(store: Store, dead: Dead) -> dict[str, int]:
 def rewrite(
     store: Store,
     table: str,
-    version: int,
     files: Sequence[DataFile],
     keep: Keep,
-    *,
-    checked: bool = True,
+    damaged: dict[str, str] | None = None,
 ) -> Rewritten:
     """Put new files in the place of some, with the rows that `keep` returns of each row group, in the usual layout.
 
@@ -108,10 +106,10 @@ def rewrite(
     Args:
         store: opened by this process.
         table: its name.
-        version: at which the files were pinned.
         files: to be replaced, all in one commit.
         keep: what is left of some rows.
-        checked: refuse files whose pages do not have their checksums, which a copy would make right.
+        damaged: takes in, by uri, why a file is not what was written, and its rows that cannot be read are left out; if
+            None such a file is refused. A copy would make its checksums right.
 
     Raises:
         CommitFailedError: another writer replaced some of the files since.
@@ -121,10 +119,10 @@ def rewrite(
     new: list[dict[str, Any]] = []
     try:
         for batch in batches(files):
-            pieces = _pieces(schema, batch, keep, checked=checked)
+            pieces = _pieces(schema, batch, keep, damaged)
             if (first := next(pieces, None)) is not None:
                 new.append(write_pieces(store.uri, table, schema, chain([first], pieces)))
-        store.replace_files(table, version, files, new)
+        store.replace_files(table, files, new)
     except (CommitFailedError, DamagedError, OSError):
         if not _are_named(store, table, new):  # a store may have taken a commit and not have said so
             _delete(store, table, new)
@@ -149,7 +147,7 @@ def _until_done(
         if not batch:
             break
         try:
-            num_gone += len(batch) - rewrite(store, table, pinned.version, batch, _without(dead)).num_files
+            num_gone += len(batch) - rewrite(store, table, batch, _without(dead)).num_files
         except CommitFailedError:  # another writer came first: start over from what is there now
             num_conflicts += 1
         except DamagedError as error:
@@ -222,13 +220,15 @@ def batches(files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
         yield batch
 
 
-def _pieces(schema: pa.Schema, files: Sequence[DataFile], keep: Keep, *, checked: bool) -> Iterator[pa.Table]:
+def _pieces(
+    schema: pa.Schema, files: Sequence[DataFile], keep: Keep, damaged: dict[str, str] | None
+) -> Iterator[pa.Table]:
     """The rows that are kept, some MB at a time, each piece ordered by write id and segment."""
     keys = [(name, "ascending") for name in ("write_id", "segment") if name in schema.names]
     held: list[pa.Table] = []
     num_bytes = 0
     for file in files:
-        for rows in map(keep, _row_groups(file, schema, checked=checked)):
+        for rows in map(keep, _row_groups(file, schema, damaged)):
             held.append(rows)
             num_bytes += rows.nbytes
             if num_bytes > _PIECE_BYTES:
@@ -238,17 +238,31 @@ def _pieces(schema: pa.Schema, files: Sequence[DataFile], keep: Keep, *, checked
         yield pa.concat_tables(held).sort_by(keys)
 
 
-def _row_groups(file: DataFile, schema: pa.Schema, *, checked: bool) -> Iterator[pa.Table]:
+def _row_groups(file: DataFile, schema: pa.Schema, damaged: dict[str, str] | None) -> Iterator[pa.Table]:
+    """The row groups of a file; those that are damaged are noted and left out, or raise DamagedError."""
     fs, path = filesystem(file.uri)
+    with _damage_of(file, damaged), fs.open(path, "rb") as source:
+        parquet = pq.ParquetFile(source, page_checksum_verification=True)
+        for group in range(parquet.num_row_groups):
+            rows = None
+            with _damage_of(file, damaged):
+                rows = conformed(parquet.read_row_group(group, use_threads=False), schema)
+            if rows is not None:
+                yield rows
+
+
+@contextlib.contextmanager
+def _damage_of(file: DataFile, damaged: dict[str, str] | None) -> Iterator[None]:
+    """What is raised in the body because a file is not what was written: noted, or raised as DamagedError."""
     try:
-        with fs.open(path, "rb") as source:
-            parquet = pq.ParquetFile(source, page_checksum_verification=checked)
-            for group in range(parquet.num_row_groups):
-                yield conformed(parquet.read_row_group(group, use_threads=False), schema)
-    except (OSError, pa.ArrowException) as error:
+        yield
+    except (OSError, pa.ArrowException, KeyError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise  # out of reach, which is not the file's fault
-        raise DamagedError(file.uri, str(error).partition("\n")[0]) from error
+        reason = str(error).partition("\n")[0]
+        if damaged is None:
+            raise DamagedError(file.uri, reason) from error
+        damaged[file.uri] = reason
 
 
 def _are_named(store: Store, table: str, shards: Sequence[dict[str, Any]]) -> bool:

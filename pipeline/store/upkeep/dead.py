@@ -56,6 +56,7 @@ class Dead(NamedTuple):
 
     write_ids: pa.Array
     fresh: pa.Array  # those of them that the nights before may not know
+    abandoned: list[str]  # those of them that never were live: their writer may sleep (`Store.taking`)
 
 
 def dead_writes(store: Store, retention_hours: float) -> Dead:
@@ -75,7 +76,8 @@ def dead_writes(store: Store, retention_hours: float) -> Dead:
         values = {"before": before_us, "first_id": _first_write_id(before_s)}
         abandoned = con.sql(_ABANDONED, params=values).to_arrow_table()
     dead = pa.concat_tables([superseded, abandoned]).sort_by("write_id")
-    return Dead(*(rows["write_id"].combine_chunks() for rows in (dead, dead.filter(dead["is_fresh"]))))
+    ids, fresh = (rows["write_id"].combine_chunks() for rows in (dead, dead.filter(dead["is_fresh"])))
+    return Dead(ids, fresh, abandoned["write_id"].to_pylist())
 
 
 def recent_files(snapshot: Snapshot, retention_hours: float) -> dict[str, tuple[DataFile, ...]]:

@@ -1,11 +1,15 @@
 """What a check found damaged is taken out of a store, so that the next run indexes those videos again."""
 
+from collections.abc import Iterable
+
+import duckdb
 import pyarrow as pa
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.look import Look
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.store.upkeep.verify import Verified, readable
+from longvlm.pipeline.store.upkeep.verify import Verified, readable, torn_writes
 from longvlm.schemas import tables
 
 _REPAIRED = ("tokens", "segments")  # what the ledger and the answers held cannot be made again from videos
@@ -20,7 +24,7 @@ def repair(store: Store, snapshot: Snapshot, verified: Verified, run_id: str) ->
     """Delete the videos that lost any of their tokens or segments, and drop the damaged files from the log.
 
     They answer no more until they are indexed again, which the next run does, as with any deleted video whose file is
-    there. The files themselves stay for the retention.
+    there. One that was indexed again since it was verified stays. The files themselves stay for the retention.
 
     Args:
         store: opened by this process.
@@ -36,13 +40,24 @@ def repair(store: Store, snapshot: Snapshot, verified: Verified, run_id: str) ->
     """
     lost = [problem["write_id"] for problem in verified.problems]
     with catalog.connect(readable(snapshot, verified.damaged_files)) as con:
-        con.register("damaged", pa.table({"write_id": pa.array(lost, pa.string())}))
-        sql = f"(FROM ledger_videos WHERE false) UNION ALL BY NAME ({_DELETED})"
-        deleted = con.sql(sql, params={"run_id": run_id}).to_arrow_table().cast(tables.VIDEOS)
-    store.append("videos", deleted)
+        num_deleted = _delete(store, con, lost, run_id)
     for table in _REPAIRED:
         pinned = store.pin((table,)).table(table)
         damaged = [file for file in pinned.files if file.uri in verified.damaged_files]
         if damaged:
-            store.replace_files(table, pinned.version, damaged, [])
-    return deleted.num_rows
+            store.replace_files(table, damaged, [])
+    return num_deleted
+
+
+def delete_torn(store: Store, run_id: str) -> int:
+    """Delete the live videos that lack any of their tokens or segments; returns how many are to be indexed again."""
+    with catalog.connect(store.pin(("videos", "segments", "tokens"))) as con:
+        return _delete(store, con, [torn["write_id"] for torn in torn_writes(con)], run_id)
+
+
+def _delete(store: Store, con: duckdb.DuckDBPyConnection, write_ids: Iterable[str], run_id: str) -> int:
+    con.register("damaged", pa.table({"write_id": pa.array(write_ids, pa.string())}))
+    sql = f"(FROM ledger_videos WHERE false) UNION ALL BY NAME ({_DELETED})"
+    deleted = con.sql(sql, params={"run_id": run_id}).to_arrow_table().cast(tables.VIDEOS)
+    ((seq,),) = con.execute("SELECT coalesce(max(seq), 0) FROM ledger_videos").fetchall()
+    return deleted.num_rows - store.append("videos", deleted, Look(seq)).num_rows

@@ -4,12 +4,14 @@ import contextlib
 import shutil
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from longvlm.pipeline.store import delta
-from longvlm.pipeline.store.files import filesystem
+from longvlm.pipeline.store.files import files_on_disk, filesystem, remove_files
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.taken import strike_old
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.tables import TABLES
 
@@ -17,21 +19,27 @@ from longvlm.schemas.tables import TABLES
 def vacuum(store: Store, retention_hours: float) -> dict[str, int]:
     """Delete files that the log dropped, and files it never named, longer ago than the retention.
 
-    Shards that a run under way has written and not committed yet are files the log does not name: the retention must be
-    longer than the time between writing and committing, which is minutes.
+    Shards that a run under way has written and not committed yet are files the log does not name. The log says first
+    that they are taken, so that a run which slept for longer finds out (`Store.taking`).
 
     Returns:
         files, bytes: deleted of the tables; uploads: multipart uploads that were cut off, given up (S3 only, other
         stores let them expire); drafts: leftovers of `index.duckdb` and of samples (local only).
     """
     swept = {"files": 0, "bytes": 0}
+
+    def delete(table: str, files: dict[str, int]) -> None:
+        removed = remove_files(f"{store.uri}/{table}", files)
+        swept["files"] += len(removed)
+        swept["bytes"] += sum(files[path] for path in removed)
+
     for table in filter(store.has, TABLES):
-        fs, root = filesystem(f"{store.uri}/{table}")
-        for path, num_bytes in unreferenced(store, table, retention_hours).items():
-            with contextlib.suppress(FileNotFoundError):  # another one is at it too
-                fs.rm_file(f"{root}/{path}")
-                swept["files"] += 1
-                swept["bytes"] += num_bytes
+        delete(table, unreferenced(store, table, retention_hours, full=False))
+        find = partial(unreferenced, store, table, retention_hours)
+        if find():
+            with store.taking(table, lambda _, find=find: find()) as never_named:
+                delete(table, never_named)
+        strike_old(store.uri, table, retention_hours)
         _remove_log_drafts(store.uri, table, retention_hours)
         store.handle(table).cleanup_metadata()  # versions of the log that are older than a month
     uploads = _abort_uploads(store.uri, retention_hours)
@@ -54,8 +62,7 @@ def unreferenced(store: Store, table: str, retention_hours: float, *, full: bool
     stale = delta.stale_files(f"{store.uri}/{table}", store.handle(table), hours, full=full)
     if not stale:
         return {}
-    fs, root = filesystem(f"{store.uri}/{table}")
-    on_disk = {info["name"].rpartition("/")[2]: info["size"] for info in fs.ls(root, detail=True, refresh=True)}
+    on_disk = files_on_disk(f"{store.uri}/{table}")
     return {path: on_disk[path] for path in stale if path in on_disk}
 
 

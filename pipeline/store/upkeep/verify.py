@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -70,11 +71,17 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
             progress(file.size_bytes)
     with catalog.connect(readable(snapshot, damaged)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
-        queries = [_OF_LIVE, _TWICE, *(_WRONG_SEGMENTS.format(table=table) for table in _COUNTED)]
-        problems = [row for sql in queries for row in con.sql(sql).to_arrow_table().to_pylist()]
+        problems = [row for sql in (_OF_LIVE, _TWICE) for row in con.sql(sql).to_arrow_table().to_pylist()]
+        problems += torn_writes(con)
         ((num_videos,),) = con.execute("SELECT count(*) FROM live_videos").fetchall()
     files = [file for pinned in snapshot.tables.values() for file in pinned.files]
     return Verified(num_videos, len(files), sum(file.size_bytes for file in files), damaged, problems)
+
+
+def torn_writes(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The problems (see `Verified`) of live videos that do not have each of their segments once in both tables."""
+    queries = [_WRONG_SEGMENTS.format(table=table) for table in _COUNTED]
+    return [row for sql in queries for row in con.sql(sql).to_arrow_table().to_pylist()]
 
 
 def readable(snapshot: Snapshot, damaged: dict[str, str]) -> Snapshot:

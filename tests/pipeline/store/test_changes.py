@@ -182,6 +182,40 @@ def test_a_moved_video_under_another_recipe_only_is_stale(hold):
     assert bookkeeping(changes) == {("new", "indexed", "r2", "w1"), ("old", "deleted", None, None)}
 
 
+TOMBSTONE = ("v", None, "deleted", "e", 5, T0, None, "forgotten")
+
+
+@pytest.mark.parametrize(
+    ("listed", "way"),
+    [
+        ([("new", "e", 5, T1)], "forgotten"),
+        ([("new", "e", 6, T1)], "work"),
+        ([("new", "f", 5, T0)], "work"),
+        ([("new", None, 5, T0)], "work"),
+    ],
+)
+def test_a_forgotten_file_under_a_new_name_stays_forgotten(hold, listed, way):
+    changes = hold(listed, [TOMBSTONE])
+    assert (changes.num_work, changes.others) == ((1, {}) if way == "work" else (0, {way: 1}))
+    assert bool(bookkeeping(changes, prune=True)) is (way == "work")  # its file is there, so it stays forgotten
+
+
+def test_without_etags_a_forgotten_file_is_known_by_size_and_time_if_it_has_these_alone(hold):
+    tombstone = [("v", None, "deleted", None, 5, T0, None, "forgotten")]
+    assert hold([("new", None, 5, T0), ("other", None, 5, T1)], tombstone).others == {"forgotten": 1}
+    assert hold([("new", None, 5, T0), ("other", None, 5, T0)], tombstone).num_work == 2
+
+
+def test_a_copy_that_was_indexed_before_stays(hold):
+    copy = ("copy", "r1", "indexed", "e", 5, T0, 1)
+    assert hold([("copy", "e", 5, T0)], [copy, TOMBSTONE]).others == {"unchanged": 1}
+
+
+def test_a_manifest_proves_of_nothing_that_it_is_gone(hold):
+    assert bookkeeping(hold([("a", "x", 9, T0)], [TOMBSTONE]), prune=True) == {("v", "deleted", None, None)}
+    assert bookkeeping(hold([("a", "x", 9, T0)], [TOMBSTONE], is_manifest=True), prune=True) == set()
+
+
 def test_a_forgotten_video_stays_out_until_its_file_is_gone(hold):
     forgotten = [("v", "r1", "indexed", "e", 5, T0, 1), ("v", None, "deleted", None, None, None, None, "forgotten")]
     changes = hold([("v", "e", 5, T0)], forgotten)

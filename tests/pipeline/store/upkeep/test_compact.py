@@ -49,9 +49,9 @@ def test_two_mergers_of_the_same_files_do_not_double_them(store):
     pinned = store.pin().table("segments")
     rows = pq.ParquetDataset([file.uri for file in pinned.files]).read()
     first, second = (write_parquet(store.uri, "segments", rows) for _ in range(2))
-    store.replace_files("segments", pinned.version, pinned.files, [first])
+    store.replace_files("segments", pinned.files, [first])
     with pytest.raises(CommitFailedError):
-        store.replace_files("segments", pinned.version, pinned.files, [second])
+        store.replace_files("segments", pinned.files, [second])
     assert query(connect(store.pin()), "SELECT count(*) AS n FROM ledger_segments").to_pylist() == [{"n": 12}]
 
 
@@ -151,7 +151,7 @@ def test_who_loses_against_another_merger_leaves_no_file_behind(store):
     pinned = store.pin().table("segments")
     merge_small_files(Store.open(store.uri))
     with pytest.raises(CommitFailedError):
-        upkeep.rewrite(store, "segments", pinned.version, pinned.files, lambda rows: rows)
+        upkeep.rewrite(store, "segments", pinned.files, lambda rows: rows)
     assert len(list(Path(store.uri, "segments").glob("*.parquet"))) == 8 + 1
 
 

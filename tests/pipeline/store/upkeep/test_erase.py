@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from longvlm.pipeline.store.shards import read_tokens
 from longvlm.pipeline.store.upkeep import erase
 from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files
 from longvlm.pipeline.store.upkeep.dead import dead_writes
+from longvlm.pipeline.store.upkeep.verify import verify
 from longvlm.schemas import tables
 from longvlm.schemas.identity import video_id
 
@@ -66,19 +66,31 @@ def test_no_byte_of_a_forgotten_video_is_left(full):
     assert erased.videos == 1
     assert erased.rows == {"tokens": 8, "segments": 8, "verdicts": 2, "answers": 2, "videos": 2}
     assert erased.files_deleted > 0
-    assert erased.files_under_way == 0
+    assert erased.still_there == []
     live = rows(store, "FROM live_videos")
     assert len(live) == 11
     assert read_tokens(store.pin(), [video["write_id"] for video in live]).num_rows == 44
     again = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
     assert (again.rows, again.files_deleted) == (dict.fromkeys(again.rows, 0), 0)
-    assert rows(store, "SELECT count(*) AS n FROM ledger_videos WHERE status = 'deleted'") == [{"n": 1}]
+    assert rows(store, "SELECT count(*) AS n FROM ledger_videos WHERE status = 'deleted'") == [{"n": 2}]
 
 
-def test_it_stays_out_whatever_is_committed_later_and_upkeep_drops_that(full):
+@pytest.fixture
+def unaware(monkeypatch):
+    """Gives a function that commits as a writer did which knows no tombstones."""
+
+    def commit(write):
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "forgotten", lambda _: frozenset())
+            write()
+
+    return commit
+
+
+def test_it_stays_out_whatever_is_committed_later_and_upkeep_drops_that(full, unaware):
     store, _ = full
     erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
-    stores.index(store, ["secret"], seed=101)  # by a run that was under way
+    unaware(lambda: stores.index(store, ["secret"], seed=101))
     assert len(rows(store, "FROM live_videos")) == 11
     assert len(dead_writes(store, 48).write_ids) == 1
     for number in range(8):
@@ -101,15 +113,34 @@ def test_a_moved_video_is_forgotten_with_what_it_was(full):
     assert b"renamed" not in left
 
 
-def test_shards_of_a_dead_run_are_erased_and_those_of_one_under_way_told(full, monkeypatch):
+def test_shards_of_a_run_that_died_or_sleeps_are_erased_and_cannot_be_committed(full):
     store, _ = full
-    abandoned = stores.write_shards(store.uri, stores.encoded(["secret"], seed=5), "r")
-    path = Path(store.uri, "tokens", abandoned["tokens_shard"][0].as_py()["path"])
-    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 2
-    assert path.exists()
-    monkeypatch.setattr(erase, "_UNDER_WAY_HOURS", 0)
-    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 0
-    assert not path.exists()
+    made = stores.encoded(["secret", "also"], seed=5)
+    asleep = Store.open(store.uri)
+    outcomes = stores.write_shards(store.uri, made, stores.LONG.fingerprint)
+    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    assert erased.still_there == []
+    assert not Path(store.uri, "tokens", outcomes["tokens_shard"][0].as_py()["path"]).exists()
+    left_out = asleep.commit(outcomes, stores.videos(outcomes, ["secret", "also"], stores.LONG.fingerprint))
+    assert left_out == {*made["write_id"].to_pylist()}
+    assert "also" not in live(store)
+    stores.index(asleep, ["also"])
+    assert "also" in live(store)
+
+
+def test_what_is_written_of_it_later_is_not_committed(full):
+    store, _ = full
+    secret = video_id(stores.uri_of("secret"))
+    (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
+    erase.erase(store, [secret], "run")
+    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"]}
+    for table in ("verdicts", "answers"):
+        other = {"write_id": "w", "video_id": "other", "uri": "/videos/other.mp4"}
+        left_out = store.append(table, pa.Table.from_pylist([late, other], tables.TABLES[table]))
+        assert left_out["video_id"].to_pylist() == [secret]
+    stores.index(store, ["secret", "also"], seed=3)
+    assert erase.left_over(store, 48) == []
+    assert b"secret" not in bytes_below(store.uri)
 
 
 def test_an_erasure_that_is_killed_is_finished_by_the_next(full):
@@ -130,7 +161,10 @@ def test_an_erasure_that_is_killed_is_finished_by_the_next(full):
     assert killed.returncode == -9
     assert len(rows(store, "FROM live_videos")) == 11
     assert b"the-secret-answer" in bytes_below(store.uri)
-    erase.erase(Store.open(store.uri), [video], "run")
+    erase.erase(Store.open(store.uri), [video_id(stores.uri_of("v3"))], "run")
+    assert erase.left_over(store, 48) == [video]
+    erase.erase(Store.open(store.uri), erase.left_over(store, 48), "run")
+    assert erase.left_over(store, 48) == []
     write_index_duckdb(store.uri, store.pin())
     assert b"secret" not in bytes_below(store.uri)
 
@@ -143,13 +177,44 @@ def test_videos_that_the_store_never_saw_are_named(store):
 def test_files_cut_off_by_a_killed_writer_go_with_what_they_may_hold(full):
     store, _ = full
     whole = next(Path(store.uri, "tokens").glob("*.parquet"))
-    for name, hours in (("old", 2), ("young", 0)):
-        path = Path(store.uri, "tokens", f"{name}.parquet")
-        path.write_bytes(whole.read_bytes()[:5000])
-        os.utime(path, (time.time() - hours * 3600,) * 2)
-    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").files_under_way == 1
-    assert not Path(store.uri, "tokens", "old.parquet").exists()
-    assert Path(store.uri, "tokens", "young.parquet").exists()
+    path = Path(store.uri, "tokens", "half.parquet")
+    path.write_bytes(whole.read_bytes()[:5000])
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
+    assert not path.exists()
+
+
+def test_what_a_machine_dropped_whose_clock_is_ahead_goes_too(full, monkeypatch):
+    store, _ = full
+    with monkeypatch.context() as patch:
+        ahead_ns = time.time_ns() + 3_600_000_000_000
+        patch.setattr(time, "time_ns", lambda: ahead_ns)
+        merge_small_files(Store.open(store.uri))
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
+    write_index_duckdb(store.uri, store.pin())
+    assert b"secret" not in bytes_below(store.uri)
+
+
+def test_a_file_that_nobody_can_delete_is_told(full, monkeypatch):
+    store, _ = full
+    monkeypatch.setattr(erase, "remove_files", lambda *_: [])
+    (first, *_) = erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there
+    assert first.startswith(f"{store.uri}/tokens/")
+    monkeypatch.undo()
+    assert erase.left_over(store, 48) == [video_id(stores.uri_of("secret"))]
+
+
+def test_what_was_rotten_before_is_not_sealed_under_a_new_checksum(full):
+    store, secret = full
+    blob = secret.to_pylist()[1]["segments"][2]["local"]  # of another video in the same file
+    (path,) = (path for path in Path(store.uri, "tokens").glob("*.parquet") if blob in path.read_bytes())
+    content = bytearray(path.read_bytes())
+    content[content.index(blob) + 5] ^= 1
+    path.write_bytes(content)
+    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    assert (erased.videos_torn, erased.still_there) == (1, [])
+    assert live(store) == {f"v{number}" for number in range(10)}  # the other is to be indexed again
+    verified = verify(store.pin())
+    assert (verified.damaged_files, verified.problems) == ({}, [])
 
 
 def move(store, old, new):
@@ -192,17 +257,19 @@ def test_what_moved_on_from_an_older_name_of_a_video_stays(store):
     assert b"tuesday" not in bytes_below(store.uri)
 
 
-def test_what_a_run_under_way_commits_later_is_found_and_erased(full):
+def test_what_a_writer_that_knows_no_tombstones_commits_later_is_found_and_erased(full, unaware):
     store, _ = full
     secret = video_id(stores.uri_of("secret"))
     (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
     erase.erase(store, [secret], "run")
     assert erase.left_over(store, 48) == []
     late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"]}
-    store.append("verdicts", pa.Table.from_pylist([late | {"prediction": "the-late-answer"}], tables.VERDICTS))
+    verdict = pa.Table.from_pylist([late | {"prediction": "the-late-answer"}], tables.VERDICTS)
+    unaware(lambda: store.append("verdicts", verdict))
     assert erase.left_over(store, 48) == [secret]
-    store.append("answers", pa.Table.from_pylist([late | {"answer": "the-late-answer"}], tables.ANSWERS))
-    stores.index(store, ["secret", "also"], seed=3)
+    answers = pa.Table.from_pylist([late | {"answer": "the-late-answer"}], tables.ANSWERS)
+    unaware(lambda: store.append("answers", answers))
+    unaware(lambda: stores.index(store, ["secret", "also"], seed=3))
     assert "secret" not in live(store)
     assert erase.left_over(store, 48) == [secret]
     erased = erase.erase(store, [secret], "run")
@@ -230,3 +297,17 @@ def test_in_a_bucket_no_object_keeps_a_byte(s3):
     assert not [word for word in (b"/videos/secret.mp4", b"the-secret-answer", blob) if word in left]
     assert b"/videos/other.mp4" in left
     assert readable(store) == 9
+
+
+def test_a_bucket_with_versions_keeps_none_of_what_was_deleted(s3):
+    s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
+    store = Store.create("s3://bucket/index")
+    secret = stores.index(store, ["secret", "other"], seed=99)
+    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    assert (erased.still_there, erased.versions_deleted > 0) == ([], True)
+    blob = secret.to_pylist()[0]["segments"][0]["local"]
+    for one in s3.list_object_versions(Bucket="bucket")["Versions"]:
+        content = s3.get_object(Bucket="bucket", Key=one["Key"], VersionId=one["VersionId"])["Body"].read()
+        assert blob not in content
+        assert b"/videos/secret.mp4" not in content
+    assert readable(store) == 1

@@ -76,8 +76,8 @@ def test_two_may_vacuum_at_once(store, monkeypatch):
     merge_small_files(store)
     plain = vacuum_module.unreferenced
 
-    def found_and_taken(store, table, hours):
-        found = plain(store, table, hours)
+    def found_and_taken(store, table, hours, **how):
+        found = plain(store, table, hours, **how)
         for path in found:
             Path(store.uri, table, path).unlink()
         return found

@@ -1,0 +1,80 @@
+"""What the ledger says when something is committed: what became of the videos it is about since they were looked at."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from longvlm.pipeline.store.files import filesystem
+from longvlm.pipeline.store.snapshot import DataFile
+
+FORGOTTEN = "forgotten"  # the error code of a deletion that is to last
+PROVED = "erased"  # the error of one that was proved to hold: until there is one, something of the video may be left
+_COLUMNS = ["video_id", "status", "error_code", "seq"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at the ledger, upon which rows about its videos rest."""
+
+    seq: int  # the largest that it held; rows come in the order of theirs
+    tied: Mapping[str, str] = field(default_factory=dict)  # videos whose rows stand or fall together: a move's two ids
+
+    def holds(self, rows: pa.Table, files: Iterable[DataFile]) -> pa.Array:
+        """Which rows of tables.VIDEOS are about videos of which nothing newer stands in the ledger.
+
+        Args:
+            rows: to be committed.
+            files: of the ledger now.
+
+        Raises:
+            OSError, pa.ArrowException: a file is gone, damaged or out of reach.
+        """
+        changed = {video for file in files if (file.max_seq or 0) > self.seq for video in self._changed_in(file)}
+        changed |= self._tied_to(changed)
+        return pc.invert(pc.is_in(rows["video_id"], pa.array(changed, pa.string())))
+
+    def _changed_in(self, file: DataFile) -> Iterable[str]:
+        fs, path = filesystem(file.uri)
+        with fs.open(path, "rb") as source:
+            rows = pq.read_table(source, columns=["video_id", "seq"], use_threads=False)
+        newer: list[str] = rows.filter(pc.greater(rows["seq"], self.seq))["video_id"].to_pylist()
+        return newer
+
+    def _tied_to(self, changed: Collection[str]) -> set[str]:
+        return {video for pair in self.tied.items() if not changed.isdisjoint(pair) for video in pair}
+
+
+class Tombstones:
+    """The deletions of a ledger. Files never change, so each is read once as long as the log names it."""
+
+    def __init__(self) -> None:
+        self._by_file: dict[str, dict[str, tuple[int, bool]]] = {}  # uri -> video id -> newest seq, whether forgotten
+
+    def read(self, files: Iterable[DataFile]) -> frozenset[str]:
+        """The videos that are forgotten according to these files of `videos`: whose newest deletion says so.
+
+        Raises:
+            OSError, pa.ArrowException: a file is gone, damaged or out of reach.
+        """
+        uris = [file.uri for file in files]
+        self._by_file = {uri: self._by_file[uri] if uri in self._by_file else _deletions(uri) for uri in uris}
+        newest: dict[str, tuple[int, bool]] = {}
+        for deletions in self._by_file.values():
+            for video, deletion in deletions.items():
+                newest[video] = max(newest.get(video, deletion), deletion)
+        return frozenset(video for video, (_, is_forgotten) in newest.items() if is_forgotten)
+
+
+def _deletions(uri: str) -> dict[str, tuple[int, bool]]:
+    fs, path = filesystem(uri)
+    with fs.open(path, "rb") as source:
+        rows = pq.read_table(source, columns=_COLUMNS, use_threads=False)
+    rows = rows.filter(pc.equal(rows["status"], "deleted"))
+    newest: dict[str, tuple[int, bool]] = {}
+    for row in rows.to_pylist():
+        deletion = (row["seq"], row["error_code"] == FORGOTTEN)
+        newest[row["video_id"]] = max(newest.get(row["video_id"], deletion), deletion)
+    return newest

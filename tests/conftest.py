@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import settings
@@ -115,23 +116,28 @@ def videos() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_endpoint():
-    from moto.server import ThreadedMotoServer
+    """An S3 server: moto's for this service alone, which need not look up what service each request is for."""
+    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+    class Handler(MotoRequestHandler):
+        def log_request(self, *_):
+            pass
+
+    server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True, request_handler=Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
 
 
 @pytest.fixture(scope="session")
-def empty_s3(s3_endpoint):
+def empty_s3(s3_endpoint):  # noqa: ARG001 - it is what is emptied
     """Gives a function that takes every bucket off the S3 server: whatever a test left there, the next starts bare."""
-    from urllib.request import Request, urlopen
-
     import s3fs
+    from moto.s3.models import s3_backends
 
     def empty():
-        urlopen(Request(f"{s3_endpoint}/moto-api/reset", method="POST")).close()
+        s3_backends.reset()
         s3fs.S3FileSystem.clear_instance_cache()
 
     return empty

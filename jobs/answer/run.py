@@ -82,7 +82,7 @@ class AnswerReport:
 
     def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """Rows of tables.ANSWERS for what was asked, old and new, read from the store."""
-        return islice(self.asking.answers(self.store.pin(), self.run_id), limit)
+        return islice(self.asking.answers(self.store.pin(("answers",)), self.run_id), limit)
 
     def as_json(self) -> dict[str, Any]:
         """The object that `longvlm answer --json` ends with."""

@@ -8,14 +8,16 @@ import duckdb
 from longvlm.jobs.cluster.activity import doing
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.snapshot import Snapshot
 
 
 def describe_store(store_uri: str) -> dict[str, Any]:
     """Describe a store: videos by status, segments, token_bytes, recipes, last_run (the newest row of `runs`)."""
     doing(f"reading the store {store_uri}")
     store = Store.open(store_uri)
-    snapshot = store.pin()
-    with catalog.connect(snapshot) as con:
+    snapshot = store.pin(("videos", "segments", "tokens", "recipes", "runs"))
+    shown = {name: snapshot.table(name) for name in ("videos", "segments", "recipes", "runs")}
+    with catalog.connect(Snapshot(shown)) as con:  # of tokens the files' sizes are enough
         statuses = con.execute("SELECT status, count(*) FROM videos GROUP BY status ORDER BY status").fetchall()
         (num_segments,) = con.execute("SELECT count(*) FROM segments").fetchall()[0]
         runs = _runs(con, 1)

@@ -191,12 +191,14 @@ def reachable(database: Path) -> Iterator[str]:
 def _remote_filesystem(snapshot: Snapshot) -> Any:
     """The file system of a snapshot's files if it is not this machine's, knowing their sizes already.
 
-    DuckDB opens each file again for every view it binds; after one listing a table that costs no request.
+    DuckDB opens each file again for every view it binds; after one listing a table that costs no request. The option
+    makes it another file system than all else uses, and trusts, but one for all snapshots: a client takes long to make.
     """
     folders = {file.uri.rpartition("/")[0] for table in snapshot.tables.values() for file in table.files}
     if not folders or is_local(next(iter(folders))):
         return None
-    fs, _ = fsspec.core.url_to_fs(next(iter(folders)), skip_instance_cache=True)  # its listing serves one snapshot
+    fs, _ = fsspec.core.url_to_fs(next(iter(folders)), use_listings_cache=True)
+    fs.invalidate_cache()
     for folder in folders:
         fs.ls(folder)
     return fs

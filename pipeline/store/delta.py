@@ -223,8 +223,10 @@ class Logs:
 
     def handle(self, table: str) -> DeltaTable:
         """Delta's own handle of a table, at its newest version."""
+        is_known = table in self._tables
         handle = self._table(table)
-        refresh(f"{self.uri}/{table}", handle)
+        if is_known:  # one that was opened just now is at the newest
+            refresh(f"{self.uri}/{table}", handle)
         return handle
 
     def columns(self, table: str) -> pa.Schema:

@@ -178,7 +178,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(store, tmp_path, monkeypatc
 def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, model):
     source, store = tmp_path / "clips", tmp_path / "store"
     source.mkdir()
-    for i in range(120):
+    for i in range(60):
         os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
     command = [*LONGVLM, "index", str(source), "--store", str(store), "--model", model, "--recipe", "tiny", "--json"]
     env = {**os.environ, "RAY_ADDRESS": "local"}  # a Ray of its own is what most people press Ctrl-C on
@@ -192,34 +192,34 @@ def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, mod
     assert running.returncode == 1, err
     stopped = json.loads(out.splitlines()[-1])
     assert stopped["not_attempted"] > 0
-    assert stopped["indexed"] + stopped["not_attempted"] == stopped["listed"] == 120
+    assert stopped["indexed"] + stopped["not_attempted"] == stopped["listed"] == 60
     (status,) = objects(run("status", "--store", store, "--json"))
     assert status["videos"].get("indexed", 0) == stopped["indexed"]
     (second,) = objects(run("index", source, "--store", store, "--json"))
-    expected = {"listed": 120, "unchanged": stopped["indexed"], "indexed": stopped["not_attempted"], "not_attempted": 0}
+    expected = {"listed": 60, "unchanged": stopped["indexed"], "indexed": stopped["not_attempted"], "not_attempted": 0}
     assert (
         second.items() >= {**expected, "failed": 0, "stale": 0, "deleted": 0, "failures": {}, "stopped": None}.items()
     )
-    assert stopped["video_seconds"] + second["video_seconds"] == pytest.approx(10 * 30)
+    assert stopped["video_seconds"] + second["video_seconds"] == pytest.approx(5 * 30)
     assert {"wall_s", "run_id"} <= set(second)
 
 
 def test_a_store_is_readable_while_a_run_appends_to_it(store, tmp_path, clips):
     source = tmp_path / "more"
     source.mkdir()
-    for i in range(60):
+    for i in range(24):
         os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
     command = [*LONGVLM, "index", str(source), "--store", str(store), "--json"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     found = "(SELECT count(*) FROM tokens t WHERE t.write_id = v.write_id)"
-    broken = f"SELECT count(*) AS n FROM videos v WHERE num_segments <> {found}"
+    query = f"SELECT count(*) AS n, count(*) FILTER (num_segments <> {found}) AS broken FROM videos v"
     counts = []
     while running.poll() is None:
-        assert objects(run("sql", "--store", store, broken, "--json")) == [{"n": 0}]
-        counts += objects(run("sql", "--store", store, "SELECT count(*) AS n FROM videos", "--json"))
+        counts += objects(run("sql", "--store", store, query, "--json"))
         time.sleep(0.2)  # the run needs the cores too
     assert running.returncode == 0, running.stderr.read()
-    assert json.loads(running.stdout.read().splitlines()[-1])["indexed"] == 60
+    assert json.loads(running.stdout.read().splitlines()[-1])["indexed"] == 24
+    assert {count["broken"] for count in counts} == {0}
     numbers = [count["n"] for count in counts]
     assert numbers == sorted(numbers)
-    assert numbers[0] >= 12
+    assert numbers[0] == 12

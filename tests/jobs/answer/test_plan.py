@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from dataclasses import replace
 
 import pyarrow as pa
@@ -48,12 +49,18 @@ def answer(store, planned_run, status="answered", created_at=1, recipe=RECIPE, *
     store.append("answers", pa.Table.from_pylist(rows, schema=tables.ANSWERS))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store of the videos NAMES, to be copied."""
+    store = Store.create(str(tmp_path_factory.mktemp("made") / "store"))
+    store.register_recipe(LONG, "model")
+    index(store, NAMES)
+    return store.uri
+
+
 @pytest.fixture
-def store(tmp_path):
-    made = Store.create(str(tmp_path / "store"))
-    made.register_recipe(LONG, "model")
-    index(made, NAMES)
-    return made
+def store(tmp_path, made):
+    return Store.open(shutil.copytree(made, str(tmp_path / "store")))
 
 
 def test_a_question_goes_to_the_video_it_names_or_to_all(store):

@@ -1,10 +1,12 @@
 """Without a model: answers are put into the store, and a stand-in of a judge's server judges them."""
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -35,6 +37,7 @@ def rows(store, sql):
         return catalog.query(con, sql).to_pylist()
 
 
+@cache
 def hash_of(question):
     with duckdb.connect() as con:
         con.execute(HASH)
@@ -42,7 +45,9 @@ def hash_of(question):
 
 
 def answer(store, name, question, text, question_id=None, **changes):
-    (live,) = rows(store, f"SELECT write_id, video_id, uri FROM live_videos WHERE uri = '{stores.uri_of(name)}'")
+    live_sql = f"SELECT write_id, video_id, uri FROM live_videos WHERE uri = '{stores.uri_of(name)}'"
+    with catalog.connect(store.pin(("videos",))) as con:
+        (live,) = catalog.query(con, live_sql).to_pylist()
     hashed = hash_of(question)
     said = {"question_id": question_id or hashed, "question": question, "question_hash": hashed, "type": "text"}
     said |= {"answer": text, "status": "answered", "answer_recipe": RECIPE, "model": "m", "created_at": datetime.now()}  # noqa: DTZ005
@@ -54,12 +59,18 @@ def item(video, question="what?", right="a dog", **fields):
     return made | fields
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store of four videos, to be copied."""
+    store = Store.create(str(tmp_path_factory.mktemp("made") / "store"))
+    store.register_recipe(stores.LONG, "some/model")
+    stores.index(store, ["v1", "v2", "v3", "v4"])
+    return store.uri
+
+
 @pytest.fixture
-def store(tmp_path):
-    made = Store.create(str(tmp_path / "store"))
-    made.register_recipe(stores.LONG, "some/model")
-    stores.index(made, ["v1", "v2", "v3", "v4"])
-    return made
+def store(tmp_path, made):
+    return Store.open(shutil.copytree(made, str(tmp_path / "store")))
 
 
 @pytest.fixture

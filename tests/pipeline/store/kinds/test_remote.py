@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import stores
 
-from longvlm.pipeline.store.catalog import connect, query
+from longvlm.pipeline.store.catalog import _remote_filesystem, connect, query
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.search import search
 from longvlm.pipeline.store.shards import read_tokens
@@ -37,6 +37,21 @@ def test_a_store_in_a_bucket_is_made_filled_read_and_searched():
     hit = search(snapshot, np.array(wanted["embedding"]), limit=1).rows[0]
     assert (hit.uri, hit.segment) == (stores.uri_of("b"), 2)
     assert stores.newest(other).num_rows == 4
+
+
+def test_connections_share_a_client_and_each_reads_what_its_snapshot_names():
+    store = Store.create(f"{BUCKET}/store")
+    store.register_recipe(stores.LONG, "some/model")
+    counts = "SELECT count(*) AS videos, (SELECT count(*) FROM tokens) AS tokens FROM videos"
+    stores.index(store, ["a"])
+    before = store.pin()
+    with connect(before) as early:
+        stores.index(store, ["b"], seed=1)
+        after = store.pin()
+        with connect(after) as late:
+            assert query(late, counts).to_pylist() == [{"videos": 2, "tokens": 8}]
+            assert query(early, counts).to_pylist() == [{"videos": 1, "tokens": 4}]
+    assert _remote_filesystem(before) is _remote_filesystem(after)
 
 
 def test_small_files_in_a_bucket_are_merged(monkeypatch):

@@ -9,6 +9,7 @@ from longvlm.jobs.figures import counted
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.erase import Erased, Foreseen, erase, foresee, unknown_videos
+from longvlm.pipeline.store.upkeep.versions import versioned
 from longvlm.pipeline.table_files import Column, is_table, read_batches
 from longvlm.pipeline.text_files import UserFile, read_lines
 from longvlm.pipeline.uris import canonical_uri, locate
@@ -53,6 +54,11 @@ class ForgetOrder:
         """What would be erased."""
         return foresee(self.store, self.video_ids)
 
+    @property
+    def kept_elsewhere(self) -> str | None:
+        """What the store's bucket keeps of deleted files, in a sentence."""
+        return versioned(self.store.uri)
+
 
 def find_videos(store_uri: str, uris: list[str]) -> ForgetOrder:
     """Find videos by their URIs.
@@ -79,6 +85,12 @@ def run_forget(order: ForgetOrder) -> ForgetReport:
     doing(f"erasing {counted(len(order.video_ids), 'video')}")
     erased = erase(order.store, order.video_ids, run_id)
     report = ForgetReport(run_id, erased, time.time() - started)
+    if not erased.versions_deleted and (said := order.kept_elsewhere):
+        report.notes.append(said)
+    if erased.videos_torn:
+        report.notes.append(
+            f"damaged pages were not copied; {counted(erased.videos_torn, 'other video')} will be indexed again"
+        )
     close_run(order.store, "forget", report)
     return report
 

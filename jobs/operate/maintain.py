@@ -53,6 +53,8 @@ class MaintainReport:
     @property
     def stopped(self) -> str | None:
         """Why the store is not well; None if it is, or was not looked at."""
+        if self.erased is not None and self.erased.still_there:
+            return f"of forgotten videos something is left: {self.erased.still_there[0]}"
         if self.verified is None:
             return None
         if self.repaired is not None:  # what is left is no file that videos can be made of again

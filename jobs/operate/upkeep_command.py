@@ -101,7 +101,10 @@ def forget(*, store: str, uris: tuple[str, ...], file: str | None, yes: bool, dr
     else:
         counts |= {f"{table}_rows": number for table, number in counts.pop("rows").items()}
         counts.pop("stopped")
+        left = counts.pop("still_there")
         print_report(f"run {counts.pop('run_id')}", counts, {}, report.wall_s)
+        for what in left:
+            say(f"still there: {what}", err=True)
     tell_notes(report.notes)
     if report.stopped:
         raise StoppedError(f"{report.stopped}.")
@@ -120,6 +123,8 @@ def _show(order: "ForgetOrder", *, as_json: bool) -> None:
         say(f"  {uri}", err=True)
     if (more := len(foreseen.uris) - _MOST_SHOWN) > 0:
         say(f"  and {more:,} more", err=True)
+    if order.kept_elsewhere:
+        say(f"Mind that {order.kept_elsewhere}.", err=True)
 
 
 def _agreed() -> bool:

@@ -131,6 +131,8 @@ def print_status(status: dict[str, Any]) -> None:
     if status["last_run"]:
         console.print("last run", style="bold")
         print_runs([status["last_run"]])
+    for uri, why in status["damaged_files"].items():
+        console.print(Text(f"damaged and left out: {visible(uri)} ({visible(why)})", style="red"))
 
 
 def print_recipes(recipes: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ PIPELINE = {
     "pipeline.decode",
     "pipeline.vision",
     "pipeline.store",
+    "pipeline.store.query",
     "pipeline.store.upkeep",
 }
 PIPELINE |= MODELS | {"pipeline.engine", "pipeline.answering", "pipeline.training", "pipeline.judging"}
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "pipeline.decode": {"pipeline", "pipeline.source"},
     "pipeline.vision": {"pipeline"},
     "pipeline.store": {"pipeline"},
+    "pipeline.store.query": {"pipeline", "pipeline.store"},
     "pipeline.store.upkeep": {"pipeline", "pipeline.store"},
     "pipeline.models": {"pipeline", "pipeline.vision"} | MODELS,
     "pipeline.models.longvlm": {"pipeline", "pipeline.vision", "pipeline.models"},
@@ -63,6 +65,7 @@ MUST_NOT_IMPORT = {
     "pipeline.source": {"torch", "transformers", "ray", "duckdb", "deltalake"},
     "pipeline.decode": {"torch", "transformers", "ray", "duckdb", "deltalake"},
     "pipeline.store": {"torch", "transformers", "ray"},
+    "pipeline.store.query": {"torch", "transformers", "ray"},
     "pipeline.store.upkeep": {"torch", "transformers", "ray"},
     "tinyworld": {"ray", "duckdb", "deltalake"},
 }

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from longvlm.jobs.cluster.resources import PLAN_MEMORY_GB, WAVE_QUESTIONS, WAVE_VIDEOS
 from longvlm.jobs.names import match_live
-from longvlm.pipeline.store import access, catalog
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.query import access
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 import duckdb
 import pyarrow as pa
 
-from longvlm.pipeline.store import access, catalog
-from longvlm.pipeline.store.rows import json_lines
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.query import access
+from longvlm.pipeline.store.query.rows import json_lines
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 import duckdb
 
 from longvlm.jobs.query.sql import bind_script
-from longvlm.pipeline.store import rows
+from longvlm.pipeline.store.query import rows
 from longvlm.pipeline.visible import visible
 from longvlm.schemas.errors import QueryError
 

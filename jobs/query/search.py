@@ -2,7 +2,7 @@
 
 from longvlm.jobs.cluster.activity import doing
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.search import SearchResult, search
+from longvlm.pipeline.store.query.search import SearchResult, search
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
 from longvlm.schemas.errors import InputError
 

@@ -10,8 +10,10 @@ import pyarrow as pa
 from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.names import match_questions
 from longvlm.jobs.options import say
-from longvlm.pipeline.store import access, catalog
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.health import damaged_files, without
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.query import access
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.text_files import UserFile, read_lines
 from longvlm.pipeline.visible import is_utf8
@@ -37,11 +39,19 @@ def run_sql(store_uri: str, query: str, attach: Iterable[str] = ()) -> pa.Table:
 def sealed_store(store_uri: str, attach: Iterable[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to the views of a store as it is now, which reads that and what is attached; as `run_sql`."""
     doing(f"reading the store {store_uri}")
-    snapshot = Store.open(store_uri).pin()
+    snapshot = without_damaged(Store.open(store_uri).pin())
     with catalog.connect(snapshot) as con:
         access.seal(con, snapshot, access.attach(con, attach))
         doing("running the query")
         yield con
+
+
+def without_damaged(snapshot: Snapshot) -> Snapshot:
+    """A snapshot without the files that are damaged, of which stderr is told: what is in the others can be asked."""
+    damaged = damaged_files(snapshot)
+    for uri, why in damaged.items():
+        say(f"longvlm: {uri} is damaged ({why}) and left out; `longvlm maintain --verify` says what it held.", err=True)
+    return without(snapshot, damaged) if damaged else snapshot
 
 
 def read_script(query: str | None, file: str | None) -> str:

@@ -7,33 +7,37 @@ import duckdb
 
 from longvlm.jobs.cluster.activity import doing
 from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.health import damaged_files, without
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 
 
 def describe_store(store_uri: str) -> dict[str, Any]:
-    """Describe a store: videos by status, segments, token_bytes, recipes, last_run (the newest row of `runs`)."""
+    """Describe a store: videos by status, segments, token_bytes, recipes, last_run (of `runs`), damaged_files (why)."""
     doing(f"reading the store {store_uri}")
     store = Store.open(store_uri)
     snapshot = store.pin(("videos", "segments", "tokens", "recipes", "runs"))
     shown = {name: snapshot.table(name) for name in ("videos", "segments", "recipes", "runs")}
-    with catalog.connect(Snapshot(shown)) as con:  # of tokens the files' sizes are enough
+    damaged = damaged_files(snapshot)
+    with catalog.connect(without(Snapshot(shown), damaged)) as con:  # of tokens the files' sizes are enough
         statuses = con.execute("SELECT status, count(*) FROM videos GROUP BY status ORDER BY status").fetchall()
         (num_segments,) = con.execute("SELECT count(*) FROM segments").fetchall()[0]
-        runs = _runs(con, 1)
+        runs, recipes = _runs(con, 1), _recipes(con)
     return {
         "videos": dict(statuses),
         "segments": num_segments,
         "token_bytes": sum(file.size_bytes for file in snapshot.table("tokens").files),
-        "recipes": list_recipes(store),
+        "recipes": recipes,
         "last_run": runs[0] if runs else None,
+        "damaged_files": damaged,
     }
 
 
 def list_runs(store_uri: str, limit: int) -> list[dict[str, Any]]:
     """List a store's runs, the newest first: finished_at (UTC), job, run_id, wall_s, stopped (why), counts."""
     doing(f"reading the store {store_uri}")
-    with catalog.connect(Store.open(store_uri).pin(("runs",))) as con:
+    snapshot = Store.open(store_uri).pin(("runs",))
+    with catalog.connect(without(snapshot, damaged_files(snapshot))) as con:
         return _runs(con, limit)
 
 
@@ -51,7 +55,11 @@ def _runs(con: duckdb.DuckDBPyConnection, limit: int) -> list[dict[str, Any]]:
 
 def list_recipes(store: Store) -> list[dict[str, Any]]:
     """List the recipes that a store knows, oldest first."""
-    return [
-        {"name": entry.name, "recipe": entry.fingerprint, "active": entry.active, "model": entry.model}
-        for entry in store.recipes()
-    ]
+    with catalog.connect(store.pin(("recipes",))) as con:
+        return _recipes(con)
+
+
+def _recipes(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    rows = con.sql("SELECT name, recipe, active, model FROM recipes ORDER BY registered_seq, recipe").to_arrow_table()
+    listed: list[dict[str, Any]] = rows.to_pylist()
+    return listed

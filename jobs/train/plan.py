@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from longvlm.jobs.names import match_questions
-from longvlm.pipeline.store import access, catalog
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.query import access
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError

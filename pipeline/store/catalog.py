@@ -88,13 +88,19 @@ def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
     Raises:
         InputError: a file that the snapshot names is gone or out of reach.
     """
+    con = without_views(snapshot)
+    _create_views(con, snapshot)
+    return con
+
+
+def without_views(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
+    """An in-memory database that reaches the files of a snapshot, as `connect` makes its views in."""
     con = duckdb.connect(config=_SETTINGS)
     con.execute("SET TimeZone = 'UTC'")  # as all times of a store are, wherever it is read
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
         con.execute("SET enable_progress_bar = false")  # a job has its own; in notebooks it may not even be set
     if remote := _remote_filesystem(snapshot):
         con.register_filesystem(remote)
-    _create_views(con, snapshot)
     return con
 
 
@@ -215,7 +221,7 @@ def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
                 made.add(view[1])
         if {"answers", "active_recipe"} <= made:
             con.execute(_answers_wide(con))
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+    except duckdb.Error as error:
         if "Could not write" in str(error):  # index.duckdb itself, on a full disk
             raise
         raise InputError(

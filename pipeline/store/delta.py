@@ -34,6 +34,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction
 
+from longvlm.pipeline.store import logfiles
 from longvlm.pipeline.store.files import UNSPEAKABLE
 from longvlm.pipeline.store.snapshot import DataFile
 from longvlm.pipeline.uris import is_local
@@ -97,16 +98,25 @@ def create_table(uri: str, schema: pa.Schema) -> None:
             raise
 
 
-def open_table(uri: str, version: int | None = None) -> DeltaTable:
-    """Delta's handle of a table, at its newest version or at the one given.
+def open_table(uri: str) -> DeltaTable:
+    """Delta's handle of a table, at its newest version.
+
+    A newest checkpoint that is lost or damaged is done without, where the log is whole without it.
 
     Raises:
-        InputError: a newer version wrote it.
+        InputError: a newer version wrote it, or the log is not whole.
         TableNotFoundError: there is none.
         DeltaError, OSError: it cannot be read.
     """
     with refusing_newer(uri):
-        handle = DeltaTable(address(uri), version=version, storage_options=storage_options(uri))
+        try:
+            handle = DeltaTable(address(uri), storage_options=storage_options(uri))
+        except TableNotFoundError:
+            raise
+        except DeltaError:
+            if not logfiles.drop_damaged_checkpoint(f"{uri}/_delta_log"):
+                raise
+            handle = DeltaTable(address(uri), storage_options=storage_options(uri))
     _check_format(uri, handle)
     return handle
 

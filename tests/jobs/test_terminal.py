@@ -104,6 +104,7 @@ def test_a_store_is_told_in_tables_and_its_last_run_in_a_line(capsys):
     last = {"finished_at": "2026-11-25 03:00:00", "job": "index", "run_id": "r1", "wall_s": 130.4, "stopped": None}
     recipe = {"name": "long", "recipe": "f00d", "active": True, "model": "/models/[m]"}
     status = {"videos": {"indexed": 1234}, "segments": 56789, "token_bytes": 1.25e9, "recipes": [recipe]}
+    status["damaged_files"] = {}
     print_status({**status, "last_run": {**last, "counts": {"listed": 1234, "failures": {}}}})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == [["videos", "indexed", "1,234"], ["segments", "56,789"], ["tokens", "1.2", "GB"]]

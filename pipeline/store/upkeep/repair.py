@@ -6,10 +6,11 @@ import duckdb
 import pyarrow as pa
 
 from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.health import without
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.look import Look
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.store.upkeep.verify import Verified, readable, torn_writes
+from longvlm.pipeline.store.upkeep.verify import Verified, torn_writes
 from longvlm.schemas import tables
 
 _REPAIRED = ("tokens", "segments")  # what the ledger and the answers held cannot be made again from videos
@@ -39,7 +40,7 @@ def repair(store: Store, snapshot: Snapshot, verified: Verified, run_id: str) ->
         CommitFailedError: another writer replaced a damaged file since.
     """
     lost = [problem["write_id"] for problem in verified.problems]
-    with catalog.connect(readable(snapshot, verified.damaged_files)) as con:
+    with catalog.connect(without(snapshot, verified.damaged_files)) as con:
         num_deleted = _delete(store, con, lost, run_id)
     for table in _REPAIRED:
         pinned = store.pin((table,)).table(table)

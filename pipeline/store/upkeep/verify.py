@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import filesystem, num_columns
-from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
-from longvlm.schemas.tables import TABLES
+from longvlm.pipeline.store.files import filesystem
+from longvlm.pipeline.store.health import check_footer, damaged_files, why_damaged, without
+from longvlm.pipeline.store.logfiles import log_damage
+from longvlm.pipeline.store.snapshot import DataFile, Snapshot
 
 _COUNTED = ("tokens", "segments")
 # Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.
@@ -52,8 +53,9 @@ class Verified:
 def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None) -> Verified:
     """Read every byte of a store's tables, and hold tokens and segments against what is live.
 
-    Checked are the checksums of the pages (of files written with them), the lengths of the blobs against num_tokens,
-    dim and dtype, and that each live video has each of its segments once in both tables. No more than a row group is in
+    Checked are footers, the checksums of the pages (of files written with them), the lengths of the blobs against
+    num_tokens, dim and dtype, the logs' own files since their newest checkpoints, and that each live video has each of
+    its segments once in both tables. No more than a row group is in
     memory at a time. What a damaged file of `videos` says is live is not known: it is told by the file alone.
 
     Args:
@@ -66,10 +68,13 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
         for file in pinned.files:
             try:
                 found += _check_file(table, file)
-            except (OSError, pa.ArrowException) as error:
-                damaged[file.uri] = str(error).partition("\n")[0]
+            except Exception as error:  # noqa: BLE001 - a flipped bit may make anything of a file
+                damaged[file.uri] = why_damaged(error)
             progress(file.size_bytes)
-    with catalog.connect(readable(snapshot, damaged)) as con:
+        if pinned.files:
+            damaged |= log_damage(f"{pinned.files[0].uri.rpartition('/')[0]}/_delta_log")
+    damaged |= damaged_files(without(snapshot, damaged))
+    with catalog.connect(without(snapshot, damaged)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
         problems = [row for sql in (_OF_LIVE, _TWICE) for row in con.sql(sql).to_arrow_table().to_pylist()]
         problems += torn_writes(con)
@@ -84,16 +89,6 @@ def torn_writes(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     return [row for sql in queries for row in con.sql(sql).to_arrow_table().to_pylist()]
 
 
-def readable(snapshot: Snapshot, damaged: dict[str, str]) -> Snapshot:
-    """The snapshot without its damaged files: what these held counts as missing."""
-    return Snapshot(
-        {
-            table: PinnedTable(pinned.version, tuple(file for file in pinned.files if file.uri not in damaged))
-            for table, pinned in snapshot.tables.items()
-        }
-    )
-
-
 _FOUND = pa.schema([("write_id", pa.string()), ("table", pa.string()), ("problem", pa.string())])
 
 
@@ -103,11 +98,7 @@ def _check_file(table: str, file: DataFile) -> Iterator[dict[str, Any]]:
     fs, path = filesystem(file.uri)
     with fs.open(path, "rb") as source:
         parquet = pq.ParquetFile(source, page_checksum_verification=True)
-        if parquet.metadata.num_rows != file.num_rows:
-            raise pa.ArrowInvalid(f"it has {parquet.metadata.num_rows} rows, and the log says {file.num_rows}")
-        columns = TABLES[table].names[: num_columns(table, file.uri)]
-        if lacking := sorted(set(columns) - set(parquet.schema_arrow.names)):
-            raise pa.ArrowInvalid(f"it lacks the columns {', '.join(lacking)}")
+        check_footer(table, file, parquet)
         for group in range(parquet.num_row_groups):
             rows = parquet.read_row_group(group, use_threads=False)
             if table == "tokens":

@@ -18,7 +18,7 @@ from longvlm.jobs.query.status import describe_store
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.search import search
+from longvlm.pipeline.store.query.search import search
 from longvlm.pipeline.store.shards import read_segments, read_tokens, write_shards
 from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files
 from longvlm.pipeline.store.upkeep.dead import dead_writes

@@ -6,9 +6,10 @@ import duckdb
 import pytest
 import stores
 
-from longvlm.pipeline.store import access, catalog
+from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import canonical
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.query import access
 from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files
 from longvlm.pipeline.store.upkeep.dead import dead_writes
 from longvlm.pipeline.store.upkeep.erase import erase

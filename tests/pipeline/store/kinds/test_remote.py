@@ -6,7 +6,7 @@ import stores
 
 from longvlm.pipeline.store.catalog import _remote_filesystem, connect, query
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.search import search
+from longvlm.pipeline.store.query.search import search
 from longvlm.pipeline.store.shards import read_tokens
 from longvlm.pipeline.store.upkeep.compact import merge_small_files
 from longvlm.schemas.errors import InputError

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longvlm.pipeline.store import access, catalog
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.query import access
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas.errors import InputError
 

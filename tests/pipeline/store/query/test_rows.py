@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from longvlm.pipeline.store import access, catalog
-from longvlm.pipeline.store.rows import json_lines, text_rows, without_blobs
+from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.query import access
+from longvlm.pipeline.store.query.rows import json_lines, text_rows, without_blobs
 from longvlm.pipeline.store.snapshot import Snapshot
 
 

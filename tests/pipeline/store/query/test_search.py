@@ -4,8 +4,8 @@ import pytest
 import stores
 from stores import segment, unit
 
-from longvlm.pipeline.store import search as module
-from longvlm.pipeline.store.search import search
+from longvlm.pipeline.store.query import search as module
+from longvlm.pipeline.store.query.search import search
 from longvlm.pipeline.store.shards import write_shards
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables

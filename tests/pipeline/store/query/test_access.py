@@ -5,9 +5,9 @@ import pytest
 import stores
 from pyarrow import parquet
 
-from longvlm.pipeline.store.access import attach, seal
 from longvlm.pipeline.store.catalog import connect, query, quoted
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.query.access import attach, seal
 from longvlm.schemas.errors import InputError
 
 

@@ -1,0 +1,127 @@
+"""The files of a Delta log themselves: whether they are whole, and how to do without a checkpoint that is not.
+
+`00000000000000000007.json` is the commit of version 7; `...24.checkpoint.parquet` says all that the commits up to 24
+do; `_last_checkpoint` hints at the newest of these (Delta protocol, "Delta Log Entries", "Checkpoints").
+"""
+
+import json
+import logging
+import re
+from collections.abc import Collection
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longvlm.pipeline.store.files import filesystem
+from longvlm.schemas.errors import InputError
+
+_COMMIT = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
+_HINT = "_last_checkpoint"
+
+logger = logging.getLogger(__name__)
+
+
+def log_damage(log_uri: str) -> dict[str, str]:
+    """What is wrong with a table's log since its newest whole checkpoint: file -> reason, in words.
+
+    A commit that is empty, as a power cut may leave one, is read by Delta as one that did nothing.
+    """
+    names = _names(log_uri)
+    checkpoints = _versions(_CHECKPOINT, names)
+    damaged = {_checkpoint(version): why for version in checkpoints if (why := _damage_of_checkpoint(log_uri, version))}
+    whole = [version for version in checkpoints if _checkpoint(version) not in damaged]
+    commits = [version for version in _versions(_COMMIT, names) if version > max(whole, default=-1)]
+    for version in commits:
+        if why := _damage_of_commit(log_uri, version):
+            damaged[f"{version:020}.json"] = why
+    for missing in _gaps(max(whole, default=-1), commits):
+        damaged[f"{missing:020}.json"] = "it is missing, and so is what it added"
+    return {f"{log_uri}/{name}": why for name, why in damaged.items()}
+
+
+def drop_damaged_checkpoint(log_uri: str) -> bool:
+    """Do without the newest checkpoint, if that is what keeps a log from being read; False if it is not.
+
+    What is damaged is renamed, so that Delta does not find it, and the next checkpoint is made as always.
+
+    Raises:
+        InputError: the commits before it are gone.
+        OSError: the log may not be written.
+    """
+    names = _names(log_uri)
+    checkpoints = _versions(_CHECKPOINT, names)
+    damaged = [version for version in checkpoints if _damage_of_checkpoint(log_uri, version)]
+    is_hinted_at = _hinted_version(log_uri, names)
+    if not damaged and (is_hinted_at is None or is_hinted_at in checkpoints):
+        return False
+    since = max((version for version in checkpoints if version not in damaged), default=-1)
+    if _gaps(since, _versions(_COMMIT, names)):
+        raise InputError(
+            f"the newest checkpoint of {log_uri} is lost or damaged, and the commits before it are gone; bring it back "
+            "from a copy of the bucket."
+        )
+    logger.warning("the newest checkpoint of %s is lost or damaged; it is read without it", log_uri)
+    fs, root = filesystem(log_uri)
+    for version in damaged:
+        fs.mv(f"{root}/{_checkpoint(version)}", f"{root}/{_checkpoint(version)}.damaged")
+    if _HINT in names:
+        fs.rm_file(f"{root}/{_HINT}")
+    return True
+
+
+def _damage_of_checkpoint(log_uri: str, version: int) -> str | None:
+    fs, root = filesystem(log_uri)
+    try:
+        with fs.open(f"{root}/{_checkpoint(version)}", "rb") as source:
+            pq.ParquetFile(source, page_checksum_verification=True).read(use_threads=False).validate(full=True)
+    except FileNotFoundError:  # cleaned up meanwhile
+        return None
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        return f"the checkpoint cannot be read ({str(error).splitlines()[0]})"
+    return None
+
+
+def _damage_of_commit(log_uri: str, version: int) -> str | None:
+    fs, root = filesystem(log_uri)
+    try:
+        lines = fs.cat_file(f"{root}/{version:020}.json").splitlines()
+        actions = [json.loads(line) for line in lines if line.strip()]
+    except FileNotFoundError:  # cleaned up meanwhile
+        return None
+    except ValueError:
+        return "the commit is no JSON"
+    return None if actions else "the commit is empty, and what it added is not part of the store"
+
+
+def _hinted_version(log_uri: str, names: Collection[str]) -> int | None:
+    if _HINT not in names:
+        return None
+    fs, root = filesystem(log_uri)
+    try:
+        version: int = json.loads(fs.cat_file(f"{root}/{_HINT}"))["version"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return version
+
+
+def _names(log_uri: str) -> set[str]:
+    fs, root = filesystem(log_uri)
+    fs.invalidate_cache()
+    found: list[Any] = fs.ls(root, detail=False)
+    return {name.rpartition("/")[2] for name in found}
+
+
+def _versions(kind: re.Pattern[str], names: Collection[str]) -> list[int]:
+    return sorted(int(match[1]) for name in names if (match := kind.fullmatch(name)))
+
+
+def _gaps(since: int, commits: Collection[int]) -> list[int]:
+    """The versions without a commit between a checkpoint, or the beginning, and the newest."""
+    later = {version for version in commits if version > since}
+    return sorted(set(range(since + 1, max(later, default=since) + 1)) - later)
+
+
+def _checkpoint(version: int) -> str:
+    return f"{version:020}.checkpoint.parquet"

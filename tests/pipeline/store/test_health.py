@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import stores
+from pyarrow import parquet
+
+from longvlm.jobs.query.sql import run_sql
+from longvlm.jobs.query.status import describe_store, list_runs
+from longvlm.pipeline.store.health import damaged_files, without
+from longvlm.pipeline.store.upkeep.repair import repair
+from longvlm.pipeline.store.upkeep.verify import verify
+from longvlm.schemas import tables
+
+
+def footer_of(content):
+    """Where a parquet file's footer begins and ends."""
+    end = len(content) - 8
+    return end - int.from_bytes(content[-8:-4], "little"), end
+
+
+def flips(path, number):
+    """The content of a file with a bit of its footer flipped, in so many places."""
+    content = path.read_bytes()
+    start, end = footer_of(content)
+    for i in range(number):
+        at = start + (end - start) * i // number
+        yield content[:at] + bytes([content[at] ^ (1 << (i % 8))]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("table", ["videos", "segments", "runs", "tokens"])
+def test_whatever_bit_of_a_footer_flips_nothing_ends_in_a_traceback(store, table):
+    stores.index(store, ["a"])
+    stores.index(store, ["b"], seed=1)
+    store.append("runs", pa.Table.from_pylist([{"run_id": "r", "job": "index", "counts": "{}"}], tables.RUNS))
+    snapshot = store.pin()
+    path = Path(snapshot.table(table).files[0].uri)
+    whole = path.read_bytes()
+    found = 0
+    for content in flips(path, 12):
+        path.write_bytes(content)
+        damaged = damaged_files(snapshot)
+        found += bool(damaged)
+        assert set(damaged) <= {str(path)}
+        verify(without(snapshot, damaged))
+        verify(snapshot)
+    path.write_bytes(whole)
+    assert found
+
+
+@pytest.mark.parametrize("table", ["videos", "segments", "answers"])
+def test_a_damaged_file_is_left_out_and_told(store, table, capsys):
+    stores.index(store, ["a"])
+    stores.index(store, ["b"], seed=1)
+    store.append("answers", pa.Table.from_pylist([{"question": "?"}], tables.ANSWERS))
+    store.append("runs", pa.Table.from_pylist([{"run_id": "r", "job": "index", "counts": "{}"}], tables.RUNS))
+    path = Path(store.pin().table(table).files[0].uri)
+    path.write_bytes(path.read_bytes()[:-9] + b"rotten!!!")
+    assert run_sql(store.uri, "SELECT count(*) AS n FROM runs").to_pylist() == [{"n": 1}]
+    told = capsys.readouterr().err
+    assert f"{path} is damaged" in told
+    assert "longvlm maintain --verify" in told
+    assert str(path) in verify(store.pin()).damaged_files
+    if table != "answers":
+        assert list(describe_store(store.uri)["damaged_files"]) == [str(path)]
+    assert list_runs(store.uri, 5)
+
+
+def test_a_damaged_footer_of_segments_is_repaired(store):
+    stores.index(store, ["a"])
+    stores.index(store, ["b"], seed=1)
+    path = Path(store.pin().table("segments").files[0].uri)
+    path.write_bytes(path.read_bytes()[:-9] + b"rotten!!!")
+    snapshot = store.pin()
+    assert repair(store, snapshot, verify(snapshot), "run") == 1
+    verified = verify(store.pin())
+    assert (verified.damaged_files, verified.problems, verified.num_videos) == ({}, [], 1)
+
+
+def test_a_file_of_other_rows_or_columns_is_damaged(store):
+    stores.index(store, ["a"])
+    (file,) = store.pin().table("segments").files
+    rows = parquet.read_table(file.uri)
+    parquet.write_table(rows.slice(1), file.uri)
+    assert damaged_files(store.pin())[file.uri] == "it has 3 rows, and the log says 4"
+    parquet.write_table(rows.drop_columns("start_s"), file.uri)
+    assert damaged_files(store.pin())[file.uri] == "it lacks the column start_s"
+    Path(file.uri).unlink()
+    assert damaged_files(store.pin())[file.uri] == "it is gone"

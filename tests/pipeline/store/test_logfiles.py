@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.logfiles import drop_damaged_checkpoint, log_damage
+from longvlm.schemas import tables
+from longvlm.schemas.errors import InputError
+
+
+@pytest.fixture
+def checkpointed(store):
+    """A store whose ledger has a checkpoint, at version 24, and the folder of its log."""
+    for number in range(26):
+        store.append("runs", pa.Table.from_pylist([{"run_id": str(number)}], tables.RUNS))
+    log = Path(store.uri, "runs", "_delta_log")
+    assert [path.name for path in log.glob("*.checkpoint.parquet")] == [f"{24:020}.checkpoint.parquet"]
+    return store.uri, log
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "hurt", [Path.unlink, lambda path: path.write_bytes(b""), flip], ids=["lost", "empty", "rotten"]
+)
+def test_a_newest_checkpoint_that_is_not_whole_is_done_without(checkpointed, hurt):
+    uri, log = checkpointed
+    hurt(log / f"{24:020}.checkpoint.parquet")
+    opened = Store.open(uri)
+    assert len(opened.pin().table("runs").files) == 26
+    opened.append("runs", pa.Table.from_pylist([{"run_id": "new"}], tables.RUNS))
+    assert len(Store.open(uri).pin().table("runs").files) == 27
+
+
+def test_without_the_commits_before_it_the_sentence_says_what_is_lost(checkpointed):
+    uri, log = checkpointed
+    (log / f"{24:020}.checkpoint.parquet").write_bytes(b"")
+    (log / f"{3:020}.json").unlink()
+    with pytest.raises(
+        InputError, match=r"the newest checkpoint of .* is lost or damaged, and the commits before it are"
+    ):
+        Store.open(uri).pin()
+
+
+def test_a_log_that_is_whole_stays_as_it_is(checkpointed):
+    _, log = checkpointed
+    before = sorted(path.name for path in log.iterdir())
+    assert not drop_damaged_checkpoint(str(log))
+    assert sorted(path.name for path in log.iterdir()) == before
+    assert log_damage(str(log)) == {}
+
+
+def test_commits_with_holes_are_named(checkpointed):
+    _, log = checkpointed
+    names = {version: f"{version:020}.json" for version in (5, 25, 26)}
+    for name in names.values():
+        (log / name).write_bytes(b"")  # what came before the checkpoint is not read any more
+    assert log_damage(str(log)) == {
+        str(log / names[version]): "the commit is empty, and what it added is not part of the store"
+        for version in (25, 26)
+    }
+    (log / names[25]).write_bytes(b"\0" * 100)
+    assert "no JSON" in log_damage(str(log))[str(log / names[25])]
+    (log / names[25]).unlink()
+    assert "is missing" in log_damage(str(log))[str(log / names[25])]
+
+
+def test_in_a_bucket_too(s3):
+    store = Store.create("s3://bucket/index")
+    for number in range(25):
+        store.append("runs", pa.Table.from_pylist([{"run_id": str(number)}], tables.RUNS))
+    s3.put_object(Bucket="bucket", Key=f"index/runs/_delta_log/{24:020}.checkpoint.parquet", Body=b"")
+    assert len(Store.open("s3://bucket/index").pin().table("runs").files) == 25
+    assert json.loads(
+        s3.get_object(Bucket="bucket", Key=f"index/runs/_delta_log/{24:020}.json")["Body"].read().split()[0]
+    )

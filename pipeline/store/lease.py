@@ -6,9 +6,9 @@ only one of many do (an object by a conditional put, a local file by a hard link
 generations are ever removed, and whoever created one looks whether it is the highest, so that somebody who fell asleep
 between looking and creating finds out.
 
-What it does not do: the times in it are of the holders' clocks, so that clocks that differ by more than the expiry less
-the time between renewals (ten minutes) let two have it at once. The tables of a store are safe without any lease; it
-saves doing work twice.
+Whether a claim has run out is decided by the store's own clock: a file that is made now is held against the newest
+generation. The times in a claim are of its holder's clock, and only told. A claim that cannot be read, as a power cut
+may leave one, runs out likewise. The tables of a store are safe without any lease; it saves doing work twice.
 """
 
 import json
@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +40,7 @@ class Claim:
     host: str
     since_s: float
     until_s: float
+    expiry_s: float = EXPIRY_S  # for which it holds, from when its file was made
 
 
 class LeaseHeldError(Exception):
@@ -51,6 +52,8 @@ class LeaseHeldError(Exception):
 
     def __str__(self) -> str:
         """Who has it, and since when."""
+        if not self.claim.holder:
+            return f"a claim that cannot be read is there; it runs out {EXPIRY_S / 60:.0f} minutes after it was written"
         since, until = (time.strftime("%H:%M", time.gmtime(s)) for s in (self.claim.since_s, self.claim.until_s))
         return f"one has been running on {self.claim.host} since {since} UTC and has the store until {until} at least"
 
@@ -72,7 +75,7 @@ class Lease:
         self.on_loss = on_loss
         self.expiry_s = expiry_s
         self.lost: str | None = None  # why it is not ours any more
-        self._claim = Claim(uuid.uuid4().hex, socket.gethostname(), time.time(), 0.0)
+        self._claim = Claim(uuid.uuid4().hex, socket.gethostname(), time.time(), 0.0, expiry_s)
         self._generation = 0
         self._ended = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name=f"lease {name}", daemon=True)
@@ -102,7 +105,7 @@ class Lease:
 
     def _take(self) -> None:
         self._generation, present = newest(self.folder)
-        if present and present.until_s > time.time():
+        if present and present.until_s and _age_s(self.folder, self._generation) < present.expiry_s:
             raise LeaseHeldError(present)
         if not self._advance(until_s=time.time() + self.expiry_s):
             _, present = newest(self.folder)
@@ -124,7 +127,7 @@ class Lease:
 
     def _advance(self, until_s: float) -> bool:
         """Create the next generation; False if somebody else did."""
-        claim = Claim(self._claim.holder, self._claim.host, self._claim.since_s, until_s)
+        claim = replace(self._claim, until_s=until_s)
         mine = self._generation + 1
         if not create(_path(self.folder, mine), json.dumps(asdict(claim)).encode()):
             found = _read(_path(self.folder, mine))
@@ -175,7 +178,10 @@ def _create_local(path: Path, content: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{uuid.uuid4()}.draft")
     try:
-        draft.write_bytes(content)
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.link(draft, path)
     except FileExistsError:
         return False
@@ -205,6 +211,23 @@ def _read(uri: str) -> Claim | None:
         return Claim(**json.loads(fs.cat_file(path)))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError):  # cut off, or of another kind
+        return Claim("", "", 0.0, 1.0)
+
+
+def _age_s(folder: str, generation: int) -> float:
+    """How long ago a generation was made, by the store's clock; 0 if it was renewed meanwhile."""
+    fs, path = filesystem(_path(folder, generation))
+    probe = f"{path.rpartition('/')[0]}/{uuid.uuid4()}.draft"
+    fs.pipe_file(probe, b"")
+    fs.invalidate_cache()
+    try:
+        age: float = (fs.modified(probe) - fs.modified(path)).total_seconds()
+    except FileNotFoundError:
+        return 0.0
+    finally:
+        fs.rm_file(probe)
+    return age
 
 
 def _remove(folder: str, generations: list[int]) -> None:

@@ -136,7 +136,7 @@ def expire(store):
     folder = f"{store}/leases/nightly"
     generation, claim = newest(folder)
     fs, path = lease.filesystem(lease._path(folder, generation))
-    fs.pipe_file(path, json.dumps({**vars(claim), "until_s": time.time() - 1}).encode())
+    fs.pipe_file(path, json.dumps({**vars(claim), "expiry_s": 0.0}).encode())
 
 
 def test_a_holder_that_is_killed_keeps_others_away_only_for_a_while(store):
@@ -149,6 +149,43 @@ def test_a_holder_that_is_killed_keeps_others_away_only_for_a_while(store):
         pass
     assert newest(f"{store}/leases/nightly")[1].until_s <= time.time() + 900.0
     expire(store)
+    with take(store):
+        pass
+
+
+@pytest.mark.parametrize("off_s", [-366 * 86_400.0, 366 * 86_400.0], ids=["behind", "ahead"])
+def test_a_holder_whose_clock_is_off_by_a_year_keeps_others_away_as_long_as_any(store, monkeypatch, off_s):
+    with monkeypatch.context() as patch:
+        there_s = time.time() + off_s
+        patch.setattr(lease.time, "time", lambda: there_s)
+        take(store)._take()
+    with pytest.raises(LeaseHeldError), take(store):
+        pass
+    monkeypatch.setattr(lease, "_age_s", lambda *_: 901.0)
+    with take(store):
+        pass
+
+
+def test_the_age_of_a_claim_is_told_by_the_stores_clock(store):
+    take(store)._take()
+    assert 0.0 <= lease._age_s(f"{store}/leases/nightly", 1) < 60.0
+    assert lease._age_s(f"{store}/leases/nightly", 7) == 0.0  # there is none any more
+    if isinstance(store, Path):
+        os.utime(store / "leases/nightly/000000001.json", (time.time() - 1000,) * 2)
+        assert 900.0 < lease._age_s(f"{store}/leases/nightly", 1) < 1100.0
+        with take(store):
+            pass
+        assert not list(store.glob("leases/nightly/*.draft"))
+
+
+def test_a_claim_that_was_cut_off_does_not_lock_others_out_for_good(store, monkeypatch):
+    take(store)._take()
+    fs, path = lease.filesystem(f"{store}/leases/nightly/000000001.json")
+    for content in (b"", b'{"holder": "x", "ho', b"[]", b"\0" * 50):
+        fs.pipe_file(path, content)
+        with pytest.raises(LeaseHeldError, match="cannot be read"), take(store):
+            pass
+    monkeypatch.setattr(lease, "_age_s", lambda *_: 901.0)
     with take(store):
         pass
 

@@ -4,14 +4,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+from longvlm.jobs.cluster.executor import OutOfTimeError
 from longvlm.jobs.cluster.resources import MIN_OUTCOMES
 from longvlm.schemas.errors import OWN_FAILURES
 
 INTERRUPTED = "interrupted"  # why a job stopped that Ctrl-C or SIGTERM ended
-
-
-class OutOfTimeError(Exception):
-    """The time that a run was given is over: it ends well, with some videos not attempted."""
 
 
 class TooManyFailuresError(Exception):
@@ -26,6 +23,11 @@ class Limits:
     max_failed: float  # of the outcomes, as a fraction: those that may be an outage, and not the video's own fault
     started_s: float  # seconds since the epoch
 
+    @property
+    def ends_s(self) -> float | None:
+        """When the time of the run is over, in seconds since the epoch; None: never."""
+        return None if self.max_hours is None else self.started_s + self.max_hours * 3600
+
     def check(self, settled: Counter[str]) -> None:
         """Raise OutOfTimeError or TooManyFailuresError if it is time to end.
 
@@ -39,5 +41,5 @@ class Limits:
                 f"{outages.total()} of {settled.total()} videos failed, more than --max-failed allows, and not by "
                 f"themselves ({codes}); `longvlm sql` on the view failures says more"
             )
-        if self.max_hours is not None and time.time() - self.started_s > self.max_hours * 3600:
+        if self.ends_s is not None and time.time() > self.ends_s:
             raise OutOfTimeError

@@ -25,11 +25,11 @@ from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.commits import Commits
-from longvlm.jobs.cluster.executor import Executor, Stage, StageError
+from longvlm.jobs.cluster.executor import Executor, OutOfTimeError, Stage, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import COMMIT_ANSWERS, MAX_PASSES, AnswerResources, for_answer
-from longvlm.jobs.limits import INTERRUPTED, OutOfTimeError
+from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
@@ -223,7 +223,8 @@ class _AnswerRun:
         blocks = _blocks(groups, resources.questions_per_block)
         workers = min(resources.answerers, len(blocks))
         args = (self.terms, self.tally, resources)
-        return self.executor.run(blocks, [Stage(Answerer, args, None, workers, resources.cpus, resources.gpus)])
+        stage = Stage(Answerer, args, None, workers, resources.cpus, resources.gpus)
+        return self.executor.run(blocks, [stage], self.end_s)
 
     def flush(self) -> None:
         """Commit what is answered."""

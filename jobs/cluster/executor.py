@@ -29,6 +29,10 @@ class Stage:
     gpus: float = 0.0
 
 
+class OutOfTimeError(Exception):
+    """The time that a run was given is over: it ends well, with some videos not attempted."""
+
+
 class StageError(Exception):
     """What stopped a job's stages, in one line: a worker's own exception, or the loss of the cluster."""
 
@@ -42,11 +46,19 @@ class Executor(Protocol):
     def start_tally(self, run_id: str) -> Any:
         """A tally for one run, with the methods of `Tally`, that stages may take along to their workers."""
 
-    def run(self, blocks: Sequence[pa.Table], stages: Sequence[Stage]) -> Iterator[pa.Table]:
+    def run(
+        self, blocks: Sequence[pa.Table], stages: Sequence[Stage], ends_s: float | None = None
+    ) -> Iterator[pa.Table]:
         """The stages over the blocks: what the last one gives, as it lands and in any order.
 
+        Args:
+            blocks: what goes into the first stage.
+            stages: to be run.
+            ends_s: when nothing is waited for any more, in seconds since the epoch.
+
         Raises:
-            StageError: a stage broke off.
+            StageError: a stage broke off, or nothing moves in any.
+            OutOfTimeError: the time is over.
         """
 
     def release(self) -> None:
@@ -67,8 +79,13 @@ class InProcess:
         """A tally in this process."""
         return Tally(run_id)
 
-    def run(self, blocks: Sequence[pa.Table], stages: Sequence[Stage]) -> Iterator[pa.Table]:
-        """`run_inprocess`, with what a stage raises as StageError, as Ray would have it."""
+    def run(
+        self,
+        blocks: Sequence[pa.Table],
+        stages: Sequence[Stage],
+        ends_s: float | None = None,  # noqa: ARG002 - who takes the results looks at the clock
+    ) -> Iterator[pa.Table]:
+        """`run_inprocess`, with what a stage raises as StageError, as Ray would have it; no wait is cut short."""
         try:
             yield from run_inprocess(blocks, stages)
         except Exception as error:

@@ -25,6 +25,7 @@ class RayExecutor:
 
     def __init__(self, ray_address: str | None) -> None:
         connect(ray_address)
+        self._tally: RemoteTally | None = None
 
     def resources(self) -> Mapping[str, float]:
         """What the cluster has."""
@@ -34,9 +35,12 @@ class RayExecutor:
     def start_tally(self, run_id: str) -> "RemoteTally":
         """A tally in an actor named `tally-RUN_ID`. It needs no CPU; if its node dies it comes back, counting anew."""
         options = {"name": f"tally-{run_id}", "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-        return RemoteTally(ray.remote(Tally).options(**options).remote(run_id))
+        self._tally = RemoteTally(ray.remote(Tally).options(**options).remote(run_id))
+        return self._tally
 
-    def run(self, blocks: Sequence[pa.Table], stages: Sequence[Stage]) -> Iterator[pa.Table]:
+    def run(
+        self, blocks: Sequence[pa.Table], stages: Sequence[Stage], ends_s: float | None = None
+    ) -> Iterator[pa.Table]:
         """The stages as actor pools of Ray Data."""
         data = ray.data.from_blocks(list(blocks))  # not from_arrow, which runs a task a block to look at it
         for stage in stages:
@@ -49,7 +53,7 @@ class RayExecutor:
                 num_cpus=stage.cpus,
                 num_gpus=stage.gpus,
             )
-        with watch_cluster() as watch:
+        with watch_cluster(ends_s, self._tally.stall if self._tally else lambda: None) as watch:
             try:
                 yield from watch.wait_for(
                     data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -75,9 +79,9 @@ class RemoteTally:
         """As `Tally.attempts`."""
         return self._ask("attempts", stage, keys)
 
-    def begin(self, stage: str, keys: list[str]) -> None:
+    def begin(self, stage: str, keys: list[str], worker: str) -> None:
         """As `Tally.begin`; returns when the actor knows, for the work may kill who asks."""
-        self._ask("begin", stage, keys)
+        self._ask("begin", stage, keys, worker)
 
     def finish(self, stage: str, keys: list[str], *, worker: str, busy_s: float, cpu_s: float) -> None:
         """As `Tally.finish`; nobody waits for it."""
@@ -94,6 +98,10 @@ class RemoteTally:
     def begun_s(self) -> float | None:
         """As `Tally.begun_s`; None where the cluster is lost."""
         return self._report("begun_s", None)
+
+    def stall(self) -> tuple[float, str] | None:
+        """As `Tally.stall`; None where the cluster is lost."""
+        return self._report("stall", None)
 
     def report(self) -> dict[str, dict[str, float]]:
         """As `Tally.report`; empty where the cluster is lost, for a run still has to tell what it committed."""

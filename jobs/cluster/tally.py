@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ class StageTally:
     cpu_s: float = 0.0
     workers: set[str] = field(default_factory=set)
     started: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # begun and not finished, by key
+    held_by: dict[str, str] = field(default_factory=dict)  # by key: the worker that began it last
 
 
 class Tally:
@@ -36,22 +37,27 @@ class Tally:
         self.of_run = run_id
         self.stages: dict[str, StageTally] = defaultdict(StageTally)
         self.first_begin_s: float | None = None  # epoch
+        self.moved_s = time.monotonic()  # when anything was begun or finished last
 
     def attempts(self, stage: str, keys: list[str]) -> list[int]:
         """How often each key was begun and not finished."""
         return [self.stages[stage].started.get(key, 0) for key in keys]
 
-    def begin(self, stage: str, keys: list[str]) -> None:
+    def begin(self, stage: str, keys: list[str], worker: str = WORKER) -> None:
         """Work on these keys starts now."""
+        self.moved_s = time.monotonic()
         self.first_begin_s = self.first_begin_s or time.time()
         for key in keys:
             self.stages[stage].started[key] += 1
+            self.stages[stage].held_by[key] = worker
 
     def finish(self, stage: str, keys: list[str], *, worker: str, busy_s: float, cpu_s: float) -> None:
         """Work on these keys ended, well or with an error of their own."""
         tally = self.stages[stage]
+        self.moved_s = time.monotonic()
         for key in keys:
             tally.started.pop(key, None)
+            tally.held_by.pop(key, None)
         tally.done += len(keys)
         tally.busy_s += busy_s
         tally.cpu_s += cpu_s
@@ -61,10 +67,20 @@ class Tally:
     def add_tokens(self, phase: str, number: int, *, worker: str, busy_s: float) -> None:
         """Tokens that were prefilled or decoded, in so many wall seconds."""
         tally = self.stages[phase]
+        self.moved_s = time.monotonic()
         tally.done += number
         tally.busy_s += busy_s
         tally.workers.add(worker)
         metrics.TOKENS.record(number, phase=phase)
+
+    def stall(self) -> tuple[float, str]:
+        """For how many seconds nothing was begun or finished, and in which stages and workers something is held."""
+        held = [
+            f"{name} in {worker} ({number})"
+            for name, stage in self.stages.items()
+            for worker, number in Counter(stage.held_by.values()).items()
+        ]
+        return time.monotonic() - self.moved_s, ", ".join(held) or "no stage has begun anything"
 
     def run_id(self) -> str:
         """Which run this is the tally of."""
@@ -114,7 +130,7 @@ class StageReporter:
 
     def begin(self, keys: list[str]) -> None:
         """Count the keys as begun; returns when that is known, for the work may kill us."""
-        self.tally.begin(self.name, keys)
+        self.tally.begin(self.name, keys, WORKER)
 
     def finish(self, keys: list[str], busy_s: float, cpu_s: float) -> None:
         """Count the keys as finished, and what they took."""

@@ -1,5 +1,7 @@
 """A watch over the cluster that a driver belongs to: what is lost of it is told before Ray ends the driver for it.
 
+It also ends a wait that would have no end: when the time of the run is over, or nothing moves in any stage.
+
 Ray's core ends the process of a driver some ten seconds after its raylet went and a minute after the GCS did, with all
 that was finished and not committed yet, and from C++: nothing can be caught.
 """
@@ -8,16 +10,20 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import ray
 
+from longvlm.jobs.cluster.executor import OutOfTimeError
+
 _POLL_S = 1.0
 _GCS_PATIENCE_S = 30.0  # where it outlives its own end (KubeRay's fault tolerance) it is back by then; Ray waits 60 s
 _RAYLET_PATIENCE_S = 2.0  # a raylet never comes back
 _KNOCK_S = 10.0  # a machine that is busy is slow to answer
+_STALL_S = 1800.0  # in which nothing is begun or finished in any stage: no unit takes as long, nor does loading a model
+_STALL_POLL_S = 30.0
 
 T = TypeVar("T")
 
@@ -27,13 +33,26 @@ class ClusterLostError(Exception):
 
 
 class ClusterWatch:
-    """Knocks at the GCS and at the driver's own raylet. Make one with `watch_cluster`."""
+    """Knocks at the GCS and at the driver's own raylet. Make one with `watch_cluster`.
 
-    def __init__(self, doors: dict[str, tuple[tuple[str, int], float]]) -> None:
-        self._doors = doors  # by name: the address, and for how many seconds it may be closed
+    Args:
+        doors: by name: an address, and for how many seconds it may be closed.
+        ends_s: when the wait is over, in seconds since the epoch.
+        stall: for how many seconds nothing has moved, and where, in words; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        doors: dict[str, tuple[tuple[str, int], float]],
+        ends_s: float | None = None,
+        stall: Callable[[], tuple[float, str] | None] = lambda: None,
+    ) -> None:
+        self._doors, self._ends_s, self._stall = doors, ends_s, stall
+        self._next_stall_s = time.monotonic() + _STALL_POLL_S
         self._last_open_s = dict.fromkeys(doors, time.monotonic())
         self._waiting: int | None = None  # the main thread, while it waits for the cluster
         self.lost: str | None = None  # what is lost, in a sentence
+        self.is_over = False  # the time
         self.ended = threading.Event()
 
     def look(self) -> str | None:
@@ -51,39 +70,61 @@ class ClusterWatch:
             self._last_open_s[name] = time.monotonic()
         return None
 
+    def look_at_stages(self) -> str | None:
+        """That nothing moves for longer than anything may take, in a sentence."""
+        if time.monotonic() < self._next_stall_s:
+            return None
+        self._next_stall_s = time.monotonic() + _STALL_POLL_S
+        stall = self._stall()
+        if stall is None or stall[0] <= _STALL_S:
+            return None
+        return f"nothing has moved for {stall[0] / 60:.0f} minutes; at work: {stall[1]}; see the logs of these workers"
+
     def keep_looking(self) -> None:
-        """Knock until this has ended; where something is lost, wake the main thread if it waits for the cluster."""
+        """Look until this has ended; where a wait is to end, wake the main thread if it waits for the cluster."""
         while not self.ended.wait(_POLL_S):
-            self.lost = self.lost or self.look()
-            if self.lost and self._waiting is not None:
+            self.lost = self.lost or self.look() or self.look_at_stages()
+            self.is_over = self._ends_s is not None and time.time() > self._ends_s
+            if (self.lost or self.is_over) and self._waiting is not None:
                 signal.pthread_kill(self._waiting, signal.SIGTERM)  # which `connect` made a KeyboardInterrupt
                 return
 
     def wait_for(self, results: Iterable[T]) -> Iterator[T]:
-        """The results of the cluster as they come. Raises ClusterLostError where it is lost meanwhile."""
+        """The results of the cluster as they come.
+
+        Raises:
+            ClusterLostError: it is lost meanwhile, or nothing moves in it.
+            OutOfTimeError: the time is over.
+        """
         left = iter(results)
         is_main = threading.current_thread() is threading.main_thread()
         while True:
-            if self.lost:
-                raise ClusterLostError(self.lost)
+            self._check()
             try:
                 self._waiting = threading.main_thread().ident if is_main else None
                 result = next(left)
             except StopIteration:
                 return
             except KeyboardInterrupt:
-                if self.lost:
-                    raise ClusterLostError(self.lost) from None
+                self._check()
                 raise
             finally:
                 self._waiting = None
             yield result
 
+    def _check(self) -> None:
+        if self.lost:
+            raise ClusterLostError(self.lost) from None
+        if self.is_over:
+            raise OutOfTimeError from None
+
 
 @contextmanager
-def watch_cluster() -> Iterator[ClusterWatch]:
-    """Watch the cluster of this process's session while the body runs."""
-    watch = ClusterWatch(_doors())
+def watch_cluster(
+    ends_s: float | None = None, stall: Callable[[], tuple[float, str] | None] = lambda: None
+) -> Iterator[ClusterWatch]:
+    """Watch the cluster of this process's session while the body runs; arguments as of `ClusterWatch`."""
+    watch = ClusterWatch(_doors(), ends_s, stall)
     looker = threading.Thread(target=watch.keep_looking, daemon=True)
     looker.start()
     try:

@@ -23,7 +23,7 @@ from longvlm.jobs.choose import choose_index_recipe
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.commits import Commits
-from longvlm.jobs.cluster.executor import Executor, Stage, StageError
+from longvlm.jobs.cluster.executor import Executor, OutOfTimeError, Stage, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
@@ -32,7 +32,7 @@ from longvlm.jobs.index.accounting import Account, Counts, Finished, commit_to, 
 from longvlm.jobs.index.order import IndexOrder, IndexReport, check_order
 from longvlm.jobs.index.refused import RefusedVideos
 from longvlm.jobs.index.stages import Encode, Watch, Write
-from longvlm.jobs.limits import INTERRUPTED, Limits, OutOfTimeError, TooManyFailuresError
+from longvlm.jobs.limits import INTERRUPTED, Limits, TooManyFailuresError
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.source.corpus import nothing_in, spool_source
 from longvlm.pipeline.store.changes import ChangeCriteria, Changes, compare
@@ -141,12 +141,13 @@ def _index_work(
     tally = executor.start_tally(report.run_id)
     num_work = min(changes.num_work, order.limit or changes.num_work)
     resources = for_index(executor.resources(), num_work)
+    limits = Limits(order.max_hours, order.max_failed, report.started_s)
     run = IndexRun(
-        lambda plan: executor.run(*_stages(recipe, store, resources, tally, plan)),
+        lambda plan: executor.run(*_stages(recipe, store, resources, tally, plan), limits.ends_s),
         recipe.fingerprint,
         store,
         report,
-        Limits(order.max_hours, order.max_failed, report.started_s),
+        limits,
     )
     try:
         with progress(tally, {"decode": num_work, "encode": None, "write": None}, show=order.show_progress):

@@ -13,6 +13,9 @@ import time
 import psutil
 import pytest
 
+from longvlm.jobs.cluster import watch as watch_module
+from longvlm.jobs.cluster.executor import OutOfTimeError
+from longvlm.jobs.cluster.tally import Tally
 from longvlm.jobs.cluster.watch import ClusterLostError, ClusterWatch
 from support import stray_folder
 
@@ -53,6 +56,34 @@ def test_what_may_come_back_is_waited_for(door):
     watch = ClusterWatch({"GCS": (door.getsockname(), 60.0)})
     door.close()
     assert watch.look() is None
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_wait_ends_when_the_time_is_over_though_nothing_comes(door):
+    watch = ClusterWatch({"GCS": (door.getsockname(), 60.0)}, ends_s=time.time())
+    looker = threading.Thread(target=watch.keep_looking)
+    looker.start()
+    with pytest.raises(OutOfTimeError):
+        next(watch.wait_for(iter(queue.Queue().get, None)))
+    looker.join()
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_wait_ends_when_nothing_moves_and_says_where_work_is_held(door, monkeypatch):
+    monkeypatch.setattr(watch_module, "_STALL_POLL_S", 0.0)
+    tally = Tally()
+    tally.begin("decode", ["a"], "node-1:7")
+    tally.finish("decode", ["a"], worker="node-1:7", busy_s=1.0, cpu_s=1.0)
+    tally.begin("encode", ["a", "b"], "node-2:8")
+    tally.moved_s -= 1799.0
+    watch = ClusterWatch({"GCS": (door.getsockname(), 60.0)}, stall=tally.stall)
+    assert watch.look_at_stages() is None
+    tally.moved_s -= 10.0
+    looker = threading.Thread(target=watch.keep_looking)
+    looker.start()
+    with pytest.raises(ClusterLostError, match=r"nothing has moved for 30 minutes; at work: encode in node-2:8 \(2\)"):
+        next(watch.wait_for(iter(queue.Queue().get, None)))
+    looker.join()
 
 
 @pytest.mark.usefixtures("sigterm")

@@ -6,6 +6,7 @@ from stores import LONG, index
 
 from longvlm.jobs.operate import alerts
 from longvlm.jobs.operate.alerts import Alert, check_webhook, post_webhook, read_alerts, run_alerts
+from longvlm.pipeline.store import delta
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas.errors import InputError
@@ -180,7 +181,8 @@ def test_three_days_without_a_video_are_an_alert(store):
 
     def raised(nights):
         for each in nights[:-1]:
-            store._add("runs", [written(store, pa.Table.from_pylist([each], tables.RUNS))])
+            row = written(store, pa.Table.from_pylist([each], tables.RUNS))
+            delta.commit(store.handle("runs"), [delta.add_action(row)])
         return run_alerts(store.pin(("videos", "runs")), nights[-1], read_alerts(None), store.uri, None).raised
 
     assert raised([night(100), night(101, index=waiting), night(102, index=waiting)]) == {}

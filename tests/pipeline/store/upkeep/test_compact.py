@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 import sys
@@ -155,7 +156,8 @@ def test_who_loses_against_another_merger_leaves_no_file_behind(store):
     assert len(list(Path(store.uri, "segments").glob("*.parquet"))) == 8 + 1
 
 
-def test_a_damaged_file_is_not_copied_and_the_others_are_merged(store, caplog):
+def test_a_damaged_file_is_not_copied_and_the_others_are_merged(store, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("longvlm"), "propagate", True)  # which jobs turn off
     for number in range(9):
         stores.index(store, [f"v{number}"], seed=number)
     ill = store.pin().table("segments").files[0].uri

@@ -82,7 +82,7 @@ def encoded(videos: pa.Table) -> pa.Table:
     constants = {
         "unit": 0, "num_units": 1, "duration_s": 10.0, "fps": 10.0, "width": 64, "height": 48, "num_frames": 100,
         "codec": "h264", "decoder": "made-up", "num_segments": 1, "error_code": None, "error": None,
-        "decode_ms": 5.0, "encode_ms": 7.0, "segments": [segment],
+        "decode_ms": 5.0, "keyframe_shift_s": None, "encode_ms": 7.0, "segments": [segment],
     }  # fmt: skip
     columns = {name: pa.repeat(pa.scalar(value, tables.ENCODED.field(name).type), number)
                for name, value in constants.items() if name != "segments"}  # fmt: skip

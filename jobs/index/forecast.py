@@ -1,6 +1,5 @@
 """What an index run would take, before it is run: by what the store measured so far, or by a sample that is watched."""
 
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from longvlm.jobs.options import say
 from longvlm.jobs.terminal import print_report, terminal
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.source.leftovers import describe_left_out
+from longvlm.pipeline.source.scratch import scratch_folder
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.changes import Changes
 from longvlm.pipeline.store.files import canonical, filesystem
@@ -89,7 +89,7 @@ def forecast(order: ForecastOrder) -> Forecast:
     """
     if order.sample is None and (order.seed, order.gpu_price, order.cpu_price) != (None, None, None):
         raise InputError("--seed, --gpu-price and --cpu-price go with --sample N; add it, or leave them out.")
-    with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
+    with scratch_folder() as scratch:
         left_out: Counter[str] = Counter()
         store, recipe, model, changes = take_stock(order.run, Path(scratch) / "listing.parquet", left_out)
         with changes:

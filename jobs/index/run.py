@@ -10,7 +10,6 @@
 8 commit   shards, then rows, every two minutes                driver
 """
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from longvlm.jobs.index.stages import Encode, Watch, Write
 from longvlm.jobs.limits import INTERRUPTED, Limits, TooManyFailuresError
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.source.corpus import nothing_in, spool_source
+from longvlm.pipeline.source.scratch import scratch_folder
 from longvlm.pipeline.store.changes import ChangeCriteria, Changes, compare
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
@@ -57,7 +57,7 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
         InputError: the source, model, recipe or store cannot be used, or too much of the source is gone.
     """
     report = IndexReport(Counts(), time.time())
-    with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
+    with scratch_folder() as scratch:
         store, recipe, model, changes = take_stock(order, Path(scratch) / "listing.parquet", report.counts.left_out)
         logs.begun("index", report.run_id, source=order.source.uri, store=order.store)
         with changes:

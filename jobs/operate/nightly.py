@@ -13,7 +13,6 @@ even where a bucket is out of reach, and somebody has to be told. Only Ctrl-C, a
 import hashlib
 import json
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from longvlm.jobs.operate.alerts import Alert, check_webhook, read_alerts, run_a
 from longvlm.jobs.operate.maintain import maintain_store
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.answering.questions import read_questions
+from longvlm.pipeline.source.scratch import scratch_folder
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.lease import Lease
 from longvlm.pipeline.store.ledger import Store
@@ -128,7 +128,7 @@ def _interrupt() -> None:
 
 def _check_first_night(order: IndexOrder) -> None:
     """Raise InputError where there would be nothing to index, before a lease makes the store's folder."""
-    with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
+    with scratch_folder() as scratch:
         *_, changes = take_stock(order, Path(scratch) / "listing.parquet", Counter())
         changes.close()
 

@@ -10,8 +10,10 @@ from typing import Any
 import duckdb
 
 from longvlm.jobs.cluster.activity import doing
+from longvlm.pipeline.source.scratch import draft_file
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 
@@ -50,30 +52,30 @@ def export_store(store_uri: str, target: str, *, segments: bool = False, force: 
     report = ExportReport(str(path))
     draft = path.with_name(f".export-{uuid.uuid4()}.duckdb")
     try:
-        pinned = store.pin((*_LEDGERS, "segments") if segments else _LEDGERS)
-        with catalog.connect(pinned) as con, catalog.reachable(draft) as taken:
-            con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
-            con.execute(
-                f"SET temp_directory = {catalog.quoted(f'{tempfile.gettempdir()}/longvlm-export-{uuid.uuid4()}')}"
-            )
-            con.execute("SET preserve_insertion_order = false")  # would hold rows back
-            # the storage version lets older DuckDBs open the file
-            con.execute(f"ATTACH {catalog.quoted(taken)} AS taken (STORAGE_VERSION 'v1.0.0')")
-            for name in _TABLES:
-                doing(f"copying {name}")
-                report.rows[name] = _copy(con, name, "*")
-            if segments:
-                doing("copying segments")
-                report.rows["segments"] = _copy(con, "segments", _segment_columns(con))
-            con.execute("DETACH taken")
-        report.size_bytes = draft.stat().st_size
-        os.replace(draft, path)  # noqa: PTH105 - says best what it does
+        with draft_file(draft):
+            _write(draft, store.pin((*_LEDGERS, "segments") if segments else _LEDGERS), report, segments=segments)
+            report.size_bytes = draft.stat().st_size
+            os.replace(draft, path)  # noqa: PTH105 - says best what it does
     except (duckdb.IOException, duckdb.OutOfMemoryException, OSError) as error:
         raise InputError(f"{path} cannot be written: {catalog.first_line(error)}; nothing was changed.") from error
-    finally:
-        draft.unlink(missing_ok=True)
-        draft.with_name(f"{draft.name}.wal").unlink(missing_ok=True)
     return report
+
+
+def _write(draft: Path, pinned: Snapshot, report: ExportReport, *, segments: bool) -> None:
+    """Copy what the views show into a new file."""
+    with catalog.connect(pinned) as con, catalog.reachable(draft) as taken:
+        con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
+        con.execute(f"SET temp_directory = {catalog.quoted(f'{tempfile.gettempdir()}/longvlm-export-{uuid.uuid4()}')}")
+        con.execute("SET preserve_insertion_order = false")  # would hold rows back
+        # the storage version lets older DuckDBs open the file
+        con.execute(f"ATTACH {catalog.quoted(taken)} AS taken (STORAGE_VERSION 'v1.0.0')")
+        for name in _TABLES:
+            doing(f"copying {name}")
+            report.rows[name] = _copy(con, name, "*")
+        if segments:
+            doing("copying segments")
+            report.rows["segments"] = _copy(con, "segments", _segment_columns(con))
+        con.execute("DETACH taken")
 
 
 def _target(target: str, store_uri: str, *, force: bool) -> Path:

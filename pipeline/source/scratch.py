@@ -43,6 +43,56 @@ class ScratchFolder:
 
 
 @contextmanager
+def scratch_folder() -> Iterator[str]:
+    """A scratch folder for as long as the body runs, by its path. Raises PermissionError as `ScratchFolder`."""
+    folder = ScratchFolder()
+    try:
+        yield folder.name
+    finally:
+        folder.close()
+
+
+@contextmanager
+def draft_file(path: Path) -> Iterator[None]:
+    """Hold a name under which a file is made, and remove at the end what stands there still.
+
+    The lock is on a file beside it, `NAME.lock`, for programs that make the file themselves. Drafts in this folder with
+    names of the same beginning, whose lock nobody holds because their maker was killed, are removed first.
+
+    Args:
+        path: of the file: a beginning, `-`, and what nobody else has.
+    """
+    for left in path.parent.glob(f"{path.name.partition('-')[0]}-*.lock"):
+        _remove_if_unheld(left)
+    beside = path.with_name(f"{path.name}.lock")
+    lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        _remove_draft(beside)
+        os.close(lock)
+
+
+def _remove_if_unheld(beside: Path) -> None:
+    """Remove a draft and its lock file, if its maker is gone."""
+    with suppress(OSError):  # it went meanwhile, or is another user's
+        lock = os.open(beside, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(lock).st_mtime > _YOUNG_S:
+                _remove_draft(beside)
+        finally:
+            os.close(lock)
+
+
+def _remove_draft(beside: Path) -> None:
+    draft = beside.with_name(beside.name.removesuffix(".lock"))
+    for path in (draft, draft.with_name(f"{draft.name}.wal"), beside):  # a database may have a log of its own
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
 def scratch_file(folder: str, suffix: str) -> Iterator[str]:
     """A new empty scratch file, by its path; it is removed at the end."""
     descriptor, path = tempfile.mkstemp(dir=folder, prefix="video-", suffix=suffix)

@@ -12,6 +12,7 @@ from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
 from longvlm.jobs.operate.forget import find_videos, read_uris
+from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
@@ -102,3 +103,32 @@ def test_videos_come_from_lists(tmp_path):
     ):
         with pytest.raises(InputError, match=rf"the list of videos .*{name} {says}"):
             read_uris(str(tmp_path / name))
+
+
+def test_what_cannot_be_erased_is_told_and_the_next_maintenance_goes_on(store, clips, monkeypatch):
+    args = ["forget", "--store", store, "--uri", str(clips / "clip-03.mp4"), "--yes"]
+    with monkeypatch.context() as patch:
+        patch.setattr("longvlm.pipeline.store.upkeep.erase.remove_files", lambda *_: [])
+        done = CliRunner().invoke(main, args)
+    assert done.exit_code == 1
+    assert f"still there: {store}/tokens/" in done.stderr
+    assert "not all of them is gone" in done.stderr
+    assert len(live(store)) == 11
+    report = run_maintain(MaintainOrder(store))
+    assert (report.erased.videos, report.erased.still_there, report.stopped) == (1, [], None)
+    assert run_maintain(MaintainOrder(store)).erased is None
+
+
+def test_a_bucket_with_versions_is_told_before_and_its_versions_go(s3, indexed, clips):
+    s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
+    for path in Path(indexed).rglob("*"):
+        if path.is_file() and path.name != "index.duckdb":
+            s3.upload_file(str(path), "bucket", f"index/{path.relative_to(indexed)}")
+    args = ["forget", "--store", "s3://bucket/index", "--uri", str(clips / "clip-03.mp4")]
+    shown = CliRunner().invoke(main, [*args, "--dry-run"])
+    assert "Mind that the bucket keeps old versions of deleted files" in shown.stderr
+    done = CliRunner().invoke(main, [*args, "--yes", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["versions_deleted"] > 0
+    versions = s3.list_object_versions(Bucket="bucket", Prefix="index/tokens/")
+    assert all(one["IsLatest"] for one in versions["Versions"] if one["Key"].endswith(".parquet"))

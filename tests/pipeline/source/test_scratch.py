@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from longvlm.pipeline.source import copies as objects
 from longvlm.pipeline.source import scratch
 from longvlm.pipeline.source.copies import local_copy
-from longvlm.pipeline.source.scratch import ScratchFolder, await_room, scratch_file
+from longvlm.pipeline.source.scratch import ScratchFolder, await_room, draft_file, scratch_file, scratch_folder
 from longvlm.schemas.errors import ErrorCode, TerminalError, TransientError
 from support import ROOT
 
@@ -176,3 +177,39 @@ def test_a_disk_that_fills_up_under_a_download_is_tried_again(mine, monkeypatch)
         pass
     assert caught.value.code == ErrorCode.NO_SPACE
     assert not any(Path(mine).iterdir())
+
+
+def test_drafts_of_who_was_killed_go_when_the_next_is_made(tmp_path):
+    old = time.time() - 3600
+    for name in (".export-killed.duckdb", ".export-young.duckdb", "mine-killed.duckdb"):
+        for path in (tmp_path / name, tmp_path / f"{name}.lock", tmp_path / f"{name}.wal"):
+            path.write_bytes(b"x")
+            if "killed" in name:
+                os.utime(path, (old, old))
+    held = tmp_path / ".export-held.duckdb"
+    with draft_file(held):
+        held.touch()
+        os.utime(f"{held}.lock", (old, old))
+        with draft_file(tmp_path / ".export-new.duckdb"):
+            left = {path.name for path in tmp_path.glob("*.duckdb")}
+    assert left == {".export-young.duckdb", "mine-killed.duckdb", ".export-held.duckdb"}
+    assert {path.name.partition(".d")[0] for path in tmp_path.iterdir()} == {".export-young", "mine-killed"}
+
+
+def test_a_draft_that_got_its_name_stays(tmp_path):
+    with draft_file(tmp_path / ".export-x.duckdb"):
+        (tmp_path / ".export-x.duckdb").touch()
+        (tmp_path / ".export-x.duckdb").rename(tmp_path / "out.duckdb")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.duckdb"]
+
+
+def test_the_scratch_folder_of_a_killed_driver_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "import os, signal\nfrom longvlm.pipeline.source.scratch import scratch_folder\n"
+    code += "with scratch_folder() as folder:\n    open(folder + '/listing.parquet', 'w').close()\n"
+    code += "    os.utime(folder, (1, 1))\n    os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert list(tmp_path.rglob("listing.parquet"))
+    with scratch_folder() as folder:
+        assert not list(tmp_path.rglob("listing.parquet"))
+    assert not os.path.exists(folder)  # noqa: PTH110 - a path as text

@@ -3,9 +3,12 @@
 import itertools
 import json
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from importlib.resources import files
@@ -27,6 +30,7 @@ MAX_ROWS = 20  # of an alert are posted, and their number
 _ROWS_IN_TEXT = 3
 _WAITS_S = (1.0, 5.0)  # between the tries of one post
 _TIMEOUT_S = 15.0
+QUERY_S = 300.0  # that one alert's query may take
 _NAME = re.compile(r"^--[ \t]*name:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
@@ -109,9 +113,13 @@ def run_alerts(
         access.seal(con, snapshot)
         for alert in alerts:
             try:
-                found = json_lines(con, catalog.select(con, alert.sql))
-                rows = [json.loads(line) for line in itertools.islice(found, MAX_ROWS)]
-                num_rows = len(rows) + sum(1 for _ in found)
+                with _interrupted(con, QUERY_S):
+                    found = json_lines(con, catalog.select(con, alert.sql))
+                    rows = [json.loads(line) for line in itertools.islice(found, MAX_ROWS)]
+                    num_rows = len(rows) + sum(1 for _ in found)
+            except duckdb.InterruptException:
+                report.problems.append(f"the alert {alert.name!r} ran for more than {QUERY_S:.0f} s and was ended")
+                continue
             except duckdb.Error as error:
                 report.problems.append(f"the alert {alert.name!r} cannot run: {catalog.without_place(error)}")
                 continue
@@ -123,6 +131,18 @@ def run_alerts(
                 report.posted += problem is None
                 report.problems += [f"the alert {alert.name!r} was not posted: {problem}"] if problem else []
     return report
+
+
+@contextmanager
+def _interrupted(con: duckdb.DuckDBPyConnection, after_s: float) -> Iterator[None]:
+    """End what a connection does in the body after so many seconds, with duckdb.InterruptException."""
+    timer = threading.Timer(after_s, con.interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def webhook_payload(name: str, rows: list[dict[str, Any]], num_rows: int, about: str, run_id: str) -> dict[str, Any]:

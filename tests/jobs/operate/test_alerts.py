@@ -74,6 +74,14 @@ def test_a_query_that_cannot_run_keeps_no_other_back(store, webhook):
     assert "nonsense" in report.as_json()["stopped"]
 
 
+def test_a_query_without_an_end_is_ended_and_keeps_no_other_back(store, monkeypatch):
+    monkeypatch.setattr(alerts, "QUERY_S", 0.3)
+    endless = "SELECT count(*) FROM range(10_000_000) a, range(10_000_000) b WHERE a.range * b.range = 7"
+    report = run_alerts(store.pin(), RUN, [Alert("endless", endless), Alert("good", "SELECT 1")], store.uri, None)
+    assert report.raised == {"good": 1}
+    assert report.problems == ["the alert 'endless' ran for more than 0 s and was ended"]
+
+
 def test_a_query_sees_nothing_but_the_store(store, tmp_path):
     (tmp_path / "secret.csv").write_text("password\nsesame\n")
     asked = [Alert("curious", f"SELECT * FROM read_csv('{tmp_path}/secret.csv')")]

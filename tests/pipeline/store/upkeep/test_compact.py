@@ -157,7 +157,9 @@ def test_who_loses_against_another_merger_leaves_no_file_behind(store):
 
 
 def test_a_damaged_file_is_not_copied_and_the_others_are_merged(store, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("longvlm"), "propagate", True)  # which jobs turn off
+    heard = logging.getLogger("longvlm")
+    monkeypatch.setattr(heard, "handlers", [caplog.handler])  # whatever jobs made of it before
+    caplog.set_level(logging.WARNING, logger="longvlm")
     for number in range(9):
         stores.index(store, [f"v{number}"], seed=number)
     ill = store.pin().table("segments").files[0].uri

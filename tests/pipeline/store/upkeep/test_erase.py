@@ -213,6 +213,27 @@ def test_a_file_that_nobody_can_delete_is_told(full, monkeypatch):
     assert erase.left_over(store, 48) == [video_id(stores.uri_of("secret"))]
 
 
+def test_what_somebody_commits_while_it_is_erased_is_found_by_the_proof(full, unaware, monkeypatch):
+    store, _ = full
+    secret = video_id(stores.uri_of("secret"))
+    (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
+    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"], "answer": "the-late-answer"}
+    plain = erase.delete_old_versions
+
+    def interrupted(*args):
+        unaware(lambda: store.append("answers", pa.Table.from_pylist([late], tables.ANSWERS)))
+        return plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erase, "delete_old_versions", interrupted)
+        (left,) = erase.erase(store, [secret], "run").still_there
+    assert "holds rows that were committed meanwhile" in left
+    assert erase.left_over(store, 48) == [secret]
+    assert erase.erase(store, [secret], "run").still_there == []
+    assert erase.left_over(store, 48) == []
+    assert b"the-late-answer" not in bytes_below(store.uri)
+
+
 def test_what_was_rotten_before_is_not_sealed_under_a_new_checksum(full):
     store, secret = full
     blob = secret.to_pylist()[1]["segments"][2]["local"]  # of another video in the same file

@@ -1,4 +1,4 @@
-"""What the machine lacks, as a sentence: a full or read-only disk, no files to open any more, no temporary folder.
+"""What the machine lacks, as a sentence: a full or read-only disk, no files to open, no temporary folder, a whole file.
 
 Libraries of several languages tell of it in exceptions of their own, so it is found by errno or by the system's words.
 """
@@ -22,6 +22,9 @@ _CURES = {
     errno.ESTALE: "mount that network drive again",
     errno.ENOTCONN: "mount that network drive again",
 }
+_DAMAGED = re.compile(
+    r"""["']([^"']+\.parquet)["']"""
+)  # named by DuckDB, which reads no other files where it is not sealed
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"  # Python's words; each that it tried is full or read-only
 
 
@@ -49,4 +52,9 @@ def _told(error: BaseException) -> str | None:
             path = re.search(r"""["'](/[^"']+)["']""", text)
             where = f" ({path[1]})" if path else ""
             return f"{os.strerror(code)}{where}: {cure}."
+    if file := _DAMAGED.search(text) if type(error).__module__ == "_duckdb" else None:
+        return (
+            f"a file of the store is damaged or gone ({file[1]}); `longvlm maintain --verify` says what it held, and "
+            "`--repair` lets the next index run make it again where it can. What was begun goes on after that."
+        )
     return None

@@ -1,5 +1,6 @@
 """Old versions of a store's files, which a bucket may keep after the files themselves are deleted."""
 
+import errno
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -22,9 +23,9 @@ def versioned(store_uri: str) -> str | None:
         return "whether this bucket keeps deleted files (versions, soft deletion) cannot be seen from here; look there"
     try:
         answer = fs.call_s3("get_bucket_versioning", Bucket=root.partition("/")[0])
-    except NotImplementedError:  # a server that has no versions
-        return None
     except OSError as error:
+        if error.errno == errno.ENOSYS:  # "NotImplemented": the server has no versions
+            return None
         return f"whether the bucket keeps old versions cannot be seen ({error}); s3:GetBucketVersioning would say it"
     return "the bucket keeps old versions of deleted files" if answer.get("Status") else None
 

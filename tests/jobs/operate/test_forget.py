@@ -15,6 +15,7 @@ from longvlm.jobs.operate.forget import find_videos, read_uris
 from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.files import write_parquet
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import InputError
 
@@ -132,3 +133,20 @@ def test_a_bucket_with_versions_is_told_before_and_its_versions_go(s3, indexed, 
     assert json.loads(done.stdout)["versions_deleted"] > 0
     versions = s3.list_object_versions(Bucket="bucket", Prefix="index/tokens/")
     assert all(one["IsLatest"] for one in versions["Versions"] if one["Key"].endswith(".parquet"))
+
+
+def test_a_damaged_file_is_a_sentence_and_after_its_repair_the_erasure_goes_on(store, clips):
+    forget = ["forget", "--store", store, "--uri", str(clips / "clip-03.mp4"), "--yes"]
+    opened = Store.open(store)
+    (file,) = opened.pin().table("tokens").files
+    rows = parquet.read_table(file.uri)
+    halves = [write_parquet(store, "tokens", half) for half in (rows.slice(0, 12), rows.slice(12))]
+    opened.replace_files("tokens", [file], halves)
+    last = Path(opened.pin().table("tokens").files[-1].uri)
+    last.write_bytes(last.read_bytes()[:-9] + b"rotten!!!")
+    for command in (forget, ["maintain", "--store", store]):
+        done = CliRunner().invoke(main, command)
+        assert (done.exit_code, "maintain --verify" in done.stderr) == (1, True), done.output
+        assert str(last) in done.stderr
+    assert CliRunner().invoke(main, ["maintain", "--store", store, "--repair"]).exit_code == 0
+    assert CliRunner().invoke(main, forget).exit_code == 0

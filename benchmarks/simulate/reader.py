@@ -26,7 +26,7 @@ class TableRead:
     rows: dict[str, list[Row]] = field(default_factory=dict)  # of all files that ever were, as they were written
 
     def refresh(self, hurt: Iterable[str]) -> list[str]:
-        """Read what was committed since; returns the files that are new. Raises PromiseError where one is unreadable."""
+        """Read what was committed since; returns the files that are new. Raises PromiseError."""
         new: list[str] = []
         while (commit := self.folder / "_delta_log" / f"{self.version + 1:020}.json").exists():
             self.version += 1

@@ -12,7 +12,7 @@ from deltalake.transaction import CommitProperties
 
 from longvlm.jobs.index import run as index_run
 from longvlm.jobs.operate import maintain
-from longvlm.pipeline.store import catalog, changes, delta, ledger, lease, logfiles, look
+from longvlm.pipeline.store import catalog, changes, delta, lease, ledger, logfiles, look
 from longvlm.pipeline.store.changes import ChangeCriteria
 from longvlm.pipeline.store.upkeep import compact, erase, repair
 from longvlm.schemas import clock

@@ -49,6 +49,8 @@ def stood_in(world: World) -> Iterator[None]:
         def put(owner: Any, name: str, stand_in: Any) -> None:
             stack.enter_context(mock.patch.object(owner, name, stand_in))
 
+        listed = index_run.spool_source
+        put(index_run, "spool_source", lambda *args: world.point(lambda: listed(*args)))
         put(index_run, "choose_index_recipe", _choose_recipe)
         put(index_run, "Watch", lambda *_: _Watch(world))
         put(index_run, "Encode", lambda *_: _encode)

@@ -26,7 +26,7 @@ from longvlm.jobs.operate.nightly import NightlyOrder, run_nightly
 from longvlm.jobs.query.export import export_store
 from longvlm.jobs.stored_videos import read_videos
 from longvlm.pipeline.decode.units import failed_unit
-from longvlm.pipeline.source.corpus import Source
+from longvlm.pipeline.source.corpus import Source, spool_source
 from longvlm.pipeline.store.catalog import connect
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
@@ -49,8 +49,7 @@ def stood_in(world: World) -> Iterator[None]:
         def put(owner: Any, name: str, stand_in: Any) -> None:
             stack.enter_context(mock.patch.object(owner, name, stand_in))
 
-        listed = index_run.spool_source
-        put(index_run, "spool_source", lambda *args: world.point(lambda: listed(*args)))
+        put(index_run, "spool_source", lambda *args: world.point(lambda: spool_source(*args)))
         put(index_run, "choose_index_recipe", _choose_recipe)
         put(index_run, "Watch", lambda *_: _Watch(world))
         put(index_run, "Encode", lambda *_: _encode)

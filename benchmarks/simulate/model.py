@@ -9,9 +9,9 @@ import duckdb
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from benchmarks.simulate import people
-from benchmarks.simulate.people import Bucket
+from benchmarks.simulate.people import Footage
 from benchmarks.simulate.reader import PromiseError, Row, StoreRead
-from benchmarks.simulate.world import Actor, Killed, World
+from benchmarks.simulate.world import Actor, Killed, Simulation
 from longvlm.pipeline.store.lease import LeaseHeldError
 from longvlm.schemas.errors import ErrorCode, InputError, PipelineError
 
@@ -28,7 +28,7 @@ class Model:
         bucket: of its videos.
     """
 
-    def __init__(self, world: World, bucket: Bucket) -> None:
+    def __init__(self, world: Simulation, bucket: Footage) -> None:
         self.world, self.bucket = world, bucket
         self.read = StoreRead(world.store)
         self.step = 0

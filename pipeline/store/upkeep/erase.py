@@ -1,6 +1,7 @@
 """Forgetting: every row of some videos leaves every file of a store, old versions too, and that is proved."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from longvlm.pipeline.store.upkeep.compact import batches, rewrite
 from longvlm.pipeline.store.upkeep.dead import recent_files
 from longvlm.pipeline.store.upkeep.family import ERASED, THEIRS, VideoFamily, find_family
 from longvlm.pipeline.store.upkeep.repair import delete_torn
+from longvlm.pipeline.store.upkeep.tombstones import copy_tombstones
 from longvlm.pipeline.store.upkeep.vacuum import unreferenced
 from longvlm.pipeline.store.upkeep.versions import delete_old_versions
 from longvlm.schemas import tables
@@ -151,8 +153,10 @@ def left_over(store: Store, retention_hours: float) -> list[str]:
 def _hide(store: Store, video_ids: Sequence[str], run_id: str) -> VideoFamily:
     """Write the rows that keep the videos out, and find all that is theirs."""
     family, tombstones = find_family(store.pin(("videos",)), video_ids)
-    said = {"status": "deleted", "error_code": FORGOTTEN, "run_id": run_id}
-    store.append("videos", pa.Table.from_pylist([{**row, **said} for row in tombstones.to_pylist()], tables.VIDEOS))
+    said = {"status": "deleted", "error_code": FORGOTTEN, "run_id": run_id, "seq": time.time_ns() // 1000}
+    rows = pa.Table.from_pylist([{**row, **said} for row in tombstones.to_pylist()], tables.VIDEOS)
+    copy_tombstones(store.uri, rows)
+    store.append("videos", rows)
     return family
 
 

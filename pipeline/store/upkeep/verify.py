@@ -14,6 +14,7 @@ from longvlm.pipeline.store.files import filesystem
 from longvlm.pipeline.store.health import check_footer, damaged_files, why_damaged, without
 from longvlm.pipeline.store.logfiles import log_damage
 from longvlm.pipeline.store.snapshot import DataFile, Snapshot
+from longvlm.pipeline.store.upkeep.tombstones import read_copies
 
 _COUNTED = ("tokens", "segments")
 # Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.
@@ -54,9 +55,9 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
     """Read every byte of a store's tables, and hold tokens and segments against what is live.
 
     Checked are footers, the checksums of the pages (of files written with them), the lengths of the blobs against
-    num_tokens, dim and dtype, the logs' own files since their newest checkpoints, and that each live video has each of
-    its segments once in both tables. No more than a row group is in
-    memory at a time. What a damaged file of `videos` says is live is not known: it is told by the file alone.
+    num_tokens, dim and dtype, the logs' own files since their newest checkpoints, the copies of tombstones, and that
+    each live video has each of its segments once in both tables. No more than a row group is in memory at a time. What
+    a damaged file of `videos` says is live is not known: it is told by the file alone.
 
     Args:
         snapshot: from `Store.pin`.
@@ -72,7 +73,10 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
                 damaged[file.uri] = why_damaged(error)
             progress(file.size_bytes)
         if pinned.files:
-            damaged |= log_damage(f"{pinned.files[0].uri.rpartition('/')[0]}/_delta_log")
+            folder = pinned.files[0].uri.rpartition("/")[0]
+            damaged |= log_damage(f"{folder}/_delta_log")
+            if table == "videos":
+                damaged |= read_copies(folder.rpartition("/")[0])[1]
     damaged |= damaged_files(without(snapshot, damaged))
     with catalog.connect(without(snapshot, damaged)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))

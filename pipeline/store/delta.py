@@ -38,6 +38,7 @@ from longvlm.pipeline.store import logfiles
 from longvlm.pipeline.store.files import UNSPEAKABLE
 from longvlm.pipeline.store.snapshot import DataFile
 from longvlm.pipeline.uris import is_local
+from longvlm.schemas import clock
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import TABLES
 
@@ -194,7 +195,7 @@ def add_action(shard: dict[str, Any]) -> AddAction:
         path=shard["path"],
         size=shard["size_bytes"],
         partition_values={},
-        modification_time=time.time_ns() // 1_000_000,
+        modification_time=clock.now_ms(),
         data_change=True,
         stats=shard["stats"],
     )

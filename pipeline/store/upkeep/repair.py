@@ -1,19 +1,19 @@
 """What a check found damaged is taken out of a store, so that the next runs make again what it held."""
 
-import errno
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import conformed, filesystem, write_pieces
-from longvlm.pipeline.store.health import check_footer, without
+from longvlm.pipeline.store.files import conformed, write_pieces
+from longvlm.pipeline.store.health import OutOfReachError, check_footer, look_into, without
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.look import FORGOTTEN, Look
 from longvlm.pipeline.store.snapshot import DataFile
@@ -21,6 +21,7 @@ from longvlm.pipeline.store.upkeep.tombstones import copy_tombstones, read_copie
 from longvlm.pipeline.store.upkeep.verify import Verified, torn_writes
 from longvlm.schemas import tables
 
+T = TypeVar("T")
 _SHARDED = ("tokens", "segments")  # made again from videos, each whole: of the other tables what can be read is kept
 _DELETED = """
 SELECT DISTINCT video_id, source, uri, 'deleted' AS status, $run_id AS run_id,
@@ -63,6 +64,7 @@ def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
 
     Raises:
         CommitFailedError: another writer replaced a damaged file since.
+        OSError: a file is out of reach.
     """
     repaired = Repaired()
     for table in filter(store.has, tables.TABLES):
@@ -104,27 +106,29 @@ def _replace(store: Store, table: str, damaged: Sequence[DataFile], more: pa.Tab
 
 def _readable(table: str, file: DataFile, schema: pa.Schema) -> Iterator[pa.Table]:
     """The row groups of a file whose pages have their checksums; none where its footer is not its own."""
-    fs, path = filesystem(file.uri)
-    with ExitStack() as stack:
-        try:
-            parquet = pq.ParquetFile(stack.enter_context(fs.open(path, "rb")), page_checksum_verification=True)
-            check_footer(table, file, parquet)
-        except Exception as error:  # noqa: BLE001 - a flipped bit may make anything of a footer
-            _check_reach(error)
-            return
-        for group in range(parquet.num_row_groups):
-            try:
-                rows = conformed(parquet.read_row_group(group, use_threads=False), schema)
-            except Exception as error:  # noqa: BLE001 - and of a page
-                _check_reach(error)
-                continue
+
+    def num_groups(source: Any) -> int:
+        parquet = pq.ParquetFile(source)
+        check_footer(table, file, parquet)
+        return int(parquet.num_row_groups)
+
+    def read(group: int, source: Any) -> pa.Table:
+        parquet = pq.ParquetFile(source, page_checksum_verification=True)
+        return conformed(parquet.read_row_group(group, use_threads=False), schema)
+
+    for group in range(_unless_damaged(file.uri, num_groups) or 0):
+        if (rows := _unless_damaged(file.uri, partial(read, group))) is not None:
             yield rows
 
 
-def _check_reach(error: Exception) -> None:
-    """Raise what is not the file's own fault."""
-    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-        raise error
+def _unless_damaged(uri: str, look: Callable[[Any], T]) -> T | None:
+    """As `look_into`; None where it is gone, or what is looked at is not what was written."""
+    try:
+        return look_into(uri, look)
+    except OutOfReachError:
+        raise
+    except Exception:  # noqa: BLE001 - a flipped bit may make anything of a file
+        return None
 
 
 def _lost_tombstones(store: Store, damaged: Sequence[DataFile]) -> pa.Table:

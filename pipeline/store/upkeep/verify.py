@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -10,8 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import filesystem
-from longvlm.pipeline.store.health import check_footer, damaged_files, why_damaged, without
+from longvlm.pipeline.store.health import (
+    OutOfReachError,
+    check_footer,
+    damaged_files,
+    look_into,
+    why_damaged,
+    without,
+)
 from longvlm.pipeline.store.logfiles import log_damage
 from longvlm.pipeline.store.snapshot import DataFile, Snapshot
 from longvlm.pipeline.store.upkeep.tombstones import read_copies
@@ -62,13 +69,18 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
     Args:
         snapshot: from `Store.pin`.
         progress: called with the bytes of each file that was read.
+
+    Raises:
+        OSError: a file is out of reach, which is not its fault.
     """
     damaged: dict[str, str] = {}
     found: list[dict[str, Any]] = []
     for table, pinned in snapshot.tables.items():
         for file in pinned.files:
             try:
-                found += _check_file(table, file)
+                found += look_into(file.uri, partial(_check_file, table, file))
+            except OutOfReachError:
+                raise
             except Exception as error:  # noqa: BLE001 - a flipped bit may make anything of a file
                 damaged[file.uri] = why_damaged(error)
             progress(file.size_bytes)
@@ -96,18 +108,16 @@ def torn_writes(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 _FOUND = pa.schema([("write_id", pa.string()), ("table", pa.string()), ("problem", pa.string())])
 
 
-def _check_file(table: str, file: DataFile) -> Iterator[dict[str, Any]]:
+def _check_file(table: str, file: DataFile, source: Any) -> list[dict[str, Any]]:
     """What is wrong with rows of a file; raises where the file itself cannot be read."""
     problems: list[dict[str, Any]] = []
-    fs, path = filesystem(file.uri)
-    with fs.open(path, "rb") as source:
-        parquet = pq.ParquetFile(source, page_checksum_verification=True)
-        check_footer(table, file, parquet)
-        for group in range(parquet.num_row_groups):
-            rows = parquet.read_row_group(group, use_threads=False)
-            if table == "tokens":
-                problems += _wrong_blobs(rows)
-    yield from problems
+    parquet = pq.ParquetFile(source, page_checksum_verification=True)
+    check_footer(table, file, parquet)
+    for group in range(parquet.num_row_groups):
+        rows = parquet.read_row_group(group, use_threads=False)
+        if table == "tokens":
+            problems += _wrong_blobs(rows)
+    return problems
 
 
 def _wrong_blobs(rows: pa.Table) -> Iterator[dict[str, Any]]:

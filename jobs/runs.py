@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -72,10 +73,15 @@ def record_run(store: Store, job: str, report: Report, counts: dict[str, Any] | 
         "counts": json.dumps(report.as_json() if counts is None else counts),
         "wall_s": round(report.wall_s, 3),
         "stage_s": json.dumps({name: round(stage["busy_s"], 3) for name, stage in report.stages.items()}),
-        "versions": json.dumps({name: version(name) for name in VERSIONS}),
+        "versions": _versions(),
         "seq": clock.now_us(),
     }
     persist(store.uri, store.append, "runs", pa.Table.from_pylist([row], schema=tables.RUNS))
+
+
+@cache  # reading seven packages' metadata takes longer than the commit
+def _versions() -> str:
+    return json.dumps({name: version(name) for name in VERSIONS})
 
 
 def refresh_index(store: Store, notes: list[str]) -> None:

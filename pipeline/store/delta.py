@@ -248,10 +248,10 @@ class Logs:
         """What an attempt returns that commits upon the newest version of a table, which has all columns by then.
 
         Where another writer comes in between it is made again, a bounded number of times: what it looks at before it
-        commits holds when it does.
+        commits holds when it does. So it is where a file that it looked for is gone, as when others forget a video.
 
         Raises:
-            CommitFailedError: others kept coming in between.
+            CommitFailedError, FileNotFoundError: others kept coming in between.
         """
         number = 0
         while True:
@@ -261,7 +261,7 @@ class Logs:
                 with refusing_newer(f"{self.uri}/{table}"):
                     add_columns(handle, TABLES[table])
                     return attempt(handle)
-            except CommitFailedError:
+            except (CommitFailedError, FileNotFoundError):
                 if number == _COMMIT_TRIES:
                     raise
                 time.sleep(random.uniform(0.5, 1) * 0.05 * 2**number)  # noqa: S311 - spreads writers, guards nothing

@@ -200,7 +200,13 @@ class Store(delta.Logs):
 
     def forgotten(self) -> frozenset[str]:
         """The ids of the videos that are forgotten now."""
-        return self._tombstones.read(self.pin(("videos",)).table("videos").files)
+        while True:
+            pinned = self.pin(("videos",)).table("videos")
+            try:
+                return self._tombstones.read(pinned.files)
+            except FileNotFoundError:  # rewritten and deleted meanwhile, unless the log names it still
+                if self.pin(("videos",)).table("videos").version == pinned.version:
+                    raise
 
     def register_recipe(self, recipe: IndexRecipe, model: str) -> None:
         """Let the store know a recipe and the model it came with; the first one becomes the active one.

@@ -77,9 +77,7 @@ def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
     with catalog.connect(store.pin(("videos",))) as con:
         repaired.videos = _delete(store, con, lost, run_id)
     for table in _SHARDED:
-        damaged = [file for file in store.pin((table,)).table(table).files if file.uri in verified.damaged_files]
-        if damaged:
-            store.replace_files(table, damaged, [])
+        _drop(store, table, verified)
     if "videos" in repaired.rows_lost:  # an older row may count again, whose tokens are gone
         repaired.videos += delete_torn(store, run_id)
     _renew_copies(store)
@@ -90,6 +88,13 @@ def delete_torn(store: Store, run_id: str) -> int:
     """Delete the live videos that lack any of their tokens or segments; returns how many are to be indexed again."""
     with catalog.connect(store.pin(("videos", "segments", "tokens"))) as con:
         return _delete(store, con, [torn["write_id"] for torn in torn_writes(con)], run_id)
+
+
+def _drop(store: Store, table: str, verified: Verified) -> None:
+    """Drop the damaged files of a table from its log."""
+    damaged = [file for file in store.pin((table,)).table(table).files if file.uri in verified.damaged_files]
+    if damaged:
+        store.replace_files(table, damaged, [])
 
 
 def _replace(store: Store, table: str, damaged: Sequence[DataFile], more: pa.Table | None) -> int:

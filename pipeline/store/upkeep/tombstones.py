@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longvlm.pipeline.store import lease
 from longvlm.pipeline.store.files import conformed, filesystem
 from longvlm.pipeline.store.health import why_damaged
-from longvlm.pipeline.store.lease import create
 from longvlm.schemas import tables
 
 
@@ -27,7 +27,7 @@ def copy_tombstones(store_uri: str, tombstones: pa.Table) -> None:
     if tombstones.num_rows:
         sink = io.BytesIO()
         pq.write_table(tombstones, sink, write_page_checksum=True)
-        create(f"{_folder(store_uri)}/{uuid.uuid4()}.parquet", sink.getvalue())
+        lease.create(f"{_folder(store_uri)}/{uuid.uuid4()}.parquet", sink.getvalue())
 
 
 def read_copies(store_uri: str) -> tuple[pa.Table, dict[str, str]]:

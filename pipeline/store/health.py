@@ -24,7 +24,7 @@ class OutOfReachError(OSError):
     """A file that could not be read, which says nothing about its content; the error of the last try is its cause."""
 
 
-class Source:
+class TracedFile:
     """A file that is read, and what kept it from being read."""
 
     def __init__(self, file: Any) -> None:
@@ -57,7 +57,7 @@ def look_into(uri: str, look: Callable[[Any], T]) -> T:
         source = None
         try:
             with fs.open(path, "rb") as file:
-                source = Source(file)
+                source = TracedFile(file)
                 return look(source)
         except FileNotFoundError:
             raise

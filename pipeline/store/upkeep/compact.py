@@ -17,7 +17,7 @@ from deltalake.exceptions import CommitFailedError
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import conformed, filesystem, write_pieces
-from longvlm.pipeline.store.health import OutOfReachError, Source, why_damaged
+from longvlm.pipeline.store.health import OutOfReachError, TracedFile, why_damaged
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.upkeep.dead import Dead
@@ -243,7 +243,7 @@ def _row_groups(file: DataFile, schema: pa.Schema, damaged: dict[str, str] | Non
     """The row groups of a file; those that are damaged are noted and left out, or raise DamagedError."""
     fs, path = filesystem(file.uri)
     with _damage_of(file, damaged), fs.open(path, "rb") as opened:
-        source = Source(opened)
+        source = TracedFile(opened)
         with _told_from_damage(source):
             parquet = pq.ParquetFile(source, page_checksum_verification=True)
         for group in range(parquet.num_row_groups):
@@ -270,7 +270,7 @@ def _damage_of(file: DataFile, damaged: dict[str, str] | None) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _told_from_damage(source: Source) -> Iterator[None]:
+def _told_from_damage(source: TracedFile) -> Iterator[None]:
     """What is raised in the body because a read failed, as OutOfReachError."""
     try:
         yield

@@ -152,8 +152,10 @@ def left_over(store: Store, retention_hours: float) -> list[str]:
 
 def _hide(store: Store, video_ids: Sequence[str], run_id: str) -> VideoFamily:
     """Write the rows that keep the videos out, and find all that is theirs."""
-    family, tombstones = find_family(store.pin(("videos",)), video_ids)
-    said = {"status": "deleted", "error_code": FORGOTTEN, "run_id": run_id, "seq": clock.now_us()}
+    pinned = store.pin(("videos",))
+    family, tombstones = find_family(pinned, video_ids)
+    seq = max(clock.now_us(), *((file.max_seq or 0) + 1 for file in pinned.table("videos").files))
+    said = {"status": "deleted", "error_code": FORGOTTEN, "run_id": run_id, "seq": seq}
     rows = pa.Table.from_pylist([{**row, **said} for row in tombstones.to_pylist()], tables.VIDEOS)
     copy_tombstones(store.uri, rows)
     store.append("videos", rows)

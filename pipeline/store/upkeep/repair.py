@@ -44,9 +44,7 @@ class Repaired:
     """What a repair did."""
 
     videos: int = 0  # deleted, to be indexed again
-    rows_lost: dict[str, int] = field(
-        default_factory=dict
-    )  # by table: of videos, answers and others, that were damaged
+    rows_lost: dict[str, int] = field(default_factory=dict)  # by table, of damaged files other than of tokens
     tombstones: int = 0  # of forgotten videos, lost with the ledger and taken from their copies
 
 

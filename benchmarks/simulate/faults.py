@@ -87,9 +87,7 @@ FAULTS: dict[str, Fault] = {
     "manifests-lift-tombstones": _instead(
         (run, "ChangeCriteria", lambda *args, **said: ChangeCriteria(*args, **said | {"is_manifest": False}))
     ),
-    "forgotten-under-one-name": _instead(
-        _worded(changes, "_MOVES", "forgotten USING (content) WHERE", "forgotten USING (content) WHERE false AND")
-    ),
+    "forgotten-under-one-name": _instead(_worded(changes, "_MOVES", "IS NOT NULL OR alike = 1;", "IS NULL AND false;")),
     "copies-heal-checksums": _instead((compact, "pq", _Unchecked)),
     "torn-videos-stay": _instead((erase, "delete_torn", lambda *_: 0)),
     # --- looks that grew stale ---

@@ -33,7 +33,6 @@ class Model:
         self.read = StoreRead(world.store)
         self.step = 0
         self.first_seen: dict[tuple[Any, ...], int] = {}  # rows of videos -> step
-        self.newest_seq: Counter[str] = Counter()
         self.held: dict[tuple[str, str], int] = {}  # video and recipe -> content that has to stay live
         self.forgotten: dict[str, int] = {}  # videos that have to stay away -> step
         self.contents_forgotten: dict[int, int] = {}
@@ -147,17 +146,17 @@ class Model:
 
     def _take_in(self, new: dict[str, list[Row]]) -> None:
         for table in ("videos", "answers"):
-            seen_before = self.newest_seq[table]
+            known = [row["seq"] for row in self.read.rows(table) if _identity(row) in self.first_seen]
+            newest_seq = max(known, default=0)  # of what is there still: what was newer may be erased
             for row in sorted(new[table], key=lambda row: row["seq"]):
                 key = _identity(row)
                 if key in self.first_seen:
                     continue
                 self.first_seen[key] = self.step
-                if row["seq"] <= seen_before:
+                if row["seq"] <= newest_seq:
                     raise PromiseError(
-                        f"a row of {table} was committed with seq {row['seq']}, and there was {seen_before}"
+                        f"a row of {table} was committed with seq {row['seq']}, and there was {newest_seq}"
                     )
-                self.newest_seq[table] = max(self.newest_seq[table], row["seq"])
                 if table == "videos":
                     self._take_in_video(row)
                 else:

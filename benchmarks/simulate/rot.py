@@ -33,7 +33,7 @@ def rot(world: Simulation, read: StoreRead, what: str, number: int) -> str | Non
         return None
     file = files[number % len(files)]
     how = ["a bit flips in", "the end is lost of", "nothing is there any more of"][number // 64 % 3]
-    size = file.stat().st_size
+    size = max(1, file.stat().st_size)
     if what in ("lease", "note"):  # its writer was killed at it
         how = "the end is lost of"
     if what in ("tokens", "segments"):

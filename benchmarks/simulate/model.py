@@ -36,6 +36,7 @@ class Model:
         self.held: dict[tuple[str, str], int] = {}  # video and recipe -> content that has to stay live
         self.forgotten: dict[str, int] = {}  # videos that have to stay away -> step
         self.contents_forgotten: dict[int, int] = {}
+        self.erased: set[str] = set()  # videos of which no log may name a row again, until their names are free
         self.hurt_writes: set[str] = set()
         self.answers: dict[tuple[str, str], str] = {}  # write and question -> run that gave the newest answer
         self.rows_of_run: dict[str, list[Row]] = defaultdict(list)
@@ -131,6 +132,7 @@ class Model:
             raise PromiseError(f"forget says that nothing is left of {self._name(video)}, which is in {left}")
         if video not in self.read.kept_out():
             raise PromiseError(f"forget says that {self._name(video)} is forgotten, and nothing keeps it out")
+        self.erased.add(video)
 
     def _judge_read(self, found: list[tuple[str, bytes | PipelineError]]) -> None:
         for write, said in found:
@@ -176,7 +178,9 @@ class Model:
             if row["size_bytes"]:
                 self.contents_forgotten.setdefault(people.content_of_size(row["size_bytes"]), self.step)
             self._let_go(video)
-        elif str(row["source"]).endswith(".csv"):  # a manifest's owner may leave out what is there
+            return
+        self.erased.discard(video)
+        if str(row["source"]).endswith(".csv"):  # a manifest's owner may leave out what is there
             self._let_go(video)
 
     def _check_whole(self, read: StoreRead, live: dict[tuple[str, str], Row]) -> None:
@@ -209,6 +213,10 @@ class Model:
         self.forgotten = {video: step for video, step in self.forgotten.items() if video in there}
         kept = self.bucket.content_since.keys() & self.contents_forgotten.keys()
         self.contents_forgotten = {content: self.contents_forgotten[content] for content in kept}
+        for table in ("videos", "tokens", "segments", "answers"):
+            for row in self.read.rows(table):
+                if row["video_id"] in self.erased and row.get("error_code") != "forgotten":
+                    raise PromiseError(f"{table} names a row of {self._name(row['video_id'])} again, which was erased")
         for (video, _), row in live.items():
             if video in self.forgotten:
                 raise PromiseError(f"{self._name(video)} was forgotten and is live")

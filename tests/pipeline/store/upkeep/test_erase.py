@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import stores
+from stores import rows
 
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.catalog import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
@@ -18,11 +18,6 @@ from longvlm.pipeline.store.upkeep.dead import dead_writes
 from longvlm.pipeline.store.upkeep.verify import verify
 from longvlm.schemas import tables
 from longvlm.schemas.identity import video_id
-
-
-def rows(store, sql):
-    with catalog.connect(store.pin()) as con:
-        return catalog.query(con, sql).to_pylist()
 
 
 def answer(store, name, text):

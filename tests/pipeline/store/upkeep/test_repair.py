@@ -2,14 +2,12 @@ from pathlib import Path
 
 import stores
 
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.upkeep.repair import repair
 from longvlm.pipeline.store.upkeep.verify import verify
 
 
 def live(store):
-    with catalog.connect(store.pin()) as con:
-        return {Path(uri).stem for (uri,) in con.execute("SELECT uri FROM live_videos").fetchall()}
+    return {Path(row["uri"]).stem for row in stores.rows(store, "SELECT uri FROM live_videos")}
 
 
 def test_videos_that_lost_tokens_are_deleted_and_the_store_is_whole_again(store):

@@ -74,7 +74,7 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
         if pinned.files:
             damaged |= log_damage(f"{pinned.files[0].uri.rpartition('/')[0]}/_delta_log")
     damaged |= damaged_files(without(snapshot, damaged))
-    with catalog.connect(without(snapshot, damaged)) as con:
+    with catalog.connect(without(snapshot, damaged), ("live_videos",)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
         problems = [row for sql in (_OF_LIVE, _TWICE) for row in con.sql(sql).to_arrow_table().to_pylist()]
         problems += torn_writes(con)

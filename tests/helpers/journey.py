@@ -12,6 +12,7 @@ import pytest
 
 from clips import write_clip
 from longvlm.jobs.cluster.executor import IN_PROCESS
+from longvlm.jobs.cluster.logs import log
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from models import save_clip_tower
 
@@ -58,6 +59,15 @@ def in_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", IN_PROCESS)
         yield
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Gives a monkeypatch; what a driver's environment has it log is over afterwards."""
+    kept, level = list(log.handlers), log.level
+    yield monkeypatch
+    log.handlers[:] = kept
+    log.setLevel(level)
 
 
 @pytest.fixture(params=["on_ray"])

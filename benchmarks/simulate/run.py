@@ -13,12 +13,12 @@ from typing import Any
 from benchmarks.simulate import people
 from benchmarks.simulate.jobs import QUESTIONS, Jobs, stood_in
 from benchmarks.simulate.model import Model
-from benchmarks.simulate.people import Bucket
+from benchmarks.simulate.people import Footage
 from benchmarks.simulate.reader import PromiseError
 from benchmarks.simulate.rot import rot
 from benchmarks.simulate.seams import simulated
 from benchmarks.simulate.turns import Turn
-from benchmarks.simulate.world import Actor, World
+from benchmarks.simulate.world import Actor, Simulation
 from longvlm.schemas.identity import video_id
 
 VIEWS_EVERY = 5  # turns
@@ -61,8 +61,8 @@ def play(turns: Sequence[Turn], seed: int, *, view_every: int = VIEWS_EVERY) -> 
 class _History:
     def __init__(self, folder: Path, seed: int, played: Played) -> None:
         (folder / "videos").mkdir()
-        self.world = World(folder, seed)
-        self.bucket = Bucket(folder / "videos")
+        self.world = Simulation(folder, seed)
+        self.bucket = Footage(folder / "videos")
         self.jobs = Jobs(self.world, self.bucket)
         self.model = Model(self.world, self.bucket)
         self.played = played

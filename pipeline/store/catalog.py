@@ -239,7 +239,7 @@ def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, views: Col
             raise
         raise InputError(
             f"a file that the store's log names is gone or damaged ({first_line(error)}); bring it back, or let "
-            "`longvlm maintain --verify` say which videos it held and index them again."
+            "`longvlm maintain --verify` say what it held, and `--repair` drop it, so that the next runs make it again."
         ) from error
 
 

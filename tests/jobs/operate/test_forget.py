@@ -149,3 +149,18 @@ def test_a_damaged_file_is_a_sentence_and_after_its_repair_the_erasure_goes_on(s
         assert str(last) in done.stderr
     assert CliRunner().invoke(main, ["maintain", "--store", store, "--repair"]).exit_code == 0
     assert CliRunner().invoke(main, forget).exit_code == 0
+
+
+def test_a_damaged_ledger_is_a_sentence_and_after_its_repair_who_was_forgotten_stays_so(store, clips):
+    first, second = (["forget", "--store", store, "--uri", str(clips / f"clip-0{i}.mp4"), "--yes"] for i in (3, 4))
+    assert CliRunner().invoke(main, first).exit_code == 0
+    for file in Store.open(store).pin().table("videos").files:
+        Path(file.uri).write_bytes(Path(file.uri).read_bytes()[:-9] + b"rotten!!!")
+    done = CliRunner().invoke(main, second)
+    assert (done.exit_code, "`--repair` drop it" in done.stderr) == (2, True), done.output
+    repaired = CliRunner().invoke(main, ["maintain", "--store", store, "--repair"])
+    assert repaired.exit_code == 0, repaired.output
+    assert "the ledger lost rows: the next index run watches their videos again" in repaired.stderr
+    again = run_index(IndexOrder(Source(str(clips)), store))
+    assert (again.counts.forgotten, again.counts.indexed) == (1, 11)
+    assert live(store) == {str(clips / f"clip-{i:02}.mp4") for i in range(12) if i != 3}

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import time
 from functools import partial
@@ -17,6 +18,7 @@ from longvlm.jobs.answer.run import AnswerOrder, answer_questions
 from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.operate.nightly import NightlyOrder, run_nightly
+from longvlm.jobs.operate.standstill import Standstill
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.pipeline.store.lease import Lease, create, newest
@@ -163,6 +165,24 @@ def test_a_night_whose_lease_is_taken_over_ends(source, store, monkeypatch):
     assert list(report.parts) == ["index"]
     assert "another run took over" in json.loads(nights(store)[0]["counts"])["stopped"]
     assert newest(f"{store}/leases/nightly")[1].holder == "another"
+
+
+def test_a_night_in_which_nothing_moves_ends_and_keeps_nobody_away(source, store, monkeypatch):
+    """A part waits for what never comes: here a pipe that nobody writes into."""
+    monkeypatch.setattr(longvlm.jobs.operate.nightly, "Lease", partial(Lease, expiry_s=3.0))
+    monkeypatch.setattr(longvlm.jobs.operate.nightly, "Standstill", partial(Standstill, 2.5))
+    reading, writing = os.pipe()
+
+    def hangs(*_):
+        os.read(reading, 1)
+
+    monkeypatch.setattr(longvlm.jobs.operate.nightly, "maintain_store", hangs)
+    report = night(source, store)
+    os.close(reading), os.close(writing)
+    assert "nothing has moved" in report.stopped
+    assert "it waits in hangs of " in report.stopped
+    assert list(report.parts) == ["index", "maintain"]
+    assert "nothing has moved" in json.loads(nights(store)[0]["counts"])["stopped"]
 
 
 def test_a_part_that_breaks_is_in_the_row_all_the_same(source, store, monkeypatch):

@@ -70,8 +70,7 @@ def test_a_damaged_footer_of_segments_is_repaired(store):
     stores.index(store, ["b"], seed=1)
     path = Path(store.pin().table("segments").files[0].uri)
     path.write_bytes(path.read_bytes()[:-9] + b"rotten!!!")
-    snapshot = store.pin()
-    assert repair(store, snapshot, verify(snapshot), "run") == 1
+    assert repair(store, verify(store.pin()), "run").videos == 1
     verified = verify(store.pin())
     assert (verified.damaged_files, verified.problems, verified.num_videos) == ({}, [], 1)
 

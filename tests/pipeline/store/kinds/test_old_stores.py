@@ -165,7 +165,7 @@ def test_what_it_lost_is_found_and_taken_out(old):
     snapshot = old.pin()
     found = verify(snapshot)
     assert list(found.damaged_files) == [damaged]
-    assert repair(old, snapshot, found, "run") == 2
+    assert repair(old, found, "run").videos == 2
     assert set(live(old)) == {"new"}
     assert not verify(old.pin()).problems
 

@@ -179,7 +179,7 @@ def _answer(order: IndexOrder, questions: pa.Table, counts: dict[str, Any], repo
     if left is not None and left <= 0:
         counts["out_of_time"] = True
         return
-    with catalog.connect(Store.open(order.store).pin(("videos",))) as con:
+    with catalog.connect(Store.open(order.store).pin(("videos",)), ("live_videos",)) as con:
         if not con.execute("SELECT count(*) FROM live_videos").fetchall()[0][0]:
             counts["asked"] = 0  # an empty bucket is nothing to be alarmed about
             return

@@ -69,7 +69,7 @@ class Erased:
 
 def unknown_videos(store: Store, video_ids: Sequence[str]) -> set[str]:
     """Which of some videos a store has never heard of."""
-    with catalog.connect(store.pin(("videos",))) as con:
+    with catalog.connect(store.pin(("videos",)), ()) as con:
         con.register("asked", pa.table({"video_id": pa.array(video_ids, pa.string())}))
         sql = "SELECT video_id FROM asked ANTI JOIN ledger_videos USING (video_id)"
         return {video for (video,) in con.execute(sql).fetchall()}
@@ -87,7 +87,7 @@ def foresee(store: Store, video_ids: Sequence[str]) -> Foreseen:
     """What forgetting videos known to the store would take from it as it is now."""
     snapshot = store.pin(ERASED)
     family, _ = find_family(snapshot, video_ids)
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos")}), ()) as con:
         family.register(con)
         uris = con.execute("SELECT DISTINCT uri FROM ledger_videos SEMI JOIN family USING (video_id) ORDER BY uri")
         named = [uri for (uri,) in uris.fetchall() if uri]
@@ -143,7 +143,7 @@ def left_over(store: Store, retention_hours: float) -> list[str]:
     """
     snapshot = store.pin(ERASED)
     recent = {table: PinnedTable(0, files) for table, files in recent_files(snapshot, retention_hours).items()}
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos"), **recent})) as con:
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos"), **recent}), ("live_videos",)) as con:
         if not con.execute("FROM deletions WHERE is_forgotten LIMIT 1").fetchall():
             return []
         found = con.execute(_LEFT_OVER, {"tombstone": FORGOTTEN, "proof": PROVED}).fetchall()
@@ -164,7 +164,7 @@ def _hide(store: Store, video_ids: Sequence[str], run_id: str) -> VideoFamily:
 
 def _note_proof(store: Store, family: VideoFamily, run_id: str) -> None:
     """Write once more the rows that keep the videos out, as those of videos of which nothing is left."""
-    with catalog.connect(store.pin(("videos",))) as con:
+    with catalog.connect(store.pin(("videos",)), ()) as con:
         family.register(con)
         values = {"tombstone": FORGOTTEN, "proof": PROVED, "run_id": run_id}
         proof = con.sql(_PROOF, params=values).to_arrow_table().cast(tables.VIDEOS)

@@ -91,7 +91,7 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
                 damaged |= read_copies(folder.rpartition("/")[0])[1]
     damaged |= damaged_files(without(snapshot, damaged))
     asked = Snapshot({table: snapshot.table(table) for table in ("videos", *_COUNTED)})
-    with catalog.connect(without(asked, damaged)) as con:
+    with catalog.connect(without(asked, damaged), ("live_videos",)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
         problems = [row for sql in (_OF_LIVE, _TWICE) for row in con.sql(sql).to_arrow_table().to_pylist()]
         problems += torn_writes(con)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from pyarrow import parquet
+from stores import rows
 
 from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
@@ -14,7 +15,6 @@ from longvlm.jobs.index.run import run_index
 from longvlm.jobs.operate.forget import find_videos, read_uris
 from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
 from longvlm.pipeline.source.corpus import Source
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import write_parquet
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import InputError
@@ -27,8 +27,7 @@ def store(tmp_path, indexed):
 
 
 def live(store):
-    with catalog.connect(Store.open(store).pin()) as con:
-        return {row["uri"] for row in catalog.query(con, "SELECT uri FROM live_videos").to_pylist()}
+    return {row["uri"] for row in rows(store, "SELECT uri FROM live_videos")}
 
 
 def test_a_video_is_forgotten_by_its_path_and_not_indexed_again(store, clips):

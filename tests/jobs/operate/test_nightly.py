@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from servers import Webhook
+from stores import rows
 
 import longvlm.jobs.answer.run
 import longvlm.jobs.index.run
@@ -20,7 +21,6 @@ from longvlm.jobs.operate.nightly import NightlyOrder, run_nightly
 from longvlm.jobs.operate.standstill import Standstill
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.source.corpus import Source, list_source
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.lease import Lease, create, newest
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
@@ -44,10 +44,6 @@ def questions(tmp_path):
 def night(source, store, *, questions=None, alerts=None, webhook=None, **index):
     order = IndexOrder(Source(str(source)), str(store), **index)
     return run_nightly(NightlyOrder(order, questions=questions, alerts=alerts, webhook=webhook))
-
-
-def rows(store, sql):
-    return catalog.query(catalog.connect(Store.open(str(store)).pin()), sql).to_pylist()
 
 
 def nights(store):

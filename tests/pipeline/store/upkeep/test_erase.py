@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 import stores
 from fsspec.implementations.local import LocalFileOpener
+from stores import rows
 
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.catalog import write_index_duckdb
 from longvlm.pipeline.store.health import OutOfReachError, damaged_files
 from longvlm.pipeline.store.ledger import Store
@@ -20,11 +20,6 @@ from longvlm.pipeline.store.upkeep.dead import dead_writes
 from longvlm.pipeline.store.upkeep.verify import verify
 from longvlm.schemas import tables
 from longvlm.schemas.identity import video_id
-
-
-def rows(store, sql):
-    with catalog.connect(store.pin()) as con:
-        return catalog.query(con, sql).to_pylist()
 
 
 def answer(store, name, text):

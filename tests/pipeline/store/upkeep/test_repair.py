@@ -18,8 +18,7 @@ from longvlm.schemas.identity import video_id
 
 
 def live(store):
-    with catalog.connect(store.pin()) as con:
-        return {Path(uri).stem for (uri,) in con.execute("SELECT uri FROM live_videos").fetchall()}
+    return {Path(row["uri"]).stem for row in stores.rows(store, "SELECT uri FROM live_videos")}
 
 
 def test_videos_that_lost_tokens_are_deleted_and_the_store_is_whole_again(store):

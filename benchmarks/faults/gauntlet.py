@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults import processes, storage
+from benchmarks.faults import clock, processes, rot, sleep, storage
 from benchmarks.faults.bucket import Bucket
 from benchmarks.faults.trial import MissedError, SkippedError, Trial
 from benchmarks.faults.world import Ended, Head, HungError, World, make_world
@@ -52,6 +52,9 @@ def all_faults(bucket: Bucket) -> dict[str, Fault]:
         "writer_killed": Fault(processes.writer_killed, 2),
         "child_killed": Fault(processes.child_killed, 2),
         "encoder_dies_in_batch": Fault(processes.encoder_dies_in_batch),
+        "driver_asleep_past_retention": Fault(sleep.driver_asleep_past_retention),
+        "encoder_stopped_stall": Fault(sleep.encoder_stopped_stall),
+        "encoder_stopped_max_hours": Fault(sleep.encoder_stopped_max_hours),
         "child_hangs": Fault(processes.poisoned("hang", "deadline")),
         "child_swells": Fault(processes.poisoned("swell", "memory_limit")),
         "child_crashes": Fault(processes.poisoned("crash", "decoder_crashed")),
@@ -62,12 +65,18 @@ def all_faults(bucket: Bucket) -> dict[str, Fault]:
         "store_cut_off": Fault(partial(storage.store_unreachable, bucket=bucket, how="reset")),
         "store_silent": Fault(partial(storage.store_unreachable, bucket=bucket, how="silent")),
         "source_failing": Fault(partial(storage.source_failing, bucket=bucket)),
+        "source_short": Fault(partial(storage.source_short, bucket=bucket)),
         "file_replaced": Fault(storage.file_replaced),
         "file_deleted": Fault(storage.file_deleted),
         "two_jobs_on_one_cluster": Fault(storage.two_jobs_on_one_cluster),
         "two_jobs_on_two_clusters": Fault(storage.two_jobs_on_two_clusters),
         "answered_and_maintained": Fault(storage.answered_and_maintained),
-        "shard_damaged": Fault(storage.shard_damaged),
+        "shard_damaged": Fault(rot.shard_damaged),
+        "footer_rot_tokens": Fault(partial(rot.footer_rot, table="tokens")),
+        "footer_rot_segments": Fault(partial(rot.footer_rot, table="segments")),
+        "footer_rot_videos": Fault(partial(rot.footer_rot, table="videos")),
+        "clock_a_day_ahead": Fault(partial(clock.clock_ahead, days=1)),
+        "clock_a_year_ahead": Fault(partial(clock.clock_ahead, days=365)),
     }
 
 
@@ -83,6 +92,7 @@ def measure(world: World, folder: Path) -> None:
         moments.append(time.monotonic())
     world.work_s, world.commits_s = moments[1] - moments[0], moments[2] - moments[1]
     trial.go_on([driver.end()])
+    world.tokens = trial.look().tokens
     if trial.broken or trial.lost or trial.doubled:
         raise RuntimeError(f"a run without faults: {trial.broken} {trial.lost} {trial.doubled}")
 

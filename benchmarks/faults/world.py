@@ -261,6 +261,7 @@ class World:
     rng: random.Random
     work_s: float = 0.0  # of an undisturbed run: from the recipe's commit to the first commit of videos,
     commits_s: float = 0.0  # and from there to the last
+    tokens: dict[str, str] = field(default_factory=dict)  # that it made, by name, as digests
 
 
 def make_world(folder: Path, num_videos: int, rng: random.Random) -> World:

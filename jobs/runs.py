@@ -1,8 +1,8 @@
 """The end of every run: its row in the table `runs`, small files merged, and `index.duckdb` brought up to date."""
 
 import json
-import time
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from longvlm.jobs.cluster.trouble import trouble
 from longvlm.pipeline.store.catalog import first_line, write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.compact import merge_small_files
-from longvlm.schemas import tables
+from longvlm.schemas import clock, tables
 from longvlm.schemas.errors import InputError
 
 # what may keep a store from being tidied: a damaged file, a full or read-only disk, a network
@@ -73,10 +73,15 @@ def record_run(store: Store, job: str, report: Report, counts: dict[str, Any] | 
         "counts": json.dumps(report.as_json() if counts is None else counts),
         "wall_s": round(report.wall_s, 3),
         "stage_s": json.dumps({name: round(stage["busy_s"], 3) for name, stage in report.stages.items()}),
-        "versions": json.dumps({name: version(name) for name in VERSIONS}),
-        "seq": time.time_ns() // 1000,
+        "versions": _versions(),
+        "seq": clock.now_us(),
     }
     persist(store.uri, store.append, "runs", pa.Table.from_pylist([row], schema=tables.RUNS))
+
+
+@cache  # reading seven packages' metadata takes longer than the commit
+def _versions() -> str:
+    return json.dumps({name: version(name) for name in VERSIONS})
 
 
 def refresh_index(store: Store, notes: list[str]) -> None:

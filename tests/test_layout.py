@@ -1,6 +1,7 @@
 """The rules of the house that a machine can hold: who may import whom, how large files and folders grow."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -155,6 +156,12 @@ def test_folders_stay_small():
     folders = {path.parent for path in [*SOURCES, *BENCHMARKS, *TESTS]}
     sizes = {folder: len({*folder.glob("*.py")} - {folder / "__init__.py"}) for folder in folders}
     assert {str(folder.relative_to(ROOT)): size for folder, size in sizes.items() if size > 15} == {}
+
+
+def test_a_store_asks_no_clock_but_its_own():
+    asking = re.compile(r"\btime\.time(_ns)?\(|datetime\.now\(")
+    files = [*(ROOT / "pipeline/store").rglob("*.py"), *(ROOT / "schemas").glob("*.py")]
+    assert [path.name for path in files if asking.search(path.read_text())] == ["clock.py"]
 
 
 def test_schemas_need_only_pyarrow():

@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -25,7 +24,7 @@ from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.budget import Budget, fit, follows_question
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
 from longvlm.pipeline.vision.tokens import VideoTokens
-from longvlm.schemas import tables
+from longvlm.schemas import clock, tables
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
 from longvlm.schemas.tables import AskedQuestion, GroupRow
@@ -242,7 +241,7 @@ def _row(group: GroupRow, question: AskedQuestion, recipe: AnswerRecipe, run_id:
         "run_id": run_id,
         "model": recipe.model,
         "answer_recipe": recipe.fingerprint,
-        "created_at": datetime.now(UTC).replace(tzinfo=None),
+        "created_at": clock.utc_now(),
     }
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Generator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from longvlm.pipeline.judging.benchmarks import Benchmark
 from longvlm.pipeline.judging.judges import Case, Judge, Verdict, judge_all
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
-from longvlm.schemas import tables
+from longvlm.schemas import clock, tables
 from longvlm.schemas.errors import ErrorCode
 
 NOT_IN_STORE = "not_in_store"
@@ -207,7 +206,7 @@ class Verdicts:
             "judge": self.judge.name,
             "prompt_hash": prompt_hash,
             **{name: said[name] for name in _SAID},
-            "created_at": datetime.now(UTC).replace(tzinfo=None),
+            "created_at": clock.utc_now(),
         }
         key = tuple(row[name] for name in _KEY)
         if key not in there:

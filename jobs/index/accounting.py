@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.pipeline.store.ledger import Store
-from longvlm.schemas import tables
+from longvlm.schemas import clock, tables
 from longvlm.schemas.errors import OWN_FAILURES, ErrorCode
 from longvlm.schemas.identity import new_write_id
 from longvlm.schemas.recipe import TIME_RULE
@@ -71,7 +70,7 @@ class Account:
             "status": status,
             "error_code": error_code,
             "error": error,
-            "indexed_at": datetime.now(UTC).replace(tzinfo=None),
+            "indexed_at": clock.utc_now(),
         }
 
     def reopen(self, row: dict[str, Any]) -> None:

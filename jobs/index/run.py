@@ -86,11 +86,12 @@ def take_stock(
     """
     check_order(order)
     doing(f"listing {order.source.uri}")
+    store = Store.find(order.store)
+    listed_seq = store.pin(("videos",)).newest_seq("videos") if store else 0  # who came later is not gone, but not seen
     num_listed = spool_source(order.source, str(scratch), left_out)
     if not num_listed and not (order.prune and order.allow_mass_delete):
         raise nothing_in(order.source, left_out)
     doing("reading the store and the model")
-    store = Store.find(order.store)
     recipe, model = choose_index_recipe(store, order.model, order.recipe, order.decode)
     criteria = ChangeCriteria(
         recipe.fingerprint,
@@ -100,6 +101,7 @@ def take_stock(
         restale=order.restale,
         is_manifest=order.source.is_manifest,
         by_time=recipe.sampling == "interval",
+        listed_seq=listed_seq,
     )
     doing(f"comparing {num_listed:,} listed videos with the store")
     changes = compare(str(scratch), store.pin(("videos",)) if store else Snapshot(), criteria)

@@ -43,6 +43,7 @@ from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.lease import Lease
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.uris import locate
+from longvlm.schemas import clock
 from longvlm.schemas.errors import ErrorCode, InputError
 from longvlm.schemas.identity import new_run_id
 
@@ -148,7 +149,7 @@ def _all_parts(order: NightlyOrder, questions: pa.Table | None, queries: list[Al
         store = Store.open(order.index.store)
         report.wall_s = time.time() - report.started_s
         row = {"run_id": report.run_id, "job": "nightly", "counts": json.dumps(report.as_json())}
-        timed = {**row, "wall_s": report.wall_s, "seq": time.time_ns() // 1000}
+        timed = {**row, "wall_s": report.wall_s, "seq": clock.now_us()}
         counts.update(run_alerts(store.pin(), timed, queries, store.uri, order.webhook).as_json())
 
 

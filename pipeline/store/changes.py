@@ -1,5 +1,6 @@
 """A listing held against the ledger, in DuckDB: what is new, changed, moved, gone, and what is left to do."""
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ _OF_OLD_TIMES = f"""time_rule IS NULL AND num_frames > 1 AND least(
 
 _KNOWN = f"""
 CREATE TEMP TABLE known AS  -- the newest row of each video and recipe that is not deleted
-SELECT video_id, recipe, status, error_code, attempts, source, uri, etag, size_bytes, modified_at,
+SELECT video_id, recipe, status, error_code, attempts, source, uri, etag, size_bytes, modified_at, seq,
     coalesce({_OF_OLD_TIMES}, false) AS is_of_old_times
 FROM newest_rows WHERE recipe IS NOT NULL AND status <> 'deleted';
 
-CREATE TEMP TABLE gone AS  -- videos of this source that the listing lacks
+CREATE TEMP TABLE gone AS  -- videos of this source that the listing lacks, and of which nothing is newer than that
 SELECT video_id, any_value(uri) AS uri FROM known ANTI JOIN listed USING (video_id)
-WHERE source = $home GROUP BY video_id;
+WHERE source = $home GROUP BY video_id HAVING max(seq) <= $listed_seq;
 """
 _STILL_THERE = "SELECT DISTINCT video_id FROM known SEMI JOIN listed USING (video_id) WHERE source = ?"
 
@@ -145,7 +146,7 @@ SELECT video_id, $home AS source, 'deleted' AS status, $run_id AS run_id,
 FROM (
     SELECT video_id, arg_max(source, seq) AS source,
         arg_max(content_of(size_bytes, etag, modified_at), seq) FILTER (size_bytes > 0) AS content
-    FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id
+    FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id HAVING max(seq) <= $listed_seq
 ) SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id) ANTI JOIN listed USING (video_id)
 WHERE $prune AND source = $home
     AND NOT coalesce(content IN (SELECT content_of(size_bytes, etag, modified_at) FROM listed), false)
@@ -163,6 +164,7 @@ class ChangeCriteria:
     restale: bool = False  # index also what is indexed at this same content, but stale
     is_manifest: bool = False  # which may leave out a file that is there
     by_time: bool = True  # whether the recipe takes frames by their times, and not by their numbers
+    listed_seq: int = sys.maxsize  # the largest seq that the ledger held when the listing began
 
 
 class Changes:
@@ -218,7 +220,7 @@ class Changes:
         # not list it is no proof that it is gone.
         proves = self.criteria.covers is None and not self.criteria.is_manifest
         lifted = _LIFTED if proves else f"{_LIFTED} AND false"
-        values = {"home": self.criteria.home, "run_id": run_id, "prune": prune}
+        values = {"home": self.criteria.home, "run_id": run_id, "prune": prune, "listed_seq": self.criteria.listed_seq}
         parts = " UNION ALL BY NAME ".join(f"({part})" for part in (_ADOPTED, _DELETED, lifted))
         sql = f"(FROM ledger_videos WHERE false) UNION ALL BY NAME {parts}"
         return self.con.sql(sql, params=values).to_arrow_table().cast(tables.VIDEOS)
@@ -252,7 +254,8 @@ def compare(listing: str, snapshot: Snapshot, criteria: ChangeCriteria) -> Chang
     con.execute(f"SET temp_directory = {catalog.quoted(tempfile.gettempdir())}")
     con.execute(f"CREATE TEMP VIEW listed AS FROM {catalog.rows_of([listing])}")
     for statement in _KNOWN.split(";")[:-1]:
-        con.execute(statement, {"home": criteria.home} if "$home" in statement else None)
+        values = {"home": criteria.home, "listed_seq": criteria.listed_seq}
+        con.execute(statement, values if "$home" in statement else None)
     if criteria.covers is not None:
         _leave_out_uncovered(con, criteria.covers)
     num_still_there = _number(con, _STILL_THERE, [criteria.home])

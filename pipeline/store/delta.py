@@ -38,6 +38,7 @@ from longvlm.pipeline.store import logfiles
 from longvlm.pipeline.store.files import UNSPEAKABLE
 from longvlm.pipeline.store.snapshot import DataFile
 from longvlm.pipeline.uris import is_local
+from longvlm.schemas import clock
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import TABLES
 
@@ -194,7 +195,7 @@ def add_action(shard: dict[str, Any]) -> AddAction:
         path=shard["path"],
         size=shard["size_bytes"],
         partition_values={},
-        modification_time=time.time_ns() // 1_000_000,
+        modification_time=clock.now_ms(),
         data_change=True,
         stats=shard["stats"],
     )
@@ -247,10 +248,10 @@ class Logs:
         """What an attempt returns that commits upon the newest version of a table, which has all columns by then.
 
         Where another writer comes in between it is made again, a bounded number of times: what it looks at before it
-        commits holds when it does.
+        commits holds when it does. So it is where a file that it looked for is gone, as when others forget a video.
 
         Raises:
-            CommitFailedError: others kept coming in between.
+            CommitFailedError, FileNotFoundError: others kept coming in between.
         """
         number = 0
         while True:
@@ -260,7 +261,7 @@ class Logs:
                 with refusing_newer(f"{self.uri}/{table}"):
                     add_columns(handle, TABLES[table])
                     return attempt(handle)
-            except CommitFailedError:
+            except (CommitFailedError, FileNotFoundError):
                 if number == _COMMIT_TRIES:
                     raise
                 time.sleep(random.uniform(0.5, 1) * 0.05 * 2**number)  # noqa: S311 - spreads writers, guards nothing

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from longvlm.pipeline.store.files import canonical, filesystem
 from longvlm.pipeline.uris import is_local
+from longvlm.schemas import clock
 from longvlm.schemas.errors import InputError
 
 EXPIRY_S = 900.0  # after this long without a renewal it may be taken over
@@ -75,7 +76,7 @@ class Lease:
         self.on_loss = on_loss
         self.expiry_s = expiry_s
         self.lost: str | None = None  # why it is not ours any more
-        self._claim = Claim(uuid.uuid4().hex, socket.gethostname(), time.time(), 0.0, expiry_s)
+        self._claim = Claim(uuid.uuid4().hex, socket.gethostname(), clock.now_s(), 0.0, expiry_s)
         self._generation = 0
         self._ended = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name=f"lease {name}", daemon=True)
@@ -107,7 +108,7 @@ class Lease:
         self._generation, present = newest(self.folder)
         if present and present.until_s and _age_s(self.folder, self._generation) < present.expiry_s:
             raise LeaseHeldError(present)
-        if not self._advance(until_s=time.time() + self.expiry_s):
+        if not self._advance(until_s=clock.now_s() + self.expiry_s):
             _, present = newest(self.folder)
             raise LeaseHeldError(present or self._claim)
 
@@ -115,10 +116,10 @@ class Lease:
         wait_s = self.expiry_s / RENEWALS
         while not self._ended.wait(wait_s):
             try:
-                is_ours = self._advance(until_s=time.time() + self.expiry_s)
+                is_ours = self._advance(until_s=clock.now_s() + self.expiry_s)
                 wait_s, problem = self.expiry_s / RENEWALS, "another run took over the lease"
             except Exception as error:  # noqa: BLE001 - whatever kept it from the store, it may get through next time
-                is_ours = time.time() < self._claim.until_s
+                is_ours = clock.now_s() < self._claim.until_s
                 wait_s, problem = min(_RETRY_S, wait_s), f"the lease could not be renewed ({error})"
             if not is_ours:
                 self.lost = problem

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.taken import note, strike, taken
 from longvlm.pipeline.store.uncommitted import SHARDED, Uncommitted, missing_files
 from longvlm.pipeline.uris import is_local
+from longvlm.schemas import clock
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import IndexRecipe, from_spec
 from longvlm.schemas.tables import TABLES
@@ -200,7 +200,13 @@ class Store(delta.Logs):
 
     def forgotten(self) -> frozenset[str]:
         """The ids of the videos that are forgotten now."""
-        return self._tombstones.read(self.pin(("videos",)).table("videos").files)
+        while True:
+            pinned = self.pin(("videos",)).table("videos")
+            try:
+                return self._tombstones.read(pinned.files)
+            except FileNotFoundError:  # rewritten and deleted meanwhile, unless the log names it still
+                if self.pin(("videos",)).table("videos").version == pinned.version:
+                    raise
 
     def register_recipe(self, recipe: IndexRecipe, model: str) -> None:
         """Let the store know a recipe and the model it came with; the first one becomes the active one.
@@ -248,7 +254,7 @@ class Store(delta.Logs):
                 return False
             if missing_files(folder, come) or not taken(self.uri, table).isdisjoint(come):
                 return False
-            now_ms = time.time_ns() // 1_000_000
+            now_ms = clock.now_ms()
             removed = [
                 RemoveAction(path, data_change=True, deletion_timestamp=now_ms, size=n) for path, n in gone.items()
             ]
@@ -329,7 +335,7 @@ def _numbered(rows: pa.Table, handle: DeltaTable, schema: pa.Schema) -> pa.Table
     if "seq" in schema.names:
         actions = pa.table(handle.get_add_actions(flatten=True))
         largest = pc.max(actions["max.seq"]).as_py() if "max.seq" in actions.column_names else None
-        seq = max(time.time_ns() // 1000, (largest or 0) + 1)
+        seq = max(clock.now_us(), (largest or 0) + 1)
         rows = rows.drop_columns("seq") if "seq" in rows.column_names else rows
         rows = rows.append_column("seq", pa.repeat(pa.scalar(seq, pa.int64()), rows.num_rows))
     return rows.select(schema.names).cast(schema)

@@ -40,6 +40,10 @@ class Snapshot:
         """A table's pinned files; a table that was left out has none."""
         return self.tables.get(name, PinnedTable())
 
+    def newest_seq(self, table: str) -> int:
+        """The largest `seq` that a table holds, by the log's statistics alone; 0 where it holds none."""
+        return max((file.max_seq or 0 for file in self.table(table).files), default=0)
+
     def files_for(self, table: str, write_ids: Iterable[str]) -> list[DataFile]:
         """The files of a table that may hold rows of any of these writes, by the log's statistics alone."""
         wanted = sorted(write_ids)

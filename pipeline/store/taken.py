@@ -7,12 +7,12 @@ seen the note, or finds that the files are gone. So it is the log that decides, 
 """
 
 import json
-import time
 import uuid
 from collections.abc import Collection
 from typing import Any
 
 from longvlm.pipeline.store.files import filesystem
+from longvlm.schemas import clock
 
 
 def taken(store_uri: str, table: str) -> frozenset[str]:
@@ -48,7 +48,7 @@ def strike_old(store_uri: str, table: str, hours: float) -> None:
     """Remove the notes of who was killed so many hours ago: what they took is gone, what they left is nobody's."""
     for uri in _notes(store_uri, table):
         fs, path = filesystem(uri)
-        if fs.modified(path).timestamp() < time.time() - hours * 3600:
+        if fs.modified(path).timestamp() < clock.now_s() - hours * 3600:
             fs.rm_file(path)
 
 

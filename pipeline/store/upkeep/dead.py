@@ -1,6 +1,5 @@
 """Writes whose tokens, segments, answers and verdicts nobody can see any more, and since when."""
 
-import time
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import DataFile, Snapshot
+from longvlm.schemas import clock
 
 # What died, or was begun, longer than this before the retention was seen by the nights before.
 _LOOK_BACK_S = timedelta(days=14).total_seconds()
@@ -65,7 +65,7 @@ def dead_writes(store: Store, retention_hours: float) -> Dead:
     That is: superseded or deleted longer ago than the retention; never made live, though begun and committed longer ago
     than that; or of a video that was forgotten.
     """
-    before_s = time.time() - retention_hours * 3600
+    before_s = clock.now_s() - retention_hours * 3600
     before_us, since_us = int(before_s * 1e6), int((before_s - _LOOK_BACK_S) * 1e6)
     snapshot = store.pin(("videos", "segments", "tokens", "answers", "verdicts"))
     with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
@@ -82,7 +82,7 @@ def dead_writes(store: Store, retention_hours: float) -> Dead:
 
 def recent_files(snapshot: Snapshot, retention_hours: float) -> dict[str, tuple[DataFile, ...]]:
     """The files of writes that the nights before may not know; of answers and verdicts all: they come at any time."""
-    since = _first_write_id(time.time() - retention_hours * 3600 - _LOOK_BACK_S)
+    since = _first_write_id(clock.now_s() - retention_hours * 3600 - _LOOK_BACK_S)
     found = {table: snapshot.table(table).files for table in ("answers", "verdicts")}
     for table in ("tokens", "segments"):
         files = snapshot.table(table).files

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from longvlm.pipeline.store.files import files_on_disk, filesystem, remove_files
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.taken import strike_old
 from longvlm.pipeline.uris import is_local
+from longvlm.schemas import clock
 from longvlm.schemas.tables import TABLES
 
 
@@ -75,7 +75,7 @@ def _remove_log_drafts(store_uri: str, table: str, retention_hours: float) -> No
     """Entries of a local log whose writer was killed before it could give them their names."""
     if not is_local(store_uri):
         return
-    before_s = time.time() - retention_hours * 3600
+    before_s = clock.now_s() - retention_hours * 3600
     for path in Path(store_uri, table, "_delta_log").glob("*.tmp*"):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < before_s:
@@ -86,7 +86,7 @@ def _remove_drafts(store_uri: str, retention_hours: float) -> int:
     """Drafts of `index.duckdb`, and samples' stores, whose writer was killed before it could rename or remove them."""
     if not is_local(store_uri):
         return 0
-    before_s = time.time() - retention_hours * 3600
+    before_s = clock.now_s() - retention_hours * 3600
     left = [path for kind in (".index-*", ".sample-*") for path in Path(store_uri).glob(kind)]
     stale = [path for path in left if path.stat().st_mtime < before_s]
     for path in stale:
@@ -102,7 +102,7 @@ def _abort_uploads(store_uri: str, retention_hours: float) -> int:
     if "s3" not in fs.protocol:
         return 0
     bucket, _, prefix = root.partition("/")
-    before = datetime.now(UTC) - timedelta(hours=retention_hours)
+    before = datetime.fromtimestamp(clock.now_s(), UTC) - timedelta(hours=retention_hours)
     request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
     num_aborted = 0
     while True:

@@ -51,9 +51,9 @@ def inspect(store_uri: str, num_frames: Mapping[str, int]) -> Findings:
     try:
         if store := Store.find(store_uri):
             snapshot = store.pin()
+            _check_bytes(found, snapshot)
             _check_views(found, snapshot, num_frames)
             _check_tokens(found, snapshot)
-            _check_bytes(found, snapshot)
             _check_index_file(store_uri)
     except (PipelineError, InputError, DeltaError, duckdb.Error, OSError) as error:
         found.broken.append(f"not to be read: {type(error).__name__}: {catalog.first_line(error)}")

@@ -17,7 +17,7 @@ from benchmarks.faults.world import Ended, Head, write_video
 OUTAGE_S = 20.0
 _LONG_S = 10.0  # that a run takes longer, so that it is under way when it is hurt
 _FULL_KB, _ROOMY_KB = 256, 64 << 10
-_SHORT = re.compile(
+TOLD_SHORT = re.compile(
     r"in 3 tries: ([0-9]+ bytes came where [0-9]+ were listed|.*not enough data|.*did not match)", re.IGNORECASE
 )
 _CHANGED_SHARE = 20  # one video of so many
@@ -112,7 +112,7 @@ def source_short(trial: Trial, bucket: Bucket) -> list[Ended]:
     errors = [error for name, error in trial.look().errors.items() if trial.known[name] == "network"]
     trial.notes.append(f"{bucket.num_hurt} reads cut, {len(errors)} videos failed of it")
     trial.retried = {"network"}
-    wrong = [error for error in errors if not _SHORT.search(error)]
+    wrong = [error for error in errors if not TOLD_SHORT.search(error)]
     trial.expect(holds=ended.code == 0 and not wrong, otherwise=f"exit {ended.code}, {wrong}: {ended.said[-300:]}")
     return [ended]
 

@@ -21,7 +21,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 _SILENCE_S = 45.0
 
 
-class Bucket:
+class FaultyBucket:
     """A bucket served by moto, behind a layer that hurts requests. The environment leads every client to it."""
 
     def __init__(self, rng: random.Random) -> None:

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.faults import clock, processes, rot, sleep, storage
-from benchmarks.faults.bucket import Bucket
+from benchmarks.faults.bucket import FaultyBucket
 from benchmarks.faults.trial import MissedError, SkippedError, Trial
 from benchmarks.faults.world import Ended, Head, HungError, World, make_world
 
@@ -38,7 +38,7 @@ class Fault:
     times: int = 1
 
 
-def all_faults(bucket: Bucket) -> dict[str, Fault]:
+def all_faults(bucket: FaultyBucket) -> dict[str, Fault]:
     """Every kind by name; 20 kills of drivers at random moments and 10 of workers are among them."""
     return {
         "driver_killed_early": Fault(processes.driver_killed_early, 10),
@@ -183,7 +183,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the clusters would outlive us
-    with tempfile.TemporaryDirectory(prefix="longvlm-faults-") as folder, Bucket(rng) as bucket:
+    with tempfile.TemporaryDirectory(prefix="longvlm-faults-") as folder, FaultyBucket(rng) as bucket:
         os.environ["TMPDIR"] = folder  # of drivers and workers: the scratch of those that are killed stays behind
         world = make_world(Path(folder), options.videos, rng)
         try:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.faults.bucket import NAME, Bucket
+from benchmarks.faults.bucket import NAME, FaultyBucket
 from benchmarks.faults.trial import SkippedError, Trial
 from benchmarks.faults.world import Ended, Head, write_video
 
@@ -49,7 +49,7 @@ def disk_full(trial: Trial) -> list[Ended]:
     return []
 
 
-def scratch_full(trial: Trial, bucket: Bucket) -> list[Ended]:
+def scratch_full(trial: Trial, bucket: FaultyBucket) -> list[Ended]:
     """The disk for downloads is filled by somebody else in the middle of the run."""
     put_source(trial, bucket)
     folder = trial.folder / "scratch"
@@ -65,7 +65,7 @@ def scratch_full(trial: Trial, bucket: Bucket) -> list[Ended]:
     return [ended]
 
 
-def put_source(trial: Trial, bucket: Bucket) -> None:
+def put_source(trial: Trial, bucket: FaultyBucket) -> None:
     """Move the trial's source into the bucket."""
     prefix = f"{trial.folder.name}/videos"
     for path in Path(trial.source).iterdir():
@@ -73,7 +73,7 @@ def put_source(trial: Trial, bucket: Bucket) -> None:
     trial.source = f"s3://{NAME}/{prefix}"
 
 
-def store_unreachable(trial: Trial, bucket: Bucket, how: Literal["reset", "silent"]) -> list[Ended]:
+def store_unreachable(trial: Trial, bucket: FaultyBucket, how: Literal["reset", "silent"]) -> list[Ended]:
     """The bucket that holds the store is out of reach for a while: connections are cut, or nothing answers."""
     trial.store = f"s3://{NAME}/{trial.folder.name}/store"
     driver = trial.index(slow=trial.slow_s(_LONG_S))
@@ -86,7 +86,7 @@ def store_unreachable(trial: Trial, bucket: Bucket, how: Literal["reset", "silen
     return [ended]
 
 
-def source_failing(trial: Trial, bucket: Bucket) -> list[Ended]:
+def source_failing(trial: Trial, bucket: FaultyBucket) -> list[Ended]:
     """Half of all reads of videos from the bucket end in an error 500, a reset or a delay."""
     put_source(trial, bucket)
     bucket.trouble, bucket.num_hurt = 0.5, 0
@@ -101,7 +101,7 @@ def source_failing(trial: Trial, bucket: Bucket) -> list[Ended]:
     return [ended]
 
 
-def source_short(trial: Trial, bucket: Bucket) -> list[Ended]:
+def source_short(trial: Trial, bucket: FaultyBucket) -> list[Ended]:
     """Half of all reads of videos from the bucket end early, as a proxy's do, and half of these say so."""
     put_source(trial, bucket)
     bucket.short, bucket.num_hurt = 0.5, 0

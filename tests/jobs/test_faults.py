@@ -12,7 +12,7 @@ import s3fs
 import stores
 
 from benchmarks.faults import clock, rot
-from benchmarks.faults.bucket import NAME, Bucket
+from benchmarks.faults.bucket import NAME, FaultyBucket
 from benchmarks.faults.checks import inspect
 from benchmarks.faults.gauntlet import Fault, endure
 from benchmarks.faults.processes import driver_killed_between_commits
@@ -89,7 +89,7 @@ def bucket(monkeypatch):
     with monkeypatch.context() as patch:
         for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION", "DEFAULT_REGION"):
             patch.setenv(f"AWS_{name}", "of the test before")  # which is what it is afterwards
-        with Bucket(random.Random(0)) as made:
+        with FaultyBucket(random.Random(0)) as made:
             yield made
     s3fs.S3FileSystem.clear_instance_cache()
 

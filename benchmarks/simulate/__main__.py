@@ -27,9 +27,9 @@ from benchmarks.simulate.turns import Turn, draw, shrink
 SHRINKS = 60  # tries
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Play, tell, and say by the exit code whether all was well."""
-    options = _options()
+    options = _options(arguments)
     began_s = time.monotonic()
     if options.faults or options.fault:
         names = [options.fault] if options.fault else [*FAULTS]
@@ -73,9 +73,10 @@ def _played(options: argparse.Namespace, fault: str | None) -> Iterator[tuple[in
     """The histories of the seeds, in their order, as far as the time reaches."""
     ends_s = time.monotonic() + (options.hours or 1e6) * 3600
     seeds = islice(count(options.seed), options.seeds)
-    with ProcessPoolExecutor(options.jobs) as pool:
+    one = partial(_play_one, options.steps, fault)
+    with ProcessPoolExecutor(options.jobs) if options.jobs > 1 else nullcontext() as pool:
         for some in iter(lambda: [*islice(seeds, 4 * options.jobs)], []):
-            yield from pool.map(partial(_play_one, options.steps, fault), some)
+            yield from pool.map(one, some) if pool else map(one, some)
             if time.monotonic() > ends_s:
                 return
 
@@ -102,7 +103,7 @@ def _tell(seed: int, steps: int, played: Played, *, shrinks: int) -> None:
     print(f"  {again.problem}", flush=True)
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, default=20, help="how many, one after the other")
@@ -111,7 +112,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, help="begin no more histories after so long")
     parser.add_argument("--fault", choices=[*FAULTS], help="take this mending out, and count seeds until it is found")
     parser.add_argument("--faults", action="store_true", help="each of them")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake.transaction import CommitProperties
 
-from longvlm.jobs.index import run as index_run
+from longvlm.jobs.index import run
 from longvlm.jobs.operate import maintain
-from longvlm.pipeline.store import catalog, changes, delta, ledger, lease, logfiles, look
+from longvlm.pipeline.store import catalog, changes, delta, lease, ledger, logfiles, look
 from longvlm.pipeline.store.changes import ChangeCriteria
 from longvlm.pipeline.store.upkeep import compact, erase, repair
 from longvlm.schemas import clock
@@ -85,7 +85,7 @@ FAULTS: dict[str, Fault] = {
     "forgotten-rows-are-written": _instead((ledger.Store, "forgotten", lambda _: frozenset())),
     "erasing-by-the-clock": _instead((erase, "_unnamed_holders", lambda *_: {})),
     "manifests-lift-tombstones": _instead(
-        (index_run, "ChangeCriteria", lambda *args, **said: ChangeCriteria(*args, **said | {"is_manifest": False}))
+        (run, "ChangeCriteria", lambda *args, **said: ChangeCriteria(*args, **said | {"is_manifest": False}))
     ),
     "forgotten-under-one-name": _instead(
         _worded(changes, "_MOVES", "forgotten USING (content) WHERE", "forgotten USING (content) WHERE false AND")

@@ -14,11 +14,9 @@ import pyarrow as pa
 from benchmarks.simulate import people
 from benchmarks.simulate.people import Bucket
 from benchmarks.simulate.world import World
-from longvlm.jobs import runs
-from longvlm.jobs.answer import run as answer_run
+from longvlm.jobs import answer, index, runs
 from longvlm.jobs.answer.stage import failed_answer
 from longvlm.jobs.cluster.executor import IN_PROCESS
-from longvlm.jobs.index import run as index_run
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.operate.forget import find_videos, run_forget
 from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
@@ -26,7 +24,7 @@ from longvlm.jobs.operate.nightly import NightlyOrder, run_nightly
 from longvlm.jobs.query.export import export_store
 from longvlm.jobs.stored_videos import read_videos
 from longvlm.pipeline.decode.units import failed_unit
-from longvlm.pipeline.source.corpus import Source
+from longvlm.pipeline.source.corpus import Source, spool_source
 from longvlm.pipeline.store.catalog import connect
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
@@ -49,12 +47,13 @@ def stood_in(world: World) -> Iterator[None]:
         def put(owner: Any, name: str, stand_in: Any) -> None:
             stack.enter_context(mock.patch.object(owner, name, stand_in))
 
-        put(index_run, "choose_index_recipe", _choose_recipe)
-        put(index_run, "Watch", lambda *_: _Watch(world))
-        put(index_run, "Encode", lambda *_: _encode)
-        put(answer_run, "choose_answer_model", _choose_model)
-        put(answer_run, "check_vocabulary", lambda *_: None)
-        put(answer_run, "Answerer", lambda terms, *_: _Answerer(world, terms))
+        put(index.run, "spool_source", lambda *args: world.point(lambda: spool_source(*args)))
+        put(index.run, "choose_index_recipe", _choose_recipe)
+        put(index.run, "Watch", lambda *_: _Watch(world))
+        put(index.run, "Encode", lambda *_: _encode)
+        put(answer.run, "choose_answer_model", _choose_model)
+        put(answer.run, "check_vocabulary", lambda *_: None)
+        put(answer.run, "Answerer", lambda terms, *_: _Answerer(world, terms))
         put(runs, "refresh_index", lambda *_: None)  # a convenience, which takes longer than most jobs here
         yield
 
@@ -76,11 +75,11 @@ class Jobs:
     def call(self, job: str, number: int) -> Callable[[], Any]:
         """A job, ready to begin; the number says which video it is about, where that is open."""
         known: dict[str, Callable[[], Any]] = {
-            "index": lambda: index_run.run_index(self._order()),
-            "prune": lambda: index_run.run_index(self._order(prune=True)),
-            "settle": lambda: index_run.run_index(self._order(prune=True, restale=True)),
-            "restale": lambda: index_run.run_index(self._order(recipe=[*RECIPES][number % 2], restale=True)),
-            "manifest": lambda: index_run.run_index(self._manifest(number)),
+            "index": lambda: index.run.run_index(self._order()),
+            "prune": lambda: index.run.run_index(self._order(prune=True)),
+            "settle": lambda: index.run.run_index(self._order(prune=True, restale=True)),
+            "restale": lambda: index.run.run_index(self._order(recipe=[*RECIPES][number % 2], restale=True)),
+            "manifest": lambda: index.run.run_index(self._manifest(number)),
             "answer": self._answer,
             "forget": lambda: run_forget(find_videos(self.store, [self.video(number)])),
             "maintain": lambda: run_maintain(MaintainOrder(self.store, RETENTION_HOURS)),
@@ -109,7 +108,7 @@ class Jobs:
     def _answer(self) -> Any:
         texts = [{"question": text, "type": "text"} for text in QUESTIONS]
         asked = pa.Table.from_pylist(texts, tables.QUESTIONS)
-        return answer_run.run_answer(answer_run.AnswerOrder(self.store, asked, ray_address=IN_PROCESS))
+        return answer.run.run_answer(answer.run.AnswerOrder(self.store, asked, ray_address=IN_PROCESS))
 
     def _nightly(self) -> Any:
         order = NightlyOrder(

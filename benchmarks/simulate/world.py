@@ -91,7 +91,7 @@ class Actor:
         try:
             self.returned = call()
         except Killed as error:
-            self.error = error
+            self.error = error.with_traceback(None)  # which would keep all that the job had
         except BaseException as error:  # noqa: BLE001 - the model judges it
             self.error = error
         finally:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import stores
 import torch
 from reference_outputs import clip_cases
 
@@ -53,6 +54,23 @@ def test_a_folder_becomes_a_store(indexed, clips):
     assert video["encode_ms"] > 0
     (run,) = rows(indexed, "FROM runs")
     assert run["job"] == "index"
+
+
+def test_a_video_that_another_run_indexes_during_the_listing_is_not_pruned(tmp_path, indexed, clips, monkeypatch):
+    shutil.copytree(indexed, tmp_path / "store")
+    plain = longvlm.jobs.index.run.spool_source
+
+    def listed_before(*args):
+        number = plain(*args)
+        stores.index(Store.open(str(tmp_path / "store")), ["late"], source=str(clips))
+        return number
+
+    monkeypatch.setattr(longvlm.jobs.index.run, "spool_source", listed_before)
+    report = run_index(order_for(clips, tmp_path / "store", prune=True))
+    assert (report.counts.deleted, report.counts.gone) == (0, 0)
+    assert len(rows(tmp_path / "store", "FROM live_videos WHERE uri LIKE '%late%'")) == 1
+    monkeypatch.setattr(longvlm.jobs.index.run, "spool_source", plain)
+    assert run_index(order_for(clips, tmp_path / "store", prune=True)).counts.deleted == 1
 
 
 def test_another_recipe_waits_to_be_asked_for_and_to_be_promoted(tmp_path, indexed, clips):

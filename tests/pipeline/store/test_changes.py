@@ -263,3 +263,16 @@ def test_what_is_mistimed_is_watched_when_asked_for(hold, rule, settings, num_wo
     facts = {"num_frames": 261, "duration_s": 65.0, "fps": 261 / 65, "time_rule": rule}
     changes = hold([("v", "e", 5, T0)], [("v", "r1", "indexed", "e", 5, T0, 1)], facts=facts, **settings)
     assert (changes.num_work, changes.others) == (num_work, {} if num_work else {"unchanged": 1})
+
+
+def test_what_came_into_the_ledger_since_the_listing_began_is_not_gone(hold):
+    known = [("old", "r1", "indexed", "e", 5, T0), ("new", "r1", "indexed", "f", 6, T0)]
+    assert bookkeeping(hold([], known, listed_seq=1), prune=True) == {("old", "deleted", None, None)}
+    moved = hold([("name", "f", 6, T0)], known, listed_seq=1)
+    assert (moved.others, bookkeeping(moved)) == ({}, set())
+
+
+def test_a_video_that_was_forgotten_since_the_listing_began_stays_so(hold):
+    known = [("v", "r1", "indexed", "e", 5, T0), ("v", None, "deleted", "e", 5, T0, None, "forgotten")]
+    assert bookkeeping(hold([], known, listed_seq=1), prune=True) == set()
+    assert bookkeeping(hold([], known, listed_seq=2), prune=True) == {("v", "deleted", None, None)}

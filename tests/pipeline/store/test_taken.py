@@ -7,16 +7,17 @@ import pyarrow as pa
 import pytest
 import stores
 
-from longvlm.pipeline.store import delta, taken
+from longvlm.pipeline.store import delta, look, taken
 from longvlm.pipeline.store.catalog import connect, query
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens, write_shards
 from longvlm.pipeline.store.upkeep.compact import compact
 from longvlm.pipeline.store.upkeep.dead import dead_writes
+from longvlm.pipeline.store.upkeep.erase import erase
 from longvlm.pipeline.store.upkeep.vacuum import vacuum
 from longvlm.pipeline.store.upkeep.verify import verify
 from longvlm.schemas import clock, tables
-from longvlm.schemas.identity import new_write_id
+from longvlm.schemas.identity import new_write_id, video_id
 
 LONG = stores.LONG.fingerprint
 NOTHING = tables.VIDEOS.empty_table()
@@ -79,6 +80,22 @@ def test_what_is_taken_between_the_look_and_the_commit_makes_the_commit_look_aga
     monkeypatch.setattr(delta, "commit", sleep_first)
     assert store.commit(outcomes, stores.videos(outcomes, ["a"], LONG))
     assert (swept, live(store), is_well(store)) == ([2], set(), True)
+
+
+def test_a_commit_beside_an_erasure_looks_again_where_a_file_of_the_ledger_is_gone(store, monkeypatch):
+    stores.index(store, ["a", "b"])
+    driver, plain, asked = Store.open(store.uri), look._deletions, []
+
+    def read_late(uri):
+        if not asked:
+            asked.append(uri)
+            erase(store, [video_id(stores.uri_of("b"))], "run")
+        return plain(uri)
+
+    monkeypatch.setattr(look, "_deletions", read_late)
+    stores.index(driver, ["c"])
+    assert not Path(asked[0]).exists()
+    assert live(store) == {"a", "c"}
 
 
 def test_a_video_becomes_live_with_all_its_units_or_not_at_all(store):

@@ -1,0 +1,58 @@
+"""The simulated world: fixed histories in which all is well, the same ones every time, and faults that it finds."""
+
+import json
+
+import pytest
+
+from benchmarks.simulate.__main__ import main
+from benchmarks.simulate.faults import FAULTS
+from benchmarks.simulate.run import play
+from benchmarks.simulate.turns import Turn, draw, shrink
+
+# A run lists, others index a video and mean it; a driver sleeps while its files are taken.
+LISTED = [
+    Turn("people", "add", number=0),
+    Turn("job", "index", 0),
+    Turn("job", "prune", 1, points=3),
+    Turn("people", "add", number=1),
+    Turn("job", "index", 0),
+    Turn("job", "prune", 1),
+]
+
+
+def test_a_history_plays_to_its_end_and_all_is_well():
+    played = play(draw(3, 24), 3)
+    assert played.problem is None, "\n".join(played.told)
+    assert played.num_jobs > 8
+
+
+def test_a_fault_is_found_where_its_mending_is_taken_out():
+    with FAULTS["listed-before-looking"]():
+        played = play(LISTED, 0)
+    assert played.step == len(LISTED) - 1
+    assert played.problem.endswith("was live, is in the bucket as it was, and is live no more")
+    assert "prune: done" in played.told[-1]
+    assert play(LISTED, 0).problem is None
+
+
+def test_a_seed_draws_one_history():
+    assert draw(5, 60) == draw(5, 60) != draw(6, 60)
+
+
+def test_a_history_is_shrunk_to_the_turns_that_it_needs_to_fail():
+    turns = draw(5, 60)
+    needed = [turns[7], turns[31], turns[58]]
+    assert shrink(turns, lambda some: all(turn in some for turn in needed), tries=200) == needed
+
+
+def test_every_fault_is_a_patch_that_fits():
+    for fault in FAULTS.values():
+        with fault():
+            pass
+
+
+def test_the_command_says_on_its_last_line_what_was_played(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--seed", "7", "--seeds", "1", "--steps", "4", "--jobs", "1"])
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["histories"], said["steps"], said["failed"]) == (1, 4, [])

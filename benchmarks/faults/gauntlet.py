@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.faults import clock, processes, rot, sleep, storage
 from benchmarks.faults.bucket import FaultyBucket
 from benchmarks.faults.trial import MissedError, SkippedError, Trial
-from benchmarks.faults.world import Ended, Head, HungError, World, make_world
+from benchmarks.faults.world import Ended, Head, HungError, RealWorld, make_world
 
 Inflict = Callable[[Trial], list[Ended]]
 
@@ -80,7 +80,7 @@ def all_faults(bucket: FaultyBucket) -> dict[str, Fault]:
     }
 
 
-def measure(world: World, folder: Path) -> None:
+def measure(world: RealWorld, folder: Path) -> None:
     """An undisturbed run: how long there is to hurt one, and that all is well without faults."""
     folder.mkdir()
     trial = Trial.of(world, folder)
@@ -97,7 +97,7 @@ def measure(world: World, folder: Path) -> None:
         raise RuntimeError(f"a run without faults: {trial.broken} {trial.lost} {trial.doubled}")
 
 
-def endure(world: World, fault: Fault, folder: Path) -> Trial:
+def endure(world: RealWorld, fault: Fault, folder: Path) -> Trial:
     """Run one trial from beginning to end."""
     folder.mkdir()
     trial = Trial.of(world, folder)
@@ -136,7 +136,7 @@ def _losses(trial: Trial) -> tuple[int, int, int]:
     return len(trial.lost), len(trial.doubled), trial.hung
 
 
-def run_gauntlet(world: World, faults: dict[str, Fault]) -> dict[str, object]:
+def run_gauntlet(world: RealWorld, faults: dict[str, Fault]) -> dict[str, object]:
     """Run all trials of some faults; prints a line a kind and returns the summary."""
     print(f"{'fault':31} {'times':>6} {'survived':>9} {'lost':>5} {'doubled':>8} {'hung':>5} {'second pass':>12}")
     trials: dict[str, list[Trial]] = {}

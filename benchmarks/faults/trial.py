@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from benchmarks.faults.checks import Findings, inspect
-from benchmarks.faults.world import DEADLINE_S, Driver, Ended, World
+from benchmarks.faults.world import DEADLINE_S, Driver, Ended, RealWorld
 
 _POLL_S = 0.02
 
@@ -27,7 +27,7 @@ class MissedError(Exception):
 class Trial:
     """A fault trial, with a source and a store of its own, and what went wrong with them."""
 
-    world: World
+    world: RealWorld
     folder: Path
     source: str = ""
     store: str = ""
@@ -50,7 +50,7 @@ class Trial:
     drivers: list[Driver] = field(default_factory=list)
 
     @classmethod
-    def of(cls, world: World, folder: Path) -> "Trial":
+    def of(cls, world: RealWorld, folder: Path) -> "Trial":
         """With a copy of the corpus."""
         shutil.copytree(world.corpus.folder, folder / "videos")
         trial = cls(world, folder, str(folder / "videos"), str(folder / "store"))

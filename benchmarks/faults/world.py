@@ -251,7 +251,7 @@ class Driver:
 
 
 @dataclass
-class World:
+class RealWorld:
     """The test bed that all faults share."""
 
     folder: Path
@@ -264,8 +264,8 @@ class World:
     tokens: dict[str, str] = field(default_factory=dict)  # that it made, by name, as digests
 
 
-def make_world(folder: Path, num_videos: int, rng: random.Random) -> World:
+def make_world(folder: Path, num_videos: int, rng: random.Random) -> RealWorld:
     """Write the corpus and the model, and start the cluster."""
     corpus = make_corpus(folder / "corpus", num_videos, rng.randrange(1 << 32))
     make_model(folder / "model")
-    return World(folder, corpus, folder / "model", Head(), rng)
+    return RealWorld(folder, corpus, folder / "model", Head(), rng)

@@ -138,7 +138,8 @@ def _losses(trial: Trial) -> tuple[int, int, int]:
 
 def run_gauntlet(world: RealWorld, faults: dict[str, Fault]) -> dict[str, object]:
     """Run all trials of some faults; prints a line a kind and returns the summary."""
-    print(f"{'fault':31} {'times':>6} {'survived':>9} {'lost':>5} {'doubled':>8} {'hung':>5} {'second pass':>12}")
+    heads = f"{'times':>6} {'survived':>9} {'lost':>5} {'doubled':>8} {'hung':>5} {'second pass':>12}"
+    print(f"{'fault':31} {heads}", flush=True)
     trials: dict[str, list[Trial]] = {}
     skipped: dict[str, str] = {}
     started = time.monotonic()

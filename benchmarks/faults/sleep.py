@@ -14,7 +14,7 @@ from longvlm.pipeline.store.uncommitted import SHARDED
 
 _LONG_S = 10.0  # that a run takes longer, so that it is under way when it is hurt
 _ASLEEP_H = 72.0  # longer than what nobody names is kept
-_NUM_SHARDS = 4  # that wait to be committed when the driver falls asleep
+_NUM_SHARDS = 2  # that wait to be committed when the driver falls asleep, at least
 _SETTLE_S = 2.0  # in which what is being written is closed
 _NUM_FORGOTTEN = 2
 _STALL_S = 40.0  # in place of half an hour; a busy machine takes half of that to start its workers

@@ -94,11 +94,12 @@ def _tell(seed: int, steps: int, played: Played, *, shrinks: int) -> None:
     def fails(turns: Sequence[Turn]) -> bool:
         return play(turns, seed).kind == played.kind
 
+    print(f"seed {seed}, turn {played.step}: {played.problem}", flush=True)
     turns = draw(seed, steps)
     end = len(turns) if played.step is None else played.step + 1
     smallest = shrink(turns[:end], fails, shrinks) if shrinks else turns[:end]
     again = play(smallest, seed)
-    print(f"seed {seed}, turn {played.step}: {played.problem}\n  its history, shrunk:")
+    print("  its history, shrunk:")
     print("\n".join(f"  {line}" for line in again.told), flush=True)
     print(f"  {again.problem}", flush=True)
 

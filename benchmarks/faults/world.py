@@ -23,7 +23,7 @@ from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.tinyworld.render import write_h264
 
 DEADLINE_S = 300.0  # for a run of some 15 seconds, on a machine that may be busy: later than that it hangs
-HEAD_START_S = 60.0
+HEAD_START_S = 180.0
 OBJECT_STORE_BYTES = 400 << 20
 STAGE_MARKS = ("MapBatches(Watch)", "MapBatches(Encode)", "MapBatches(Write)", "MapBatches(Answerer)")
 CHILD_MARK = "longvlm.pipeline.decode.isolate"
@@ -122,7 +122,11 @@ class Head:
                 env={**os.environ, **self.env},
                 start_new_session=True,
             )
-        _await(lambda: "Ray runtime started" in log.read_text(), HEAD_START_S, f"ray start ({log.read_text()})")
+        try:
+            _await(lambda: "Ray runtime started" in log.read_text(), HEAD_START_S, "ray start")
+        except HungError:
+            kill_tree(psutil.Process(process.pid))
+            raise
         return psutil.Process(process.pid)
 
     def add_node(self, num_cpus: int = 2) -> psutil.Process:

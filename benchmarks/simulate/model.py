@@ -1,5 +1,6 @@
 """What a reader of a store must see after each turn, whatever came in between."""
 
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Model:
         self.world.hurt = {path for path in self.world.hurt if Path(path).exists() or self._is_named(path)}
         self._take_in(new)
         live = self.read.live()
-        self._check_whole(live)
+        self._check_whole(self.read, live)
         self._check_names(live)
         self._check_forgotten(live)
         self._check_held(live)
@@ -62,9 +63,9 @@ class Model:
     def check_bytes(self) -> None:
         """Hold what is live now against the bytes on the disk, whatever was hurt before. Raises PromiseError."""
         self.hurt_writes.clear()
-        self.read = StoreRead(self.world.store)
-        self.read.refresh(())
-        self._check_whole(self.read.live())
+        now = StoreRead(self.world.store)
+        now.refresh(())
+        self._check_whole(now, now.live())
 
     def check_views(self) -> None:
         """Hold what DuckDB shows against what the reader found. Raises PromiseError."""
@@ -179,12 +180,12 @@ class Model:
         elif str(row["source"]).endswith(".csv"):  # a manifest's owner may leave out what is there
             self._let_go(video)
 
-    def _check_whole(self, live: dict[tuple[str, str], Row]) -> None:
+    def _check_whole(self, read: StoreRead, live: dict[tuple[str, str], Row]) -> None:
         segments: dict[str, list[int]] = defaultdict(list)
         tokens: dict[str, list[tuple[int, bytes]]] = defaultdict(list)
-        for row in self.read.rows("segments"):
+        for row in read.rows("segments"):
             segments[row["write_id"]].append(row["segment"])
-        for row in self.read.rows("tokens"):
+        for row in read.rows("tokens"):
             tokens[row["write_id"]].append((row["segment"], row["local"]))
         for (video, _), row in live.items():
             write, wanted = row["write_id"], [*range(row["num_segments"])]
@@ -258,8 +259,8 @@ class Model:
 
 
 def _is_about_input(job: str, stopped: str) -> bool:
-    """Whether a night's part says in a sentence of its own that there was nothing to do."""
-    return job == "nightly" and "nothing to index" in stopped
+    """Whether a night's part says in a sentence of its own why there was nothing to do."""
+    return job == "nightly" and not re.search(r"\w(Error|Exception): ", stopped)
 
 
 def _identity(row: Row) -> tuple[Any, ...]:

@@ -117,13 +117,17 @@ class StoreRead:
         return {video for video, (_, is_forgotten) in newest.items() if is_forgotten}
 
     def holders(self, video: str) -> list[str]:
-        """Files on the disk, named or not, with a row of a video that is no tombstone, or that nobody can read."""
+        """Files on the disk, named or not, with a row of a video that is no tombstone, or that nobody can read.
+
+        Of what rots it is known what was written.
+        """
         found = []
         for name in ("tokens", "segments", "answers", "verdicts", "videos"):
             for path in self.tables[name].on_disk():
                 columns = ["video_id", *(["error_code"] if name == "videos" else [])]
                 try:
-                    rows = pq.read_table(path, columns=columns).to_pylist()
+                    known = self.tables[name].rows.get(path.name)
+                    rows = known or pq.read_table(path, columns=columns).to_pylist()
                 except Exception:  # noqa: BLE001 - half a file, or a rotten one, raises anything
                     found.append(f"{name}/{path.name} (unreadable)")
                     continue

@@ -1,4 +1,4 @@
-"""A faulty S3 server on the loopback: out of reach, silent, failing or slow on demand."""
+"""A faulty S3 server on the loopback: out of reach, silent, failing, slow or short of bytes on demand."""
 
 import logging
 import os
@@ -21,13 +21,14 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 _SILENCE_S = 45.0
 
 
-class Bucket:
+class FaultyBucket:
     """A bucket served by moto, behind a layer that hurts requests. The environment leads every client to it."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.outage: Literal["reset", "silent"] | None = None  # of everything
         self.trouble = 0.0  # the share of reads of videos that end in an error 500, a reset or a second's delay
+        self.short = 0.0  # the share of reads of videos whose answer ends early, whatever it says of its length
         self.num_hurt = 0
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # of half a request it says so
         self._app = moto.DomainDispatcherApplication(moto.create_backend_app)  # type: ignore[attr-defined]
@@ -52,7 +53,22 @@ class Bucket:
             if kind == 1:
                 return self._reset(environ)
             time.sleep(1)
+        if is_video and self.rng.random() < self.short:
+            return self._cut(environ, start_response)
         return self._app(environ, start_response)
+
+    def _cut(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer with the first bytes of an object: less than Content-Length says, or as many as it says."""
+        self.num_hurt += 1
+        said: list[Any] = []
+        whole = b"".join(self._app(environ, lambda *answer: said.extend(answer)))
+        status, headers = said[:2]
+        part = whole[: self.rng.randrange(len(whole))]
+        if self.rng.random() < 0.5:
+            headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+            headers.append(("Content-Length", str(len(part))))
+        start_response(status, headers)
+        return [part]  # after which the server closes the connection
 
     def _reset(self, environ: dict[str, Any]) -> Iterable[bytes]:
         """Cut the connection as a firewall does."""

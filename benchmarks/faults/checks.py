@@ -1,5 +1,6 @@
 """Invariants of a store, whatever happened to those who write to it."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import by_video, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.store.upkeep.verify import verify
 from longvlm.pipeline.uris import is_local
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.schemas.errors import InputError, PipelineError
@@ -28,7 +31,9 @@ class Findings:
     """The findings of a check: what is there, and what is wrong; videos go by the names of their files."""
 
     live: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)  # of live videos, as digests
     failed: dict[str, str] = field(default_factory=dict)  # error codes
+    errors: dict[str, str] = field(default_factory=dict)  # their sentences
     by_run: Counter[tuple[str, str]] = field(default_factory=Counter)  # ledger rows by run and status
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -46,6 +51,7 @@ def inspect(store_uri: str, num_frames: Mapping[str, int]) -> Findings:
     try:
         if store := Store.find(store_uri):
             snapshot = store.pin()
+            _check_bytes(found, snapshot)
             _check_views(found, snapshot, num_frames)
             _check_tokens(found, snapshot)
             _check_index_file(store_uri)
@@ -64,8 +70,9 @@ def _check_views(found: Findings, snapshot: Snapshot, num_frames: Mapping[str, i
         for view in _VIEWS:
             con.execute(f"SELECT count(*) FROM {view}").fetchall()
         live = catalog.query(con, _LIVE).to_pylist()
-        for row in catalog.query(con, "SELECT uri, error_code FROM failures").to_pylist():
+        for row in catalog.query(con, "SELECT uri, error_code, error FROM failures").to_pylist():
             found.failed[name_of(row["uri"])] = row["error_code"]
+            found.errors[name_of(row["uri"])] = row["error"]
         for row in catalog.query(con, _BY_RUN).to_pylist():
             found.by_run[row["run_id"], row["status"]] = row["n"]
         segments, tokens = (
@@ -97,9 +104,25 @@ def _check_tokens(found: Findings, snapshot: Snapshot) -> None:
     videos = by_video(read_tokens(snapshot, names))
     for write_id, rows in videos.items():
         from_arrow(rows)
+        found.tokens[names[write_id]] = _digest(rows)
         if len(rows) != found.live[names[write_id]]["num_segments"]:
             found.broken.append(f"{names[write_id]} has {len(rows)} segments of tokens")
     found.lost += [name for write_id, name in names.items() if write_id not in videos]
+
+
+def _digest(rows: pa.Table) -> str:
+    """A digest of all that a video's rows of tables.TOKENS hold besides its ids."""
+    digest = hashlib.sha256()
+    for blob in (value for name in ("local", "sizes", "spans", "cls") for value in rows[name].to_pylist()):
+        digest.update(blob or b"")
+    return digest.hexdigest()
+
+
+def _check_bytes(found: Findings, snapshot: Snapshot) -> None:
+    """All that `maintain --verify` looks at: no file is gone or damaged, and no live video lacks a segment."""
+    verified = verify(snapshot)
+    found.broken += [f"{uri}: {why}" for uri, why in verified.damaged_files.items()]
+    found.broken += [f"{problem['uri']}: {problem['table']} {problem['problem']}" for problem in verified.problems]
 
 
 def _check_index_file(store_uri: str) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 import longvlm.jobs.cluster.commits
+import longvlm.jobs.cluster.watch
 import longvlm.jobs.index.run
 from longvlm.jobs.cluster.resources import DECODE_DEADLINE_S, for_index
 from longvlm.jobs.index import stages
@@ -123,12 +124,24 @@ def dies_between_commits(number: int) -> None:
     Store._append = append  # type: ignore[method-assign]  # noqa: SLF001
 
 
+def commits_every(seconds: float) -> None:
+    """What is finished waits for longer to be committed."""
+    _put(longvlm.jobs.cluster.commits, COMMIT_EVERY_S=seconds)
+
+
+def stall(seconds: float) -> None:
+    """A run in which nothing moves is given up sooner than after half an hour."""
+    _put(longvlm.jobs.cluster.watch, _STALL_S=seconds, _STALL_POLL_S=1.0)
+
+
 FAULTS: dict[str, Callable[[Any], None]] = {
     "slow": slow,
     "poison": poison,
     "scratch": scratch,
     "encoder_dies": encoder_dies,
     "dies_between_commits": dies_between_commits,
+    "commits_every": commits_every,
+    "stall": stall,
 }
 
 

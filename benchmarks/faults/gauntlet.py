@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults import processes, storage
-from benchmarks.faults.bucket import Bucket
+from benchmarks.faults import clock, processes, rot, sleep, storage
+from benchmarks.faults.bucket import FaultyBucket
 from benchmarks.faults.trial import MissedError, SkippedError, Trial
-from benchmarks.faults.world import Ended, Head, HungError, World, make_world
+from benchmarks.faults.world import Ended, Head, HungError, RealWorld, make_world
 
 Inflict = Callable[[Trial], list[Ended]]
 
@@ -38,7 +38,7 @@ class Fault:
     times: int = 1
 
 
-def all_faults(bucket: Bucket) -> dict[str, Fault]:
+def all_faults(bucket: FaultyBucket) -> dict[str, Fault]:
     """Every kind by name; 20 kills of drivers at random moments and 10 of workers are among them."""
     return {
         "driver_killed_early": Fault(processes.driver_killed_early, 10),
@@ -52,6 +52,9 @@ def all_faults(bucket: Bucket) -> dict[str, Fault]:
         "writer_killed": Fault(processes.writer_killed, 2),
         "child_killed": Fault(processes.child_killed, 2),
         "encoder_dies_in_batch": Fault(processes.encoder_dies_in_batch),
+        "driver_asleep_past_retention": Fault(sleep.driver_asleep_past_retention),
+        "encoder_stopped_stall": Fault(sleep.encoder_stopped_stall),
+        "encoder_stopped_max_hours": Fault(sleep.encoder_stopped_max_hours),
         "child_hangs": Fault(processes.poisoned("hang", "deadline")),
         "child_swells": Fault(processes.poisoned("swell", "memory_limit")),
         "child_crashes": Fault(processes.poisoned("crash", "decoder_crashed")),
@@ -62,16 +65,22 @@ def all_faults(bucket: Bucket) -> dict[str, Fault]:
         "store_cut_off": Fault(partial(storage.store_unreachable, bucket=bucket, how="reset")),
         "store_silent": Fault(partial(storage.store_unreachable, bucket=bucket, how="silent")),
         "source_failing": Fault(partial(storage.source_failing, bucket=bucket)),
+        "source_short": Fault(partial(storage.source_short, bucket=bucket)),
         "file_replaced": Fault(storage.file_replaced),
         "file_deleted": Fault(storage.file_deleted),
         "two_jobs_on_one_cluster": Fault(storage.two_jobs_on_one_cluster),
         "two_jobs_on_two_clusters": Fault(storage.two_jobs_on_two_clusters),
         "answered_and_maintained": Fault(storage.answered_and_maintained),
-        "shard_damaged": Fault(storage.shard_damaged),
+        "shard_damaged": Fault(rot.shard_damaged),
+        "footer_rot_tokens": Fault(partial(rot.footer_rot, table="tokens")),
+        "footer_rot_segments": Fault(partial(rot.footer_rot, table="segments")),
+        "footer_rot_videos": Fault(partial(rot.footer_rot, table="videos")),
+        "clock_a_day_ahead": Fault(partial(clock.clock_ahead, days=1)),
+        "clock_a_year_ahead": Fault(partial(clock.clock_ahead, days=365)),
     }
 
 
-def measure(world: World, folder: Path) -> None:
+def measure(world: RealWorld, folder: Path) -> None:
     """An undisturbed run: how long there is to hurt one, and that all is well without faults."""
     folder.mkdir()
     trial = Trial.of(world, folder)
@@ -83,11 +92,12 @@ def measure(world: World, folder: Path) -> None:
         moments.append(time.monotonic())
     world.work_s, world.commits_s = moments[1] - moments[0], moments[2] - moments[1]
     trial.go_on([driver.end()])
+    world.tokens = trial.look().tokens
     if trial.broken or trial.lost or trial.doubled:
         raise RuntimeError(f"a run without faults: {trial.broken} {trial.lost} {trial.doubled}")
 
 
-def endure(world: World, fault: Fault, folder: Path) -> Trial:
+def endure(world: RealWorld, fault: Fault, folder: Path) -> Trial:
     """Run one trial from beginning to end."""
     folder.mkdir()
     trial = Trial.of(world, folder)
@@ -126,9 +136,10 @@ def _losses(trial: Trial) -> tuple[int, int, int]:
     return len(trial.lost), len(trial.doubled), trial.hung
 
 
-def run_gauntlet(world: World, faults: dict[str, Fault]) -> dict[str, object]:
+def run_gauntlet(world: RealWorld, faults: dict[str, Fault]) -> dict[str, object]:
     """Run all trials of some faults; prints a line a kind and returns the summary."""
-    print(f"{'fault':31} {'times':>6} {'survived':>9} {'lost':>5} {'doubled':>8} {'hung':>5} {'second pass':>12}")
+    heads = f"{'times':>6} {'survived':>9} {'lost':>5} {'doubled':>8} {'hung':>5} {'second pass':>12}"
+    print(f"{'fault':31} {heads}", flush=True)
     trials: dict[str, list[Trial]] = {}
     skipped: dict[str, str] = {}
     started = time.monotonic()
@@ -173,7 +184,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the clusters would outlive us
-    with tempfile.TemporaryDirectory(prefix="longvlm-faults-") as folder, Bucket(rng) as bucket:
+    with tempfile.TemporaryDirectory(prefix="longvlm-faults-") as folder, FaultyBucket(rng) as bucket:
         os.environ["TMPDIR"] = folder  # of drivers and workers: the scratch of those that are killed stays behind
         world = make_world(Path(folder), options.videos, rng)
         try:

@@ -1,5 +1,6 @@
-"""Storage faults: full disks, buckets out of reach, damaged shards, and changes in the source."""
+"""Storage faults: full disks, buckets out of reach or short of bytes, changes in the source, several jobs."""
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -8,15 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pyarrow import parquet
 
-from benchmarks.faults.bucket import NAME, Bucket
+from benchmarks.faults.bucket import NAME, FaultyBucket
 from benchmarks.faults.trial import SkippedError, Trial
 from benchmarks.faults.world import Ended, Head, write_video
 
 OUTAGE_S = 20.0
 _LONG_S = 10.0  # that a run takes longer, so that it is under way when it is hurt
 _FULL_KB, _ROOMY_KB = 256, 64 << 10
+TOLD_SHORT = re.compile(
+    r"in 3 tries: ([0-9]+ bytes came where [0-9]+ were listed|.*not enough data|.*did not match)", re.IGNORECASE
+)
 _CHANGED_SHARE = 20  # one video of so many
 
 
@@ -46,7 +49,7 @@ def disk_full(trial: Trial) -> list[Ended]:
     return []
 
 
-def scratch_full(trial: Trial, bucket: Bucket) -> list[Ended]:
+def scratch_full(trial: Trial, bucket: FaultyBucket) -> list[Ended]:
     """The disk for downloads is filled by somebody else in the middle of the run."""
     put_source(trial, bucket)
     folder = trial.folder / "scratch"
@@ -62,7 +65,7 @@ def scratch_full(trial: Trial, bucket: Bucket) -> list[Ended]:
     return [ended]
 
 
-def put_source(trial: Trial, bucket: Bucket) -> None:
+def put_source(trial: Trial, bucket: FaultyBucket) -> None:
     """Move the trial's source into the bucket."""
     prefix = f"{trial.folder.name}/videos"
     for path in Path(trial.source).iterdir():
@@ -70,7 +73,7 @@ def put_source(trial: Trial, bucket: Bucket) -> None:
     trial.source = f"s3://{NAME}/{prefix}"
 
 
-def store_unreachable(trial: Trial, bucket: Bucket, how: Literal["reset", "silent"]) -> list[Ended]:
+def store_unreachable(trial: Trial, bucket: FaultyBucket, how: Literal["reset", "silent"]) -> list[Ended]:
     """The bucket that holds the store is out of reach for a while: connections are cut, or nothing answers."""
     trial.store = f"s3://{NAME}/{trial.folder.name}/store"
     driver = trial.index(slow=trial.slow_s(_LONG_S))
@@ -83,7 +86,7 @@ def store_unreachable(trial: Trial, bucket: Bucket, how: Literal["reset", "silen
     return [ended]
 
 
-def source_failing(trial: Trial, bucket: Bucket) -> list[Ended]:
+def source_failing(trial: Trial, bucket: FaultyBucket) -> list[Ended]:
     """Half of all reads of videos from the bucket end in an error 500, a reset or a delay."""
     put_source(trial, bucket)
     bucket.trouble, bucket.num_hurt = 0.5, 0
@@ -98,33 +101,20 @@ def source_failing(trial: Trial, bucket: Bucket) -> list[Ended]:
     return [ended]
 
 
-def shard_damaged(trial: Trial) -> list[Ended]:
-    """A bit of a stored token turns over; `maintain --verify` names the videos of that page and no others."""
-    ended = trial.index().end()
-    shard = trial.world.rng.choice(sorted(Path(trial.store, "tokens").glob("*.parquet")))
-    footer = parquet.ParquetFile(shard).metadata
-    group = footer.row_group(trial.world.rng.randrange(footer.num_row_groups))
-    column = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == "local")
-    place = column.data_page_offset + column.total_compressed_size // 2
-    _flip(shard, place)
-    verified = trial.start("maintain", "--verify", "--json").end()
-    if "No such" in verified.said:
-        raise SkippedError("there is no maintain --verify")
-    _flip(shard, place)
-    is_found = verified.code == 1 and len(verified.lines) > 1
-    trial.expect(holds=is_found, otherwise=f"verify: exit {verified.code}, {verified.lines}, {verified.said[-300:]}")
-    trial.notes.append(f"{len(verified.lines) - 1} videos named")
-    clean = trial.start("maintain", "--verify", "--json").end()
-    trial.expect(holds=clean.code == 0, otherwise=f"verify finds damage where there is none: {clean.lines}")
+def source_short(trial: Trial, bucket: FaultyBucket) -> list[Ended]:
+    """Half of all reads of videos from the bucket end early, as a proxy's do, and half of these say so."""
+    put_source(trial, bucket)
+    bucket.short, bucket.num_hurt = 0.5, 0
+    try:
+        ended = trial.index().end()
+    finally:
+        bucket.short = 0.0
+    errors = [error for name, error in trial.look().errors.items() if trial.known[name] == "network"]
+    trial.notes.append(f"{bucket.num_hurt} reads cut, {len(errors)} videos failed of it")
+    trial.retried = {"network"}
+    wrong = [error for error in errors if not TOLD_SHORT.search(error)]
+    trial.expect(holds=ended.code == 0 and not wrong, otherwise=f"exit {ended.code}, {wrong}: {ended.said[-300:]}")
     return [ended]
-
-
-def _flip(path: Path, place: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        (byte,) = file.read(1)
-        file.seek(place)
-        file.write(bytes([byte ^ 0x10]))
 
 
 def last_names(trial: Trial) -> list[str]:
@@ -142,6 +132,7 @@ def file_replaced(trial: Trial) -> list[Ended]:
         trial.num_frames[name] = write_video(draft, rng)
         draft.replace(Path(trial.source, name))
         trial.changed.add(name)
+        trial.tokens.pop(name)
     return [driver.end()]
 
 

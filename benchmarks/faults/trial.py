@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from benchmarks.faults.checks import Findings, inspect
-from benchmarks.faults.world import DEADLINE_S, Driver, Ended, World
+from benchmarks.faults.world import DEADLINE_S, Driver, Ended, RealWorld
 
 _POLL_S = 0.02
 
@@ -27,7 +27,7 @@ class MissedError(Exception):
 class Trial:
     """A fault trial, with a source and a store of its own, and what went wrong with them."""
 
-    world: World
+    world: RealWorld
     folder: Path
     source: str = ""
     store: str = ""
@@ -35,6 +35,8 @@ class Trial:
     num_frames: dict[str, int] = field(default_factory=dict)  # of the good videos that the source has now
     bad: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)  # replaced since a run saw them last
+    tokens: dict[str, str] = field(default_factory=dict)  # that are right, by name, as digests
+    forgotten: set[str] = field(default_factory=set)  # though their files are there
     retried: set[str] = field(default_factory=set)  # codes of failures that the second pass tries again
     flags: list[str] = field(default_factory=list)  # of the second pass, beside these
     live: set[str] = field(default_factory=set)  # at the last look
@@ -48,12 +50,13 @@ class Trial:
     drivers: list[Driver] = field(default_factory=list)
 
     @classmethod
-    def of(cls, world: World, folder: Path) -> "Trial":
+    def of(cls, world: RealWorld, folder: Path) -> "Trial":
         """With a copy of the corpus."""
         shutil.copytree(world.corpus.folder, folder / "videos")
         trial = cls(world, folder, str(folder / "videos"), str(folder / "store"))
         trial.env = dict(world.head.env)
         trial.num_frames, trial.bad = dict(world.corpus.num_frames), set(world.corpus.bad)
+        trial.tokens = dict(world.tokens)
         return trial
 
     @property
@@ -109,6 +112,9 @@ class Trial:
         self.doubled |= {*found.doubled}
         self.broken += found.broken
         self.live, self.known = {*found.live}, found.failed
+        self.expect(holds=self.live.isdisjoint(self.forgotten), otherwise="what was forgotten is live")
+        other = {name for name, digest in self.tokens.items() if found.tokens.get(name, digest) != digest}
+        self.expect(holds=not other, otherwise=f"other tokens than of a run without faults: {sorted(other)}")
         return found
 
     def check_counts(self, ended: Ended, found: Findings) -> None:
@@ -135,13 +141,14 @@ class Trial:
         live = self.live - self.changed
         known = {name for name, code in self.known.items() if code not in self.retried and name not in self.changed}
         names = {*self.num_frames, *self.bad}
-        work = names - live - known
+        work = names - live - known - self.forgotten
         expected = {
             "listed": len(names),
             "unchanged": len(live & names),
             "known_failed": len(known & names),
             "indexed": len(work & {*self.num_frames}),
             "failed": len(work & self.bad),
+            "forgotten": len(self.forgotten),
             "not_attempted": 0,
             "stopped": None,
         }
@@ -155,6 +162,6 @@ class Trial:
         self.changed.clear()
         self.live &= names
         self.check_counts(ended, self.look())
-        self.lost |= {*self.num_frames} - self.live
+        self.lost |= {*self.num_frames} - self.live - self.forgotten
         doubled_work = self.live - names
         self.expect(holds=not doubled_work, otherwise=f"live, but not in the source: {sorted(doubled_work)}")

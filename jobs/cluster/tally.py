@@ -80,7 +80,9 @@ class Tally:
             for name, stage in self.stages.items()
             for worker, number in Counter(stage.held_by.values()).items()
         ]
-        return time.monotonic() - self.moved_s, ", ".join(held) or "no stage has begun anything"
+        done = ", ".join(f"{name} {stage.done}" for name, stage in self.stages.items())
+        idle = f"no worker holds anything; done so far: {done}" if done else "no stage has begun anything"
+        return time.monotonic() - self.moved_s, ", ".join(held) or idle
 
     def run_id(self) -> str:
         """Which run this is the tally of."""

@@ -6,6 +6,7 @@ Ray's core ends the process of a driver some ten seconds after its raylet went a
 that was finished and not committed yet, and from C++: nothing can be caught.
 """
 
+import math
 import signal
 import socket
 import threading
@@ -24,6 +25,7 @@ _RAYLET_PATIENCE_S = 2.0  # a raylet never comes back
 _KNOCK_S = 10.0  # a machine that is busy is slow to answer
 _STALL_S = 1800.0  # in which nothing is begun or finished in any stage: no unit takes as long, nor does loading a model
 _STALL_POLL_S = 30.0
+_ASLEEP_S = 60.0  # between two looks: this process was stopped, or its machine was
 
 T = TypeVar("T")
 
@@ -50,6 +52,7 @@ class ClusterWatch:
         self._doors, self._ends_s, self._stall = doors, ends_s, stall
         self._next_stall_s = time.monotonic() + _STALL_POLL_S
         self._last_open_s = dict.fromkeys(doors, time.monotonic())
+        self._looked_s, self._awake_since_s = time.monotonic(), -math.inf
         self._waiting: int | None = None  # the main thread, while it waits for the cluster
         self.lost: str | None = None  # what is lost, in a sentence
         self.is_over = False  # the time
@@ -71,12 +74,19 @@ class ClusterWatch:
         return None
 
     def look_at_stages(self) -> str | None:
-        """That nothing moves for longer than anything may take, in a sentence."""
-        if time.monotonic() < self._next_stall_s:
+        """That nothing moves for longer than anything may take, in a sentence.
+
+        While this process slept nothing could: what is at work waits for it to take what is done.
+        """
+        now_s = time.monotonic()
+        if now_s - self._looked_s > _ASLEEP_S:
+            self._awake_since_s = now_s
+        self._looked_s = now_s
+        if now_s < self._next_stall_s:
             return None
-        self._next_stall_s = time.monotonic() + _STALL_POLL_S
+        self._next_stall_s = now_s + _STALL_POLL_S
         stall = self._stall()
-        if stall is None or stall[0] <= _STALL_S:
+        if stall is None or min(stall[0], now_s - self._awake_since_s) <= _STALL_S:
             return None
         return f"nothing has moved for {stall[0] / 60:.0f} minutes; at work: {stall[1]}; see the logs of these workers"
 

@@ -1,17 +1,28 @@
 """The gauntlet's own eyes, and one of its faults on a small corpus; all of them: python -m benchmarks.faults."""
 
+import os
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import s3fs
 import stores
 
+from benchmarks.faults import clock, rot
+from benchmarks.faults.bucket import NAME, FaultyBucket
 from benchmarks.faults.checks import inspect
 from benchmarks.faults.gauntlet import Fault, endure
 from benchmarks.faults.processes import driver_killed_between_commits
+from benchmarks.faults.storage import TOLD_SHORT
+from benchmarks.faults.trial import SkippedError
 from benchmarks.faults.world import make_world
 from longvlm.jobs.cluster.executor import IN_PROCESS
+from longvlm.pipeline.source import copies
 from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.errors import ErrorCode, TransientError
 
 
 @pytest.fixture
@@ -57,10 +68,62 @@ def test_a_write_that_is_live_twice_is_doubled(store):
     assert made["write_id"][0].as_py() in doubled
 
 
-def test_a_damaged_shard_is_broken(store):
-    for shard in Path(store.uri, "tokens").glob("*.parquet"):
-        shard.write_bytes(shard.read_bytes()[:-20] + bytes(20))
-    assert inspect(store.uri, {}).broken
+@pytest.mark.parametrize("table", ["tokens", "segments", "videos"])
+def test_a_rotten_footer_is_broken(store, table):
+    (path,) = Path(store.uri, table).glob("*.parquet")
+    rot.flip(path, rot.footer_start(path))
+    assert path.name in str(inspect(store.uri, {}).broken)
+    rot.flip(path, rot.footer_start(path))
+    assert not inspect(store.uri, {}).broken
+
+
+def test_other_tokens_have_another_digest(store):
+    before = inspect(store.uri, {}).tokens
+    stores.index(store, ["a"], seed=1)
+    after = inspect(store.uri, {}).tokens
+    assert {name for name in before if before[name] != after[name]} == {"a.mp4"}
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    with monkeypatch.context() as patch:
+        for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION", "DEFAULT_REGION"):
+            patch.setenv(f"AWS_{name}", "of the test before")  # which is what it is afterwards
+        with FaultyBucket(random.Random(0)) as made:
+            yield made
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_body_that_ends_early_is_tried_again_and_never_taken_for_a_whole_one(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(copies, "_BACKOFF_S", 0.0)
+    content = random.Random(1).randbytes(5000)
+    bucket.client.put_object(Bucket=NAME, Key="a.mp4", Body=content)
+    bucket.short = 0.8
+    errors = []
+    for _ in range(8):
+        try:
+            with copies.local_copy(f"s3://{NAME}/a.mp4", str(tmp_path), len(content)) as path:
+                assert Path(path).read_bytes() == content
+        except TransientError as error:
+            errors.append(error)
+    assert 0 < len(errors) < 8 < bucket.num_hurt
+    assert {error.code for error in errors} == {ErrorCode.NETWORK}
+    assert all(TOLD_SHORT.search(str(error)) for error in errors)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_process_whose_clock_is_ahead_measures_durations_as_others_do():
+    try:
+        env = clock.ahead(365)
+    except SkippedError as reason:
+        pytest.skip(str(reason))
+    code = "import time; began = time.monotonic(); time.sleep(0.1); print(time.time(), time.monotonic() - began)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=True
+    )
+    now_s, slept_s = map(float, found.stdout.split())
+    assert 364 < (now_s - time.time()) / 86400 < 366
+    assert slept_s >= 0.1
 
 
 @pytest.fixture(scope="module")

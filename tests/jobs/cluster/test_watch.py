@@ -86,6 +86,24 @@ def test_a_wait_ends_when_nothing_moves_and_says_where_work_is_held(door, monkey
     looker.join()
 
 
+def test_a_stall_tells_how_far_the_stages_are_where_no_worker_holds_anything():
+    tally = Tally()
+    assert tally.stall()[1] == "no stage has begun anything"
+    for stage in ("decode", "encode"):
+        tally.begin(stage, ["a"], "node-1:7")
+        tally.finish(stage, ["a"], worker="node-1:7", busy_s=1.0, cpu_s=1.0)
+    assert tally.stall()[1] == "no worker holds anything; done so far: decode 1, encode 1"
+
+
+def test_a_driver_that_was_asleep_itself_gives_the_stages_time_to_go_on(monkeypatch):
+    monkeypatch.setattr(watch_module, "_STALL_POLL_S", 0.0)
+    watch = ClusterWatch({}, stall=lambda: (7200.0, "encode in node-2:8 (2)"))
+    watch._looked_s -= 7200.0
+    assert watch.look_at_stages() is None
+    watch._awake_since_s -= 1801.0  # and they do not
+    assert "nothing has moved for 120 minutes" in watch.look_at_stages()
+
+
 @pytest.mark.usefixtures("sigterm")
 def test_ctrl_c_is_no_lost_cluster(door):
     watch = ClusterWatch({"GCS": (door.getsockname(), 60.0)})

@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import boto3
 import pytest
@@ -21,6 +23,7 @@ from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.evaluate import tinyworld as evaluate_tinyworld
 from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec
 from longvlm.jobs.operate import upkeep_command
+from longvlm.schemas import training
 from models import byte_tokenizer, save_llava
 from support import ROOT
 
@@ -165,12 +168,14 @@ def made(tmp_path_factory, buckets):
 
 @pytest.fixture
 def folder(made, tmp_path, monkeypatch):
-    """The working folder: a copy of `made`. The tiny world has one video here, not six or a hundred."""
+    """The working folder: a copy of `made`. The tiny world has one video here, and a training one step of float32."""
     shutil.copytree(made, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("OPENAI_API_KEY", "made-up")
     monkeypatch.setattr(upkeep_command, "_agreed", lambda: True)
     monkeypatch.setattr(demo, "NUM_VIDEOS", 1)
+    for name, recipe in training.RECIPES.items():
+        monkeypatch.setitem(training.RECIPES, name, partial(replace, recipe(), precision="float32", max_steps=1))
     monkeypatch.setattr(evaluate_tinyworld, "TinyWorldSpec", lambda seed, _: TinyWorldSpec(seed, 1))
     return tmp_path / "work"
 

@@ -83,13 +83,11 @@ FAULTS: dict[str, Fault] = {
     # --- forgetting ---
     "cut-off-erasures-stay": _instead((maintain, "left_over", lambda *_: [])),
     "forgotten-rows-are-written": _instead((ledger.Store, "forgotten", lambda _: frozenset())),
-    "erasing-by-the-clock": _instead((erase, "_unnamed_holders", lambda *_: {})),
+    "erasing-by-the-clock": _instead((erase, "_look_into_unnamed", lambda *_: ({}, {}))),
     "manifests-lift-tombstones": _instead(
         (run, "ChangeCriteria", lambda *args, **said: ChangeCriteria(*args, **said | {"is_manifest": False}))
     ),
-    "forgotten-under-one-name": _instead(
-        _worded(changes, "_MOVES", "forgotten USING (content) WHERE", "forgotten USING (content) WHERE false AND")
-    ),
+    "forgotten-under-one-name": _instead(_worded(changes, "_MOVES", "IS NOT NULL OR alike = 1;", "IS NULL AND false;")),
     "copies-heal-checksums": _instead((compact, "pq", _Unchecked)),
     "torn-videos-stay": _instead((erase, "delete_torn", lambda *_: 0)),
     # --- looks that grew stale ---
@@ -105,7 +103,7 @@ FAULTS: dict[str, Fault] = {
     "nothing-is-fenced": _instead((delta, "commit", _uncommitted_fences(delta.commit))),
     # --- rot ---
     "checkpoints-must-be-whole": _instead((logfiles, "drop_damaged_checkpoint", lambda _: False)),
-    "repair-leaves-files": _instead((repair, "_REPAIRED", ())),
+    "repair-leaves-files": _instead((repair, "_drop", lambda *_: None)),
     # --- clocks ---
     "answers-by-the-clock": _instead(
         _worded(catalog, "VIEWS_SQL", "ORDER BY a.seq DESC NULLS LAST, a.created_at DESC", "ORDER BY a.created_at DESC")

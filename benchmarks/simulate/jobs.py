@@ -12,8 +12,8 @@ from unittest import mock
 import pyarrow as pa
 
 from benchmarks.simulate import people
-from benchmarks.simulate.people import Bucket
-from benchmarks.simulate.world import World
+from benchmarks.simulate.people import Footage
+from benchmarks.simulate.world import Simulation
 from longvlm.jobs import answer, index, runs
 from longvlm.jobs.answer.stage import failed_answer
 from longvlm.jobs.cluster.executor import IN_PROCESS
@@ -40,7 +40,7 @@ _FAILS_EVERY = 12  # of answers and of units, for reasons that pass
 
 
 @contextmanager
-def stood_in(world: World) -> Iterator[None]:
+def stood_in(world: Simulation) -> Iterator[None]:
     """Put stand-ins in the place of towers, decoders and language models, and leave `index.duckdb` alone."""
     with ExitStack() as stack:
 
@@ -66,7 +66,7 @@ class Jobs:
         bucket: of the videos.
     """
 
-    def __init__(self, world: World, bucket: Bucket) -> None:
+    def __init__(self, world: Simulation, bucket: Footage) -> None:
         self.world, self.bucket, self.store = world, bucket, world.store
         self.questions = _file(world.folder / "questions.jsonl", [{"question": text} for text in QUESTIONS])
         self.alerts = world.folder / "alerts.sql"
@@ -140,7 +140,7 @@ class Jobs:
 class _Watch:
     """In place of decoding: a file's content is the number in it."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Simulation) -> None:
         self.world = world
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
@@ -198,7 +198,7 @@ def _segment(one: dict[str, Any], content: int) -> dict[str, Any]:
 class _Answerer:
     """In place of a language model: the answer is what the stored tokens say of the content."""
 
-    def __init__(self, world: World, terms: Any) -> None:
+    def __init__(self, world: Simulation, terms: Any) -> None:
         self.world, self.terms = world, terms
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:

@@ -9,9 +9,9 @@ import duckdb
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from benchmarks.simulate import people
-from benchmarks.simulate.people import Bucket
+from benchmarks.simulate.people import Footage
 from benchmarks.simulate.reader import PromiseError, Row, StoreRead
-from benchmarks.simulate.world import Actor, Killed, World
+from benchmarks.simulate.world import Actor, Killed, Simulation
 from longvlm.pipeline.store.lease import LeaseHeldError
 from longvlm.schemas.errors import ErrorCode, InputError, PipelineError
 
@@ -28,15 +28,15 @@ class Model:
         bucket: of its videos.
     """
 
-    def __init__(self, world: World, bucket: Bucket) -> None:
+    def __init__(self, world: Simulation, bucket: Footage) -> None:
         self.world, self.bucket = world, bucket
         self.read = StoreRead(world.store)
         self.step = 0
         self.first_seen: dict[tuple[Any, ...], int] = {}  # rows of videos -> step
-        self.newest_seq: Counter[str] = Counter()
         self.held: dict[tuple[str, str], int] = {}  # video and recipe -> content that has to stay live
         self.forgotten: dict[str, int] = {}  # videos that have to stay away -> step
         self.contents_forgotten: dict[int, int] = {}
+        self.erased: set[str] = set()  # videos of which no log may name a row again, until their names are free
         self.hurt_writes: set[str] = set()
         self.answers: dict[tuple[str, str], str] = {}  # write and question -> run that gave the newest answer
         self.rows_of_run: dict[str, list[Row]] = defaultdict(list)
@@ -132,6 +132,7 @@ class Model:
             raise PromiseError(f"forget says that nothing is left of {self._name(video)}, which is in {left}")
         if video not in self.read.kept_out():
             raise PromiseError(f"forget says that {self._name(video)} is forgotten, and nothing keeps it out")
+        self.erased.add(video)
 
     def _judge_read(self, found: list[tuple[str, bytes | PipelineError]]) -> None:
         for write, said in found:
@@ -147,17 +148,17 @@ class Model:
 
     def _take_in(self, new: dict[str, list[Row]]) -> None:
         for table in ("videos", "answers"):
-            seen_before = self.newest_seq[table]
+            known = [row["seq"] for row in self.read.rows(table) if _identity(row) in self.first_seen]
+            newest_seq = max(known, default=0)  # of what is there still: what was newer may be erased
             for row in sorted(new[table], key=lambda row: row["seq"]):
                 key = _identity(row)
                 if key in self.first_seen:
                     continue
                 self.first_seen[key] = self.step
-                if row["seq"] <= seen_before:
+                if row["seq"] <= newest_seq:
                     raise PromiseError(
-                        f"a row of {table} was committed with seq {row['seq']}, and there was {seen_before}"
+                        f"a row of {table} was committed with seq {row['seq']}, and there was {newest_seq}"
                     )
-                self.newest_seq[table] = max(self.newest_seq[table], row["seq"])
                 if table == "videos":
                     self._take_in_video(row)
                 else:
@@ -177,7 +178,9 @@ class Model:
             if row["size_bytes"]:
                 self.contents_forgotten.setdefault(people.content_of_size(row["size_bytes"]), self.step)
             self._let_go(video)
-        elif str(row["source"]).endswith(".csv"):  # a manifest's owner may leave out what is there
+            return
+        self.erased.discard(video)
+        if str(row["source"]).endswith(".csv"):  # a manifest's owner may leave out what is there
             self._let_go(video)
 
     def _check_whole(self, read: StoreRead, live: dict[tuple[str, str], Row]) -> None:
@@ -210,6 +213,10 @@ class Model:
         self.forgotten = {video: step for video, step in self.forgotten.items() if video in there}
         kept = self.bucket.content_since.keys() & self.contents_forgotten.keys()
         self.contents_forgotten = {content: self.contents_forgotten[content] for content in kept}
+        for table in ("videos", "tokens", "segments", "answers"):
+            for row in self.read.rows(table):
+                if row["video_id"] in self.erased and row.get("error_code") != "forgotten":
+                    raise PromiseError(f"{table} names a row of {self._name(row['video_id'])} again, which was erased")
         for (video, _), row in live.items():
             if video in self.forgotten:
                 raise PromiseError(f"{self._name(video)} was forgotten and is live")

@@ -11,7 +11,7 @@ _BAD_EVERY = 9  # content that nothing can decode
 
 
 @dataclass
-class Bucket:
+class Footage:
     """A folder of files, each of which holds the number of its content.
 
     Contents differ in size, so that a renamed file is known by it.

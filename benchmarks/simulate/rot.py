@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from benchmarks.simulate.reader import TABLES, StoreRead
-from benchmarks.simulate.world import World
+from benchmarks.simulate.world import Simulation
 
 
-def rot(world: World, read: StoreRead, what: str, number: int) -> str | None:
+def rot(world: Simulation, read: StoreRead, what: str, number: int) -> str | None:
     """Let a file of a kind rot; None where there is none.
 
     What holds rows of videos is noted in `world.hurt`: checkpoints, leases and notes may rot without any loss.
@@ -33,7 +33,7 @@ def rot(world: World, read: StoreRead, what: str, number: int) -> str | None:
         return None
     file = files[number % len(files)]
     how = ["a bit flips in", "the end is lost of", "nothing is there any more of"][number // 64 % 3]
-    size = file.stat().st_size
+    size = max(1, file.stat().st_size)
     if what in ("lease", "note"):  # its writer was killed at it
         how = "the end is lost of"
     if what in ("tokens", "segments"):

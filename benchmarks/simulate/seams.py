@@ -14,14 +14,14 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 
-from benchmarks.simulate.world import Killed, World
+from benchmarks.simulate.world import Killed, Simulation
 from longvlm.pipeline.store import catalog, delta, files, lease
 from longvlm.pipeline.uris import locate
 from longvlm.schemas import clock
 
 
 @contextmanager
-def simulated(world: World) -> Iterator[None]:
+def simulated(world: Simulation) -> Iterator[None]:
     """Put the project into a world: its clock, its files, its logs and its lots."""
     with ExitStack() as stack:
 
@@ -50,7 +50,7 @@ class WatchedFiles(LocalFileSystem):
 
     cachable = False
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Simulation) -> None:
         super().__init__()
         self.world = world
 
@@ -116,21 +116,21 @@ class _LongMemory(DeltaTable):
         return DeltaTable.create(*args, **options)
 
 
-def _stamp(world: World, path: str) -> None:
+def _stamp(world: Simulation, path: str) -> None:
     os.utime(path, (world.true_s(),) * 2)
 
 
-def _locating(world: World, found: Callable[[str], tuple[Any, str]]) -> Callable[[str], tuple[Any, str]]:
+def _locating(world: Simulation, found: Callable[[str], tuple[Any, str]]) -> Callable[[str], tuple[Any, str]]:
     return lambda uri: (WatchedFiles(world), found(uri)[1])
 
 
-def _on_point(world: World, call: Callable[..., Any], *, writes: bool = False) -> Callable[..., Any]:
+def _on_point(world: Simulation, call: Callable[..., Any], *, writes: bool = False) -> Callable[..., Any]:
     # a store that took a commit and whose answer is lost is asked again by the client, and says that it is there
     lost = partial(CommitFailedError, "the answer was lost")
     return lambda *args: world.point(lambda: call(*args), writes=writes, refusal=lost)
 
 
-def _creating(world: World, create: Callable[[str, bytes], bool]) -> Callable[[str, bytes], bool]:
+def _creating(world: Simulation, create: Callable[[str, bytes], bool]) -> Callable[[str, bytes], bool]:
     def stamped(uri: str, content: bytes) -> bool:
         is_new = create(uri, content)
         if is_new:
@@ -150,7 +150,7 @@ def _seen_from_there(stale_files: Callable[..., list[str]]) -> Callable[..., lis
     return seen
 
 
-def _sleeping(world: World, sleep: Callable[[float], None]) -> Callable[[float], None]:
+def _sleeping(world: Simulation, sleep: Callable[[float], None]) -> Callable[[float], None]:
     def asleep(seconds: float) -> None:
         if world.actor() is None:
             sleep(seconds)
@@ -160,5 +160,5 @@ def _sleeping(world: World, sleep: Callable[[float], None]) -> Callable[[float],
     return asleep
 
 
-def _drawing(world: World, urandom: Callable[[int], bytes]) -> Callable[[int], bytes]:
+def _drawing(world: Simulation, urandom: Callable[[int], bytes]) -> Callable[[int], bytes]:
     return lambda size: urandom(size) if world.actor() is None else world.chance.randbytes(size)

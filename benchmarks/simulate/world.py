@@ -24,7 +24,7 @@ class Killed(BaseException):
 class Actor:
     """One machine of the world, which runs one job at a time in a thread that goes on only in its turns."""
 
-    def __init__(self, world: "World", number: int) -> None:
+    def __init__(self, world: "Simulation", number: int) -> None:
         self.world, self.number = world, number
         self.skew_s = 0.0
         self.job: str | None = None
@@ -100,7 +100,7 @@ class Actor:
             self.world.baton.release()
 
 
-class World:
+class Simulation:
     """What all actors share.
 
     Args:

@@ -4,7 +4,7 @@ However many questions there are, no Python object is made of one: they stay an 
 for each question and video, and what is to be asked leaves in waves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +199,7 @@ def plan(
         InputError: the predicate is not SQL over `videos` or selects nothing, a question names a video that the store
             does not know or that could be several, or one id stands for two questions about one video.
     """
-    con = _connect(snapshot, questions)
+    con = _connect(snapshot, questions, None if where else ("videos",))  # a predicate may ask any view
     num_selected, num_live = _select(con, where or "true", recipe.index_recipe)
     named, num_not_indexed = match_live(con, "given", "live", "ledger_videos")
     con.register("named", named)
@@ -226,10 +226,10 @@ def plan(
     )
 
 
-def _connect(snapshot: Snapshot, questions: pa.Table) -> duckdb.DuckDBPyConnection:
+def _connect(snapshot: Snapshot, questions: pa.Table, views: Collection[str] | None) -> duckdb.DuckDBPyConnection:
     """A database over the snapshot with room for a plan, and the questions as `given`, numbered by `q`."""
     read = _without_tokens(snapshot)
-    con = catalog.connect(read)
+    con = catalog.connect(read, views)
     con.execute(f"SET memory_limit = '{PLAN_MEMORY_GB}GB'")  # beyond that it goes to disk
     access.seal(con, read)  # the predicate is somebody's own SQL
     con.execute(HASH)

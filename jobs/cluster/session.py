@@ -15,6 +15,7 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import ray
+from ray._private import auto_init_hook
 
 from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.cluster.resources import TARGET_BLOCK_BYTES
@@ -46,6 +47,7 @@ def connect(ray_address: str | None) -> None:
             _start_local()
         else:
             _join(address, named)
+    auto_init_hook.enable_auto_connect = False  # whoever asks a cluster that went would start another, here
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Kubernetes' way of pressing Ctrl-C; Ray would abort
     context = ray.data.DataContext.get_current()

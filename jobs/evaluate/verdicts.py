@@ -69,7 +69,7 @@ def match_videos(store: Store, benchmark: Benchmark, items: list[dict[str, Any]]
     """
     names = {item["video"] for item in items}
     prefixed = {benchmark.video_prefix + name: name for name in names}
-    with catalog.connect(store.pin(("videos",))) as con:
+    with catalog.connect(store.pin(("videos",)), ()) as con:
         known = known_names(con, [*names, *prefixed], "ledger_videos")
     by_name = {name: longer for longer, name in prefixed.items() if longer in known} | {n: n for n in names & known}
     named = [item | {"video": by_name.get(item["video"])} for item in items]
@@ -96,7 +96,7 @@ def read_answered(
         InputError: a name could mean several videos.
     """
     questions = questions_of(benchmark, items)
-    with catalog.connect(store.pin(("videos", "answers"))) as con:
+    with catalog.connect(store.pin(("videos", "answers")), ("live_videos",)) as con:
         con.execute(HASH)
         con.execute(_LIVE, [index_recipe])
         con.register("given", questions.append_column("q", pa.array(range(len(questions)), pa.int32())))

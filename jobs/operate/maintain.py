@@ -17,11 +17,21 @@ from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.store.upkeep.compact import compact
 from longvlm.pipeline.store.upkeep.dead import Dead, dead_writes
 from longvlm.pipeline.store.upkeep.erase import Erased, erase, left_over
-from longvlm.pipeline.store.upkeep.repair import repair
+from longvlm.pipeline.store.upkeep.repair import Repaired, repair
 from longvlm.pipeline.store.upkeep.vacuum import vacuum
 from longvlm.pipeline.store.upkeep.verify import Verified, verify
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id
+
+_CAME_OF = {  # a table that lost rows for good: what to do about it
+    "videos": "the ledger lost rows: the next index run watches their videos again, and with --prune deletes again "
+    "what its source has no more; forgotten videos stay forgotten",
+    "answers": "answers are lost: the same questions asked again are answered again",
+    "verdicts": "verdicts are lost: the same evaluation judges those answers again",
+    "recipes": "recipes are lost: the next index run registers its own again, and `longvlm recipe list` says which the "
+    "views show",
+    "runs": "rows of past runs are lost, on which nothing depends",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class MaintainReport:
     files_fewer: dict[str, int] = field(default_factory=dict)  # by table
     swept: dict[str, int] = field(default_factory=dict)
     verified: Verified | None = None
-    repaired: int | None = None  # videos to be indexed again
+    repaired: Repaired | None = None
     wall_s: float = 0.0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)  # it has none
     notes: list[str] = field(default_factory=list)  # what a person should know, and no result depends on
@@ -57,9 +67,9 @@ class MaintainReport:
             return f"of forgotten videos something is left: {self.erased.still_there[0]}"
         if self.verified is None:
             return None
-        if self.repaired is not None:  # what is left is no file that videos can be made of again
-            beyond = [uri for uri in self.verified.damaged_files if uri.split("/")[-2] not in ("tokens", "segments")]
-            return f"{len(beyond)} damaged files cannot be made again from videos; bring them back" if beyond else None
+        if self.repaired is not None:
+            beyond = [uri for uri in self.verified.damaged_files if uri.split("/")[-2] == "_delta_log"]
+            return f"{len(beyond)} damaged files of a log cannot be made again; bring them back" if beyond else None
         if not (self.verified.problems or self.verified.damaged_files):
             return None
         return (
@@ -81,7 +91,8 @@ class MaintainReport:
                 "problems": len(self.verified.problems),
             }
         if self.repaired is not None:
-            counts["repaired"] = self.repaired
+            counts |= {"repaired": self.repaired.videos, "tombstones_restored": self.repaired.tombstones}
+            counts |= {f"{table}_rows_lost": num_rows for table, num_rows in self.repaired.rows_lost.items()}
         return {**counts, "wall_s": round(self.wall_s, 3), "stopped": self.stopped, "run_id": self.run_id}
 
 
@@ -101,11 +112,12 @@ def run_maintain(order: MaintainOrder) -> MaintainReport:
         with _bytes_read(snapshot, show=order.show_progress) as add:
             report.verified = verify(snapshot, add)
         if order.repair:
-            report.repaired = repair(store, snapshot, report.verified, report.run_id)
+            report.repaired = repair(store, report.verified, report.run_id)
     if report.stopped is None:  # a damaged file would stop it half-way
         kept = report.verified, report.repaired, report.run_id
         report = maintain_store(store, order.retention_hours)
         report.verified, report.repaired, report.run_id = kept
+        report.notes += [_CAME_OF[table] for table in report.repaired.rows_lost] if report.repaired else []
     report.wall_s = time.time() - started
     close_run(store, "maintain", report)
     return report

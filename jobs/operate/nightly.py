@@ -36,6 +36,7 @@ from longvlm.jobs.index.run import index_source, take_stock
 from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.operate.alerts import Alert, check_webhook, read_alerts, run_alerts
 from longvlm.jobs.operate.maintain import maintain_store
+from longvlm.jobs.operate.standstill import Standstill
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.source.scratch import scratch_folder
@@ -108,7 +109,7 @@ def run_nightly(order: NightlyOrder) -> NightlyReport:
     if order.questions:
         fs, path = locate(order.questions)
         report.questions_sha256 = hashlib.sha256(fs.cat_file(path)).hexdigest()
-    with Lease(order.index.store, "nightly", _interrupt) as lease:
+    with Lease(order.index.store, "nightly", _interrupt, Standstill()) as lease:
         logs.begun("nightly", report.run_id, source=order.index.source.uri, store=order.index.store)
         try:
             _all_parts(order, questions, queries, report)
@@ -178,7 +179,7 @@ def _answer(order: IndexOrder, questions: pa.Table, counts: dict[str, Any], repo
     if left is not None and left <= 0:
         counts["out_of_time"] = True
         return
-    with catalog.connect(Store.open(order.store).pin(("videos",))) as con:
+    with catalog.connect(Store.open(order.store).pin(("videos",)), ("live_videos",)) as con:
         if not con.execute("SELECT count(*) FROM live_videos").fetchall()[0][0]:
             counts["asked"] = 0  # an empty bucket is nothing to be alarmed about
             return

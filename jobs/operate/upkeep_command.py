@@ -34,7 +34,7 @@ _MOST_SHOWN = 10  # names of videos, before somebody is asked whether they are t
 @click.option(
     "--verify", is_flag=True, help="Also read every byte of the tokens: is all there that is said to be live?"
 )
-@click.option("--repair", is_flag=True, help="Verify, and have the videos that lost any indexed again by the next run.")
+@click.option("--repair", is_flag=True, help="Verify, and drop what is damaged: the next runs make it again.")
 @AS_JSON
 def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, as_json: bool) -> None:
     """Merge small files, rewrite those of mostly dead rows, delete what nobody needs any more."""

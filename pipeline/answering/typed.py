@@ -107,7 +107,8 @@ def _read_number(text: str) -> str | None:
         match = _NUMBER.fullmatch(word)
         if match is None or _says_more(match["unit"], after):
             return None
-        digits = match["digits"].replace(match["comma"] or ",", "") + (match["exponent"] or "")
+        digits = match["digits"].replace(match["comma"] or ",", "").lstrip("0") + (match["exponent"] or "")
+        digits = digits if digits[:1].isdecimal() else f"0{digits}"
         if not isfinite(float(digits)):
             return None
         number = int(digits) if digits.isdecimal() else float(digits)
@@ -136,7 +137,7 @@ def _is_numeral(character: str) -> bool:
 def _read_json(text: str, schema: str | None) -> str | None:
     """The first JSON value of a text, compact; None if there is none, or it does not fit the schema.
 
-    A value too deep for the validator to descend into counts as not fitting.
+    A value that the validator cannot descend into, or takes too long over, counts as not fitting.
     """
     try:
         value = first_value(text)

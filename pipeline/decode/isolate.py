@@ -9,20 +9,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import psutil
 
+from longvlm.pipeline.confine import confine, isolated_python, safe_environment
 from longvlm.pipeline.decode import messages, video
-from longvlm.pipeline.decode.confine import confine
 from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.pipeline.decode.video import NEAREST_PX, DecodedFrames, Mode, Resize
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
@@ -40,12 +38,7 @@ _CHILD_ENV = {
     "MALLOC_MMAP_THRESHOLD_": "131072",
     "MALLOC_TRIM_THRESHOLD_": "131072",
 }
-_KEPT_ENV = ("PATH", "HOME", "LANG", "TZ", "TMPDIR")  # and what begins with:
-_KEPT_ENV_PREFIXES = ("LC_", "LD_", "DYLD_", "PYTHON")
-_SERVE = (
-    "import sys; sys.path += sys.argv[3:]; "
-    "from longvlm.pipeline.decode.isolate import serve; serve(int(sys.argv[1]), float(sys.argv[2]))"
-)
+_SERVE = "from longvlm.pipeline.decode.isolate import serve; serve(int(sys.argv[1]), float(sys.argv[2]))"
 
 
 class Decoder:
@@ -141,19 +134,13 @@ class Decoder:
         # What libraries print goes here; its end explains a crash.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._socket, theirs = socket.socketpair()
-        # The child is isolated (-I), and its parent's path comes after its own: a worker's holds the folder that a job
-        # was started in, where somebody's types.py would be taken for Python's.
-        package = sys.modules[__name__.partition(".")[0]]
-        path = [str(Path(package.__path__[0]).parent), *filter(None, sys.path)]
-        kept = {name: value for name, value in os.environ.items() if _is_safe_variable(name)}
-        env = {**kept, **_CHILD_ENV}
         self._child = subprocess.Popen(  # noqa: S603 - this interpreter, running `serve`
-            [sys.executable, "-I", "-c", _SERVE, str(theirs.fileno()), str(self.deadline_s), *path],
+            isolated_python(_SERVE, str(theirs.fileno()), str(self.deadline_s)),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
-            env=env,
+            env=safe_environment() | _CHILD_ENV,
             start_new_session=True,  # without our terminal, into which keystrokes could be put
         )
         theirs.close()
@@ -260,11 +247,6 @@ class Decoder:
 def _no_room(_: dict[str, Any]) -> memoryview:
     """The room for what comes alone."""
     return memoryview(b"")
-
-
-def _is_safe_variable(name: str) -> bool:
-    """Whether a variable of the environment may be known to a child that runs hostile data: no credential may."""
-    return name in _KEPT_ENV or name.startswith(_KEPT_ENV_PREFIXES)
 
 
 def serve(descriptor: int, deadline_s: float) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.judging.judges import Messages
 from longvlm.pipeline.model_folder import load_tokenizer, read_tensors, resolve, weights_fingerprint
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
@@ -23,7 +23,8 @@ class LocalChatModel:
         """Load a folder's (or hub snapshot's) weights and tokenizer; remote code is never run.
 
         Raises:
-            InputError: there is no such model, it is no causal language model, or it has no chat template.
+            InputError: there is no such model, it is no causal language model, or it has no chat template that can be
+                filled.
         """
         folder = resolve(model)
         self._tokenizer = load_tokenizer(folder)
@@ -31,6 +32,13 @@ class LocalChatModel:
             raise InputError(
                 f"the judge {model} has no chat template, so nothing says how to ask it; use a chat model."
             )
+        try:
+            self._template = self._tokenizer.get_chat_template()
+            self._prompt([{"role": "system", "content": "Judge."}, {"role": "user", "content": "What?"}])
+        except (ValueError, ChatTemplateError) as error:
+            raise InputError(
+                f"the chat template of the judge {model} cannot be filled ({error}); take the one that comes with it."
+            ) from error
         weights = weights_fingerprint(read_tensors(folder, lambda name: name))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -57,8 +65,8 @@ class LocalChatModel:
             TerminalError: JUDGE_FAILED: its template or context cannot take the messages.
         """
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+            text = self._prompt(messages)
+        except ChatTemplateError as error:
             raise TerminalError(ErrorCode.JUDGE_FAILED, f"the judge's chat template refuses: {error}.") from error
         inputs = self._tokenizer(text, return_tensors="pt", add_special_tokens=False)
         ids = inputs["input_ids"].to(self._llm.device)
@@ -70,6 +78,9 @@ class LocalChatModel:
         said = self._llm.generate(ids, attention_mask=torch.ones_like(ids))
         reply: str = self._tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
         return reply.strip()
+
+    def _prompt(self, messages: Messages) -> str:
+        return render(self._template, messages, self._tokenizer.special_tokens_map)
 
     def close(self) -> None:
         """Do nothing: no reply is waited for, and the memory goes with the object."""

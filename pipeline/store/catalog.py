@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +23,10 @@ from longvlm.schemas.tables import TABLES
 VIEWS_SQL = (files("longvlm.schemas") / "views.sql").read_text()
 _CREATE = re.compile(r"^CREATE (?:VIEW|MACRO) (\w+).*?;$", re.MULTILINE | re.DOTALL)
 _READS, _NAMED_WITHIN = re.compile(r"\b(?:FROM|JOIN) (\w+)"), re.compile(r"^(?:WITH )?(\w+) AS \($", re.MULTILINE)
+# By name what a view, or a macro, reads; each stands behind all that it reads.
+_STANDS_ON = {
+    view[1]: {*_READS.findall(view[0])} - {*_NAMED_WITHIN.findall(view[0])} for view in _CREATE.finditer(VIEWS_SQL)
+}
 
 # Columns of the view answers_wide at most, those with the most answers. Standing questions, asked of every video, are
 # some dozens; a benchmark's file may bring 100,000 ids, each for a video of its own, and every connection binds them.
@@ -82,14 +86,19 @@ _WIDE_CASTS = {
 }
 
 
-def connect(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
-    """An in-memory database with the views that stand on a snapshot's tables; no extension is ever downloaded.
+def connect(snapshot: Snapshot, views: Collection[str] | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory database with views on a snapshot's tables; no extension is ever downloaded.
+
+    Args:
+        snapshot: from `Store.pin`.
+        views: those that are needed beside the tables themselves, `ledger_` and their name; by default all that stand
+            on them. Each takes its time, most of all answers_wide, which looks through all answers.
 
     Raises:
         InputError: a file that the snapshot names is gone or out of reach.
     """
     con = without_views(snapshot)
-    _create_views(con, snapshot)
+    _create_views(con, snapshot, views)
     return con
 
 
@@ -210,23 +219,27 @@ def _remote_filesystem(snapshot: Snapshot) -> Any:
     return fs
 
 
-def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, views: Collection[str] | None = None) -> None:
+    needed = set(_STANDS_ON if views is None else views)
+    for name, reads in reversed(_STANDS_ON.items()):
+        needed |= reads if name in needed else set()
     try:
         for name, table in snapshot.tables.items():
             con.execute(f"CREATE VIEW ledger_{name} AS {_relation(name, table, TABLES[name])}")
         made = {f"ledger_{name}" for name in snapshot.tables}
         for view in _CREATE.finditer(VIEWS_SQL):
-            if {*_READS.findall(view[0])} - {*_NAMED_WITHIN.findall(view[0])} <= made:  # binding each takes its time
+            is_macro = not _STANDS_ON[view[1]]
+            if is_macro or (view[1] in needed and _STANDS_ON[view[1]] <= made):
                 con.execute(view[0])
                 made.add(view[1])
-        if {"answers", "active_recipe"} <= made:
+        if views is None and {"answers", "active_recipe"} <= made:
             con.execute(_answers_wide(con))
     except duckdb.Error as error:
         if "Could not write" in str(error):  # index.duckdb itself, on a full disk
             raise
         raise InputError(
             f"a file that the store's log names is gone or damaged ({first_line(error)}); bring it back, or let "
-            "`longvlm maintain --verify` say which videos it held and index them again."
+            "`longvlm maintain --verify` say what it held, and `--repair` drop it, so that the next runs make it again."
         ) from error
 
 

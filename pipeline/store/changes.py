@@ -47,7 +47,7 @@ _STILL_THERE = "SELECT DISTINCT video_id FROM known SEMI JOIN listed USING (vide
 # Without etags size and time are all there is: two files of an archive may well share these, so that only one that has
 # them alone is taken for the one that is gone.
 _MOVES = f"""
-CREATE TEMP TABLE forgotten_again AS  -- under another name
+CREATE TEMP TABLE forgotten_again AS  -- under another name, but for copies that were known before
 WITH forgotten AS (
     SELECT DISTINCT content_of(size_bytes, etag, modified_at) AS content FROM ledger_videos
     SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id) WHERE status = 'deleted' AND size_bytes > 0
@@ -56,8 +56,9 @@ SELECT video_id FROM (
     SELECT video_id, etag, content_of(size_bytes, etag, modified_at) AS content,
         count(*) OVER (PARTITION BY content) AS alike
     FROM listed WHERE size_bytes > 0 AND (nullif(etag, '') IS NOT NULL OR modified_at IS NOT NULL)
-) SEMI JOIN forgotten USING (content) WHERE (nullif(etag, '') IS NOT NULL OR alike = 1)
-    AND video_id NOT IN (SELECT video_id FROM known);
+) SEMI JOIN forgotten USING (content)
+ANTI JOIN (SELECT video_id, content_of(size_bytes, etag, modified_at) AS content FROM known) USING (video_id, content)
+WHERE nullif(etag, '') IS NOT NULL OR alike = 1;
 
 CREATE TEMP TABLE moves AS
 WITH appeared AS (
@@ -249,7 +250,7 @@ def compare(listing: str, snapshot: Snapshot, criteria: ChangeCriteria) -> Chang
         snapshot: with the table `videos`.
         criteria: by which files count as work, as unchanged or as gone.
     """
-    con = catalog.connect(snapshot)
+    con = catalog.connect(snapshot, ("live_videos", "newest_rows"))
     con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
     con.execute(f"SET temp_directory = {catalog.quoted(tempfile.gettempdir())}")
     con.execute(f"CREATE TEMP VIEW listed AS FROM {catalog.rows_of([listing])}")

@@ -1,7 +1,9 @@
-"""Files that are not what was written: told by their footers, and left out of what is read."""
+"""Files that are not what was written: told by their footers and from files out of reach, left out of what is read."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -14,6 +16,58 @@ from longvlm.schemas.tables import TABLES
 
 _MOST_FILES = 256  # of a table, whose footers are read before anything is asked; more would take too long in a bucket
 _AT_ONCE = 16
+_PAUSES_S = (0.5, 2.0)  # after a read that failed; the libraries of buckets try some times by themselves
+T = TypeVar("T")
+
+
+class OutOfReachError(OSError):
+    """A file that could not be read, which says nothing about its content; the error of the last try is its cause."""
+
+
+class TracedFile:
+    """A file that is read, and what kept it from being read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.error: Exception | None = None
+
+    def read(self, *args: Any) -> Any:
+        """As the file's own."""
+        try:
+            return self._file.read(*args)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the file's own."""
+        return getattr(self._file, name)
+
+
+def look_into(uri: str, look: Callable[[Any], T]) -> T:
+    """What a function makes of an open file; reads that fail are tried again.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OutOfReachError: reads kept failing.
+        Exception: whatever the function raises of the file's content.
+    """
+    fs, path = filesystem(uri)
+    for pause_s in (*_PAUSES_S, None):
+        source = None
+        try:
+            with fs.open(path, "rb") as file:
+                source = TracedFile(file)
+                return look(source)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if source is not None and source.error is None:
+                raise
+            if pause_s is None:
+                raise OutOfReachError(f"{uri} cannot be read ({why_damaged(error)})") from error
+        time.sleep(pause_s)
+    raise AssertionError
 
 
 def check_footer(table: str, file: DataFile, parquet: pq.ParquetFile) -> None:
@@ -74,16 +128,12 @@ def _unreadable(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _damage(table: str, file: DataFile) -> str | None:
-    fs, path = filesystem(file.uri)
     try:
-        with fs.open(path, "rb") as source:
-            check_footer(table, file, pq.ParquetFile(source))
+        look_into(file.uri, lambda source: check_footer(table, file, pq.ParquetFile(source)))
     except FileNotFoundError:
         return "it is gone"
-    except OSError as error:
-        if error.errno is not None:
-            raise  # out of reach, which is not the file's fault
-        return why_damaged(error)
+    except OutOfReachError:
+        raise
     except Exception as error:  # noqa: BLE001 - a flipped bit may make anything of a footer
         return why_damaged(error)
     return None

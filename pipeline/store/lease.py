@@ -66,14 +66,24 @@ class Lease:
         store_uri: the store; it need not exist yet.
         name: of the lease.
         on_loss: called from that thread when somebody else took the lease, or nobody can say any more who has it.
+        stalled: why the work is at a standstill, where it is; then the lease is renewed no more, as if it were lost.
         expiry_s: how long a holder that was killed keeps others away.
 
     Entering raises LeaseHeldError, or InputError where the store cannot be written.
     """
 
-    def __init__(self, store_uri: str, name: str, on_loss: Callable[[], None], *, expiry_s: float = EXPIRY_S) -> None:
+    def __init__(
+        self,
+        store_uri: str,
+        name: str,
+        on_loss: Callable[[], None],
+        stalled: Callable[[], str | None] = lambda: None,
+        *,
+        expiry_s: float = EXPIRY_S,
+    ) -> None:
         self.folder = f"{canonical(store_uri)}/leases/{name}"
         self.on_loss = on_loss
+        self.stalled = stalled
         self.expiry_s = expiry_s
         self.lost: str | None = None  # why it is not ours any more
         self._claim = Claim(uuid.uuid4().hex, socket.gethostname(), clock.now_s(), 0.0, expiry_s)
@@ -115,6 +125,10 @@ class Lease:
     def _keep(self) -> None:
         wait_s = self.expiry_s / RENEWALS
         while not self._ended.wait(wait_s):
+            if why := self.stalled():
+                self.lost = why
+                self.on_loss()
+                return
             try:
                 is_ours = self._advance(until_s=clock.now_s() + self.expiry_s)
                 wait_s, problem = self.expiry_s / RENEWALS, "another run took over the lease"

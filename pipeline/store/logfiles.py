@@ -4,6 +4,7 @@
 do; `_last_checkpoint` hints at the newest of these (Delta protocol, "Delta Log Entries", "Checkpoints").
 """
 
+import io
 import json
 import logging
 import re
@@ -74,10 +75,12 @@ def drop_damaged_checkpoint(log_uri: str) -> bool:
 def _damage_of_checkpoint(log_uri: str, version: int) -> str | None:
     fs, root = filesystem(log_uri)
     try:
-        with fs.open(f"{root}/{_checkpoint(version)}", "rb") as source:
-            pq.ParquetFile(source, page_checksum_verification=True).read(use_threads=False).validate(full=True)
+        content = fs.cat_file(f"{root}/{_checkpoint(version)}")  # what fails here is not the file's fault
     except FileNotFoundError:  # cleaned up meanwhile
         return None
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+        parquet.read(use_threads=False).validate(full=True)
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         return f"the checkpoint cannot be read ({str(error).splitlines()[0]})"
     return None

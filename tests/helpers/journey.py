@@ -1,13 +1,56 @@
-"""Fixtures of tests that run jobs: where these run, and small things to index. A room's conftest imports them."""
+"""Fixtures of tests that run jobs: where these run, and small things to index. A room's conftest imports them.
 
+With them what the nodes of a Ray publish of runs.
+"""
+
+import re
 import shutil
+import time
+import urllib.request
 
 import pytest
 
 from clips import write_clip
 from longvlm.jobs.cluster.executor import IN_PROCESS
+from longvlm.jobs.cluster.logs import log
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from models import save_clip_tower
+
+_LINE = re.compile(r"(?P<series>\w+)(\{(?P<tags>.*)\})? (?P<value>\S+)")
+
+
+def scraped():
+    """What Prometheus would read of this node: {(series, its own tags): value, summed over processes}."""
+    import ray
+
+    (node,) = [node for node in ray.nodes() if node["Alive"]]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        text = answer.read().decode()
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("ray_longvlm_"):
+            series, _, tags, value = _LINE.fullmatch(line).group("series", 2, "tags", "value")
+            own = {
+                k: v for k, v in re.findall(r'(\w+)="(.*?)"', tags) if k in ("stage", "status", "code", "table", "job")
+            }
+            key = (series, *(v for _, v in sorted(own.items())))
+            found[key] = found.get(key, 0.0) + float(value)
+    return found
+
+
+def grown(before, least, within_s=300):
+    """What is published once the figures in `least` grew by that much, or when the time is over.
+
+    Ray's processes report every ten seconds, so that what earlier tests did may come in late and add to it.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        found = scraped()
+        growth = {key: value - before.get(key, 0.0) for key, value in found.items()}
+        if all(growth.get(key, 0.0) >= value for key, value in least.items()) or time.monotonic() > deadline:
+            return found, growth
+        time.sleep(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -16,6 +59,15 @@ def in_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", IN_PROCESS)
         yield
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Gives a monkeypatch; what a driver's environment has it log is over afterwards."""
+    kept, level = list(log.handlers), log.level
+    yield monkeypatch
+    log.handlers[:] = kept
+    log.setLevel(level)
 
 
 @pytest.fixture(params=["on_ray"])

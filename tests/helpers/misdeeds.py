@@ -172,7 +172,7 @@ def in_a_child(confined_by, name, *args):
     """The answer of a misdeed done in a process that is confined by one means of `confine`, or by "nothing"."""
     code = f"""
 import ctypes, misdeeds
-from longvlm.pipeline.decode import confine
+from longvlm.pipeline import confine
 libc = ctypes.CDLL(None, use_errno=True)
 if {confined_by!r} == "landlock":
     assert libc.prctl(38, 1, 0, 0, 0) == 0

@@ -104,6 +104,15 @@ def newest(store: Store) -> pa.Table:
         return con.sql("FROM newest_rows WHERE recipe IS NOT NULL").to_arrow_table()
 
 
+def rows(store: Store | str | Path, sql: str) -> list[dict]:
+    """What a query finds, over the tables that it speaks of and those that say what is live: all views take longer."""
+    opened = store if isinstance(store, Store) else Store.open(str(store))
+    words = f"videos recipes {sql.replace('scores', 'verdicts')}"
+    needed = ["runs"] if "FROM runs" in sql else [name for name in tables.TABLES if name in words]
+    with catalog.connect(opened.pin(needed)) as con:
+        return catalog.query(con, sql).to_pylist()
+
+
 def append_for_ever(uri: str, prefix: str, log: str) -> None:
     """A writer of its own process: commits two videos at a time and notes each commit that succeeded."""
     store = Store.open(uri)

@@ -17,10 +17,8 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().
 
 @pytest.fixture(scope="session")
 def validators():
-    """By kind. `jsonschema.validate` would check these large schemas themselves anew for every document."""
+    """By kind. `jsonschema.validate` would check these large schemas themselves for every document, for seconds."""
     schemas = {"RayJob": crd_schema("rayjobs"), "RayCronJob": crd_schema("raycronjobs")}
-    for schema in schemas.values():
-        jsonschema.Draft202012Validator.check_schema(schema)
     return {kind: jsonschema.Draft202012Validator(schema) for kind, schema in schemas.items()}
 
 

@@ -1,1 +1,1 @@
-from journey import clips, in_process, indexed, model, on_ray, ray_session, source  # noqa: F401 - fixtures
+from journey import clips, driver, in_process, indexed, model, on_ray, ray_session, source  # noqa: F401 - fixtures

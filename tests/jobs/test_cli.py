@@ -178,7 +178,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(store, tmp_path, monkeypatc
 def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, model):
     source, store = tmp_path / "clips", tmp_path / "store"
     source.mkdir()
-    for i in range(60):
+    for i in range(36):
         os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
     command = [*LONGVLM, "index", str(source), "--store", str(store), "--model", model, "--recipe", "tiny", "--json"]
     env = {**os.environ, "RAY_ADDRESS": "local"}  # a Ray of its own is what most people press Ctrl-C on
@@ -192,15 +192,15 @@ def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, mod
     assert running.returncode == 1, err
     stopped = json.loads(out.splitlines()[-1])
     assert stopped["not_attempted"] > 0
-    assert stopped["indexed"] + stopped["not_attempted"] == stopped["listed"] == 60
+    assert stopped["indexed"] + stopped["not_attempted"] == stopped["listed"] == 36
     (status,) = objects(run("status", "--store", store, "--json"))
     assert status["videos"].get("indexed", 0) == stopped["indexed"]
     (second,) = objects(run("index", source, "--store", store, "--json"))
-    expected = {"listed": 60, "unchanged": stopped["indexed"], "indexed": stopped["not_attempted"], "not_attempted": 0}
+    expected = {"listed": 36, "unchanged": stopped["indexed"], "indexed": stopped["not_attempted"], "not_attempted": 0}
     assert (
         second.items() >= {**expected, "failed": 0, "stale": 0, "deleted": 0, "failures": {}, "stopped": None}.items()
     )
-    assert stopped["video_seconds"] + second["video_seconds"] == pytest.approx(5 * 30)
+    assert stopped["video_seconds"] + second["video_seconds"] == pytest.approx(3 * 30)
     assert {"wall_s", "run_id"} <= set(second)
 
 
@@ -216,7 +216,7 @@ def test_a_store_is_readable_while_a_run_appends_to_it(store, tmp_path, clips):
     counts = []
     while running.poll() is None:
         counts += objects(run("sql", "--store", store, query, "--json"))
-        time.sleep(0.2)  # the run needs the cores too
+        time.sleep(0.5)  # the run needs the cores too
     assert running.returncode == 0, running.stderr.read()
     assert json.loads(running.stdout.read().splitlines()[-1])["indexed"] == 24
     assert {count["broken"] for count in counts} == {0}

@@ -116,12 +116,12 @@ def test_what_only_looks_at_a_store_loads_no_torch(tmp_path):
     assert not {"torch", "transformers", "ray"} & set(done.stdout.splitlines()[-1].split())
 
 
-def test_quiet_json_and_logs_for_machines_say_nothing_on_the_way(tmp_path, monkeypatch):
+def test_quiet_json_and_logs_for_machines_say_nothing_on_the_way(tmp_path, driver):
     store = Store.create(str(tmp_path / "store")).uri
     for words in (["--quiet"], ["--json"]):
         done = CliRunner().invoke(main, ["status", "--store", store, *words])
         assert (done.exit_code, done.stderr) == (0, "")
-    with monkeypatch.context() as patch:
+    with driver.context() as patch:
         patch.setenv("LONGVLM_LOG", "info")
         done = CliRunner().invoke(main, ["status", "--store", store])
         assert (done.exit_code, done.stderr) == (0, "")

@@ -8,6 +8,7 @@ from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.training import TrainRecipe
 from longvlm.tinyworld.make import TYPED_RUNS, make_model, tell_figures, typed_words, vocabulary
 from longvlm.tinyworld.world import video_name
 
@@ -15,6 +16,7 @@ from longvlm.tinyworld.world import video_name
 def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(longvlm.tinyworld.make, "_run", lambda *words: main(words, standalone_mode=False))
     monkeypatch.setenv("RAY_ADDRESS", IN_PROCESS)  # saves starting Ray, and its workers
+    monkeypatch.setattr(TrainRecipe, "num_steps", lambda *_: 1)
     model = make_model(tmp_path / "work", num_videos=2, tower_steps=2)
     config = json.loads((model / "config.json").read_text())
     assert config[tinyworld.VERSION_FIELD] == tinyworld.WORLD_VERSION

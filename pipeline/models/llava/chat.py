@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
+from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.model_folder import load_tokenizer
 from longvlm.pipeline.models.contract import Prompt
 from longvlm.pipeline.models.prompt import continuation
@@ -31,15 +30,18 @@ class ChatTemplate:
     marks: frozenset[int]  # all tokens that mark such places: no question may hold one
 
     def text(self, question: str) -> str:
-        """The prompt up to where the answer begins, with one placeholder for the whole video."""
+        """The prompt up to where the answer begins, with one placeholder for the whole video.
+
+        Raises:
+            TerminalError: ANSWER_FAILED, the template cannot be filled with this question.
+        """
         content = [{"type": self.modality}, {"type": "text", "text": question}]
-        rendered: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        return rendered
+        try:
+            return render(self.template, [{"role": "user", "content": content}], self.tokenizer.special_tokens_map)
+        except ChatTemplateError as error:
+            raise TerminalError(
+                ErrorCode.ANSWER_FAILED, f"the model's chat template cannot be filled with the question ({error})."
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids; a begin mark is added unless the template wrote one, as `ProcessorMixin.apply_chat_template`."""
@@ -54,7 +56,8 @@ class ChatTemplate:
 
         Raises:
             InputError: `template` is not the one there is.
-            TerminalError: ANSWER_FAILED if the question itself holds a token that marks a video's or image's place.
+            TerminalError: ANSWER_FAILED if the question itself holds a token that marks a video's or image's place, or
+                the template cannot be filled with it.
         """
         if template != NAME:
             raise InputError(
@@ -105,10 +108,10 @@ def load_chat_template(
     chat = ChatTemplate(model, tokenizer, _template(model, folder, tokenizer), modality, place, marks)
     try:
         ids = chat.encode(chat.text(_PROBE))
-    except (TemplateError, TypeError) as error:
+    except TerminalError as error:
         raise InputError(
-            f"the chat template of {model} cannot be filled with one {modality} and a question ({error}); take the one "
-            "that comes with the checkpoint."
+            f"the chat template of {model} cannot be filled with one {modality} and a question ({error.__cause__}); "
+            "take the one that comes with the checkpoint."
         ) from error
     if [token for token in ids if token in marks] != [place]:
         raise InputError(

@@ -17,6 +17,7 @@ from deltalake.exceptions import CommitFailedError
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import conformed, filesystem, write_pieces
+from longvlm.pipeline.store.health import OutOfReachError, TracedFile, why_damaged
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.upkeep.dead import Dead
@@ -241,11 +242,13 @@ def _pieces(
 def _row_groups(file: DataFile, schema: pa.Schema, damaged: dict[str, str] | None) -> Iterator[pa.Table]:
     """The row groups of a file; those that are damaged are noted and left out, or raise DamagedError."""
     fs, path = filesystem(file.uri)
-    with _damage_of(file, damaged), fs.open(path, "rb") as source:
-        parquet = pq.ParquetFile(source, page_checksum_verification=True)
+    with _damage_of(file, damaged), fs.open(path, "rb") as opened:
+        source = TracedFile(opened)
+        with _told_from_damage(source):
+            parquet = pq.ParquetFile(source, page_checksum_verification=True)
         for group in range(parquet.num_row_groups):
             rows = None
-            with _damage_of(file, damaged):
+            with _damage_of(file, damaged), _told_from_damage(source):
                 rows = conformed(parquet.read_row_group(group, use_threads=False), schema)
             if rows is not None:
                 yield rows
@@ -257,12 +260,24 @@ def _damage_of(file: DataFile, damaged: dict[str, str] | None) -> Iterator[None]
     try:
         yield
     except (OSError, pa.ArrowException, KeyError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        is_away = isinstance(error, OutOfReachError | TimeoutError | ConnectionError)
+        if is_away or (isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)):
             raise  # out of reach, which is not the file's fault
         reason = str(error).partition("\n")[0]
         if damaged is None:
             raise DamagedError(file.uri, reason) from error
         damaged[file.uri] = reason
+
+
+@contextlib.contextmanager
+def _told_from_damage(source: TracedFile) -> Iterator[None]:
+    """What is raised in the body because a read failed, as OutOfReachError."""
+    try:
+        yield
+    except Exception as error:
+        if source.error is not None:
+            raise OutOfReachError(f"a file of the store cannot be read ({why_damaged(source.error)})") from error
+        raise
 
 
 def _are_named(store: Store, table: str, shards: Sequence[dict[str, Any]]) -> bool:

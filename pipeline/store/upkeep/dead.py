@@ -68,7 +68,7 @@ def dead_writes(store: Store, retention_hours: float) -> Dead:
     before_s = clock.now_s() - retention_hours * 3600
     before_us, since_us = int(before_s * 1e6), int((before_s - _LOOK_BACK_S) * 1e6)
     snapshot = store.pin(("videos", "segments", "tokens", "answers", "verdicts"))
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos")}), ("live_videos",)) as con:
         superseded = con.sql(_SUPERSEDED, params={"before": before_us, "since": since_us}).to_arrow_table()
         con.execute("CREATE TEMP TABLE held (write_id VARCHAR, added_us BIGINT)")
         for table, files in recent_files(snapshot, retention_hours).items():

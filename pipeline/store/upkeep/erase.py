@@ -12,7 +12,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from longvlm.pipeline.store import catalog, delta
-from longvlm.pipeline.store.files import files_on_disk, filesystem, remove_files
+from longvlm.pipeline.store.files import files_on_disk, remove_files
+from longvlm.pipeline.store.health import OutOfReachError, look_into, why_damaged
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.look import FORGOTTEN, PROVED
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
@@ -20,9 +21,10 @@ from longvlm.pipeline.store.upkeep.compact import batches, rewrite
 from longvlm.pipeline.store.upkeep.dead import recent_files
 from longvlm.pipeline.store.upkeep.family import ERASED, THEIRS, VideoFamily, find_family
 from longvlm.pipeline.store.upkeep.repair import delete_torn
+from longvlm.pipeline.store.upkeep.tombstones import copy_tombstones
 from longvlm.pipeline.store.upkeep.vacuum import unreferenced
 from longvlm.pipeline.store.upkeep.versions import delete_old_versions
-from longvlm.schemas import tables
+from longvlm.schemas import clock, tables
 
 _TRIES = 8
 # Forgotten videos whose erasure was not proved, and those of which there are rows that are not tombstones, whoever
@@ -67,7 +69,7 @@ class Erased:
 
 def unknown_videos(store: Store, video_ids: Sequence[str]) -> set[str]:
     """Which of some videos a store has never heard of."""
-    with catalog.connect(store.pin(("videos",))) as con:
+    with catalog.connect(store.pin(("videos",)), ()) as con:
         con.register("asked", pa.table({"video_id": pa.array(video_ids, pa.string())}))
         sql = "SELECT video_id FROM asked ANTI JOIN ledger_videos USING (video_id)"
         return {video for (video,) in con.execute(sql).fetchall()}
@@ -85,7 +87,7 @@ def foresee(store: Store, video_ids: Sequence[str]) -> Foreseen:
     """What forgetting videos known to the store would take from it as it is now."""
     snapshot = store.pin(ERASED)
     family, _ = find_family(snapshot, video_ids)
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos")}), ()) as con:
         family.register(con)
         uris = con.execute("SELECT DISTINCT uri FROM ledger_videos SEMI JOIN family USING (video_id) ORDER BY uri")
         named = [uri for (uri,) in uris.fetchall() if uri]
@@ -141,7 +143,7 @@ def left_over(store: Store, retention_hours: float) -> list[str]:
     """
     snapshot = store.pin(ERASED)
     recent = {table: PinnedTable(0, files) for table, files in recent_files(snapshot, retention_hours).items()}
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos"), **recent})) as con:
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos"), **recent}), ("live_videos",)) as con:
         if not con.execute("FROM deletions WHERE is_forgotten LIMIT 1").fetchall():
             return []
         found = con.execute(_LEFT_OVER, {"tombstone": FORGOTTEN, "proof": PROVED}).fetchall()
@@ -150,15 +152,19 @@ def left_over(store: Store, retention_hours: float) -> list[str]:
 
 def _hide(store: Store, video_ids: Sequence[str], run_id: str) -> VideoFamily:
     """Write the rows that keep the videos out, and find all that is theirs."""
-    family, tombstones = find_family(store.pin(("videos",)), video_ids)
-    said = {"status": "deleted", "error_code": FORGOTTEN, "run_id": run_id}
-    store.append("videos", pa.Table.from_pylist([{**row, **said} for row in tombstones.to_pylist()], tables.VIDEOS))
+    pinned = store.pin(("videos",))
+    family, tombstones = find_family(pinned, video_ids)
+    seq = max(clock.now_us(), *((file.max_seq or 0) + 1 for file in pinned.table("videos").files))
+    said = {"status": "deleted", "error_code": FORGOTTEN, "run_id": run_id, "seq": seq}
+    rows = pa.Table.from_pylist([{**row, **said} for row in tombstones.to_pylist()], tables.VIDEOS)
+    copy_tombstones(store.uri, rows)
+    store.append("videos", rows)
     return family
 
 
 def _note_proof(store: Store, family: VideoFamily, run_id: str) -> None:
     """Write once more the rows that keep the videos out, as those of videos of which nothing is left."""
-    with catalog.connect(store.pin(("videos",))) as con:
+    with catalog.connect(store.pin(("videos",)), ()) as con:
         family.register(con)
         values = {"tombstone": FORGOTTEN, "proof": PROVED, "run_id": run_id}
         proof = con.sql(_PROOF, params=values).to_arrow_table().cast(tables.VIDEOS)
@@ -195,20 +201,37 @@ def _unnamed_holders(store: Store, table: str, family: VideoFamily, handle: Delt
 
     Dropped ones are among them if a clock was ahead of ours, and those of runs that are under way or died.
     """
+    holders, _ = _look_into_unnamed(store, table, family, handle)
+    return holders
+
+
+def _look_into_unnamed(
+    store: Store, table: str, family: VideoFamily, handle: DeltaTable
+) -> tuple[dict[str, int], dict[str, str]]:
+    """As `_unnamed_holders`; and why files that the log does not name could not be looked into, by their names."""
     on_disk = files_on_disk(f"{store.uri}/{table}")
-    unnamed = on_disk.keys() - delta.names(handle)
-    return {path: on_disk[path] for path in unnamed if _may_hold(store, table, path, family)}
+    holders, out_of_reach = {}, {}
+    for path in sorted(on_disk.keys() - delta.names(handle)):
+        try:
+            if _may_hold(store, table, path, family):
+                holders[path] = on_disk[path]
+        except OutOfReachError as error:
+            out_of_reach[path] = why_damaged(error)
+    return holders, out_of_reach
 
 
 def _may_hold(store: Store, table: str, path: str, family: VideoFamily) -> bool:
-    """Whether a file has rows of the family, or cannot be read, as one whose writer is at it or was killed at it."""
-    fs, root = filesystem(f"{store.uri}/{table}")
+    """Whether a file has rows of the family, or is no whole file, as one whose writer is at it or was killed at it.
+
+    Raises OutOfReachError where its bytes cannot be had, which says nothing about them.
+    """
     names = ["video_id", "write_id", *(["error_code"] if table == "videos" else [])]
     try:
-        with fs.open(f"{root}/{path}", "rb") as source:
-            rows = pq.read_table(source, columns=names)
+        rows = look_into(f"{store.uri}/{table}/{path}", partial(pq.read_table, columns=names))
     except FileNotFoundError:  # vacuumed meanwhile
         return False
+    except OutOfReachError:
+        raise
     except Exception:  # noqa: BLE001 - half a file, or a rotten one, raises anything
         return True
     return bool(pc.any(family.are_theirs(table, rows)).as_py())
@@ -220,8 +243,9 @@ def _still_there(store: Store, family: VideoFamily) -> list[str]:
     for table in filter(store.has, ERASED):
         named = family.holders(table, store.pin((table,)).table(table).files)
         found += [f"{file.uri} holds rows that were committed meanwhile" for file in named]
-        unnamed = _unnamed_holders(store, table, family, store.handle(table))
+        unnamed, out_of_reach = _look_into_unnamed(store, table, family, store.handle(table))
         found += [f"{store.uri}/{table}/{path} is being written by a run, and may hold some" for path in unnamed]
+        found += [f"{why}, and may hold some" for why in out_of_reach.values()]
     return found
 
 

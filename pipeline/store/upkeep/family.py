@@ -92,7 +92,7 @@ class VideoFamily:
         """Which files of a table hold rows that go; only ids are read."""
         if not files:
             return []
-        with catalog.connect(Snapshot({table: PinnedTable(0, tuple(files))})) as con:
+        with catalog.connect(Snapshot({table: PinnedTable(0, tuple(files))}), ()) as con:
             self.register(con)
             rows = catalog.rows_of(file.uri for file in files)
             found = {
@@ -103,7 +103,7 @@ class VideoFamily:
 
 def find_family(snapshot: Snapshot, video_ids: Sequence[str]) -> tuple[VideoFamily, pa.Table]:
     """All that is theirs, and who is to be kept out (video_id, source)."""
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos")})) as con:
+    with catalog.connect(Snapshot({"videos": snapshot.table("videos")}), ("live_videos",)) as con:
         con.register("asked", pa.table({"video_id": pa.array(video_ids, pa.string())}))
         con.execute(_FAMILY)
         found = [con.sql(f"FROM {name}").to_arrow_table()[0] for name in ("family", "writes", "spared")]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -10,10 +11,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import filesystem
-from longvlm.pipeline.store.health import check_footer, damaged_files, why_damaged, without
+from longvlm.pipeline.store.health import (
+    OutOfReachError,
+    check_footer,
+    damaged_files,
+    look_into,
+    why_damaged,
+    without,
+)
 from longvlm.pipeline.store.logfiles import log_damage
 from longvlm.pipeline.store.snapshot import DataFile, Snapshot
+from longvlm.pipeline.store.upkeep.tombstones import read_copies
 
 _COUNTED = ("tokens", "segments")
 # Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.
@@ -54,27 +62,36 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
     """Read every byte of a store's tables, and hold tokens and segments against what is live.
 
     Checked are footers, the checksums of the pages (of files written with them), the lengths of the blobs against
-    num_tokens, dim and dtype, the logs' own files since their newest checkpoints, and that each live video has each of
-    its segments once in both tables. No more than a row group is in
-    memory at a time. What a damaged file of `videos` says is live is not known: it is told by the file alone.
+    num_tokens, dim and dtype, the logs' own files since their newest checkpoints, the copies of tombstones, and that
+    each live video has each of its segments once in both tables. No more than a row group is in memory at a time. What
+    a damaged file of `videos` says is live is not known: it is told by the file alone.
 
     Args:
         snapshot: from `Store.pin`.
         progress: called with the bytes of each file that was read.
+
+    Raises:
+        OSError: a file is out of reach, which is not its fault.
     """
     damaged: dict[str, str] = {}
     found: list[dict[str, Any]] = []
     for table, pinned in snapshot.tables.items():
         for file in pinned.files:
             try:
-                found += _check_file(table, file)
+                found += look_into(file.uri, partial(_check_file, table, file))
+            except OutOfReachError:
+                raise
             except Exception as error:  # noqa: BLE001 - a flipped bit may make anything of a file
                 damaged[file.uri] = why_damaged(error)
             progress(file.size_bytes)
         if pinned.files:
-            damaged |= log_damage(f"{pinned.files[0].uri.rpartition('/')[0]}/_delta_log")
+            folder = pinned.files[0].uri.rpartition("/")[0]
+            damaged |= log_damage(f"{folder}/_delta_log")
+            if table == "videos":
+                damaged |= read_copies(folder.rpartition("/")[0])[1]
     damaged |= damaged_files(without(snapshot, damaged))
-    with catalog.connect(without(snapshot, damaged)) as con:
+    asked = Snapshot({table: snapshot.table(table) for table in ("videos", *_COUNTED)})
+    with catalog.connect(without(asked, damaged), ("live_videos",)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
         problems = [row for sql in (_OF_LIVE, _TWICE) for row in con.sql(sql).to_arrow_table().to_pylist()]
         problems += torn_writes(con)
@@ -92,18 +109,16 @@ def torn_writes(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 _FOUND = pa.schema([("write_id", pa.string()), ("table", pa.string()), ("problem", pa.string())])
 
 
-def _check_file(table: str, file: DataFile) -> Iterator[dict[str, Any]]:
+def _check_file(table: str, file: DataFile, source: Any) -> list[dict[str, Any]]:
     """What is wrong with rows of a file; raises where the file itself cannot be read."""
     problems: list[dict[str, Any]] = []
-    fs, path = filesystem(file.uri)
-    with fs.open(path, "rb") as source:
-        parquet = pq.ParquetFile(source, page_checksum_verification=True)
-        check_footer(table, file, parquet)
-        for group in range(parquet.num_row_groups):
-            rows = parquet.read_row_group(group, use_threads=False)
-            if table == "tokens":
-                problems += _wrong_blobs(rows)
-    yield from problems
+    parquet = pq.ParquetFile(source, page_checksum_verification=True)
+    check_footer(table, file, parquet)
+    for group in range(parquet.num_row_groups):
+        rows = parquet.read_row_group(group, use_threads=False)
+        if table == "tokens":
+            problems += _wrong_blobs(rows)
+    return problems
 
 
 def _wrong_blobs(rows: pa.Table) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from stores import rows
 
 from longvlm.jobs.answer import run as answer
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
@@ -18,8 +19,6 @@ from longvlm.jobs.answer.stage import failed_answer
 from longvlm.jobs.cli import main
 from longvlm.pipeline.answering.questions import ask, read_questions
 from longvlm.pipeline.models.longvlm.init import build_untrained
-from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from models import save_clip_tower
@@ -35,10 +34,6 @@ def questions(*rows):
 
 def order_for(store, asked, **settings):
     return AnswerOrder(str(store), asked, precision="float32", **{"max_new_tokens": 6, **settings})
-
-
-def rows(store, sql):
-    return catalog.query(catalog.connect(Store.open(str(store)).pin()), sql).to_pylist()
 
 
 def counts(report, *names):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 import torch
+from stores import rows
 
 from longvlm.jobs.answer.stage import Answerer, AnswerTerms
 from longvlm.jobs.choose import choose_answer_model
@@ -39,8 +40,7 @@ def answering(indexed, model):
     snapshot = Store.open(indexed).pin()
     spec, stored = choose_answer_model(Store.open(indexed), model)
     recipe = AnswerRecipe(spec.name, spec.weights, stored.recipe.fingerprint, precision="float32", max_new_tokens=6)
-    live = catalog.query(catalog.connect(snapshot), "SELECT video_id, uri, write_id FROM live_videos ORDER BY uri")
-    videos = live.to_pylist()
+    videos = rows(indexed, "SELECT video_id, uri, write_id FROM live_videos ORDER BY uri")
 
     def make(**settings):
         tally = Tally()

@@ -20,15 +20,6 @@ from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 
 
-@pytest.fixture
-def driver(monkeypatch):
-    """Logging as a fresh process has it; the same again afterwards."""
-    kept, level = list(logs.log.handlers), logs.log.level
-    yield monkeypatch
-    logs.log.handlers[:] = kept
-    logs.log.setLevel(level)
-
-
 def said(capsys):
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 

@@ -121,6 +121,7 @@ def test_a_run_whose_gcs_is_killed_keeps_what_was_finished(monkeypatch, tmp_path
         os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
     code = f"""
 import signal, sys
+import ray
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster import watch
@@ -129,6 +130,10 @@ try:
     main(["index", {str(source)!r}, "--store", {str(store)!r}, "--model", {model!r}, "--recipe", "tiny", "--json"])
 finally:
     assert "transformers.modeling_utils" not in sys.modules  # whose seconds are for workers that encode
+    try:
+        ray.get(ray.put(1))  # as whoever shows how far the run is may ask meanwhile
+    except ray.exceptions.RaySystemError:
+        assert not ray.is_initialized()
 """
     script, folder = tmp_path / "driver.py", stray_folder(tmp_path / "own")
     script.write_text(code)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from stores import rows
 
 from judge_server import LIKES, JudgeServer
 from longvlm.jobs.cli import main
@@ -12,14 +13,7 @@ from longvlm.jobs.evaluate import run as evaluate
 from longvlm.jobs.evaluate import verdicts
 from longvlm.jobs.evaluate.run import EvaluateOrder, JudgeOrder, run_evaluate
 from longvlm.pipeline.judging import judge_http
-from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import InputError
-
-
-def rows(store, sql):
-    with catalog.connect(Store.open(str(store)).pin()) as con:
-        return catalog.query(con, sql).to_pylist()
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from stores import rows
 
 from longvlm import tinyworld
 from longvlm.jobs.cli import main
 from longvlm.jobs.evaluate.run import EvaluateOrder
 from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec, run_tinyworld
-from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import InputError
 from longvlm.tinyworld.typed import TYPED_KINDS
 
@@ -55,8 +54,7 @@ def test_beside_a_store_the_world_stays_and_nothing_is_done_twice(tmp_path):
     other = run_tinyworld(order, TinyWorldSpec(num_videos=1)).as_json()  # the same names in another folder
     assert (other["num_missing"], other["verdicts_new"]) == (0, 0)
     assert other["verdicts_reused"] == other["num_questions"]
-    with catalog.connect(Store.open(order.store).pin()) as con:
-        assert con.execute("SELECT count(*) FROM videos").fetchall() == [(3,)]
+    assert len(rows(order.store, "FROM videos")) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "store", "store-tinyworld-0-1", "store-tinyworld-0-2"
     ]  # fmt: skip
@@ -72,8 +70,7 @@ def test_typed_questions_are_benchmarks_of_their_own_beside_the_same_videos(tmp_
         assert (told["benchmark"], told["num_missing"]) == (name, 0)
         assert set(told["num_by_kind"]) <= set(TYPED_KINDS[name.partition("-")[2]])
         assert (told["calibration_error"] is None) == (name == "tinyworld-number")
-    with catalog.connect(Store.open(order.store).pin()) as con:
-        assert con.execute("SELECT count(*) FROM videos").fetchall() == [(1,)]
+    assert len(rows(order.store, "FROM videos")) == 1
     with pytest.raises(InputError, match="there is no benchmark tinyworld-json"):
         run_tinyworld(replace(order, benchmark="tinyworld-json"), TinyWorldSpec(num_videos=2))
 

@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 import stores
+from stores import rows
 
 from judge_server import LIKES, JudgeServer
 from longvlm.jobs.answer.plan import HASH
@@ -22,7 +23,6 @@ from longvlm.pipeline.judging import judge_http
 from longvlm.pipeline.judging.benchmarks import ITEMS, Benchmark
 from longvlm.pipeline.judging.judge_http import HttpChatModel
 from longvlm.pipeline.judging.judges import ChatJudge
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
@@ -30,11 +30,6 @@ from support import HELPERS, ROOT
 
 QA, PAIRED = Benchmark("made-up", video_prefix="v"), Benchmark("paired", "consistency")
 RECIPE = "answer-recipe"
-
-
-def rows(store, sql):
-    with catalog.connect(Store.open(store.uri).pin()) as con:
-        return catalog.query(con, sql).to_pylist()
 
 
 @cache
@@ -46,8 +41,7 @@ def hash_of(question):
 
 def answer(store, name, question, text, question_id=None, **changes):
     live_sql = f"SELECT write_id, video_id, uri FROM live_videos WHERE uri = '{stores.uri_of(name)}'"
-    with catalog.connect(store.pin(("videos",))) as con:
-        (live,) = catalog.query(con, live_sql).to_pylist()
+    (live,) = rows(store, live_sql)
     hashed = hash_of(question)
     said = {"question_id": question_id or hashed, "question": question, "question_hash": hashed, "type": "text"}
     said |= {"answer": text, "status": "answered", "answer_recipe": RECIPE, "model": "m", "created_at": datetime.now()}  # noqa: DTZ005

@@ -3,12 +3,11 @@
 import pytest
 import s3fs
 from servers import BucketServer
+from stores import rows
 
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
 from longvlm.pipeline.source.corpus import Source
-from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.ledger import Store
 
 NUM_VIDEOS = 6
 
@@ -27,8 +26,7 @@ def bucket(clips, monkeypatch):
 def index(tmp_path, model, **settings):
     """The report of a run over the bucket, and the rows of the store."""
     report = run_index(IndexOrder(Source("s3://bucket/v"), str(tmp_path / "store"), model, "tiny", **settings))
-    with catalog.connect(Store.open(str(tmp_path / "store")).pin()) as con:
-        return report, catalog.query(con, "SELECT uri, status, error_code FROM videos ORDER BY uri").to_pylist()
+    return report, rows(tmp_path / "store", "SELECT uri, status, error_code FROM videos ORDER BY uri")
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, "ExpiredToken"), (403, "AccessDenied")])

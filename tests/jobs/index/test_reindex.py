@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+from stores import rows
 
 import longvlm.jobs.index.run
 import longvlm.jobs.limits
@@ -13,7 +14,6 @@ from clips import write_clip
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
 from longvlm.pipeline.source.corpus import Source
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
 from longvlm.pipeline.store.upkeep.erase import erase
@@ -25,11 +25,6 @@ from longvlm.schemas.tables import VIDEOS
 
 def order_for(source, store, **settings):
     return IndexOrder(Source(str(source)), str(store), **{"recipe": "tiny", **settings})
-
-
-def rows(store, sql):
-    with catalog.connect(Store.open(str(store)).pin()) as con:
-        return catalog.query(con, sql).to_pylist()
 
 
 @pytest.fixture(scope="module")

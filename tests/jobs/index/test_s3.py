@@ -4,6 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from journey import grown, scraped
 
 from longvlm.jobs.cli import main
 
@@ -14,15 +15,37 @@ def longvlm(*args):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+# What the first run counts at least, as its nodes publish it: a series and its own tags.
+COUNTED = {
+    ("ray_longvlm_work_total", "encode"): 5.0,
+    ("ray_longvlm_work_total", "decode"): 5.0,
+    ("ray_longvlm_units_total", "not_a_video"): 1.0,
+    ("ray_longvlm_units_total", ""): 4.0,
+    ("ray_longvlm_videos_total", "", "indexed"): 4.0,
+    ("ray_longvlm_videos_total", "not_a_video", "failed"): 1.0,
+    ("ray_longvlm_commits_total", "index"): 1.0,
+    ("ray_longvlm_commit_seconds_count", "index"): 1.0,
+}
+
+
 @pytest.mark.usefixtures("on_ray")
 def test_the_journey_from_bucket_to_bucket(s3, clips, model):
-    """Watched, answered, found unchanged; a moved object takes its tokens and answers along."""
+    """Watched and counted, answered, found unchanged; a moved object takes its tokens and answers along."""
+    published = scraped()
     for i in range(4):
         s3.upload_file(str(clips / f"clip-{i:02}.mp4"), "bucket", f"videos/{i % 2}/clip-{i}.mp4")
     s3.put_object(Bucket="bucket", Key="videos/bad.mp4", Body=b"not a video" * 100)
     store = ("--store", "s3://bucket/deep/index")
     (last,) = longvlm("index", "s3://bucket/videos", *store, "--model", model, "--recipe", "tiny")
     assert (last["listed"], last["indexed"], last["failures"]) == (5, 4, {"not_a_video": 1})
+    found, growth = grown(published, COUNTED)
+    assert {key: growth.get(key, 0.0) >= value for key, value in COUNTED.items()} == dict.fromkeys(COUNTED, True)
+    for series in ("busy_seconds_total", "cpu_seconds_total", "work_seconds_sum"):
+        assert growth[f"ray_longvlm_{series}", "decode"] > 0
+    assert growth["ray_longvlm_frames_total",] > 0
+    assert growth["ray_longvlm_video_seconds_total",] >= last["video_seconds"] - 1e-6
+    assert all(growth["ray_longvlm_written_bytes_total", table] > 0 for table in ("tokens", "segments"))
+    assert found["ray_longvlm_queue", "index"] == 0
     *answers, counts = longvlm("answer", *store, "--ask", "What is red?", "--max-new-tokens", 3)
     assert counts["answered"] == len(answers) == 4
     assert min(counts[name] for name in ("prefill_tokens", "prefill_s", "decode_tokens", "decode_s", "workers")) > 0

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from pyarrow import parquet
+from stores import rows
 
 from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
@@ -14,7 +15,6 @@ from longvlm.jobs.index.run import run_index
 from longvlm.jobs.operate.forget import find_videos, read_uris
 from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
 from longvlm.pipeline.source.corpus import Source
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import write_parquet
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import InputError
@@ -27,8 +27,7 @@ def store(tmp_path, indexed):
 
 
 def live(store):
-    with catalog.connect(Store.open(store).pin()) as con:
-        return {row["uri"] for row in catalog.query(con, "SELECT uri FROM live_videos").to_pylist()}
+    return {row["uri"] for row in rows(store, "SELECT uri FROM live_videos")}
 
 
 def test_a_video_is_forgotten_by_its_path_and_not_indexed_again(store, clips):
@@ -150,3 +149,18 @@ def test_a_damaged_file_is_a_sentence_and_after_its_repair_the_erasure_goes_on(s
         assert str(last) in done.stderr
     assert CliRunner().invoke(main, ["maintain", "--store", store, "--repair"]).exit_code == 0
     assert CliRunner().invoke(main, forget).exit_code == 0
+
+
+def test_a_damaged_ledger_is_a_sentence_and_after_its_repair_who_was_forgotten_stays_so(store, clips):
+    first, second = (["forget", "--store", store, "--uri", str(clips / f"clip-0{i}.mp4"), "--yes"] for i in (3, 4))
+    assert CliRunner().invoke(main, first).exit_code == 0
+    for file in Store.open(store).pin().table("videos").files:
+        Path(file.uri).write_bytes(Path(file.uri).read_bytes()[:-9] + b"rotten!!!")
+    done = CliRunner().invoke(main, second)
+    assert (done.exit_code, "`--repair` drop it" in done.stderr) == (2, True), done.output
+    repaired = CliRunner().invoke(main, ["maintain", "--store", store, "--repair"])
+    assert repaired.exit_code == 0, repaired.output
+    assert "the ledger lost rows: the next index run watches their videos again" in repaired.stderr
+    again = run_index(IndexOrder(Source(str(clips)), store))
+    assert (again.counts.forgotten, again.counts.indexed) == (1, 11)
+    assert live(store) == {str(clips / f"clip-{i:02}.mp4") for i in range(12) if i != 3}

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import time
 from functools import partial
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from servers import Webhook
+from stores import rows
 
 import longvlm.jobs.answer.run
 import longvlm.jobs.index.run
@@ -16,9 +18,9 @@ from longvlm.jobs.answer.run import AnswerOrder, answer_questions
 from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.operate.nightly import NightlyOrder, run_nightly
+from longvlm.jobs.operate.standstill import Standstill
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.source.corpus import Source, list_source
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.lease import Lease, create, newest
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import tables
@@ -42,10 +44,6 @@ def questions(tmp_path):
 def night(source, store, *, questions=None, alerts=None, webhook=None, **index):
     order = IndexOrder(Source(str(source)), str(store), **index)
     return run_nightly(NightlyOrder(order, questions=questions, alerts=alerts, webhook=webhook))
-
-
-def rows(store, sql):
-    return catalog.query(catalog.connect(Store.open(str(store)).pin()), sql).to_pylist()
 
 
 def nights(store):
@@ -167,6 +165,24 @@ def test_a_night_whose_lease_is_taken_over_ends(source, store, monkeypatch):
     assert list(report.parts) == ["index"]
     assert "another run took over" in json.loads(nights(store)[0]["counts"])["stopped"]
     assert newest(f"{store}/leases/nightly")[1].holder == "another"
+
+
+def test_a_night_in_which_nothing_moves_ends_and_keeps_nobody_away(source, store, monkeypatch):
+    """A part waits for what never comes: here a pipe that nobody writes into."""
+    monkeypatch.setattr(longvlm.jobs.operate.nightly, "Lease", partial(Lease, expiry_s=3.0))
+    monkeypatch.setattr(longvlm.jobs.operate.nightly, "Standstill", partial(Standstill, 2.5))
+    reading, writing = os.pipe()
+
+    def hangs(*_):
+        os.read(reading, 1)
+
+    monkeypatch.setattr(longvlm.jobs.operate.nightly, "maintain_store", hangs)
+    report = night(source, store)
+    os.close(reading), os.close(writing)
+    assert "nothing has moved" in report.stopped
+    assert "it waits in hangs of " in report.stopped
+    assert list(report.parts) == ["index", "maintain"]
+    assert "nothing has moved" in json.loads(nights(store)[0]["counts"])["stopped"]
 
 
 def test_a_part_that_breaks_is_in_the_row_all_the_same(source, store, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from stores import rows
 
 from longvlm import tinyworld
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
@@ -24,7 +25,6 @@ from longvlm.jobs.train.worker_config import CHECKPOINTS, LOSSES, num_steps_done
 from longvlm.pipeline.answering.questions import ask
 from longvlm.pipeline.models.families import sight_of
 from longvlm.pipeline.models.longvlm.model import load_longvlm
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.training.card import CARD
 from longvlm.pipeline.training.conversations import read_conversations
@@ -92,7 +92,7 @@ def test_a_model_learns_from_stored_tokens_and_answers(store, model, data, tmp_p
     assert all(word in card for word in ("24 steps", "learning_rate = 0.003", "videos: 12", store, RECIPE.stage))
     answered = run_answer(AnswerOrder(store, ask("What is red?"), model=str(to), precision="float32", max_new_tokens=6))
     assert {row["answer"] for row in answered.rows()} == {"the square"}
-    (run,) = catalog.query(catalog.connect(Store.open(store).pin()), "FROM runs WHERE job = 'train'").to_pylist()
+    (run,) = rows(store, "FROM runs WHERE job = 'train'")
     assert json.loads(run["counts"])["steps"] == 24
     monkeypatch.setattr("longvlm.jobs.train.run.open_executor", None)  # nothing is left to train
     again = run_train(order_for(store, model, data, to, replace(RECIPE, epochs=8)))

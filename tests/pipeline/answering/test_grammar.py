@@ -14,6 +14,26 @@ def takes(text, kind="json", schema=None):
     return spelling.matcher.validate_tokens([*ids, *SPELLER.eos_ids]) == len(ids) + 1
 
 
+def doubled(keyword):
+    """A schema of 22 parts, each of which is twice the next: two million steps, and a kilobyte."""
+    parts = {f"d{i}": {keyword: [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(21)}
+    return {"$ref": "#/$defs/d0", "$defs": parts | {"d21": {"type": "integer"}}}
+
+
+def nested(keyword, depth, inner=None):
+    """A schema within a schema, and so on."""
+    schema = inner or {"type": "integer"}
+    for _ in range(depth):
+        schema = {keyword: {"a": schema} if keyword == "properties" else schema}
+    return schema
+
+
+def chained(length, depth):
+    """Parts that lead to each other, out of reach of values that are not nested."""
+    parts = {f"d{i}": nested("items", depth, {"$ref": f"#/$defs/d{i + 1}"}) for i in range(length)}
+    return {"items": {"$ref": "#/$defs/d0"}, "$defs": parts | {f"d{length}": {"type": "integer"}}}
+
+
 @pytest.mark.parametrize("text", ["0", "7", " 7", "-3", "12.5", "-0.000001", "123456789012345"])
 def test_a_number_is_digits(text):
     assert takes(text, "number")
@@ -119,8 +139,22 @@ def test_what_no_answer_can_be_held_to_is_refused_in_a_sentence(schema, says):
             {"allOf": [{"anyOf": [{"type": "string", "pattern": f"{i}{j}"} for i in range(9)]} for j in range(7)]},
             "schema too large",
         ),
+        (doubled("allOf"), "more than 50,000 steps"),
+        (doubled("anyOf"), "more than 50,000 steps"),
+        (nested("items", 70), "nested too deeply"),
+        ({"allOf": [nested("properties", 40)]}, "nested too deeply"),
+        ({"pattern": "(" * 5000 + ")" * 5000}, "nested parentheses"),
+        ({"pattern": "(a*" * 500 + ")*" * 500}, "nested parentheses"),
+        (chained(25, 30), "more than 400 brackets within each other"),
+        (chained(450, 0), "more than 400 brackets within each other|lead too deep"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_what_would_take_for_ever_ends_at_a_limit(schema, says):
     with pytest.raises(ValueError, match=says):
         check_schema(json.dumps(schema))
+
+
+@pytest.mark.parametrize("schema", [nested("items", 60), nested("properties", 30), chained(12, 30), chained(190, 1)])
+def test_what_is_within_the_limits_is_followed(schema):
+    check_schema(json.dumps(schema))

@@ -1,3 +1,4 @@
+import json
 import pickle
 import sys
 
@@ -83,6 +84,7 @@ def test_bool_and_choice_are_their_options_alone():
         ("There are 3 dogs.", "3"),
         ("**7**", "7"),
         ("007", "7"),
+        ("0" * 5000 + "7", "7"),
         ("-3", "-3"),
         ("\u22123 degrees", "-3"),
         ("minus 3", "-3"),
@@ -174,6 +176,21 @@ def test_json_deeper_than_its_schema_can_be_followed_has_no_value():
     nested = question("json", schema='{"items": {"$ref": "#"}}')
     assert read_value(nested, "[[[]]]") == "[[[]]]"
     assert read_value(nested, "[" * 900 + "]" * 900) is None
+
+
+def test_json_over_which_its_schema_branches_without_end_has_no_value():
+    """Two ways at each of thirty levels."""
+    either = [{"type": "array", "items": {"$ref": "#"}}] * 2
+    branching = question("json", schema=json.dumps({"anyOf": [{"type": "integer"}, *either]}))
+    assert read_value(branching, "[" * 30 + "1" + "]" * 30) == "[" * 30 + "1" + "]" * 30
+    assert read_value(branching, "[" * 30 + '"one"' + "]" * 30) is None
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "^(a|aa)+$", "^(.*a){20}$"])
+def test_a_pattern_that_backtracks_has_an_answer_at_once(pattern):
+    asked = question("json", schema=json.dumps({"type": "string", "pattern": pattern}))
+    assert read_value(asked, json.dumps("a" * 50_000)) == json.dumps("a" * 50_000)
+    assert read_value(asked, json.dumps("a" * 50_000 + "!")) is None
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def test_what_is_no_judge_is_told(tmp_path):
         LocalChatModel(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="has no chat template"):
         LocalChatModel(save_judge(tmp_path / "base", template=None))
+    with pytest.raises(InputError, match=r"the judge .*bomb cannot be filled \(it takes more than 512 MB"):
+        LocalChatModel(save_judge(tmp_path / "bomb", template="{{ 'a' * 10 ** 12 }}"))
     save_clip_tower(tmp_path / "tower")
     with pytest.raises(InputError, match="has no chat template"):
         LocalChatModel(str(tmp_path / "tower"))

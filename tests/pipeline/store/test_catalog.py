@@ -393,3 +393,19 @@ def test_a_connection_has_the_views_of_the_tables_that_it_is_given(pinned, shown
     with connect(Snapshot({name: PinnedTable() for name in pinned})) as con:
         found = con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     assert {name for (name,) in found} == shown | {f"ledger_{name}" for name in pinned}
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ((), set()),
+        (("live_videos",), {"deletions", "live_videos"}),
+        (("recipes", "newest_rows"), {"active_recipe", "recipes", "deletions", "newest_rows"}),
+    ],
+)
+def test_a_connection_has_the_views_that_are_asked_for_and_what_they_stand_on(store, asked, shown):
+    snapshot = store.pin()
+    with connect(snapshot, asked) as con:
+        found = con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        assert con.execute("SELECT content_of(1, 'a', NULL)").fetchall() == [((1, "a"),)]
+    assert {name for (name,) in found} == shown | {f"ledger_{name}" for name in snapshot.tables}

@@ -211,6 +211,11 @@ def test_a_copy_that_was_indexed_before_stays(hold):
     assert hold([("copy", "e", 5, T0)], [copy, TOMBSTONE]).others == {"unchanged": 1}
 
 
+def test_a_forgotten_file_under_the_name_of_another_video_stays_forgotten(hold):
+    known = ("other", "r1", "indexed", "f", 6, T0, 1)
+    assert hold([("other", "e", 5, T0)], [known, TOMBSTONE]).others == {"forgotten": 1}
+
+
 def test_a_manifest_proves_of_nothing_that_it_is_gone(hold):
     assert bookkeeping(hold([("a", "x", 9, T0)], [TOMBSTONE]), prune=True) == {("v", "deleted", None, None)}
     assert bookkeeping(hold([("a", "x", 9, T0)], [TOMBSTONE], is_manifest=True), prune=True) == set()

@@ -84,6 +84,22 @@ def test_a_question_with_a_placeholder_is_refused(folder, mark):
     assert caught.value.code is ErrorCode.ANSWER_FAILED
 
 
+def test_a_question_that_a_template_refuses_or_never_gets_done_with_fails_alone(folders, tmp_path):
+    folder = shutil.copytree(folders["llava"], tmp_path / "model")
+    (folder / "chat_template.json").unlink()
+    (folder / "chat_template.jinja").write_text(
+        "<image>{% set asked = messages[0].content[1].text %}{{ asked }}"
+        "{% if asked == 'no' %}{{ raise_exception('not that') }}{% endif %}"
+        "{% if asked == 'on' %}{{ 10 ** (asked | length * 10 ** 9) }}{% endif %}"
+    )
+    chat = find_llava(str(folder)).chat()
+    for question, why in (("no", "not that"), ("on", "it was not done after 2 s")):
+        with pytest.raises(TerminalError, match=f"cannot be filled with the question .{why}") as caught:
+            chat.lay_out(question, 2, "chat")
+        assert caught.value.code is ErrorCode.ANSWER_FAILED
+    assert chat.lay_out("yes", 2, "chat")
+
+
 def test_decoding_leaves_marks_and_margins_out(folder):
     chat = find_llava(str(folder)).chat()
     ids = chat.tokenizer("  A red ball. ", add_special_tokens=False).input_ids
@@ -107,6 +123,7 @@ def test_the_tokenizer_s_own_template_will_do(folders, tmp_path):
         ("<image><image> ASSISTANT:", "has no single place for the image"),
         ("{% if %}", "cannot be filled with one image and a question"),
         ("{{ messages[0]['content'] + '<image>' }}", "cannot be filled with one image and a question"),
+        ("{{ 'a' * 10 ** 12 }}", r"cannot be filled with one image and a question \(it takes more than 512 MB"),
     ],
 )
 def test_templates_that_cannot_ask_about_a_video_are_refused(folders, tmp_path, template, sentence):

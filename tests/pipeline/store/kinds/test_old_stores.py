@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import stores
 from old_stores import FACTS, WORDS, add_a_column, metadata_commits
+from stores import rows
 
 from longvlm.jobs.answer.plan import plan
 from longvlm.jobs.query.export import export_store
@@ -43,11 +44,6 @@ def widened(request, monkeypatch) -> bool:
 @pytest.fixture
 def old(tmp_path, widened) -> Store:  # noqa: ARG001 - what the program knows by then
     return old_stores.copy_of_old(tmp_path)
-
-
-def rows(store: Store, sql: str) -> list[dict]:
-    with catalog.connect(store.pin()) as con:
-        return catalog.query(con, sql).to_pylist()
 
 
 def live(store: Store) -> dict[str, str]:
@@ -169,7 +165,7 @@ def test_what_it_lost_is_found_and_taken_out(old):
     snapshot = old.pin()
     found = verify(snapshot)
     assert list(found.damaged_files) == [damaged]
-    assert repair(old, snapshot, found, "run") == 2
+    assert repair(old, found, "run").videos == 2
     assert set(live(old)) == {"new"}
     assert not verify(old.pin()).problems
 

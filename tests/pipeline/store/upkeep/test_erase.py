@@ -7,22 +7,19 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import stores
+from fsspec.implementations.local import LocalFileOpener
+from stores import rows
 
-from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.catalog import write_index_duckdb
+from longvlm.pipeline.store.health import OutOfReachError, damaged_files
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.shards import read_tokens
+from longvlm.pipeline.store.shards import read_tokens, write_shards
 from longvlm.pipeline.store.upkeep import erase
-from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files
+from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files, rewrite
 from longvlm.pipeline.store.upkeep.dead import dead_writes
 from longvlm.pipeline.store.upkeep.verify import verify
 from longvlm.schemas import tables
 from longvlm.schemas.identity import video_id
-
-
-def rows(store, sql):
-    with catalog.connect(store.pin()) as con:
-        return catalog.query(con, sql).to_pylist()
 
 
 def answer(store, name, text):
@@ -191,6 +188,59 @@ def test_files_cut_off_by_a_killed_writer_go_with_what_they_may_hold(full):
     path.write_bytes(whole.read_bytes()[:5000])
     assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
     assert not path.exists()
+
+
+def fail_reads(monkeypatch, name, times):
+    """Let reads of the files of a name fail as those of a bucket that does not answer, so many times."""
+    left, read = [times], LocalFileOpener.read
+
+    def fail(file, *args):
+        if left[0] and file.path.endswith(name):
+            left[0] -= 1
+            raise TimeoutError  # as fsspec's, without a number
+        return read(file, *args)
+
+    monkeypatch.setattr(LocalFileOpener, "read", fail, raising=False)
+    monkeypatch.setattr("longvlm.pipeline.store.health._PAUSES_S", (0.0, 0.0))
+
+
+def test_a_file_that_is_out_of_reach_is_tried_again_and_not_taken_for_one_that_holds_the_video(full, monkeypatch):
+    """No log names it: a run under way wrote it, of another video."""
+    store, _ = full
+    others = write_shards(store.uri, stores.encoded(["other"]), stores.LONG.fingerprint)
+    name = others["tokens_shard"][0]["path"].as_py()
+    path = Path(store.uri, "tokens", name)
+    secret = [video_id(stores.uri_of("secret"))]
+    with monkeypatch.context() as patch:
+        fail_reads(patch, name, 100)
+        (said,) = erase.erase(store, secret, "run").still_there
+    assert said.startswith(f"{path} cannot be read (TimeoutError)")
+    assert path.exists()
+    assert erase.left_over(store, 48) == secret
+    with monkeypatch.context() as patch:
+        fail_reads(patch, name, 2)
+        assert erase.erase(store, secret, "run").still_there == []
+    assert path.exists()
+
+
+@pytest.mark.parametrize("table", ["tokens", "answers", "videos"])
+def test_a_file_that_is_out_of_reach_is_not_damaged(full, monkeypatch, table):
+    store, _ = full
+    file = store.pin().table(table).files[0]
+    with monkeypatch.context() as patch:
+        fail_reads(patch, file.uri, 2)
+        assert verify(store.pin()).damaged_files == {}
+    for act in (lambda: verify(store.pin()), lambda: damaged_files(store.pin()), lambda: rewrite_all(store, table)):
+        with monkeypatch.context() as patch:
+            fail_reads(patch, file.uri, 100)
+            with pytest.raises(OutOfReachError, match="cannot be read"):
+                act()
+    assert file in store.pin().table(table).files
+
+
+def rewrite_all(store, table):
+    """Rewrite every file of a table, whatever of it is damaged."""
+    rewrite(store, table, store.pin().table(table).files, lambda rows: rows, damaged={})
 
 
 def test_what_a_machine_dropped_whose_clock_is_ahead_goes_too(full, monkeypatch):

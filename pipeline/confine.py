@@ -1,4 +1,6 @@
-"""The sandbox of a decoder child: the rights it drops before it opens a video, so that a hostile one gains little.
+"""The sandbox of a child process: the rights it drops before it meets what a stranger made, so that this gains little.
+
+A decoder opens videos in one, and chat templates of checkpoints are rendered in one.
 
 Linux is asked for what needs no rights and can never be taken back: limits, no capabilities, a system call filter
 (seccomp) and Landlock. Each that the kernel refuses is left out, and the answer says so.
@@ -11,6 +13,7 @@ import resource
 import struct
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 _MAX_FILE_BYTES = 1 << 20  # what libraries print goes to an open file; nothing else may be written
 _MAX_OPEN_FILES = 256
@@ -63,8 +66,30 @@ _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _EPERM, _ENOSYS = 0x00050000 | 1, 0x00050000 | 38
 
 
+_KEPT_ENV = ("PATH", "HOME", "LANG", "TZ", "TMPDIR")  # and what begins with:
+_KEPT_ENV_PREFIXES = ("LC_", "LD_", "DYLD_", "PYTHON")
+
+
+def isolated_python(code: str, *args: str) -> list[str]:
+    """The command of this Python, isolated (-I), that runs code with `sys.argv[1:]` as given.
+
+    Its parent's path comes after its own: a worker's holds the folder that a job was started in, where somebody's
+    types.py would be taken for Python's.
+    """
+    package = sys.modules[__name__.partition(".")[0]]
+    path = [str(Path(package.__path__[0]).parent), *filter(None, sys.path)]
+    return [sys.executable, "-I", "-c", f"import sys; sys.path += {path!r}; {code}", *args]
+
+
+def safe_environment() -> dict[str, str]:
+    """The variables of the environment that a child may know which meets hostile data: no credential is among them."""
+    return {
+        name: value for name, value in os.environ.items() if name in _KEPT_ENV or name.startswith(_KEPT_ENV_PREFIXES)
+    }
+
+
 def confine() -> list[str]:
-    """Sandbox this process: drop what decoding does not need, for good and all threads to come; returns what holds now.
+    """Sandbox this process: drop what its work does not need, for good and all threads to come; returns what holds now.
 
     "limits": no core dump, no file larger than 1 MB, 256 open files. "seccomp": no sockets, no processes or programs,
     no opening of files for writing, no signals to others, nothing typed into a terminal. "landlock": no reading of

@@ -10,7 +10,7 @@ import misdeeds
 import pytest
 
 from clips import write_clip
-from longvlm.pipeline.decode import confine
+from longvlm.pipeline import confine
 from longvlm.pipeline.decode.isolate import Decoder
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux confines")

@@ -53,7 +53,7 @@ def _play_all(options: argparse.Namespace) -> dict[str, Any]:
         totals["cpu_s"] = round(totals["cpu_s"] + cpu_s, 1)
         if played.problem:
             failed.append(seed)
-            _tell(seed, options.steps, played, shrinks=SHRINKS)
+            _tell(seed, options, played)
         elif totals["histories"] % 10 == 0:
             print(f"{totals['histories']} histories, {len(failed)} failed", flush=True)
     return {**totals, "steps": options.steps, "first_seed": options.seed, "failed": failed}
@@ -73,7 +73,7 @@ def _played(options: argparse.Namespace, fault: str | None) -> Iterator[tuple[in
     """The histories of the seeds, in their order, as far as the time reaches."""
     ends_s = time.monotonic() + (options.hours or 1e6) * 3600
     seeds = islice(count(options.seed), options.seeds)
-    one = partial(_play_one, options.steps, fault)
+    one = partial(_play_one, options, fault)
     with ProcessPoolExecutor(options.jobs) if options.jobs > 1 else nullcontext() as pool:
         for some in iter(lambda: [*islice(seeds, 4 * options.jobs)], []):
             yield from pool.map(one, some) if pool else map(one, some)
@@ -81,24 +81,24 @@ def _played(options: argparse.Namespace, fault: str | None) -> Iterator[tuple[in
                 return
 
 
-def _play_one(steps: int, fault: str | None, seed: int) -> tuple[int, Played, float]:
+def _play_one(options: argparse.Namespace, fault: str | None, seed: int) -> tuple[int, Played, float]:
     began_s = time.process_time()
     with FAULTS[fault]() if fault else nullcontext():
-        played = play(draw(seed, steps), seed)
+        played = play(draw(seed, options.steps), seed, in_bucket=options.in_bucket)
     return seed, played, time.process_time() - began_s
 
 
-def _tell(seed: int, steps: int, played: Played, *, shrinks: int) -> None:
+def _tell(seed: int, options: argparse.Namespace, played: Played) -> None:
     """Print a history that failed, without the turns that it does not need."""
 
     def fails(turns: Sequence[Turn]) -> bool:
-        return play(turns, seed).kind == played.kind
+        return play(turns, seed, in_bucket=options.in_bucket).kind == played.kind
 
     print(f"seed {seed}, turn {played.step}: {played.problem}", flush=True)
-    turns = draw(seed, steps)
+    turns = draw(seed, options.steps)
     end = len(turns) if played.step is None else played.step + 1
-    smallest = shrink(turns[:end], fails, shrinks) if shrinks else turns[:end]
-    again = play(smallest, seed)
+    smallest = shrink(turns[:end], fails, SHRINKS)
+    again = play(smallest, seed, in_bucket=options.in_bucket)
     print("  its history, shrunk:")
     print("\n".join(f"  {line}" for line in again.told), flush=True)
     print(f"  {again.problem}", flush=True)
@@ -111,6 +111,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60, help="turns of a history")
     parser.add_argument("--jobs", type=int, default=2, help="processes that play")
     parser.add_argument("--hours", type=float, help="begin no more histories after so long")
+    parser.add_argument("--in-bucket", action="store_true", help="each request to an S3 server is a point")
     parser.add_argument("--fault", choices=[*FAULTS], help="take this mending out, and count seeds until it is found")
     parser.add_argument("--faults", action="store_true", help="each of them")
     return parser.parse_args(arguments)

@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -51,7 +50,7 @@ class Model:
         for path in self.world.hurt:
             self._note_hurt(path)
         new = self.read.refresh(self.world.hurt)
-        self.world.hurt = {path for path in self.world.hurt if Path(path).exists() or self._is_named(path)}
+        self.world.hurt = {path for path in self.world.hurt if self._is_there(path)}
         self._take_in(new)
         live = self.read.live()
         self._check_whole(self.read, live)
@@ -253,6 +252,10 @@ class Model:
             for row in self.read.rows("videos"):
                 if row["write_id"] == write:
                     self._let_go(row["video_id"])
+
+    def _is_there(self, path: str) -> bool:
+        table, name = path.split("/")[-2:]
+        return self._is_named(path) or name in self.read.tables[table].on_disk()
 
     def _is_named(self, path: str) -> bool:
         table, name = path.split("/")[-2:]

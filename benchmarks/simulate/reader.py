@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 Row = dict[str, Any]
@@ -20,7 +21,9 @@ class PromiseError(Exception):
 class TableRead:
     """What a table's log names, commit by commit."""
 
-    folder: Path
+    fs: Any  # fsspec's
+    name: str
+    folder: str
     version: int = -1
     added_in: dict[str, int] = field(default_factory=dict)  # of the files named now: the commit that named them
     rows: dict[str, list[Row]] = field(default_factory=dict)  # of all files that ever were, as they were written
@@ -28,9 +31,10 @@ class TableRead:
     def refresh(self, hurt: Iterable[str]) -> list[str]:
         """Read what was committed since; returns the files that are new. Raises PromiseError."""
         new: list[str] = []
-        while (commit := self.folder / "_delta_log" / f"{self.version + 1:020}.json").exists():
+        commits = self._names(f"{self.folder}/_delta_log")
+        while (commit := f"{self.version + 1:020}.json") in commits:
             self.version += 1
-            for line in commit.read_text().splitlines():
+            for line in self.fs.cat_file(f"{self.folder}/_delta_log/{commit}").splitlines():
                 action = json.loads(line)
                 if "add" in action:
                     self.added_in[action["add"]["path"]] = self.version
@@ -40,10 +44,10 @@ class TableRead:
         new = [path for path in new if path in self.added_in]
         for path in new:
             self.rows[path] = self._read(path)
-        hurt = {*hurt}
+        there = {*self.on_disk()} | {uri.rpartition("/")[2] for uri in hurt}
         for path in self.added_in:
-            if str(self.folder / path) not in hurt and not (self.folder / path).exists():
-                raise PromiseError(f"the log names {self.folder.name}/{path}, which is gone")
+            if path not in there:
+                raise PromiseError(f"the log names {self.name}/{path}, which is gone")
         return new
 
     def now(self) -> Iterable[tuple[str, Row]]:
@@ -52,27 +56,40 @@ class TableRead:
             for row in self.rows[path]:
                 yield path, row
 
-    def on_disk(self) -> Iterable[Path]:
+    def on_disk(self) -> list[str]:
         """Every data file in the folder, named or not."""
-        return self.folder.glob("*.parquet")
+        return sorted(name for name in self._names(self.folder) if name.endswith(".parquet"))
+
+    def read(self, path: str, columns: list[str] | None = None) -> list[Row]:
+        """The rows of a file as it is now. Raises what a file that is not whole makes pyarrow raise."""
+        source = pa.BufferReader(self.fs.cat_file(f"{self.folder}/{path}"))
+        found: list[Row] = pq.read_table(source, columns=columns, page_checksum_verification=True).to_pylist()
+        return found
 
     def _read(self, path: str) -> list[Row]:
         try:
-            found: list[Row] = pq.read_table(self.folder / path, page_checksum_verification=True).to_pylist()
+            return self.read(path)
         except Exception as error:
-            raise PromiseError(f"{self.folder.name}/{path} is named and cannot be read: {error}") from error
-        return found
+            raise PromiseError(f"{self.name}/{path} is named and cannot be read: {error}") from error
+
+    def _names(self, folder: str) -> set[str]:
+        self.fs.invalidate_cache()
+        try:
+            return {path.rpartition("/")[2] for path in self.fs.ls(folder, detail=False)}
+        except FileNotFoundError:
+            return set()
 
 
 class StoreRead:
     """All tables, read anew as often as one likes.
 
     Args:
-        uri: of a local store, which need not exist yet.
+        uri: of a store, which need not exist yet.
     """
 
     def __init__(self, uri: str) -> None:
-        self.tables = {name: TableRead(Path(uri, name)) for name in TABLES}
+        self.fs, self.root = fsspec.core.url_to_fs(uri)
+        self.tables = {name: TableRead(self.fs, name, f"{self.root}/{name}") for name in TABLES}
 
     def refresh(self, hurt: Iterable[str]) -> dict[str, list[Row]]:
         """Read what is new; returns the rows of new files by table, in the order in which they were committed."""
@@ -126,13 +143,12 @@ class StoreRead:
             for path in self.tables[name].on_disk():
                 columns = ["video_id", *(["error_code"] if name == "videos" else [])]
                 try:
-                    known = self.tables[name].rows.get(path.name)
-                    rows = known or pq.read_table(path, columns=columns).to_pylist()
+                    rows = self.tables[name].rows.get(path) or self.tables[name].read(path, columns)
                 except Exception:  # noqa: BLE001 - half a file, or a rotten one, raises anything
-                    found.append(f"{name}/{path.name} (unreadable)")
+                    found.append(f"{name}/{path} (unreadable)")
                     continue
                 if any(row["video_id"] == video and row.get("error_code") != "forgotten" for row in rows):
-                    found.append(f"{name}/{path.name}")
+                    found.append(f"{name}/{path}")
         return found
 
 

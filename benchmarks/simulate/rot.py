@@ -1,7 +1,7 @@
 """Rot: files of a store that are not what was written any more, or not there."""
 
 import os
-from pathlib import Path
+from typing import Any
 
 from benchmarks.simulate.reader import TABLES, StoreRead
 from benchmarks.simulate.world import Simulation
@@ -12,42 +12,43 @@ def rot(world: Simulation, read: StoreRead, what: str, number: int) -> str | Non
 
     What holds rows of videos is noted in `world.hurt`: checkpoints, leases and notes may rot without any loss.
     """
-    store = Path(world.store)
+    fs, root = read.fs, read.root
+    fs.invalidate_cache()
     match what:
         case "tokens" | "segments":
             table = read.tables[what]
-            files = [table.folder / name for name in sorted(table.added_in)]
+            files = [f"{table.folder}/{name}" for name in sorted(table.added_in)]
         case "checkpoint":
-            logs = [store / name / "_delta_log" for name in TABLES]
-            files = [
-                path
-                for log in logs
-                for path in [*sorted(log.glob("*.checkpoint.parquet"))[-1:], log / "_last_checkpoint"]
-            ]
+            logs = [f"{root}/{name}/_delta_log" for name in TABLES]
+            newest = [path for log in logs for path in sorted(fs.glob(f"{log}/*.checkpoint.parquet"))[-1:]]
+            files = [*newest, *(f"{log}/_last_checkpoint" for log in logs)]
         case "lease":
-            files = sorted(store.glob("leases/*/*.json"))[-1:]
+            files = sorted(fs.glob(f"{root}/leases/*/*.json"))[-1:]
         case _:
-            files = sorted(store.glob("taken/*/*.json"))
-    files = [path for path in files if path.exists()]
+            files = sorted(fs.glob(f"{root}/taken/*/*.json"))
+    files = [path for path in files if fs.exists(path)]
     if not files:
         return None
     file = files[number % len(files)]
-    how = ["a bit flips in", "the end is lost of", "nothing is there any more of"][number // 64 % 3]
-    size = max(1, file.stat().st_size)
-    if what in ("lease", "note"):  # its writer was killed at it
-        how = "the end is lost of"
+    hows = ["a bit flips in", "the end is lost of", "nothing is there any more of"]
+    how = hows[1] if what in ("lease", "note") else hows[number // 64 % 3]  # their writer was killed at them
     if what in ("tokens", "segments"):
-        world.hurt.add(str(file))
-    kept = file.stat()
-    match how:
-        case "a bit flips in":
-            content = bytearray(file.read_bytes())
-            content[number // 192 % size] ^= 1 << number % 8
-            file.write_bytes(content)
-        case "the end is lost of":
-            os.truncate(file, number // 192 % size)
-        case _:
-            file.unlink()
-            return f"{how} {file.relative_to(store)}"
-    os.utime(file, (kept.st_atime, kept.st_mtime))
-    return f"{how} {file.relative_to(store)}"
+        world.hurt.add(file)
+    _hurt(world, fs, file, hows.index(how), number)
+    return f"{how} {file.removeprefix(root)}"
+
+
+def _hurt(world: Simulation, fs: Any, file: str, how: int, number: int) -> None:
+    content = bytearray(fs.cat_file(file))
+    size = max(1, len(content))
+    if how == 2:
+        fs.rm_file(file)
+        return
+    if how == 1:
+        content = content[: number // 192 % size]
+    elif content:
+        content[number // 192 % size] ^= 1 << number % 8
+    changed_s = fs.modified(file).timestamp()
+    fs.pipe_file(file, bytes(content))
+    if not world.is_remote:
+        os.utime(file, (changed_s, changed_s))

@@ -17,6 +17,7 @@ from benchmarks.simulate.people import Footage
 from benchmarks.simulate.reader import PromiseError
 from benchmarks.simulate.rot import rot
 from benchmarks.simulate.seams import simulated
+from benchmarks.simulate.served import served
 from benchmarks.simulate.turns import Turn
 from benchmarks.simulate.world import Actor, Simulation
 from longvlm.schemas.identity import video_id
@@ -40,14 +41,18 @@ class Played:
         return None if self.problem is None else "".join(c for c in self.problem if not c.isdigit())[:40]
 
 
-def play(turns: Sequence[Turn], seed: int, *, view_every: int = VIEWS_EVERY) -> Played:
-    """Play a history in a folder of its own."""
+def play(turns: Sequence[Turn], seed: int, *, view_every: int = VIEWS_EVERY, in_bucket: bool = False) -> Played:
+    """Play a history in a folder of its own; or with the store in a bucket, where each request is a point."""
     logging.disable(logging.CRITICAL)
     shm = Path("/dev/shm")  # noqa: S108 - memory, where it is there: a disk's fsync is not what is tried
     folder = Path(tempfile.mkdtemp(prefix="longvlm-simulate-", dir=shm if shm.is_dir() else None))
     played = Played()
     try:
-        _History(folder, seed, played).play(turns, view_every)
+        world = Simulation(folder, seed)
+        with ExitStack() as stack:
+            if in_bucket:
+                world.store, world.is_remote = stack.enter_context(served(world)), True
+            _History(world, played).play(turns, view_every)
     except PromiseError as error:
         played.problem = str(error)
         if error.__cause__ is not None:
@@ -59,10 +64,10 @@ def play(turns: Sequence[Turn], seed: int, *, view_every: int = VIEWS_EVERY) -> 
 
 
 class _History:
-    def __init__(self, folder: Path, seed: int, played: Played) -> None:
-        (folder / "videos").mkdir()
-        self.world = Simulation(folder, seed)
-        self.bucket = Footage(folder / "videos")
+    def __init__(self, world: Simulation, played: Played) -> None:
+        (world.folder / "videos").mkdir()
+        self.world = world
+        self.bucket = Footage(world.folder / "videos")
         self.jobs = Jobs(self.world, self.bucket)
         self.model = Model(self.world, self.bucket)
         self.played = played

@@ -36,6 +36,7 @@ class Actor:
         self._points: int | None = None
         self._ending: Ending = "pause"
         self._go = threading.Semaphore(0)
+        self._requests = threading.Lock()
 
     @property
     def is_busy(self) -> bool:
@@ -59,6 +60,14 @@ class Actor:
         self._go.release()
         if not self.world.baton.acquire(timeout=_HANGS_S):
             raise RuntimeError(f"the job {self.job} of actor {self.number} hangs")
+
+    def requests(self, call: Callable[[], T], *, writes: bool, refusal: Callable[[], Exception]) -> T:
+        """A request of the job, made by the thread of a server; others of the same job wait until it is answered."""
+        with self._requests:
+            if not self.is_busy:
+                return call()
+            self.world.num_points += 1
+            return self.at_point(call, writes=writes, refusal=refusal)
 
     def at_point(self, call: Callable[[], T], *, writes: bool, refusal: Callable[[], Exception]) -> T:
         """A call that touches the world: what the turn says may come before it, or in place of its answer."""
@@ -111,6 +120,7 @@ class Simulation:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.store = str(folder / "store")
+        self.is_remote = False  # then every request is a point, and no call
         self.chance = random.Random(seed)
         self.begun_ns = time.time_ns() // 10**9 * 10**9 - _BEGINS_AGO_S * 10**9
         self.passed_ns = 0
@@ -129,6 +139,10 @@ class Simulation:
         """Make a call where the world may come in between, if an actor makes it."""
         actor = self.actor()
         if actor is None:
+            return call()
+        if self.is_remote:
+            if actor.is_dead:
+                raise Killed
             return call()
         self.num_points += 1
         return actor.at_point(call, writes=writes, refusal=refusal)

@@ -61,10 +61,11 @@ class Verified:
 def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None) -> Verified:
     """Read every byte of a store's tables, and hold tokens and segments against what is live.
 
-    Checked are footers, the checksums of the pages (of files written with them), the lengths of the blobs against
-    num_tokens, dim and dtype, the logs' own files since their newest checkpoints, the copies of tombstones, and that
-    each live video has each of its segments once in both tables. No more than a row group is in memory at a time. What
-    a damaged file of `videos` says is live is not known: it is told by the file alone.
+    Checked are footers and what they say of the rows, the checksums of the pages (of files written with them), the
+    lengths of the blobs against num_tokens, dim and dtype, the logs' own files since their newest checkpoints, the
+    copies of tombstones, and that each live video has each of its segments once in both tables. No more than a row
+    group is in memory at a time. What a damaged file of `videos` says is live is not known: it is told by the file
+    alone.
 
     Args:
         snapshot: from `Store.pin`.
@@ -116,9 +117,22 @@ def _check_file(table: str, file: DataFile, source: Any) -> list[dict[str, Any]]
     check_footer(table, file, parquet)
     for group in range(parquet.num_row_groups):
         rows = parquet.read_row_group(group, use_threads=False)
+        _check_statistics(parquet.metadata.row_group(group), rows)
         if table == "tokens":
             problems += _wrong_blobs(rows)
     return problems
+
+
+def _check_statistics(group: pq.RowGroupMetaData, rows: pa.Table) -> None:
+    """Raise pa.ArrowInvalid where a footer says of a row group what its rows do not have: SQL leaves out rows by it."""
+    for chunk in map(group.column, range(group.num_columns)):
+        name, said = chunk.path_in_schema, chunk.statistics
+        if said is None or name not in rows.column_names:
+            continue
+        ends = pc.min_max(rows[name]).as_py()
+        is_right = chunk.num_values == rows.num_rows and said.null_count in (None, rows[name].null_count)
+        if not is_right or (said.has_min_max and [said.min, said.max] != [ends["min"], ends["max"]]):
+            raise pa.ArrowInvalid(f"its footer says of the column {name} what its rows do not have")
 
 
 def _wrong_blobs(rows: pa.Table) -> Iterator[dict[str, Any]]:

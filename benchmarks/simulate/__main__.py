@@ -1,6 +1,7 @@
 """Histories of a simulated world, as many seeds as one likes: does anything ever differ from what a reader must see?
 
     python -m benchmarks.simulate [--seed 0] [--seeds 20] [--steps 60] [--jobs 2] [--hours H]
+    python -m benchmarks.simulate --in-bucket [...]            over an S3 server, every request of which is a point
     python -m benchmarks.simulate --fault NAME [--seeds 50]    one mending of the store taken out: seeds until found
     python -m benchmarks.simulate --faults [--seeds 50]        each of them, as a table
 

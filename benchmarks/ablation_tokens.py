@@ -10,7 +10,8 @@ from torch import Tensor
 
 from longvlm import tinyworld
 from longvlm.pipeline.vision.merge import merge
-from longvlm.pipeline.vision.tower import Tower, load_tower
+from longvlm.pipeline.vision.towers.contract import Tower
+from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas.recipe import halving_schedule
 from longvlm.tinyworld.render import write_video
 from longvlm.tinyworld.scenes import draw_scene

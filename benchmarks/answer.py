@@ -27,7 +27,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from benchmarks.measure import bandwidth, interleave, peak_flops
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request, Stats
-from longvlm.pipeline.models.contract import Prompt, Vocabulary
+from longvlm.pipeline.models.contract import Extent, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.recipe import AnswerRecipe
 
@@ -100,22 +100,30 @@ class RandomModel:
         """Width of a visual token."""
         return self.projector.in_features
 
-    def project(self, prefix: VideoPrefix) -> Tensor:
+    def read(self, prefix: VideoPrefix) -> VideoRows:
         """Each token by itself."""
-        return self.projector(prefix.rows.to(self.device, self.projector.weight.dtype))
+        return VideoRows(self.projector(prefix.rows.to(self.device, self.projector.weight.dtype)))
 
     @property
     def templates(self) -> tuple[str, ...]:
         """None by name."""
         return ("",)
 
-    def count_rows(self, prefix: VideoPrefix) -> int:
-        """As many as there are."""
-        return len(prefix.rows)
+    def extent(self, prefix: VideoPrefix) -> Extent:
+        """As many rows as there are."""
+        return Extent(len(prefix.rows), len(prefix.rows))
 
-    def marker_ids(self, start_s: float) -> tuple[int, ...]:  # noqa: ARG002
+    def fold(self, seen_M: Tensor, prefix: VideoPrefix) -> Tensor:  # noqa: ARG002, N803
+        """Each row is a token."""
+        return seen_M
+
+    def num_text_rows(self, start_s: float, end_s: float) -> int:  # noqa: ARG002
         """None."""
-        return ()
+        return 0
+
+    def caption_row(self, prefix: VideoPrefix, at_s: float) -> int:
+        """It is not trained."""
+        raise NotImplementedError
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:  # noqa: ARG002
         """Some ids before the video, and the question's after it."""
@@ -140,7 +148,7 @@ class RandomModel:
         """A whole prompt, [T, D], as one question alone needs it."""
         prompt = self.lay_out(question, len(prefix_NC), "")
         embeds = self.llm.get_input_embeddings()(torch.tensor(prompt.ids, device=self.device))
-        embeds[self.num_before : self.num_before + len(prefix_NC)] = self.project(VideoPrefix(prefix_NC))
+        embeds[self.num_before : self.num_before + len(prefix_NC)] = self.read(VideoPrefix(prefix_NC)).embeds
         return embeds
 
 

@@ -17,8 +17,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 from benchmarks.measure import interleave, square_product
 from longvlm.pipeline.vision.merge import merge
 from longvlm.pipeline.vision.pixels import Pixels
-from longvlm.pipeline.vision.tower import Tower
-from longvlm.schemas.recipe import TowerSpec, halving_schedule
+from longvlm.pipeline.vision.towers.clip_siglip import ClipTower
+from longvlm.schemas.recipe import halving_schedule
+from longvlm.schemas.tower import TowerSpec
 
 FRAMES_PER_VIDEO, FRAMES_PER_SEGMENT, TOKENS_PER_SEGMENT = 100, 10, 30
 FRAMES, ROUNDS, SIDE = 8, 3, 3072  # the last: of the square product that stands for the peak
@@ -60,7 +61,7 @@ class TowerShape:
 VIT_L = TowerShape("ViT-L/14", 24, 1024, 16, 4096, 224)
 
 
-def random_tower(shape: TowerShape, dtype: torch.dtype, device: torch.device) -> Tower:
+def random_tower(shape: TowerShape, dtype: torch.dtype, device: torch.device) -> ClipTower:
     """A tower without weights of its own, drawn on the device."""
     settings = {
         "hidden_size": shape.dim,
@@ -77,7 +78,9 @@ def random_tower(shape: TowerShape, dtype: torch.dtype, device: torch.device) ->
         else:
             model = SiglipVisionModel(SiglipVisionConfig(**settings, vision_use_head=False))
     model = model.to(dtype).eval()
-    return Tower(getattr(model, "vision_model", model), shape.spec, pixels, None)  # some transformers wrap it once more
+    return ClipTower(
+        getattr(model, "vision_model", model), shape.spec, pixels, None
+    )  # some transformers wrap it once more
 
 
 def measure(precision: str) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from longvlm.pipeline.decode.sampling import plan_segments
 from longvlm.pipeline.decode.times import NS
 from longvlm.pipeline.decode.video import KEYFRAMES
 from longvlm.schemas.errors import TerminalError
-from longvlm.schemas.recipe import IndexRecipe, TowerSpec, long, tiny
+from longvlm.schemas.recipe import IndexRecipe, long, tiny
+from longvlm.schemas.tower import TowerSpec
 
 PX, BLOCK = 64, 8  # pixels of a picture; of a bit in made ones
 LARGEST_DIFFERENCE = 2.0  # mean of levels: two resizers differ by 0.1, neighbouring pictures of a moving scene by more
@@ -92,7 +93,7 @@ def check_exact(decoder: Decoder, path: Path, *, is_made: bool) -> tuple[int, in
         segments = plan_segments(recipe, video)
         asked = [frame for segment in segments for frame in segment.frames]
         for start in range(0, len(asked), 100):
-            shown = decoder.decode(str(path), asked[start : start + 100], PX)
+            shown = decoder.decode(str(path), asked[start : start + 100], (PX, PX))
             for i, moment in enumerate(moments(recipe, segments)[start : start + 100]):
                 moment_ns = round(moment * NS)
                 right = max(bisect_right(times_ns, moment_ns) - 1, 0)
@@ -119,7 +120,7 @@ def keyframe_shift_s(decoder: Decoder, path: Path) -> float:
         asked = [frame for segment in plan_segments(recipe, video) for frame in segment.frames]
         for start in range(0, len(asked), 100):
             wanted = asked[start : start + 100]
-            decoded = decoder.decode(str(path), wanted, PX, "keyframe")
+            decoded = decoder.decode(str(path), wanted, (PX, PX), "keyframe")
             if decoded.decoder == KEYFRAMES:
                 shifts = np.abs(video.times_ns[list(decoded.shown)] - video.times_ns[wanted])
                 farthest = max(farthest, float(shifts.max()) / NS)

@@ -12,7 +12,7 @@ from longvlm.pipeline.models.contract import ModelSpec
 from longvlm.pipeline.models.families import can_answer, describe_model, sight_of
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.store.ledger import RegisteredRecipe, Store
-from longvlm.pipeline.vision.tower import describe_tower
+from longvlm.pipeline.vision.towers.families import describe_tower
 from longvlm.schemas import training
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import RECIPES, Decode, IndexRecipe, from_settings
@@ -136,10 +136,10 @@ def choose_answer_model(store: Store, model: str | None) -> tuple[ModelSpec, Reg
     fitting = [stored for stored, fault in zip(of_tower, faults, strict=True) if fault is None]
     if not fitting:
         raise InputError(
-            f"the projector of {model} reads {faults[0]}; choose a model for these tokens of "
+            f"the model {model} reads {faults[0]}; choose a model for these tokens of "
             f"{of_tower[0].recipe.tower.name}, or index again with --model {model} --restale."
         )
-    return spec, fitting[0]
+    return replace(spec, sight=spec.sight.reading(fitting[0].recipe.tower)), fitting[0]
 
 
 def _of_tower(tower: str, recipes: list[RegisteredRecipe]) -> list[RegisteredRecipe]:

@@ -163,14 +163,24 @@ def build_module(model_class: Any, config: Any, tensors: dict[str, Tensor], mode
     with torch.device("meta"):
         module = model_class(config)
     module = getattr(module, "vision_model", getattr(module, "text_model", module))
+    put_weights(module, tensors, model)
+    embeddings = module.embeddings  # its positions are a buffer that no file carries
+    embeddings.position_ids = torch.arange(
+        embeddings.position_embedding.num_embeddings, device=embeddings.position_embedding.weight.device
+    )[None]
+    return module
+
+
+def put_weights(module: Any, tensors: dict[str, Tensor], model: str) -> None:
+    """Put given tensors in place of a module's weights, for inference; what else is given is left aside.
+
+    Raises:
+        InputError: tensors are missing or of other shapes than the module's.
+    """
     try:
         missing, _ = module.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         raise InputError(f"the weights of {model} do not fit its config.json ({error}); copy both again.") from error
     if missing:
         raise InputError(f"the weights of {model} lack {missing[0]} ({len(missing)} missing in all); copy them again.")
-    embeddings = module.embeddings  # its positions are a buffer that no file carries
-    embeddings.position_ids = torch.arange(
-        embeddings.position_embedding.num_embeddings, device=embeddings.position_embedding.weight.device
-    )[None]
-    return module.eval().requires_grad_(requires_grad=False)
+    module.eval().requires_grad_(requires_grad=False)

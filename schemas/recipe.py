@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import fingerprint, known_fields, raised, spec_of
+from longvlm.schemas.tower import TOWER_SETTINGS, TowerSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Decode = Literal["exact", "keyframe"]
@@ -36,25 +37,6 @@ TYPE_RULES = {
     "number": 2,  # 2: decoded by a grammar, never asked for once more
     "json": 2,  # 2: as numbers
 }
-
-
-@dataclass(frozen=True)
-class TowerSpec:
-    """A vision tower, as far as recipes care: whose weights, and the shapes that come out."""
-
-    name: str  # hub id or folder it was loaded from
-    weights: str  # fingerprint of the vision weights: the same tower in two folders is the same tower
-    num_layers: int
-    patch_grid: tuple[int, int]  # rows, columns
-    dim: int
-    image_size: int  # input pixels, square
-    has_cls: bool
-    search_dim: int | None  # width of the search embedding; None where no text encoder is aligned with it
-
-    @property
-    def num_patches(self) -> int:
-        """Patch tokens per frame."""
-        return self.patch_grid[0] * self.patch_grid[1]
 
 
 def halving_schedule(num_tokens: int, keep: int) -> tuple[int, ...]:
@@ -111,10 +93,15 @@ class IndexRecipe:
         counts = (self.frames_per_segment, self.tokens_per_segment, self.num_segments or 1, self.segment_s or 1)
         if min(counts) <= 0:
             raise InputError(f"recipe {self.name}: frames, tokens, segments and seconds must all be positive.")
-        self._check_merge()
-        if self.tower.dim % METRIC_HEADS:
+        if self.resize == "nearest" and not self.tower.takes_squares:
             raise InputError(
-                f"recipe {self.name}: the tower {self.tower.name} is {self.tower.dim} wide and merging needs a "
+                f"recipe {self.name}: resize nearest is the reference's, which makes squares and keeps no aspect, and "
+                f"the tower {self.tower.name} takes others; leave resize out."
+            )
+        self._check_merge()
+        if self.tower.metric_dim % METRIC_HEADS:
+            raise InputError(
+                f"recipe {self.name}: the tower {self.tower.name} is {self.tower.metric_dim} wide and merging needs a "
                 f"multiple of {METRIC_HEADS}; choose another tower."
             )
         available = self.tower.num_layers + 1 if self.tower.has_cls else 0
@@ -128,8 +115,7 @@ class IndexRecipe:
         if self.tokens_per_segment > self.patches_per_segment:
             raise InputError(
                 f"recipe {self.name}: asks for {self.tokens_per_segment} tokens a segment, but "
-                f"{self.frames_per_segment} frames of {self.tower.num_patches} patches "
-                f"only give {self.patches_per_segment}."
+                f"{self.frames_per_segment} frames only give {self.patches_per_segment} patches."
             )
         reached = tokens_after(self.patches_per_segment, self.schedule_for(self.patches_per_segment))
         if reached != self.tokens_per_segment:
@@ -139,9 +125,14 @@ class IndexRecipe:
             )
 
     @property
+    def shown(self) -> Literal["decoder", "nearest", "letterbox"]:
+        """How the decoder makes a frame the size that the tower takes."""
+        return "letterbox" if self.tower.aspect == "letterbox" else self.resize
+
+    @property
     def patches_per_segment(self) -> int:
         """Tokens of a full segment before merging."""
-        return self.frames_per_segment * self.tower.num_patches
+        return self.tower.num_pictures(self.frames_per_segment) * self.tower.num_patches
 
     @property
     def num_frames(self) -> int | None:
@@ -167,7 +158,7 @@ class IndexRecipe:
         return halving_schedule(num_tokens, keep)
 
     def most_tokens(self, num_distinct: int) -> int:
-        """Most tokens that a segment with so many distinct frames keeps: under intervals no more than their patches.
+        """Most tokens that a segment with so many distinct pictures keeps: under intervals no more than their patches.
 
         The reference repeats the frames of short videos, and keeps all its tokens of them.
         """
@@ -202,11 +193,14 @@ def from_spec(spec: dict[str, Any]) -> IndexRecipe:
     Raises:
         InputError: a newer version wrote it, and it sets what is not known here.
     """
-    shapes = known_fields(TowerSpec, spec["tower"])
-    tower = TowerSpec(**{**shapes, "patch_grid": tuple(shapes["patch_grid"])})
-    schedule = spec.get("merge_schedule")
-    settings = {**known_fields(IndexRecipe, spec), "tower": tower}
-    return IndexRecipe(**{**settings, "merge_schedule": None if schedule is None else tuple(schedule)})
+    tower = TowerSpec(**{name: _frozen(value) for name, value in known_fields(TowerSpec, spec["tower"]).items()})
+    settings = {name: _frozen(value) for name, value in known_fields(IndexRecipe, spec).items()}
+    return IndexRecipe(**{**settings, "tower": tower})
+
+
+def _frozen(value: Any) -> Any:
+    """A value as recipes hold it: JSON and TOML have lists where they have tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _global_layers(tower: TowerSpec) -> int:
@@ -263,13 +257,14 @@ def from_settings(settings: dict[str, Any], tower: TowerSpec) -> IndexRecipe:
     base = settings.pop("base", "long")
     if base not in RECIPES:
         raise InputError(f"the recipe's base {base!r} is not known; use one of {', '.join(RECIPES)}.")
-    allowed = {field.name for field in fields(IndexRecipe)} - {"tower"}
-    if unknown := sorted(set(settings) - allowed):
+    allowed = {one.name for one in fields(IndexRecipe)} - {"tower"}
+    if unknown := sorted(set(settings) - allowed - TOWER_SETTINGS):
         raise InputError(
-            f"the recipe sets {', '.join(unknown)}, which no recipe has; it may set {', '.join(sorted(allowed))}."
+            f"the recipe sets {', '.join(unknown)}, which no recipe has; it may set "
+            f"{', '.join(sorted(allowed | TOWER_SETTINGS))}."
         )
-    if isinstance(settings.get("merge_schedule"), list):
-        settings["merge_schedule"] = tuple(settings["merge_schedule"])
+    settings = {name: _frozen(value) for name, value in settings.items()}
+    tower = tower.shown(settings.pop("patch_grid", None), settings.pop("aspect", None))
     if "sampling" in settings:  # a base's own span setting does not survive a change of sampling
         settings = {"num_segments": None, "segment_s": None, **settings}
     try:

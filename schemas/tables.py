@@ -74,6 +74,7 @@ TOKENS = pa.schema(
         ("spans", pa.binary()),  # [K, 2] uint32: first and last frame number each token draws on, inclusive
         ("cls", pa.binary()),  # [G, D]: mean over the segment's frames, per layer; null without CLS
         ("num_frames", pa.int32()),
+        ("positions", pa.binary()),  # [K, 3] float64: seconds into the video, row, column; means; null without
     ]
 )
 
@@ -256,13 +257,17 @@ _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code n
 
 _SPAN = [SEGMENTS.field(name) for name in ("segment", "start_s", "end_s")]
 
+# in time order: the numbers of a segment's frames, and when in the video each begins to be shown
+_SHOWN = [("frames", pa.list_(pa.int64())), ("times_s", pa.list_(pa.float64()))]
+
 FRAMES = pa.schema(  # one row a unit; of a failed unit, segments is empty and frames null
     [
         *_UNIT,
-        ("segments", pa.list_(pa.struct([*_SPAN, ("frames", pa.list_(pa.int64()))]))),  # frame numbers, in time order
-        ("num_sampled", pa.int64()),  # frames of all segments of the video, repeats counted
-        ("frame_px", pa.int32()),  # frames are square: height = width
-        ("frames", pa.large_binary()),  # uint8 [F, frame_px, frame_px, 3] RGB, F = all frames of all segments
+        ("segments", pa.list_(pa.struct([*_SPAN, *_SHOWN]))),
+        ("num_pictures", pa.int64()),  # that the tower sees of the whole video, repeats counted
+        ("frame_height", pa.int32()),  # pixels
+        ("frame_width", pa.int32()),
+        ("frames", pa.large_binary()),  # uint8 [F, frame_height, frame_width, 3] RGB, F = all frames of all segments
     ]
 )
 

@@ -23,7 +23,7 @@ from benchmarks.measure import finished, interleave, peak_flops
 from longvlm.pipeline.transfer import Fetch
 from longvlm.pipeline.vision.encode import encode_units
 from longvlm.pipeline.vision.merge import Merged, merge
-from longvlm.pipeline.vision.tower import FRAMES_PER_FORWARD, Tower
+from longvlm.pipeline.vision.towers.clip_siglip import FRAMES_PER_FORWARD, ClipTower
 from longvlm.schemas.recipe import IndexRecipe, long
 from longvlm.schemas.tables import ENCODED, FRAMES
 
@@ -119,9 +119,16 @@ def explain(took: dict[str, float], num_frames: int, flops_per_frame: float, flo
 
 def made_up_frames(recipe: IndexRecipe, num_units: int, per_unit: int) -> pa.Table:
     """Units of random frames as the decode stage hands them on."""
-    draw, side = np.random.default_rng(0), recipe.tower.image_size
+    draw, (height, width) = np.random.default_rng(0), recipe.tower.frame_size
+    num_frames = recipe.frames_per_segment
     segments = [
-        {"segment": s, "start_s": 10.0 * s, "end_s": 10.0 * (s + 1), "frames": list(range(s * 250, s * 250 + 250, 25))}
+        {
+            "segment": s,
+            "start_s": 10.0 * s,
+            "end_s": 10.0 * (s + 1),
+            "frames": [s * 250 + frame * 25 for frame in range(num_frames)],
+            "times_s": [10.0 * s + frame for frame in range(num_frames)],
+        }
         for s in range(per_unit)
     ]
     rows = [
@@ -133,8 +140,9 @@ def made_up_frames(recipe: IndexRecipe, num_units: int, per_unit: int) -> pa.Tab
             "num_segments": per_unit,
             "decode_ms": 0.0,
             "segments": segments,
-            "frame_px": side,
-            "frames": draw.bytes(per_unit * recipe.frames_per_segment * side * side * 3),
+            "frame_height": height,
+            "frame_width": width,
+            "frames": draw.bytes(per_unit * num_frames * height * width * 3),
         }
         for unit in range(num_units)
     ]
@@ -169,7 +177,7 @@ def same_tokens(first: pa.Table, second: pa.Table) -> float:
 class Resident:
     """A tower whose frames lie on the device already."""
 
-    def __init__(self, tower: Tower, pixels_F: Tensor) -> None:  # noqa: N803
+    def __init__(self, tower: ClipTower, pixels_F: Tensor) -> None:  # noqa: N803
         self.tower, self._place = tower, 0
         self._prepared = tower.pixels.prepare(pixels_F, tower.device, tower.dtype)
 

@@ -21,7 +21,7 @@ from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.models.families import load_model
 from longvlm.pipeline.models.prefix import Sight, prefix_of
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.vision.budget import Budget, fit, follows_question
+from longvlm.pipeline.vision.budget import fit, follows_question
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas import clock, tables
@@ -142,13 +142,8 @@ class Answerer:
     ) -> Iterator[tuple[VideoTokens, list[int]]]:
         """The video within the budget, and the places of the questions that see it so: all, or each its own."""
         questions, recipe = group["questions"], self.recipe
-        budget = Budget(
-            recipe.budget,
-            recipe.tokens_per_segment,
-            recipe.focus,
-            num_global=self.terms.sight.num_global_tokens,
-            num_beside=max(len(self.model.marker_ids(segment["start_s"])) for segment in video.segments),
-        )
+        num_beside = max(self.model.num_text_rows(one["start_s"], one["end_s"]) for one in video.segments)
+        budget = self.terms.sight.budget(recipe.budget, recipe.tokens_per_segment, recipe.focus, num_beside)
         own = self.texts is not None and follows_question(video.tokens, budget)
         for places in [[i] for i in range(len(questions))] if own else [list(range(len(questions)))]:
             try:

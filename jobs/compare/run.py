@@ -24,23 +24,23 @@ from longvlm.jobs.compare.sample import Drawn, Watched, draw, watch_sample
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.answering.typed import as_request
 from longvlm.pipeline.engine.engine import Engine
-from longvlm.pipeline.engine.reference import Plain, PlainLlava, PlainLongVLM, View
+from longvlm.pipeline.engine.reference import Plain, PlainTokens, PlainWhole
 from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.judging.agreement import read_right_answers
-from longvlm.pipeline.models.contract import LanguageModel, ModelSpec
-from longvlm.pipeline.models.families import can_answer, describe_model, load_model
-from longvlm.pipeline.models.longvlm.model import LongVLM, load_longvlm
+from longvlm.pipeline.models.contract import LanguageModel, ModelSpec, View
+from longvlm.pipeline.models.families import can_answer, describe_model, load_model, load_whole
 from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.pipeline.vision.tokens import VideoTokens
-from longvlm.pipeline.vision.tower import load_tower
+from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas.errors import InputError, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, Precision
 from longvlm.schemas.tables import QuestionRow
 
 BUDGETS = (1024, 512, 128)  # where none are named: those of them that the model's context holds
-_FLOAT16_BYTES, _SIZE_AND_SPAN_BYTES = 2, 2 + 2 * 4  # of each channel of a stored token, and beside them
+# Of each channel of a stored token, beside them, and where it says where it lies.
+_FLOAT16_BYTES, _SIZE_AND_SPAN_BYTES, _POSITION_BYTES = 2, 2 + 2 * 4, 3 * 8
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def run_compare(order: CompareOrder) -> Comparison:
     if order.sample < 1:
         raise InputError(f"a sample of {order.sample} videos has nothing to compare; use --sample 1 or more.")
     if not can_answer(absolute(order.model)):
-        raise InputError(f"the model {order.model} is only a vision tower; name a LLaVA or LongVLM, which answers.")
+        raise InputError(f"the model {order.model} is only a vision tower; name a model that answers.")
     questions = read_questions(order.questions)
     doing(f"listing {order.source.uri}")
     drawn, num_elsewhere = draw(list_source(order.source), questions, order.sample, order.seed)
@@ -88,6 +88,7 @@ def run_compare(order: CompareOrder) -> Comparison:
     doing("reading the model")
     index_recipe, model = choose_index_recipe(None, order.model, order.recipe, None)
     index_recipe, spec = replace(index_recipe, precision=order.precision), describe_model(model)
+    spec = replace(spec, sight=spec.sight.reading(index_recipe.tower))
     _check_fit(index_recipe, spec)
     held = (one for one in asked.values() if one["type"] in ("number", "json"))
     check_vocabulary(spec, ((one["type"], one["schema"], one["question"]) for one in held))
@@ -96,12 +97,13 @@ def run_compare(order: CompareOrder) -> Comparison:
     doing("loading the model")
     run = _CompareRun(order, spec, index_recipe, asked)
     run.comparison.num_elsewhere = num_elsewhere
-    if spec.family == "longvlm":
-        longvlm = load_longvlm(model, order.precision, run.device)
-        run.ask_longvlm(longvlm, drawn)
-        language_model: LanguageModel = longvlm
+    whole = load_whole(model, order.precision, run.device)
+    if whole is None:
+        language_model = load_model(model, order.precision, run.device)
+        run.ask_over_tokens(language_model, drawn)
     else:
-        run.ask_llava(drawn)
+        run.ask_whole(PlainWhole(whole, run.recipe), drawn)
+        del whole
         gc.collect()  # transformers' copy of the weights goes before the engine's comes
         language_model = load_model(model, order.precision, run.device)
         run.ask_engine(language_model, "unmerged", "stored, the same frames unmerged", _whole)
@@ -139,8 +141,7 @@ class _CompareRun:
 
     def budget(self, max_tokens: int) -> Budget:
         """So many visual tokens; neighbouring segments are merged where they cannot hold all of them."""
-        sight = self.spec.sight
-        return Budget(max_tokens, None, "even", num_global=sight.num_global_tokens, num_beside=sight.num_marker_tokens)
+        return self.spec.sight.budget(max_tokens, None, "even")
 
     def within(self, max_tokens: int, video: _Seen) -> VideoTokens:
         """Its tokens within a budget."""
@@ -161,16 +162,19 @@ class _CompareRun:
 
     # --- the baseline ---
 
-    def ask_llava(self, drawn: list[Drawn]) -> None:
-        """The baseline of a LLaVA: transformers' own model over the frames themselves."""
-        plain = PlainLlava(self.spec.name, self.recipe, self.device)
-        most_frames = plain.most_frames(self.room)
-        if not most_frames:
+    def ask_whole(self, plain: PlainWhole, drawn: list[Drawn]) -> None:
+        """The baseline: transformers' own model over the frames themselves."""
+        most_pictures = plain.most_pictures(self.room, self.index_recipe.tower)
+        if not most_pictures:
             raise InputError(
                 f"not one frame fits the {self.spec.context} tokens of context that {self.spec.name} has beside a "
                 f"question and {self.order.max_new_tokens} new tokens; lower --max-new-tokens."
             )
-        self._ask_plainly(plain, lambda watched, _: plain.show(watched.frames), drawn, most_frames)
+
+        def show(watched: Watched, video: _Seen) -> View:
+            return plain.show(watched.frames, self.prefix(_whole(video), video))
+
+        self._ask_plainly(plain, show, drawn, most_pictures)
         counts = sorted({sum(video.whole.num_frames) for video in self.seen if video.whole is not None})
         number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         self.comparison.baseline = (
@@ -178,26 +182,26 @@ class _CompareRun:
             "holds, evenly chosen; it looks at them again with every question."
         )
 
-    def ask_longvlm(self, model: LongVLM, drawn: list[Drawn]) -> None:
-        """The baseline of a LongVLM: its language model by transformers' own generate, over what is stored in full."""
-        plain = PlainLongVLM(model, self.recipe)
+    def ask_over_tokens(self, model: LanguageModel, drawn: list[Drawn]) -> None:
+        """The baseline where transformers does not know the whole: its generate, over what is stored in full."""
+        plain = PlainTokens(model, self.recipe)
 
         def show(_: Watched, video: _Seen) -> View:
             return plain.show(self.prefix(self.in_full(video), video))
 
         self._ask_plainly(plain, show, drawn, 0)
         self.comparison.baseline = (
-            "transformers knows no LongVLM, so this is its language model over all stored tokens that its context "
-            "holds, one question at a time by transformers' generate."
+            "transformers does not know this model with its tower, so this is its language model over all stored tokens "
+            "that its context holds, one question at a time by transformers' generate."
         )
 
     def _ask_plainly(
-        self, plain: Plain, show: Callable[[Watched, _Seen], View], drawn: list[Drawn], most_frames: int
+        self, plain: Plain, show: Callable[[Watched, _Seen], View], drawn: list[Drawn], most_pictures: int
     ) -> None:
         """Watch every video once and ask about it at once: no frame is kept any longer. Broken videos are skipped."""
         given: dict[Key, Answer] = {}
         tower = load_tower(self.index_recipe.tower.name, self.order.precision, self.device)
-        seen = watch_sample((video for video, _ in drawn), self.index_recipe, tower, most_frames)
+        seen = watch_sample((video for video, _ in drawn), self.index_recipe, tower, most_pictures)
         for (video, places), watched in zip(self._shown(drawn, "watching", len(drawn)), seen, strict=True):
             if isinstance(watched, TerminalError):
                 skipped = {"video": video["uri"], "error_code": watched.code.value, "error": watched.message}
@@ -217,7 +221,7 @@ class _CompareRun:
                 f"({first['error'].rstrip('.')}); name others, or draw again with another --seed."
             )
         seconds = sum(answer.latency_ms for answer in given.values()) / 1e3
-        said = "transformers, over frames" if most_frames else "transformers' generate, over tokens"
+        said = "transformers, over frames" if most_pictures else "transformers' generate, over tokens"
         self.comparison.paths.append(PathReport("baseline", said, given, seconds, []))
 
     # --- stored tokens ---
@@ -257,9 +261,10 @@ def read_budgets(text: str) -> tuple[int, ...]:
 
 
 def bytes_of(tokens: VideoTokens) -> int:
-    """What a store's blobs take for a video: tokens and CLS in float16, a size and a span for each token."""
+    """What a store's blobs take for a video: tokens and CLS in float16, a size and a span for each token, its place."""
     num_cls = len(tokens.counts) * tokens.num_global_tokens
-    return _FLOAT16_BYTES * tokens.dim * (len(tokens.local) + num_cls) + _SIZE_AND_SPAN_BYTES * len(tokens.local)
+    beside = _SIZE_AND_SPAN_BYTES + (_POSITION_BYTES if tokens.positions is not None else 0)
+    return _FLOAT16_BYTES * tokens.dim * (len(tokens.local) + num_cls) + beside * len(tokens.local)
 
 
 def _whole(video: _Seen) -> VideoTokens:

@@ -16,9 +16,9 @@ from longvlm.jobs.cluster.tally import Tally
 from longvlm.jobs.index.stages import Watch
 from longvlm.jobs.names import match_questions
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
-from longvlm.pipeline.vision.encode import encode_units
+from longvlm.pipeline.vision.encode import SegmentPictures, encode_units
 from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow
-from longvlm.pipeline.vision.tower import Tower
+from longvlm.pipeline.vision.towers.contract import Tower
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from longvlm.schemas.identity import new_write_id
@@ -63,16 +63,16 @@ def draw(listing: pa.Table, questions: pa.Table, number: int, seed: int) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A video's tokens as stored, and some of its frames, evenly chosen, with all of their patches as stored."""
+    """A video's tokens as stored, and some of its pictures, evenly chosen, with all of their patches as stored."""
 
     tokens: VideoTokens
-    segments: list[dict[str, Any]]  # start_s and first_frame of each
-    frames: Tensor  # uint8 [F, px, px, 3]; F is 0 where none were asked for
+    segments: list[dict[str, Any]]  # start_s, end_s and first_frame of each
+    frames: Tensor  # uint8 [F, height, width, 3], picture by picture; F is 0 where none were asked for
     whole: VideoTokens | None  # nothing merged, no global tokens; None without frames
 
 
 def watch_sample(
-    videos: Iterable[dict[str, Any]], recipe: IndexRecipe, tower: Tower, most_frames: int
+    videos: Iterable[dict[str, Any]], recipe: IndexRecipe, tower: Tower, most_pictures: int
 ) -> Iterator[Watched | TerminalError]:
     """Decode, encode and merge some videos, each decoded once, by the index job's own operators.
 
@@ -80,7 +80,7 @@ def watch_sample(
         videos: rows of tables.LISTING.
         recipe: what is kept of a video.
         tower: the recipe's.
-        most_frames: how many frames of a video are handed on with its tokens.
+        most_pictures: how many pictures of a video are handed on with its tokens.
 
     Yields:
         Each video in turn; of one that failed, the error that its row in the store would have.
@@ -89,14 +89,16 @@ def watch_sample(
     plans = (pa.Table.from_pylist([row], schema=tables.PLAN) for row in planned)
     units = run_inprocess(plans, [Stage(Watch, (recipe.spec(), Tally()), None, workers=1, cpus=1.0)])
     for _, of_one in groupby(units, key=lambda unit: unit["write_id"][0].as_py()):
-        yield _watched(of_one, recipe, tower, most_frames)
+        yield _watched(of_one, recipe, tower, most_pictures)
 
 
-def _watched(units: Iterator[pa.Table], recipe: IndexRecipe, tower: Tower, most_frames: int) -> Watched | TerminalError:
+def _watched(
+    units: Iterator[pa.Table], recipe: IndexRecipe, tower: Tower, most_pictures: int
+) -> Watched | TerminalError:
     """One video of its units, rows of tables.FRAMES."""
-    patches = recipe.tower.num_patches
+    per_picture, patches = recipe.tower.frames_per_picture, recipe.tower.num_patches
     unmerged = replace(
-        recipe, frames_per_segment=1, tokens_per_segment=patches, merge_schedule=None, num_global_layers=0
+        recipe, frames_per_segment=per_picture, tokens_per_segment=patches, merge_schedule=None, num_global_layers=0
     )
     stored: list[dict[str, Any]] = []
     whole: list[dict[str, Any]] = []
@@ -109,37 +111,47 @@ def _watched(units: Iterator[pa.Table], recipe: IndexRecipe, tower: Tower, most_
         if encoded["error_code"] is not None:
             return TerminalError(ErrorCode(encoded["error_code"]), encoded["error"])
         stored += encoded["segments"]
-        chosen = chosen or _choose(about["num_sampled"], most_frames)
-        pixels = _pixels(unit, about["frame_px"])
-        here = [place - num_before for place in chosen if num_before <= place < num_before + len(pixels)]
-        frames.append(pixels[here])
+        chosen = chosen or _choose(about["num_pictures"], most_pictures)
+        pictures = _pictures(about["segments"], per_picture)
+        here = [pictures[place - num_before] for place in chosen if 0 <= place - num_before < len(pictures)]
+        frames.append(_pixels(unit, about)[[place for picture in here for place in picture["places"]]])
         if here:
-            alone = _frames_alone(about, here, frames[-1], first=len(whole))
+            alone = _pictures_alone(about, here, frames[-1], first=len(whole))
             whole += encode_units(alone, tower, unmerged).to_pylist()[0]["segments"]
-        num_before += len(pixels)
-    segments = [{name: segment[name] for name in ("start_s", "first_frame")} for segment in stored]
+        num_before += len(pictures)
+    segments = [{name: segment[name] for name in ("start_s", "end_s", "first_frame")} for segment in stored]
     return Watched(_read_back(stored), segments, torch.cat(frames), _read_back(whole) if whole else None)
 
 
-def _choose(total: int, most_frames: int) -> Sequence[int]:
-    """Which of a video's sampled frames to hand on: the middles of equal parts."""
-    number = min(total, most_frames)
+def _choose(total: int, most_pictures: int) -> Sequence[int]:
+    """Which of a video's pictures to hand on: the middles of equal parts."""
+    number = min(total, most_pictures)
     return [(2 * i + 1) * total // (2 * number) for i in range(number)]
 
 
-def _pixels(unit: pa.Table, side: int) -> Tensor:
-    """A unit's frames, uint8 [F, px, px, 3], where they lie in the Arrow table."""
+def _pictures(segments: list[dict[str, Any]], per_picture: int) -> list[dict[str, Any]]:
+    """The pictures of a unit's segments, each as a segment of its own, with the places of its frames in the unit."""
+    found: list[dict[str, Any]] = []
+    num_before = 0
+    for segment in segments:
+        frames, times_s = segment["frames"], segment["times_s"]
+        for picture in SegmentPictures.of(frames, times_s, per_picture).places:
+            shown = {"frames": [frames[i] for i in picture], "times_s": [times_s[i] for i in picture]}
+            found.append(segment | shown | {"places": [num_before + i for i in picture]})
+        num_before += len(frames)
+    return found
+
+
+def _pixels(unit: pa.Table, about: dict[str, Any]) -> Tensor:
+    """A unit's frames, uint8 [F, height, width, 3], where they lie in the Arrow table."""
     (blob,) = buffers(unit["frames"])
     assert blob is not None
-    return as_tensor(blob, pa.uint8(), (-1, side, side, 3))
+    return as_tensor(blob, pa.uint8(), (-1, about["frame_height"], about["frame_width"], 3))
 
 
-def _frames_alone(about: dict[str, Any], places: list[int], frames: Tensor, *, first: int) -> pa.Table:
-    """Some frames of a unit as tables.FRAMES, each as a segment of its own, the first with the number `first`."""
-    timed = [(number, segment) for segment in about["segments"] for number in segment["frames"]]
-    segments = [
-        {**timed[place][1], "segment": first + i, "frames": [timed[place][0]]} for i, place in enumerate(places)
-    ]
+def _pictures_alone(about: dict[str, Any], pictures: list[dict[str, Any]], frames: Tensor, *, first: int) -> pa.Table:
+    """Some pictures of a unit as tables.FRAMES, each as a segment of its own, the first with the number `first`."""
+    segments = [{**picture, "segment": first + i} for i, picture in enumerate(pictures)]
     row = about | {"segments": segments, "frames": frames.numpy().tobytes()}
     return pa.Table.from_pylist([row], schema=tables.FRAMES)
 

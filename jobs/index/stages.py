@@ -58,7 +58,7 @@ class Encode:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
-        from longvlm.pipeline.vision.tower import load_tower
+        from longvlm.pipeline.vision.towers.families import load_tower
 
         torch.set_num_threads(num_threads)
         self.recipe = from_spec(recipe)

@@ -31,7 +31,7 @@ from longvlm.pipeline.store.files import canonical, filesystem
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.uris import is_local, local_path, locate
 from longvlm.pipeline.visible import visible
-from longvlm.pipeline.vision.tower import load_tower
+from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas.errors import InputError
 
 _TIMEOUT_S = 300.0  # for a node to start a worker and load a tower

@@ -33,6 +33,9 @@ EXAMPLES = pa.schema(  # an example with its tokens, on its way to a worker
         ("num_global", pa.int32()),
         ("counts", pa.list_(pa.int32())),
         ("starts_s", pa.list_(pa.float64())),
+        ("ends_s", pa.list_(pa.float64())),
+        ("positions", pa.binary()),  # [N, 3] float64; null where the tower gives none
+        ("patch_grid", pa.list_(pa.int32())),
         ("error", pa.string()),  # why there are no tokens; null where there are
     ]
 )
@@ -50,10 +53,9 @@ class ReaderConfig:
     @property
     def budget(self) -> Budget:
         """How tokens are merged to fit: as answering does where a context could not hold it, evenly."""
-        num_global, num_beside = self.sight.num_global_tokens, self.sight.num_marker_tokens
         room = self.longest - 2 * ROOM_FOR_QUESTION
-        max_tokens = room if room > num_global + num_beside else None
-        return Budget(max_tokens, self.tokens_per_segment, "even", num_global=num_global, num_beside=num_beside)
+        max_tokens = room if room > self.sight.num_global_tokens + self.sight.num_marker_tokens else None
+        return self.sight.budget(max_tokens, self.tokens_per_segment, "even")
 
 
 class Reader:
@@ -107,6 +109,9 @@ def _prefix_columns(prefix: VideoPrefix) -> dict[str, Any]:
         "num_global": prefix.times.num_global,
         "counts": list(prefix.times.counts),
         "starts_s": list(prefix.times.starts_s),
+        "ends_s": list(prefix.times.ends_s),
+        "positions": None if prefix.positions is None else prefix.positions.numpy().tobytes(),
+        "patch_grid": prefix.patch_grid and list(prefix.patch_grid),
     }
 
 
@@ -127,5 +132,9 @@ def example_from_row(row: dict[str, Any]) -> Example:
         for _, turns, at_s in json.loads(row["conversations"])
     ]
     rows = torch.frombuffer(bytearray(row["prefix"]), dtype=getattr(torch, row["dtype"])).view(-1, row["dim"])
-    times = SegmentTimes(row["num_global"], tuple(row["counts"]), tuple(row["starts_s"]))
-    return Example(VideoPrefix(rows, row["num_whole_frames"], times), conversations)
+    times = SegmentTimes(row["num_global"], *(tuple(row[name]) for name in ("counts", "starts_s", "ends_s")))
+    positions = None
+    if row["positions"] is not None:
+        positions = torch.frombuffer(bytearray(row["positions"]), dtype=torch.float64).view(-1, 3)
+    grid = None if row["patch_grid"] is None else (row["patch_grid"][0], row["patch_grid"][1])
+    return Example(VideoPrefix(rows, row["num_whole_frames"], times, positions, grid), conversations)

@@ -35,8 +35,8 @@ from longvlm.jobs.train.plan import TrainPlan, plan_training, select_conversatio
 from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
 from longvlm.jobs.train.steps import StepsTaken
 from longvlm.jobs.train.worker_config import CHECKPOINTS, LOSSES, REFUSED, WorkerConfig, num_steps_done, read_losses
-from longvlm.pipeline.models.families import is_llava
-from longvlm.pipeline.models.longvlm.init import begin, is_begun
+from longvlm.pipeline.models.contract import no_projector
+from longvlm.pipeline.models.families import base_for_training
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.training.card import CARD, ModelCard
 from longvlm.pipeline.training.conversations import check_conversations, read_conversations
@@ -122,9 +122,11 @@ def run_train(order: TrainOrder) -> TrainReport:
     folder = Path(order.to).expanduser().absolute()
     check_folder(folder)
     doing("reading the model")
-    model = _base_model(absolute(order.model), folder, order.recipe)
+    model = base_for_training(absolute(order.model), folder / BASE, order.recipe.seed)
     spec, stored = choose_answer_model(store, model)
     fit_template(spec, order.recipe.template)
+    if not spec.has_projector and (order.recipe.stage == "projector" or order.recipe.whiten):
+        raise InputError(no_projector(spec.name))
     doing("planning the steps")
     plan = plan_training(snapshot, conversations, stored.fingerprint)
     settings = {"recipe": order.recipe.fingerprint, "weights": spec.weights, "data": plan.fingerprint}
@@ -146,16 +148,6 @@ def run_train(order: TrainOrder) -> TrainReport:
     close_run(store, "train", report)
     logs.ended("train", report.run_id, report.as_json(), report.stopped)
     return report
-
-
-def _base_model(model: str, folder: Path, recipe: TrainRecipe) -> str:
-    """The model to train; of a bare language model, a LongVLM that is made in the run's folder."""
-    if is_llava(model) or is_begun(model):
-        return model
-    base = folder / BASE
-    if not (base / "config.json").is_file():
-        begin(model, base, recipe.seed)
-    return str(base)
 
 
 def _provenance(store: Store, report: TrainReport) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import psutil
 from longvlm.pipeline.confine import confine, isolated_python, safe_environment
 from longvlm.pipeline.decode import messages, video
 from longvlm.pipeline.decode.times import TimedVideo
-from longvlm.pipeline.decode.video import NEAREST_PX, DecodedFrames, Mode, Resize
+from longvlm.pipeline.decode.video import DecodedFrames, Mode, Resize, Size, size_out
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 
 T = TypeVar("T")
@@ -75,12 +75,11 @@ class Decoder:
         return info
 
     def decode(
-        self, path: str, frames: list[int], px: int, mode: Mode = "exact", resize: Resize = "decoder"
+        self, path: str, frames: list[int], size: Size, mode: Mode = "exact", resize: Resize = "decoder"
     ) -> DecodedFrames:
         """See `video.decode`; further failures as in `call`."""
-        px_out = NEAREST_PX if resize == "nearest" else px
-        pixels = np.empty((len(frames), px_out, px_out, 3), dtype=np.uint8)
-        args = (path, frames, px, mode, resize)
+        pixels = np.empty((len(frames), *size_out(size, resize), 3), dtype=np.uint8)
+        args = (path, frames, size, mode, resize)
         value = self._call_into(video.decode, args, lambda _: pixels.reshape(-1).data)
         shown, decoder = self._checked(lambda: messages.read_frame_numbers(value, frames))
         return DecodedFrames(pixels, shown, decoder)

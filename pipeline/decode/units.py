@@ -33,15 +33,15 @@ def decode_units(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, s
                 segments = plan_segments(recipe, info)
                 units = cut_into_units(segments)
                 row |= info.facts | {"num_units": len(units), "num_segments": len(segments)}
-                row["num_sampled"] = sum(segment.num_frames for segment in segments)
+                row["num_pictures"] = sum(recipe.tower.num_pictures(segment.num_frames) for segment in segments)
                 for index, unit in enumerate(units):
                     row["unit"] = index
                     wanted = [frame for segment in unit for frame in segment.frames]
-                    decoded = decoder.decode(path, wanted, recipe.tower.image_size, recipe.decode, recipe.resize)
+                    decoded = decoder.decode(path, wanted, recipe.tower.frame_size, recipe.decode, recipe.shown)
                     row |= {"decoder": decoded.decoder, "decode_ms": decoder.cpu_ms - spent_ms}
                     row["keyframe_shift_s"] = _shift_s(wanted, decoded, info)
                     spent_ms = decoder.cpu_ms
-                    yield _unit(row, _as_shown(unit, decoded, info), decoded)
+                    yield _unit(row, _as_shown(unit, decoded, info), decoded, info)
             finally:
                 decoder.close_video()
     except PipelineError as error:
@@ -72,11 +72,20 @@ def _shift_s(wanted: list[int], decoded: DecodedFrames, info: TimedVideo) -> flo
     return float(np.abs(info.times_ns[list(decoded.shown)] - info.times_ns[wanted]).max()) / NS
 
 
-def _unit(row: dict[str, Any], segments: list[Segment], decoded: DecodedFrames) -> pa.Table:
+def _unit(row: dict[str, Any], segments: list[Segment], decoded: DecodedFrames, info: TimedVideo) -> pa.Table:
     described = [
-        {"segment": s.index, "start_s": s.start_s, "end_s": s.end_s, "frames": list(s.frames)} for s in segments
+        {
+            "segment": s.index,
+            "start_s": s.start_s,
+            "end_s": s.end_s,
+            "frames": list(s.frames),
+            "times_s": [info.time_of(frame) for frame in s.frames],
+        }
+        for s in segments
     ]
-    table = pa.Table.from_pylist([row | {"segments": described, "frame_px": decoded.frames.shape[1]}], schema=FRAMES)
+    _, height, width, _ = decoded.frames.shape
+    known = row | {"segments": described, "frame_height": height, "frame_width": width}
+    table = pa.Table.from_pylist([known], schema=FRAMES)
     offsets = np.array([0, decoded.frames.nbytes], dtype=np.int64)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(decoded.frames))]
     frames = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)  # without copying 15 MB

@@ -16,7 +16,8 @@ from longvlm.pipeline.decode.orientation import Orientation
 from longvlm.pipeline.decode.times import TimedVideo, nearest_indices
 
 Mode = Literal["exact", "keyframe"]
-Resize = Literal["decoder", "nearest"]
+Resize = Literal["decoder", "nearest", "letterbox"]
+Size = tuple[int, int]  # height and width, pixels
 NEAREST_PX = 224  # what the reference resizes to, whatever the tower takes (LONGVLM.md section 2)
 KEYFRAMES = "pyav-keyframes"  # the decoder, where keyframes stand for the frames near them
 _DECORD_CODECS = ("h264", "mpeg4")  # where its frames are those of PyAV, if no group of pictures is open
@@ -25,15 +26,15 @@ _CODEC_NAMES = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx
 
 @dataclass(frozen=True)
 class DecodedFrames:
-    """Decoded frames: square, RGB, with the numbers they have in the video and the decoder that made them."""
+    """Decoded frames: of one size, RGB, with the numbers they have in the video and the decoder that made them."""
 
-    frames: NDArray[np.uint8]  # [F, px, px, 3]
+    frames: NDArray[np.uint8]  # [F, height, width, 3]
     shown: tuple[int, ...]  # [F]; as asked for, but in keyframe mode and where a frame is missing
     decoder: str
 
     def __post_init__(self) -> None:
-        """Check the shape: a frame for each number, square."""
-        if self.frames.shape[0] != len(self.shown) or self.frames.shape[1] != self.frames.shape[2]:
+        """Check the shape: a frame for each number."""
+        if self.frames.shape[0] != len(self.shown) or self.frames.ndim != 4:
             raise ValueError(f"{len(self.shown)} numbers for frames of shape {self.frames.shape}")
 
 
@@ -54,18 +55,23 @@ def probe(path: str, mode: Mode = "exact", max_gap_s: float | None = None) -> Ti
     return _OPEN[0].info
 
 
-def decode(path: str, frames: list[int], px: int, mode: Mode = "exact", resize: Resize = "decoder") -> DecodedFrames:
-    """Decode frames by number, resized to px x px without keeping the aspect, as the reference does.
+def decode(path: str, frames: list[int], size: Size, mode: Mode = "exact", resize: Resize = "decoder") -> DecodedFrames:
+    """Decode frames by number, resized to a size without keeping the aspect, as the reference does.
 
-    With resize "nearest" they are 224 x 224 whatever `px` says. The video probed or decoded last is still open, so
-    that going on in it costs nothing.
+    With resize "letterbox" the aspect is kept, and what is left of the size is black; with "nearest" they are 224 x 224
+    whatever the size says. The video probed or decoded last is still open, so that going on in it costs nothing.
 
     Raises:
         TerminalError: with the code that says why not.
     """
     if not _OPEN or (_OPEN[0].file.path, _OPEN[0].mode) != (path, mode):
         probe(path, mode)
-    return _OPEN[0].decode(frames, px, resize)
+    return _OPEN[0].decode(frames, size_out(size, resize), resize)
+
+
+def size_out(size: Size, resize: Resize) -> Size:
+    """The size that frames have after a resize to another one."""
+    return (NEAREST_PX, NEAREST_PX) if resize == "nearest" else (size[0], size[1])
 
 
 def close_video() -> None:
@@ -86,7 +92,7 @@ class OpenVideo:
         self.reader = FrameReader(self.file, self._frame_index(math.inf if max_gap_s is None else max_gap_s))
         self.info = self._info(self.reader.frame_index)
         self._swscale: Any = VideoReformatter()
-        self._decord: tuple[int, Any] | None = None  # px, reader
+        self._decord: tuple[Size, Any] | None = None  # the size of its frames, reader
         self._can_use_decord = (
             not self._can_use_keyframes
             and find_spec("decord") is not None
@@ -123,33 +129,42 @@ class OpenVideo:
             times_ns=frame_index.times_ns,
         )
 
-    def decode(self, frames: list[int], px: int, resize: Resize) -> DecodedFrames:
+    def decode(self, frames: list[int], size: Size, resize: Resize) -> DecodedFrames:
         """See the function `decode`."""
         wanted = sorted(set(frames))
-        if resize == "decoder" and (pixels := self._decode_with_decord(wanted, px)) is not None:
+        inner = self._inner(size) if resize == "letterbox" else size
+        if resize != "nearest" and (pixels := self._decode_with_decord(wanted, inner)) is not None:
             shown, decoder = wanted, "decord"
-        elif self._can_use_keyframes and (found := self._decode_keyframes(wanted, px, resize)) is not None:
+        elif self._can_use_keyframes and (found := self._decode_keyframes(wanted, inner, resize)) is not None:
             shown, pixels = found
             decoder = KEYFRAMES
         else:
-            shown, pixels = self._resized(self.reader.read_exact(wanted), len(wanted), px, resize)
+            shown, pixels = self._resized(self.reader.read_exact(wanted), len(wanted), inner, resize)
             decoder = "pyav"
         place = {number: index for index, number in enumerate(wanted)}
         order = [place[number] for number in frames]
         if order != list(range(len(wanted))):
             pixels = pixels[order]
-        return DecodedFrames(pixels, tuple(shown[index] for index in order), decoder)
+        return DecodedFrames(letterbox(pixels, size), tuple(shown[index] for index in order), decoder)
 
-    def _decode_with_decord(self, wanted: list[int], px: int) -> NDArray[np.uint8] | None:
+    def _inner(self, size: Size) -> Size:
+        """The largest size of the video's own shape that lies within another."""
+        shape = self.info.height, self.info.width
+        scale = min(most / own for most, own in zip(size, shape, strict=True))
+        height, width = (min(max(round(own * scale), 1), most) for most, own in zip(size, shape, strict=True))
+        return height, width
+
+    def _decode_with_decord(self, wanted: list[int], size: Size) -> NDArray[np.uint8] | None:
         """Frames of the decoder's own resize; None where decord does not see the video as it is."""
         if not self._can_use_decord:
             return None
         import decord
 
         try:
-            if self._decord is None or self._decord[0] != px:
+            if self._decord is None or self._decord[0] != size:
                 decord.logging.set_level(decord.logging.QUIET)
-                self._decord = (px, decord.VideoReader(self.file.path, decord.cpu(0), px, px, num_threads=1))
+                height, width = size
+                self._decord = (size, decord.VideoReader(self.file.path, decord.cpu(0), width, height, num_threads=1))
             pixels: NDArray[np.uint8] | None = None
             if len(self._decord[1]) == self.info.num_frames:
                 pixels = self._decord[1].get_batch(wanted).asnumpy()
@@ -160,14 +175,14 @@ class OpenVideo:
         return pixels
 
     def _decode_keyframes(
-        self, wanted: list[int], px: int, resize: Resize
+        self, wanted: list[int], size: Size, resize: Resize
     ) -> tuple[list[int], NDArray[np.uint8]] | None:
         """The keyframes that are nearest in time, and their numbers; None where one cannot be decoded by itself."""
         keyframes, times_ns = self.reader.frame_index.keyframes, self.reader.frame_index.times_ns
         near = nearest_indices(times_ns[keyframes], times_ns[wanted])
         distinct, places = np.unique(near, return_inverse=True)
         try:
-            pixels = self._resized(self.reader.read_keyframes(distinct.tolist()), len(distinct), px, resize)[1]
+            pixels = self._resized(self.reader.read_keyframes(distinct.tolist()), len(distinct), size, resize)[1]
         except KeyframeMissingError:  # then all frames are needed to get at the wanted ones
             self._can_use_keyframes = False
             self.file.rewind()
@@ -176,23 +191,34 @@ class OpenVideo:
         return keyframes[near].tolist(), pixels[places]
 
     def _resized(
-        self, source: Iterator[tuple[int, Any]], num_frames: int, px: int, resize: Resize
+        self, source: Iterator[tuple[int, Any]], num_frames: int, size: Size, resize: Resize
     ) -> tuple[list[int], NDArray[np.uint8]]:
         """The frames of a source, each made small as it comes: at full size no more than a few are held."""
-        px = NEAREST_PX if resize == "nearest" else px
-        pixels = np.empty((num_frames, px, px, 3), dtype=np.uint8)
+        pixels = np.empty((num_frames, *size, 3), dtype=np.uint8)
+        orientation = self.reader.orientation
+        height, width = size[::-1] if orientation is not None and orientation.transpose else size
         shown: list[int] = []
         for index, (number, frame) in enumerate(source):
             if shown and shown[-1] == number:
                 pixels[index] = pixels[index - 1]
             elif resize == "nearest":
                 full = self._swscale.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                pixels[index] = resize_nearest(upright(full, self.reader.orientation), px)
+                pixels[index] = resize_nearest(upright(full, orientation), size[0])
             else:
-                small = self._swscale.reformat(frame, px, px, "rgb24", interpolation="BILINEAR", threads=1)
-                pixels[index] = upright(small.to_ndarray(), self.reader.orientation)
+                small = self._swscale.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
+                pixels[index] = upright(small.to_ndarray(), orientation)
             shown.append(number)
         return shown, pixels
+
+
+def letterbox(frames: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Frames [F, h, w, 3] in the middle of black ones of a size; as they are if they have it."""
+    if frames.shape[1:3] == size:
+        return frames
+    boxed = np.zeros((len(frames), *size, 3), dtype=np.uint8)
+    (height, width), (top, left) = frames.shape[1:3], ((size[axis] - frames.shape[1 + axis]) // 2 for axis in (0, 1))
+    boxed[:, top : top + height, left : left + width] = frames
+    return boxed
 
 
 def upright(frame: NDArray[np.uint8], orientation: Orientation | None) -> NDArray[np.uint8]:

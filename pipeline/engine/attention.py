@@ -146,6 +146,14 @@ class _Grid:
         return torch.baddbmm(self._nothing, left_Zwx, right_Zxy, beta=0, alpha=factor)
 
 
+@dataclass(frozen=True)
+class PrefixEnds:
+    """Where the prefixes of some videos end: how many keys each has, and the position of what follows them."""
+
+    lengths: Sequence[int]
+    positions: Sequence[int]
+
+
 class TailAttention:
     """Attention of tokens that stand in tails, behind prefixes: in decoding, a token a row and step.
 
@@ -157,7 +165,7 @@ class TailAttention:
         self,
         prefixes: KeysValues,
         tails: KeysValues,
-        prefix_lengths: Sequence[int],
+        ends: PrefixEnds,
         video_of_row: Sequence[int],
         rows: Sequence[int],
     ) -> None:
@@ -170,12 +178,13 @@ class TailAttention:
             for before, after in zip(prefixes.layers, tails.layers, strict=True)
         ]
         videos = [video_of_row[row] for row in rows]
-        self._by_video = _Grid(videos, len(prefix_lengths), like)
+        self._by_video = _Grid(videos, len(ends.lengths), like)
         self._by_row = _Grid(rows, len(video_of_row), like)
         self._row_T = tensor_on(device, rows)
-        self._length_T = tensor_on(device, [prefix_lengths[video] for video in videos])
+        self._end_T = tensor_on(device, [ends.positions[video] for video in videos])
+        length_T = tensor_on(device, [ends.lengths[video] for video in videos])
         self._columns_L = torch.arange(tails.num_positions, device=device)
-        self._in_prefix_TP = torch.arange(prefixes.num_positions, device=device) < self._length_T[:, None]
+        self._in_prefix_TP = torch.arange(prefixes.num_positions, device=device) < length_T[:, None]
 
     def begin(self, positions_T: Tensor, totals: AttentionTotals) -> Tensor:
         """Prepare a pass whose tokens stand at some positions of their tails.
@@ -186,7 +195,7 @@ class TailAttention:
         self._position_T, self.totals = positions_T, totals
         visible_TX = torch.cat([self._in_prefix_TP, self._columns_L <= positions_T[:, None]], dim=1)
         self._hidden_TX = ~visible_TX[:, None, None]
-        return self._length_T + positions_T
+        return self._end_T + positions_T
 
     def attend(self, layer: int, query_THd: Tensor, kv_T2Kd: Tensor, scaling: float) -> Tensor:
         """Attention of each token over its video's prefix and its own row so far, itself included."""

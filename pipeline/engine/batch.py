@@ -18,6 +18,7 @@ from longvlm.pipeline.engine.attention import (
     AttentionTotals,
     KeysValues,
     PrefixAttention,
+    PrefixEnds,
     SuffixAttention,
     SuffixPlace,
     TailAttention,
@@ -28,6 +29,7 @@ from longvlm.pipeline.engine.blocks import Blocks
 from longvlm.pipeline.engine.growing import Growing
 from longvlm.pipeline.engine.linear import Linear
 from longvlm.pipeline.engine.recorded import GraphMemory, RecordedStep
+from longvlm.pipeline.models.contract import VideoRows
 from longvlm.pipeline.transfer import tensor_on
 
 # Tokens: growing copies every tail, which costs about as much as a step does, and on a GPU a new recording of it.
@@ -43,10 +45,24 @@ class PromptPrefix:
 
     embeds: Tensor  # [P, D]
     first_visual: int
+    positions: Tensor  # [P], or [3, P] of time, row and column
+    end: int  # the position of what follows
+    added: Tensor | None = None  # [L, P, D]: what is added to the hidden states after each of the first L blocks
 
     def __len__(self) -> int:
-        """Positions."""
+        """Rows of keys and values."""
         return len(self.embeds)
+
+    @classmethod
+    def of(cls, before_TD: Tensor, video: VideoRows) -> "PromptPrefix":
+        """A prompt's beginning and the video after it."""
+        first, embeds_PD = len(before_TD), torch.cat([before_TD, video.embeds])
+        added = None if video.added is None else pad(video.added, (0, 0, first, 0))
+        positions, end = torch.arange(len(embeds_PD), device=embeds_PD.device), len(embeds_PD)
+        if video.positions is not None:
+            text_3T, video_3M = positions[:first].expand(3, first), video.positions + first
+            positions, end = torch.cat([text_3T.to(video_3M.dtype), video_3M], dim=1), first + video.num_positions
+        return cls(embeds_PD, first, positions, end, added)
 
 
 @dataclass(eq=False)
@@ -89,7 +105,7 @@ class Batch:
     """Rows under way. The passes of a model that attends over shared prefixes, in inference mode."""
 
     def __init__(self, llm: Any, device: torch.device) -> None:
-        config = llm.config
+        config = llm.config.get_text_config()
         self.device = device
         self._blocks, self._head, self._embed = (
             Blocks(llm),
@@ -145,8 +161,12 @@ class Batch:
         for lengths in chunked(map(len, prefixes), MAX_TOKENS[self.device.type]):
             some = list(islice(waiting, len(lengths)))
             attention = PrefixAttention(lengths)
-            positions_T = tensor_on(self.device, [position for length in lengths for position in range(length)])
-            self._blocks.run(torch.cat([prefix.embeds for prefix in some]), positions_T, attention)
+            embeds_TD, positions = (
+                torch.cat([prefix.embeds for prefix in some]),
+                torch.cat([prefix.positions for prefix in some], dim=-1),
+            )
+            added = [prefix.added for prefix in some if prefix.added is not None]  # all of a model's prefixes, or none
+            self._blocks.run(embeds_TD, positions, attention, torch.cat(added, dim=1) if added else None)
             kept = range(len(self.prefixes))
             self.prefixes.extend(some)
             self._rebuild(self.prefix_kv, kept, attention.made, max(map(len, self.prefixes)))
@@ -170,7 +190,7 @@ class Batch:
             watching.begin(_watched(self.device, some, lengths), totals)
             watched_W = _watched(self.device, some, accumulate(lengths))
             attention = SuffixAttention(self._suffix_places(some), tails, watching, watched_W)
-            starts_R = tensor_on(self.device, [len(row.prefix) for row in some])
+            starts_R = tensor_on(self.device, [row.prefix.end for row in some])
             ids_T = tensor_on(self.device, [i for row in some for i in row.suffix])
             positions_T = starts_R[attention.row_T] + attention.position_T
             hidden_TD = self._blocks.run(self._embed(ids_T), positions_T, attention)
@@ -241,9 +261,9 @@ class Batch:
         return min(self._reach + max(MIN_TAIL_GROWTH[self.device.type], self._reach // 4), most)
 
     def _tail_attention(self, rows: Sequence[Row], tails: KeysValues, row_of_token: Sequence[int]) -> TailAttention:
-        lengths = [len(prefix) for prefix in self.prefixes]
+        lengths, ends = zip(*((len(prefix), prefix.end) for prefix in self.prefixes), strict=True)
         videos = [place.video for place in self._suffix_places(rows)]
-        return TailAttention(self.prefix_kv, tails, lengths, videos, row_of_token)
+        return TailAttention(self.prefix_kv, tails, PrefixEnds(lengths, ends), videos, row_of_token)
 
     def _suffix_places(self, rows: Sequence[Row]) -> list[SuffixPlace]:
         places = {id(prefix): i for i, prefix in enumerate(self.prefixes)}

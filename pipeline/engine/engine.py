@@ -29,8 +29,6 @@ from longvlm.pipeline.engine.masks import Masks
 from longvlm.pipeline.engine.requests import Answer, Group, Stats
 from longvlm.pipeline.engine.sequences import OpenGroup, RequestRow, StemRow, read_group
 from longvlm.pipeline.models.contract import LanguageModel
-from longvlm.pipeline.models.markers import onto_segments
-from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.transfer import Fetch, tensor_on, to_device
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
@@ -238,7 +236,7 @@ class Engine:
             self._fail(row, TerminalError(ErrorCode.ANSWER_FAILED, row.spelling.error))
 
     def _finish(self, row: RequestRow, text: str, seen_P: Tensor, shares: tuple[float, ...] = ()) -> None:
-        attention = _onto_prefix(self.model, seen_P[row.prefix.first_visual : len(row.prefix)], row.group.group.prefix)
+        attention = self.model.fold(seen_P[row.prefix.first_visual : len(row.prefix)], row.group.group.prefix)
         self._done.append(replace(self._counted(row), text=text, shares=shares, attention=attention))
         row.is_open = False
         self._underway.remove(row)
@@ -291,20 +289,3 @@ class Engine:
             f"the prompt's keys and values take {needed / 1e6:.0f} MB, more than there is room for beside the model; "
             "answer with a smaller --budget or on a larger device.",
         )
-
-
-def _onto_prefix(model: LanguageModel, seen_M: Tensor, prefix: VideoPrefix) -> Tensor:
-    """Attention to projected rows as attention to the prefix rows they come from, [N].
-
-    A family that pools a frame's patches has fewer rows than patches: each frame's share is spread over its patches. A
-    row that closes the video comes from none.
-    """
-    lengths = [len(model.marker_ids(start_s)) for start_s in prefix.times.starts_s] if prefix.times else []
-    if prefix.times and any(lengths):
-        return onto_segments(seen_M, prefix.times, lengths)
-    num_rows, num_frames = len(prefix.rows), prefix.num_whole_frames
-    if num_frames is None:
-        return seen_M[:num_rows]
-    per_frame, num_patches = len(seen_M) // num_frames, num_rows // num_frames
-    by_frame = seen_M[: per_frame * num_frames].view(num_frames, per_frame).sum(dim=1)
-    return (by_frame / num_patches).repeat_interleave(num_patches)

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from longvlm.pipeline.engine.batch import PromptPrefix, Row
@@ -87,7 +86,7 @@ def read_group(
     prefix_NC = group.prefix.rows
     if prefix_NC.ndim != 2 or prefix_NC.shape[1] != model.mm_hidden_size:
         raise InputError(
-            f"the video's tokens are of shape {list(prefix_NC.shape)}, but the projector of {model.name} takes "
+            f"the video's tokens are of shape {list(prefix_NC.shape)}, but {model.name} takes "
             f"[tokens, {model.mm_hidden_size}]; answer with a model made for the tower that indexed the video."
         )
     if len(prefix_NC) == 0 or not bool(prefix_NC.isfinite().all()):
@@ -97,15 +96,14 @@ def read_group(
     prompt = model.lay_out("?", 1, recipe.template)  # one place stands for all rows of the video
     before = prompt.ids[: prompt.first_patch]
     ids = tensor_on(model.device, before)
-    visual_MD = model.project(group.prefix)
-    embeds_PD = torch.cat([model.llm.get_input_embeddings()(ids), visual_MD])
-    opened = OpenGroup(group, before, PromptPrefix(embeds_PD, len(ids)))
+    rows = model.read(group.prefix)
+    opened = OpenGroup(group, before, PromptPrefix.of(model.llm.get_input_embeddings()(ids), rows))
     refused = []
     for request in group.requests:
         try:
             opened.pending.append(_lay_out_row(model, speller, recipe, opened, request))
         except TerminalError as error:
-            refused.append(Answer(request.key, num_visual_tokens=len(visual_MD), error=error))
+            refused.append(Answer(request.key, num_visual_tokens=len(rows.embeds), error=error))
     return opened, refused
 
 

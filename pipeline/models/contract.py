@@ -1,17 +1,20 @@
 """What a language model with eyes is to the rest: facts for stores and recipes, and what the engine asks of one.
 
-Shape letters: M rows of a prefix after projection, D model width.
+Shape letters: N rows of a prefix, M rows of a prompt that a video becomes, D model width, L blocks.
 """
 
-from collections.abc import Iterable, Sequence
+# ruff: noqa: N803 - tensors are named by their shape
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from longvlm.pipeline.models.prefix import Sight, VideoPrefix
+from longvlm.schemas.tower import TowerSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +35,9 @@ class ModelSpec:
     mm_hidden_size: int  # width of a visual token: the projector's input
     context: int  # longest prompt and answer, in tokens
     templates: tuple[str, ...]  # prompt templates it can be asked with, the default first
-    family: str  # longvlm | llava | llava_next_video | llava_onevision
+    family: str  # its config's model type, or what stands for it: something to tell, not to branch on
     vocabulary: Vocabulary
+    has_projector: bool = True  # whether stored tokens pass through one, which may be trained
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,32 @@ class Prompt:
             raise ValueError(f"{self.num_patches} patches at {self.first_patch} do not fit {len(self.ids)} tokens")
 
 
+def no_projector(model: str) -> str:
+    """The sentence about a projector that should be trained and that there is none of."""
+    return (
+        f"the tokens stored for {model} are its language model's input as they are, so there is no projector to train "
+        "or to whiten for; train with the stage lora or full, and without whiten."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class VideoRows:
+    """A video as the blocks of a language model are given it."""
+
+    embeds: Tensor  # [M, D]
+    positions: Tensor | None = None  # [3, M] of time, row and column, from the video's first row on; None: 0, 1, 2, ...
+    num_positions: int = 0  # how far these move on what follows, see `Extent`
+    added: Tensor | None = None  # [L, M, D]: what is added to the hidden states after each of the first L blocks
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a prompt a video takes up."""
+
+    num_rows: int  # M
+    num_positions: int  # how far the positions of what follows move on: M too, but where rows share positions
+
+
 class LanguageModel(Protocol):
     """A loaded model as the engine uses it."""
 
@@ -62,8 +92,8 @@ class LanguageModel(Protocol):
         """A causal language model of transformers."""
 
     @property
-    def projector(self) -> Any:
-        """The module that visual tokens go through."""
+    def projector(self) -> nn.Module | None:
+        """The module that stored tokens go through; None where they are the language model's input as they are."""
 
     @property
     def device(self) -> torch.device:
@@ -97,20 +127,30 @@ class LanguageModel(Protocol):
     def option_temperature(self) -> float:
         """What log-likelihoods of options are divided by before they become shares; 1 where nobody has calibrated."""
 
-    def project(self, prefix: VideoPrefix) -> Tensor:
-        """A video's rows as the language model reads them, [M, D] in its precision, on its device.
+    def read(self, prefix: VideoPrefix) -> VideoRows:
+        """A video as the language model is given it, in its precision, on its device.
 
         Families that pool a frame's patch grid do so where no patch was merged: merged tokens lie on no grid.
 
         Raises:
-            ValueError: its prompts say when segments began, and the prefix does not.
+            ValueError: its prompts say when tokens were seen, and the prefix does not.
         """
 
-    def count_rows(self, prefix: VideoPrefix) -> int:
-        """M: how many rows `project` makes of a prefix."""
+    def extent(self, prefix: VideoPrefix) -> Extent:
+        """How much of a prompt `read` makes of a prefix."""
 
-    def marker_ids(self, start_s: float) -> tuple[int, ...]:
-        """The tokens that stand after the rows of a segment that began then; none where prompts have no markers."""
+    def fold(self, seen_M: Tensor, prefix: VideoPrefix) -> Tensor:
+        """Attention to the M rows of `read` as attention to the prefix rows that they come from, [N]."""
+
+    def num_text_rows(self, start_s: float, end_s: float) -> int:
+        """How many rows of text stand beside the tokens of a segment of that time, at most."""
+
+    def caption_row(self, prefix: VideoPrefix, at_s: float) -> int:
+        """The row of `read` at which a timed caption is learnt: the last of the marker of the segment shown then.
+
+        Raises:
+            InputError: its prompts have no time markers.
+        """
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
         """The prompt of a question about `num_visual_tokens` rows (M above).
@@ -136,3 +176,55 @@ class LanguageModel(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The answer that some token ids spell, without marks and surrounding white space."""
+
+
+class Words(Protocol):
+    """How a model is asked, and what its ids say: the part of a LanguageModel that needs no weights."""
+
+    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+        """See `LanguageModel.lay_out`."""
+
+    def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """See `LanguageModel.option_ids`."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """See `LanguageModel.decode`."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A video as a model of transformers is shown it."""
+
+    ids: tuple[int, ...]  # M: what stands in the video's place in a prompt
+    inputs: Callable[[Tensor, int], dict[str, Tensor]]  # ids [T] and where the video begins -> what `forward` takes
+
+
+class WholeModel(Protocol):
+    """A model as transformers loads and runs it as a whole: its own tower over frames."""
+
+    @property
+    def llm(self) -> Any:
+        """The model, with `forward` and `generate`."""
+
+    @property
+    def words(self) -> Words:
+        """How it is asked."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its answers are spelt in."""
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Never to be emitted."""
+
+    def most_pictures(self, num_rows: int, tower: TowerSpec) -> int:
+        """How many pictures of a tower so many rows of a prompt hold; 0 if not even one."""
+
+    def show(self, frames: Tensor, prefix: VideoPrefix) -> View:
+        """Show it the frames of some pictures, uint8 [F, height, width, 3] on the CPU.
+
+        Args:
+            frames: it looks at them again with every question.
+            prefix: of the same pictures, with nothing merged: what it says of times stands in the prompt.
+        """

@@ -6,13 +6,16 @@ Shape letters: N prefix rows, S segments, C tower channels.
 # ruff: noqa: N806 - tensors are named by their shape
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from longvlm.pipeline.vision.budget import Budget
 from longvlm.pipeline.vision.tokens import VideoTokens
+from longvlm.schemas.recipe import Focus
+from longvlm.schemas.tower import TowerSpec
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,34 @@ class Sight:
     feature_layer: int  # hidden state of the tower that its projector reads, as IndexRecipe.feature_layer
     num_global_tokens: int  # rows at the head of the prefix that its projector was trained on
     num_marker_tokens: int = 0  # beside each segment's in its prompts, at most
+    marks_pictures: bool = False  # while nothing of a video is merged, beside each picture's instead
+    # of the tokens that are read, as their recipe says (`reading`)
+    patch_grid: tuple[int, int] | None = None
+    frames_per_picture: int = 1
+    num_streams: int = 1
+
+    def reading(self, tower: TowerSpec) -> "Sight":
+        """The same over the tokens of a recipe's tower."""
+        return replace(
+            self,
+            patch_grid=tower.patch_grid,
+            frames_per_picture=tower.frames_per_picture,
+            num_streams=tower.num_streams,
+        )
+
+    def budget(
+        self, max_tokens: int | None, tokens_per_segment: int | None, focus: Focus | None, num_beside: int | None = None
+    ) -> Budget:
+        """What a prompt may hold of a video (see `Budget`); `num_beside` where it is known better than at most."""
+        return Budget(
+            max_tokens,
+            tokens_per_segment,
+            focus,
+            num_global=self.num_global_tokens,
+            num_beside=self.num_marker_tokens if num_beside is None else num_beside,
+            frames_per_block=self.frames_per_picture if self.marks_pictures else None,
+            num_streams=self.num_streams,
+        )
 
 
 @dataclass(frozen=True)
@@ -32,10 +63,15 @@ class SegmentTimes:
     num_global: int  # rows before the first segment's
     counts: tuple[int, ...]  # S: local rows of each segment
     starts_s: tuple[float, ...]  # S: when it began
+    ends_s: tuple[float, ...]  # S: and ended
 
     def __post_init__(self) -> None:
         """Every segment has rows and a time."""
-        if len(self.counts) != len(self.starts_s) or self.num_global < 0 or min(self.counts, default=0) < 1:
+        if (
+            not len(self.counts) == len(self.starts_s) == len(self.ends_s)
+            or self.num_global < 0
+            or min(self.counts, default=0) < 1
+        ):
             raise ValueError(f"segments need a row and a time each: {self}")
 
     @property
@@ -50,12 +86,16 @@ class VideoPrefix:
 
     rows: Tensor  # [N, C], as stored, before projection
     num_whole_frames: int | None = None  # of how many frames the local rows are all the patches; None once merged
-    times: SegmentTimes | None = None  # for models whose prompts say when each segment began
+    times: SegmentTimes | None = None  # for models whose prompts say when segments were
+    positions: Tensor | None = None  # [N, 3] float64: seconds, row and column of each, where no row is global
+    patch_grid: tuple[int, int] | None = None  # of the tower: rows and columns of a picture's patch tokens
 
     def __post_init__(self) -> None:
-        """The times are those of these rows."""
+        """The times and positions are those of these rows."""
         if self.times is not None and self.times.num_rows != len(self.rows):
             raise ValueError(f"times of {self.times.num_rows} rows were given for {len(self.rows)}")
+        if self.positions is not None and self.positions.shape != (len(self.rows), 3):
+            raise ValueError(f"positions {list(self.positions.shape)} were given for {len(self.rows)} rows")
 
     def __repr__(self) -> str:
         return f"VideoPrefix(rows={list(self.rows.shape)}, num_whole_frames={self.num_whole_frames}, {self.times})"
@@ -68,18 +108,29 @@ def prefix_of(video: VideoTokens, segments: Sequence[Mapping[str, Any]], sight: 
 
     Args:
         video: within its budget.
-        segments: the video's rows of the table `segments` (start_s, first_frame), in time order.
+        segments: the video's rows of the table `segments` (start_s, end_s, first_frame), in time order.
         sight: what the model sees it through.
     """
     with_global = sight.num_global_tokens > 0
     rows_NC = video.prefix(with_global=with_global)
-    times = SegmentTimes(len(rows_NC) - len(video.local), video.counts, _starts_s(video, segments))
-    return VideoPrefix(rows_NC, None if with_global else video.num_whole_frames, times)
+    times = SegmentTimes(len(rows_NC) - len(video.local), video.counts, *_when(video, segments))
+    if with_global:
+        return VideoPrefix(rows_NC, None, times)
+    return VideoPrefix(rows_NC, video.num_whole_frames, times, video.positions, sight.patch_grid)
 
 
-def _starts_s(video: VideoTokens, segments: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-    """When each segment began: the stored one in which its first frame lies."""
+def _when(video: VideoTokens, segments: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """When each segment began and ended: the stored ones in which its first and last frames lie."""
     counts = np.array(video.counts, dtype=np.int64)
-    first_frame_S = np.minimum.reduceat(video.spans[:, 0].numpy(), np.cumsum(counts) - counts)
-    stored = np.searchsorted([segment["first_frame"] for segment in segments], first_frame_S, side="right") - 1
-    return tuple(float(segments[i]["start_s"]) for i in np.maximum(stored, 0).tolist())
+    starts = np.cumsum(counts) - counts
+    first_frame_S = np.minimum.reduceat(video.spans[:, 0].numpy(), starts)
+    last_frame_S = np.maximum.reduceat(video.spans[:, 1].numpy(), starts)
+    begins = [segment["first_frame"] for segment in segments]
+    first_S, last_S = (
+        np.maximum(np.searchsorted(begins, frame_S, side="right") - 1, 0).tolist()
+        for frame_S in (first_frame_S, last_frame_S)
+    )
+    return (
+        tuple(float(segments[i]["start_s"]) for i in first_S),
+        tuple(float(segments[i]["end_s"]) for i in last_S),
+    )

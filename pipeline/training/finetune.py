@@ -179,7 +179,7 @@ class Finetuner:
             return None
         model, empty = self.trainable.model, self._empty_example()
         blank = PackedConversation(np.array([model.eos_ids[0]] * 2), np.array([-1, 0]))
-        one = PackedSequence(-1, self.tokenizer.head_ids, model.count_rows(empty.prefix), [blank])
+        one = PackedSequence(-1, self.tokenizer.head_ids, model.extent(empty.prefix), [blank])
         batch = collate([one], average, device)
         batch.weights.zero_()
         return batch
@@ -187,7 +187,8 @@ class Finetuner:
     def _empty_example(self) -> Example:
         """A video of one empty token."""
         row = torch.zeros(1, self.trainable.model.mm_hidden_size)
-        return Example(VideoPrefix(row, times=SegmentTimes(0, (1,), (0.0,))), [])
+        times = SegmentTimes(0, (1,), (0.0,), (0.0,))
+        return Example(VideoPrefix(row, None, times, torch.zeros(1, 3, dtype=torch.float64), (1, 1)), [])
 
     def _all_reduce(self, number: float) -> float:
         """The sum over all workers."""

@@ -12,7 +12,6 @@ Shape letters: R packed sequences, T positions of one, L supervised tokens.
 
 # ruff: noqa: N806 - arrays are named by their shape
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longvlm.pipeline.models.contract import LanguageModel
-from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
+from longvlm.pipeline.models.contract import Extent, LanguageModel
+from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from longvlm.schemas.training import Average
 
@@ -62,19 +61,24 @@ class PackedSequence:
 
     example: int  # whose rows, by its place in the batch
     head_ids: NDArray[np.int64]  # ahead of the video
-    num_rows: int
+    extent: Extent  # of the video
     conversations: list[PackedConversation]
     captions: list[tuple[int, NDArray[np.int64]]] = field(default_factory=list)  # a marker's place, words' ids
 
     @property
     def num_prefix(self) -> int:
-        """Positions of head and video, which all conversations attend to."""
-        return len(self.head_ids) + self.num_rows
+        """Rows of head and video, which all conversations attend to."""
+        return len(self.head_ids) + self.extent.num_rows
 
     @property
-    def num_positions(self) -> int:
-        """Length in tokens."""
+    def length(self) -> int:
+        """In tokens."""
         return self.num_prefix + sum(len(conversation.ids) for conversation in self.conversations)
+
+    @property
+    def end(self) -> int:
+        """The position of what follows the video."""
+        return len(self.head_ids) + self.extent.num_positions
 
 
 class ConversationTokenizer:
@@ -105,18 +109,15 @@ class ConversationTokenizer:
             answers += [PAD] * len(asked) + [number] * (len(told) + 1)
         return PackedConversation(np.array(ids, np.int64), np.array(answers, np.int64))
 
-    def tokenize_caption(self, caption: Caption, times: SegmentTimes | None) -> tuple[int, NDArray[np.int64]]:
+    def tokenize_caption(self, caption: Caption, prefix: VideoPrefix) -> tuple[int, NDArray[np.int64]]:
         """Tokenize a caption: where among the video's rows its segment's marker ends, and the ids of its words.
 
         Raises:
             InputError: prompts of this model have no markers, or the caption has no words of its own.
         """
-        if times is None or not self.model.marker_ids(0.0):
-            raise InputError("it is a timed caption, and prompts of this model have no time markers to learn it at.")
-        segment = max(bisect_right(times.starts_s, caption.at_s) - 1, 0)
-        markers = sum(len(self.model.marker_ids(start_s)) for start_s in times.starts_s[: segment + 1])
+        place = self.model.caption_row(prefix, caption.at_s)
         (words,) = self.model.option_ids([caption.text])
-        return times.num_global + sum(times.counts[: segment + 1]) + markers - 1, np.array(words, np.int64)
+        return place, np.array(words, np.int64)
 
     def _first_turn_ids(self, question: str) -> tuple[int, ...]:
         """The ids of a prompt from the video's last row on."""
@@ -143,21 +144,21 @@ def pack(tokenizer: ConversationTokenizer, examples: Iterable[Example], max_leng
     packed = PackingResult()
     longest = min(max_length, tokenizer.model.context)
     for number, example in enumerate(examples):
-        num_rows = tokenizer.model.count_rows(example.prefix)
-        current = PackedSequence(number, tokenizer.head_ids, num_rows, [])
+        extent = tokenizer.model.extent(example.prefix)
+        current = PackedSequence(number, tokenizer.head_ids, extent, [])
         for place, turns in enumerate(example.conversations):
             try:
                 if isinstance(turns, Caption):
-                    current.captions.append(tokenizer.tokenize_caption(turns, example.prefix.times))
+                    current.captions.append(tokenizer.tokenize_caption(turns, example.prefix))
                     continue
                 conversation = tokenizer.tokenize(turns)
-                _check_length(current.num_prefix + len(conversation.ids), num_rows, longest)
+                _check_length(current.num_prefix + len(conversation.ids), extent.num_rows, longest)
             except (InputError, TerminalError) as error:
                 packed.refused.append((number, place, str(error)))
                 continue
-            if current.num_positions + len(conversation.ids) > longest:
+            if current.length + len(conversation.ids) > longest:
                 packed.sequences.append(current)
-                current = PackedSequence(number, tokenizer.head_ids, num_rows, [])
+                current = PackedSequence(number, tokenizer.head_ids, extent, [])
             current.conversations.append(conversation)
         if current.conversations or current.captions:
             packed.sequences.append(current)
@@ -178,7 +179,7 @@ class TrainBatch:
     """A batch of packed sequences, padded to the longest, as tensors of one device."""
 
     ids: Tensor  # [R, T]: 0 where rows of a video go, and at the end
-    position_ids: Tensor  # [R, T]: within the prefix and one conversation
+    position_ids: Tensor  # [R, T]: within the prefix and one conversation; of rows of a video, as if each had its own
     conversation_ids: Tensor  # [R, T]: 0 in a prefix, 1.. in a conversation, PAD at the end
     visual_spans: list[tuple[int, int, int]]  # for each sequence: its example, and where its rows begin and end
     label_positions: Tensor  # [L]: which of the R * T positions predict a supervised token ...
@@ -200,7 +201,7 @@ class TrainBatch:
 
 def collate(sequences: Sequence[PackedSequence], average: Average, device: torch.device) -> TrainBatch:
     """Collate packed sequences into a batch. Each label weighs 1, or each answer as a whole (`average`)."""
-    num_positions = max(sequence.num_positions for sequence in sequences)
+    num_positions = max(sequence.length for sequence in sequences)
     ids_RT, positions_RT = (np.zeros((len(sequences), num_positions), np.int64) for _ in range(2))
     conversation_RT = np.full((len(sequences), num_positions), PAD, np.int64)
     visual_spans, label_positions, labels, weights = [], [], [], []
@@ -216,7 +217,7 @@ def collate(sequences: Sequence[PackedSequence], average: Average, device: torch
         for index, conversation in enumerate(sequence.conversations, start=1):
             here = slice(at, at + len(conversation.ids))
             ids_RT[number, here], conversation_RT[number, here] = conversation.ids, index
-            positions_RT[number, here] = np.arange(sequence.num_prefix, sequence.num_prefix + len(conversation.ids))
+            positions_RT[number, here] = np.arange(sequence.end, sequence.end + len(conversation.ids))
             supervised = np.flatnonzero(conversation.answer_index != PAD)
             answers = conversation.answer_index[supervised]
             # What predicts a token stands before it, and a conversation never begins with an answer.

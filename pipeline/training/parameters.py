@@ -9,29 +9,22 @@ Shape letters: N prefix rows, M rows after projection, R sequences, T positions,
 
 # ruff: noqa: N806 - tensors are named by their shape
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from longvlm.pipeline.models.contract import LanguageModel
+from longvlm.pipeline.models.contract import LanguageModel, VideoRows, no_projector
 from longvlm.pipeline.models.longvlm.model import EMBED, LongVLM
 from longvlm.pipeline.models.prompt import END, START, token_id
+from longvlm.pipeline.models.saving import TrainedWeights
 from longvlm.pipeline.training.packing import Example, TrainBatch
 from longvlm.pipeline.training.whitening import Whitening, reinitialise
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import TrainRecipe
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedWeights:
-    """The weights that training has changed, float32 on the CPU, by their names in the two modules."""
-
-    llm: dict[str, Tensor]
-    projector: dict[str, Tensor]
 
 
 class TrainableModel(nn.Module):
@@ -45,7 +38,9 @@ class TrainableModel(nn.Module):
         super().__init__()
         self.model, self.recipe, self.whitening = model, recipe, whitening
         self.llm: Any = model.llm
-        self.projector: Any = model.projector
+        if model.projector is None and (recipe.stage == "projector" or recipe.whiten):
+            raise InputError(no_projector(model.name))
+        self.projector: Any = nn.Identity() if model.projector is None else model.projector
         is_full = recipe.stage == "full"
         self.llm.requires_grad_(requires_grad=is_full).to(
             torch.float32 if is_full else getattr(torch, recipe.precision)
@@ -124,15 +119,21 @@ class TrainableModel(nn.Module):
     def hidden_states(self, examples: Sequence[Example], batch: TrainBatch) -> Tensor:
         """The language model's last hidden states over a batch, [R, T, D]."""
         with self._autocast(batch.ids.device):
-            embeds_RTD = self._embed(batch.ids)
-            rows_of = {number: self._project(examples[number]) for number, _, _ in batch.visual_spans}
+            embeds_RTD, position_ids = self._embed(batch.ids), batch.position_ids
+            rows_of = {number: self._read(examples[number]) for number, _, _ in batch.visual_spans}
             for place, (number, start, end) in enumerate(batch.visual_spans):
-                embeds_RTD[place, start:end] = rows_of[number].to(embeds_RTD.dtype)
-            found: Tensor = self.llm.model(
+                rows = rows_of[number]
+                embeds_RTD[place, start:end] = rows.embeds.to(embeds_RTD.dtype)
+                if rows.positions is not None:
+                    if position_ids.ndim == 2:
+                        position_ids = position_ids.expand(3, *position_ids.shape).to(rows.positions.dtype, copy=True)
+                    position_ids[:, place, start:end] = rows.positions + start
+            found: Tensor = self.llm.get_decoder()(
                 inputs_embeds=embeds_RTD,
                 attention_mask=batch.attention_mask(),
-                position_ids=batch.position_ids,
+                position_ids=position_ids,
                 use_cache=False,
+                **_added(rows_of, batch),
             ).last_hidden_state
         return found
 
@@ -144,11 +145,11 @@ class TrainableModel(nn.Module):
                 embeds = torch.where((ids_RT == token)[..., None], row.to(embeds.dtype), embeds)
         return embeds
 
-    def _project(self, example: Example) -> Tensor:
+    def _read(self, example: Example) -> VideoRows:
         rows_NC = example.prefix.rows.to(self.model.device)
         if self.whitening is not None:
             rows_NC = self.whitening(rows_NC)
-        return self.model.project(replace(example.prefix, rows=rows_NC))
+        return self.model.read(replace(example.prefix, rows=rows_NC))
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
@@ -190,13 +191,26 @@ class TrainableModel(nn.Module):
         return self.model
 
 
+def _added(rows_of: Mapping[int, VideoRows], batch: TrainBatch) -> dict[str, Any]:
+    """What a decoder adds to its hidden states after its first blocks, where a model has such (DeepStack)."""
+    added = [rows_of[number].added for number, _, _ in batch.visual_spans]
+    if not added or added[0] is None:
+        return {}
+    is_video_RT = torch.zeros_like(batch.ids, dtype=torch.bool)
+    for place, (_, start, end) in enumerate(batch.visual_spans):
+        is_video_RT[place, start:end] = True
+    layers = torch.cat(added, dim=1)  # type: ignore[arg-type] # all of a model's videos, or none
+    return {"visual_pos_masks": is_video_RT, "deepstack_visual_embeds": list(layers)}
+
+
 def first_linear(model: LanguageModel) -> nn.Linear:
     """The layer of a projector that tokens come into."""
     name = _first_name(model).removesuffix(".")
-    layer: nn.Linear = model.projector.get_submodule(name) if name else model.projector
+    assert model.projector is not None, "refused before"
+    layer: Any = model.projector.get_submodule(name) if name else model.projector
     if layer.bias is None:
         raise InputError(f"the projector of {model.name} has no bias for a whitening to go into; set whiten = false.")
-    return layer
+    return layer  # type: ignore[no-any-return]
 
 
 def _first_name(model: LanguageModel) -> str:
@@ -234,6 +248,6 @@ def apply_fsdp(trainable: TrainableModel) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(trainable.model.device.type, (dist.get_world_size(),))
-    for layer in trainable.llm.model.layers:
+    for layer in trainable.llm.get_decoder().layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(trainable, mesh=mesh)

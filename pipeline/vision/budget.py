@@ -9,7 +9,7 @@ Shape letters: S segments, K tokens of a segment, N of all segments, D channels.
 # ruff: noqa: N806 - tensors are named by their shape
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.merge import Merged, MergeMetric, merge_on
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import Focus, halving_schedule
@@ -39,7 +39,9 @@ class Budget:
     tokens_per_segment: int | None = None  # local ones of a segment, at most; None: as many as are stored
     focus: Focus | None = None  # what gives way when not every segment can be held; None: such a video fails
     num_global: int = 0  # rows that the prefix will have ahead of its segments; they count
-    num_beside: int = 0  # rows that it will have beside each segment's tokens (time markers); they count as well
+    num_beside: int = 0  # rows that it will have beside each block of tokens (markers of time); they count as well
+    frames_per_block: int | None = None  # of a video of which nothing is merged; None, and once it is: a segment
+    num_streams: int = 1  # of a token; the first decides merging
 
     def holds(self, video: VideoTokens) -> bool:
         """Whether all that is stored of a video is within `max_tokens`."""
@@ -87,10 +89,13 @@ def fit(video: VideoTokens, budget: Budget, nearness: Tensor | None = None) -> V
             )
         num_held = max(room // (_held_tokens(counts, budget) + beside), 1)
         if budget.focus == "even":
-            video = _neighbours_joined(video, num_held)
+            video = _neighbours_joined(video, num_held, budget)
         elif budget.focus == "question":
             video = _selected(video, _nearest_and_skeleton(nearness, len(counts), num_held))
-    return _merged(video, _shares(np.minimum(video.counts, cap), room - beside * len(video.counts)))
+    shares = _shares(np.minimum(video.counts, cap), room - beside * len(video.counts))
+    if _stored_rows(video, budget) > room and (shares == video.counts).all():
+        shares[shares.argmax()] -= 1  # a block a segment would do, and that is what a video has once it is merged
+    return _merged(video, shares, budget)
 
 
 def follows_question(video: VideoTokens, budget: Budget) -> bool:
@@ -108,7 +113,10 @@ def _room(video: VideoTokens, budget: Budget) -> int:
 
 def _stored_rows(video: VideoTokens, budget: Budget) -> int:
     """Rows for all local tokens that are stored, and for what stands beside them."""
-    return sum(video.counts) + budget.num_beside * len(video.counts)
+    num_blocks = len(video.counts)
+    if budget.num_beside and budget.frames_per_block and video.num_whole_frames is not None:
+        num_blocks = sum(-(-number // budget.frames_per_block) for number in video.num_frames)
+    return sum(video.counts) + budget.num_beside * num_blocks
 
 
 def _held_tokens(counts: NDArray[np.int64], budget: Budget) -> int:
@@ -161,10 +169,11 @@ def _selected(video: VideoTokens, chosen: NDArray[np.int64]) -> VideoTokens:
         tuple(np.array(video.counts)[chosen].tolist()),
         tuple(np.array(video.num_frames)[chosen].tolist()),
         video.global_tokens,
+        None if video.positions is None else video.positions[rows_N],
     )
 
 
-def _neighbours_joined(video: VideoTokens, num_runs: int) -> VideoTokens:
+def _neighbours_joined(video: VideoTokens, num_runs: int, budget: Budget) -> VideoTokens:
     """Runs of neighbours as one segment each, none with more tokens than a merge can take."""
     members = _even_sizes(len(video.counts), num_runs)
     while True:
@@ -172,21 +181,21 @@ def _neighbours_joined(video: VideoTokens, num_runs: int) -> VideoTokens:
         if max(joined.counts) <= _MAX_RUN_TOKENS:
             return joined
         within = [_even_sizes(number, -(-number // _NEIGHBOURS)) for number in members]
-        video = _capped(video)
+        video = _capped(video, budget)
         if max(_joined(video, members).counts) > _MAX_RUN_TOKENS:
-            video = _capped(_joined(video, list(chain.from_iterable(within))))
+            video = _capped(_joined(video, list(chain.from_iterable(within))), budget)
             members = [len(parts) for parts in within]
 
 
-def _capped(video: VideoTokens) -> VideoTokens:
-    return _merged(video, np.minimum(video.counts, _MAX_RUN_TOKENS // _NEIGHBOURS))
+def _capped(video: VideoTokens, budget: Budget) -> VideoTokens:
+    return _merged(video, np.minimum(video.counts, _MAX_RUN_TOKENS // _NEIGHBOURS), budget)
 
 
 def _joined(video: VideoTokens, members: Sequence[int]) -> VideoTokens:
     """Each run of so many neighbours as one segment: their tokens lie side by side already."""
     starts = [0, *accumulate(members)][:-1]
     counts, num_frames = (np.add.reduceat(part, starts).tolist() for part in (video.counts, video.num_frames))
-    return VideoTokens(video.local, video.sizes, video.spans, tuple(counts), tuple(num_frames), video.global_tokens)
+    return replace(video, counts=tuple(counts), num_frames=tuple(num_frames))
 
 
 def _even_sizes(number: int, num_parts: int) -> list[int]:
@@ -194,24 +203,34 @@ def _even_sizes(number: int, num_parts: int) -> list[int]:
     return np.diff(np.arange(num_parts + 1) * number // num_parts).tolist()
 
 
-def _merged(video: VideoTokens, targets: NDArray[np.int64]) -> VideoTokens:
+def _merged(video: VideoTokens, targets: NDArray[np.int64], budget: Budget) -> VideoTokens:
     """Every segment merged on to its target, segments with equal counts and targets together."""
     counts = np.array(video.counts)
     if (counts == targets).all():
         return video
-    num_tokens = int(targets.sum())
+    num_tokens, metric = int(targets.sum()), MergeMetric(num_channels=video.dim // budget.num_streams)
     local_ND = torch.empty(num_tokens, video.dim)
     sizes_N = torch.empty(num_tokens, dtype=torch.int64)
     spans_N2 = torch.empty(num_tokens, 2, dtype=torch.int64)
+    positions_N3 = None if video.positions is None else torch.empty(num_tokens, 3, dtype=torch.float64)
     from_S, to_S = (torch.from_numpy(np.cumsum(numbers) - numbers) for numbers in (counts, targets))
     for count, target in sorted(set(zip(counts.tolist(), targets.tolist(), strict=True))):
         members = torch.from_numpy(np.flatnonzero((counts == count) & (targets == target)))
         at_once = max(_MAX_MERGED_AT_ONCE // count, 1)
         for part in (members[i : i + at_once] for i in range(0, len(members), at_once)):
             from_SK, to_SK = from_S[part, None] + torch.arange(count), to_S[part, None] + torch.arange(target)
-            tokens, sizes, spans = video.local[from_SK], video.sizes[from_SK], video.spans[from_SK]
+            positions = None if video.positions is None else video.positions[from_SK]
+            merged = Merged(video.local[from_SK], video.sizes[from_SK], video.spans[from_SK], positions)
             if target < count:  # a segment that stays is copied bit for bit
-                merged = merge(tokens, halving_schedule(count, target), sizes=sizes, spans=spans)
-                tokens, sizes, spans = merged.tokens, merged.sizes, merged.spans
-            local_ND[to_SK], sizes_N[to_SK], spans_N2[to_SK] = tokens.float(), sizes, spans
-    return VideoTokens(local_ND, sizes_N, spans_N2, tuple(targets.tolist()), video.num_frames, video.global_tokens)
+                merged = merge_on(merged, halving_schedule(count, target), metric)
+            local_ND[to_SK], sizes_N[to_SK], spans_N2[to_SK] = merged.tokens.float(), merged.sizes, merged.spans
+            if positions_N3 is not None:
+                positions_N3[to_SK] = merged.positions
+    return replace(
+        video,
+        local=local_ND,
+        sizes=sizes_N,
+        spans=spans_N2,
+        counts=tuple(targets.tolist()),
+        positions=positions_N3,
+    )

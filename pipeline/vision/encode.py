@@ -1,7 +1,7 @@
 """The encode stage of the index job: units of decoded frames to units of stored tokens.
 
-Shape letters: F frames, P patches, S segments, T tokens of a segment, K tokens kept, D channels, G global layers,
-E search channels.
+Shape letters: F frames, B pictures (what the tower looks at at once, of a frame or of several), P patches, S segments,
+T tokens of a segment, K tokens kept, D channels, G global layers, E search channels.
 """
 
 # ruff: noqa: N803, N806 - tensors are named by their shape
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from longvlm.pipeline.transfer import Fetch, fetch_beside, tensor_on
+from longvlm.pipeline.transfer import Fetch, fetch_beside, tensor_on, to_device
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
-from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.merge import MergeMetric, merge
 from longvlm.pipeline.vision.tokens import SegmentTokens
-from longvlm.pipeline.vision.tower import Encoded, Tower
+from longvlm.pipeline.vision.towers.contract import Encoded, Tower
 from longvlm.schemas.errors import ErrorCode
 from longvlm.schemas.recipe import IndexRecipe
 from longvlm.schemas.tables import ENCODED
@@ -46,8 +46,30 @@ class MergedSegment:
     local: Tensor  # [K, D]
     sizes: Tensor  # [K]
     spans: Tensor  # [K, 2], frame numbers
+    positions: Tensor | None = None  # [K, 3], seconds into the video, row and column
     cls: Tensor | None = None  # [G, D]
     embedding: Tensor | None = None  # [E]
+
+
+@dataclass(frozen=True)
+class SegmentPictures:
+    """The pictures that a segment's frames make, in time order; a last one that is not full shows its frame again."""
+
+    numbers: tuple[tuple[int, ...], ...]  # B: of the frames of each, in the video
+    times_s: tuple[float, ...]  # B: the middle of when their first and last frames begin to be shown
+    places: tuple[tuple[int, ...], ...]  # B: of their frames, among the segment's own
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], times_s: Sequence[float], frames_per_picture: int) -> "SegmentPictures":
+        """The pictures of a segment's frames, by their numbers and times."""
+        last = len(numbers) - 1
+        starts = range(0, len(numbers), frames_per_picture)
+        places = [tuple(min(start + i, last) for i in range(frames_per_picture)) for start in starts]
+        return cls(
+            tuple(tuple(numbers[place] for place in picture) for picture in places),
+            tuple((times_s[picture[0]] + times_s[picture[-1]]) / 2 for picture in places),
+            tuple(places),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,94 +141,122 @@ def _launch(units: list[Row], pixels: list[Tensor], tower: Tower, recipe: IndexR
     Frames and patches are let go of here. Torch reuses pinned memory only once it is copied, and device memory only for
     work that is queued after this, so that the patches of two batches never take up memory at the same time.
     """
-    numbers = [segment["frames"] for unit in units for segment in unit["segments"]]
-    distinct, places = _distinct_frames(units)
-    parts = [part if len(chosen) == len(part) else part[chosen] for part, chosen in zip(pixels, distinct, strict=True)]
+    shown = [
+        [SegmentPictures.of(one["frames"], one["times_s"], recipe.tower.frames_per_picture) for one in unit["segments"]]
+        for unit in units
+    ]
+    distinct, places = _distinct_pictures(shown)
+    parts = [
+        part if chosen == list(range(len(part))) else part[chosen]
+        for part, chosen in zip(pixels, distinct, strict=True)
+    ]
     encoded = tower.encode(_together(parts, tower.device), recipe.feature_layer, recipe.num_global_layers)
-    return _merge_groups(encoded, places, numbers, recipe)
+    return _merge_groups(encoded, places, [segment for unit in shown for segment in unit], recipe)
 
 
-def _distinct_frames(units: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
-    """What is to be encoded of each unit's frames, no frame twice, and for each segment where its frames are then."""
+def _distinct_pictures(shown: list[list[SegmentPictures]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Which of each unit's frames are to be encoded, so that no picture is twice; and where each segment's are then."""
     distinct: list[list[int]] = []
     places: list[list[int]] = []
     num_before = 0
-    for unit in units:
-        place_of: dict[int, int] = {}  # by number, in the order of the unit's distinct frames
+    for unit in shown:
+        place_of: dict[tuple[int, ...], int] = {}  # by numbers, in the order of the unit's distinct pictures
         chosen: list[int] = []
-        numbers = [number for segment in unit["segments"] for number in segment["frames"]]
-        for index, number in enumerate(numbers):
-            if number not in place_of:
-                place_of[number] = num_before + len(chosen)
-                chosen.append(index)
-        places += [[place_of[number] for number in segment["frames"]] for segment in unit["segments"]]
+        first = 0
+        for segment in unit:
+            for numbers, frames in zip(segment.numbers, segment.places, strict=True):
+                if numbers not in place_of:
+                    place_of[numbers] = num_before + len(place_of)
+                    chosen += [first + place for place in frames]
+            first += max(map(max, segment.places)) + 1
+            places.append([place_of[numbers] for numbers in segment.numbers])
         distinct.append(chosen)
-        num_before += len(chosen)
+        num_before += len(place_of)
     return distinct, places
 
 
-def merge_segments(
-    encoded: Encoded, frame_numbers: Sequence[Sequence[int]], recipe: IndexRecipe
-) -> list[MergedSegment]:
-    """Cut encoded frames into segments and merge each; all segments with the same number of frames in one call.
+def merge_segments(encoded: Encoded, segments: Sequence[SegmentPictures], recipe: IndexRecipe) -> list[MergedSegment]:
+    """Cut encoded pictures into segments and merge each; all with the same number of pictures in one call.
 
-    Global tokens and embeddings are means over a segment's frames, the embedding L2-normalised again.
+    Global tokens and embeddings are means over a segment's pictures, the embedding L2-normalised again.
 
     Args:
-        encoded: of all frames of all segments, in order.
-        frame_numbers: for each segment the numbers of its frames in the video.
+        encoded: of all pictures of all segments, in order.
+        segments: what these show.
         recipe: how far to merge. A segment that has fewer tokens than the recipe keeps stays as it is.
     """
-    starts = accumulate((len(numbers) for numbers in frame_numbers), initial=0)
-    places = [range(start, start + len(numbers)) for start, numbers in zip(starts, frame_numbers, strict=False)]
-    return _collect(_merge_groups(encoded, places, frame_numbers, recipe))
+    starts = accumulate((len(segment.numbers) for segment in segments), initial=0)
+    places = [range(start, start + len(segment.numbers)) for start, segment in zip(starts, segments, strict=False)]
+    return _collect(_merge_groups(encoded, places, segments, recipe))
 
 
 def _merge_groups(
-    encoded: Encoded, places: Sequence[Sequence[int]], frame_numbers: Sequence[Sequence[int]], recipe: IndexRecipe
+    encoded: Encoded, places: Sequence[Sequence[int]], segments: Sequence[SegmentPictures], recipe: IndexRecipe
 ) -> list[_Group]:
     """The first half of `merge_segments`, up to where the host would have to wait for the device.
 
-    `places` says for each segment which of the encoded frames are its own; the same one may stand in several places.
+    `places` says for each segment which of the encoded pictures are its own; the same one may stand in several places.
     """
     device = encoded.patches.device
-    kinds = [(len(numbers), recipe.most_tokens(len(set(numbers)))) for numbers in frame_numbers]
+    kinds = [(len(one.numbers), recipe.most_tokens(len(set(one.numbers)))) for one in segments]
     groups = []
     for kind in set(kinds):
         members = [i for i, other in enumerate(kinds) if other == kind]
         chosen = [places[i] for i in members]
-        # without a copy where the segments are all there is, each frame once
-        all_there_is = [place for frames in chosen for place in frames] == list(range(len(encoded.patches)))
-        positions_SF = None if all_there_is else tensor_on(device, chosen)
-        numbers_SF = tensor_on(device, [frame_numbers[i] for i in members])
-        parts = _merge_group(encoded, positions_SF, numbers_SF, recipe, kind[1])
+        # without a copy where the segments are all there is, each picture once
+        all_there_is = [place for pictures in chosen for place in pictures] == list(range(len(encoded.patches)))
+        places_SB = None if all_there_is else tensor_on(device, chosen)
+        parts = _merge_group(encoded, places_SB, [segments[i] for i in members], recipe, kind[1])
         groups.append(_Group(members, tuple(parts), fetch_beside(*parts.values())))
     return groups
 
 
 def _merge_group(
-    encoded: Encoded, positions_SF: Tensor | None, numbers_SF: Tensor, recipe: IndexRecipe, most_tokens: int
+    encoded: Encoded,
+    places_SB: Tensor | None,
+    segments: Sequence[SegmentPictures],
+    recipe: IndexRecipe,
+    most_tokens: int,
 ) -> dict[str, Tensor]:
-    """The fields of MergedSegment for S segments with equally many frames, [S, ...] each, on the device.
+    """The fields of MergedSegment for S segments with equally many pictures, [S, ...] each, on the device.
 
-    Where a segment shows a frame twice, its patches stand there twice, so that sizes and schedule are those of any
+    Where a segment shows a picture twice, its patches stand there twice, so that sizes and schedule are those of any
     other segment (LONGVLM.md, section 4).
     """
-    num_patches = encoded.patches.shape[1]
+    device, num_patches = encoded.patches.device, encoded.patches.shape[1]
+    spans_SB2 = tensor_on(device, [[(numbers[0], numbers[-1]) for numbers in one.numbers] for one in segments])
 
-    def at(frames: Tensor) -> Tensor:
-        """Encoded frames [F, ...] by segment, [S, F of each, ...]."""
-        return frames.view(*numbers_SF.shape, *frames.shape[1:]) if positions_SF is None else frames[positions_SF]
+    def at(pictures: Tensor) -> Tensor:
+        """Encoded pictures [B, ...] by segment, [S, B of each, ...]."""
+        return pictures.view(*spans_SB2.shape[:2], *pictures.shape[1:]) if places_SB is None else pictures[places_SB]
 
     patches_STD = at(encoded.patches).flatten(1, 2)
-    spans_ST2 = numbers_SF[..., None, None].expand(-1, -1, num_patches, 2).flatten(1, 2)
-    merged = merge(patches_STD, recipe.schedule_for(patches_STD.shape[1], most_tokens), spans=spans_ST2)
+    merged = merge(
+        patches_STD,
+        recipe.schedule_for(patches_STD.shape[1], most_tokens),
+        spans=spans_SB2[:, :, None].expand(-1, -1, num_patches, -1).flatten(1, 2),
+        positions=_positions(segments, recipe, device) if recipe.tower.has_positions else None,
+        metric=MergeMetric(num_channels=recipe.tower.metric_dim),
+    )
     parts = {"local": merged.tokens, "sizes": merged.sizes, "spans": merged.spans}
+    if merged.positions is not None:
+        parts["positions"] = merged.positions
     if encoded.cls is not None:
         parts["cls"] = at(encoded.cls).float().mean(dim=1)
     if encoded.embedding is not None:
         parts["embedding"] = normalize(at(encoded.embedding).mean(dim=1), dim=-1)
     return parts
+
+
+def _positions(segments: Sequence[SegmentPictures], recipe: IndexRecipe, device: torch.device) -> Tensor:
+    """Where patch tokens lie before merging, [S, T, 3]: seconds into the video, row and column of the grid."""
+    rows, columns = recipe.tower.patch_grid
+    times_SB = torch.tensor([one.times_s for one in segments], dtype=torch.float64)
+    axes = (torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64))
+    grid_P2 = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+    shape = (*times_SB.shape, len(grid_P2))
+    positions = torch.cat([times_SB[..., None, None].expand(*shape, 1), grid_P2.expand(*shape, 2)], dim=-1)
+    return to_device(positions.flatten(1, 2), device)
 
 
 def _collect(groups: list[_Group]) -> list[MergedSegment]:
@@ -220,15 +270,16 @@ def _collect(groups: list[_Group]) -> list[MergedSegment]:
 
 
 def _pixels(unit: Row, blob: pa.Buffer | None) -> Tensor:
-    """A unit's frames, uint8 [F, px, px, 3], where they lie in the Arrow table.
+    """A unit's frames, uint8 [F, height, width, 3], where they lie in the Arrow table.
 
     Raises:
         ValueError: there are not as many bytes as the unit's segments ask for.
     """
-    side, num_frames = unit["frame_px"], sum(len(segment["frames"]) for segment in unit["segments"])
-    if blob is None or not side:
+    height, width = unit["frame_height"], unit["frame_width"]
+    num_frames = sum(len(segment["frames"]) for segment in unit["segments"])
+    if blob is None or not height or not width:
         raise ValueError("it came without frames")
-    return as_tensor(blob, pa.uint8(), (num_frames, side, side, 3))
+    return as_tensor(blob, pa.uint8(), (num_frames, height, width, 3))
 
 
 def _batches(pixels: dict[int, Tensor], max_frames: int) -> Iterator[list[int]]:
@@ -261,7 +312,9 @@ def _finished(unit: Row, merged: list[tuple[Row, MergedSegment]]) -> Row:
 
 def _stored(segment: Row, merged: MergedSegment) -> Row:
     frames = segment["frames"]
-    tokens = SegmentTokens(segment["segment"], len(frames), merged.local, merged.sizes, merged.spans, merged.cls)
+    tokens = SegmentTokens(
+        segment["segment"], len(frames), merged.local, merged.sizes, merged.spans, merged.cls, merged.positions
+    )
     if merged.embedding is not None and not merged.embedding.isfinite().all():
         raise ValueError(f"the search embedding of segment {segment['segment']} is not finite")
     return {

@@ -27,11 +27,12 @@ MAX_SCORES_GPU = 1 << 27
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Merged:
-    """Merged tokens [S, K, D] float32, how many inputs each stands for, and the first and last position it draws on."""
+    """Merged tokens [S, K, D] float32, how many inputs each stands for, and what it draws on."""
 
     tokens: Tensor
     sizes: Tensor  # [S, K] int64
-    spans: Tensor  # [S, K, 2] int64, inclusive
+    spans: Tensor  # [S, K, 2] int64: first and last, inclusive
+    positions: Tensor | None = None  # [S, K, 3] float64: means, weighted by size
 
     def __post_init__(self) -> None:
         """Check shapes: all three speak of the same tokens."""
@@ -43,6 +44,14 @@ class Merged:
         return "Merged(tokens={}, sizes={}, spans={})".format(*shapes)
 
 
+@dataclass(frozen=True)
+class MergeMetric:
+    """The metric of merging: the mean of blocks of a token's leading channels. The other channels go where these go."""
+
+    heads: int = METRIC_HEADS  # how many blocks
+    num_channels: int | None = None  # of all blocks; None: all that a token has
+
+
 @torch.no_grad()
 def merge(
     tokens: Tensor,
@@ -50,7 +59,8 @@ def merge(
     *,
     sizes: Tensor | None = None,
     spans: Tensor | None = None,
-    heads: int = METRIC_HEADS,
+    positions: Tensor | None = None,
+    metric: MergeMetric = MergeMetric(),
 ) -> Merged:
     """Merge the tokens of every segment along a schedule, all segments at once, in float32.
 
@@ -66,17 +76,19 @@ def merge(
         tokens: [S, T, D], any floating dtype; D a multiple of `heads`.
         schedule: how many tokens each step merges away.
         sizes: [S, T], how many inputs each token stands for already; 1 by default.
-        spans: [S, T, 2], first and last position (frame numbers, say) each draws on; its own index by default.
-        heads: blocks of channels that the metric averages over.
+        spans: [S, T, 2], first and last place (frame numbers, say) each draws on; its own index by default.
+        positions: [S, T, 3] float64, where each lies in time and picture; they are averaged as the tokens are.
+        metric: by which tokens are similar.
 
     Raises:
-        ValueError: the width is not a multiple of `heads`.
+        ValueError: the metric's width is not a multiple of `heads`.
     """
     num_segments, num_tokens, dim = tokens.shape
-    if dim % heads:
-        raise ValueError(f"tokens are {dim} wide, and their metric needs a multiple of {heads}")
+    width = metric.num_channels or dim
+    if width % metric.heads:
+        raise ValueError(f"tokens are {width} wide, and their metric needs a multiple of {metric.heads}")
     tokens_STD = tokens.float().contiguous()
-    metric_StC = tokens_STD.view(num_segments, num_tokens, heads, dim // heads).sum(dim=2)
+    metric_StC = tokens_STD[..., :width].unflatten(-1, (metric.heads, -1)).sum(dim=2)
     if sizes is not None:
         metric_StC *= sizes[..., None]
     positions_T = torch.arange(num_tokens, device=tokens.device)
@@ -89,7 +101,13 @@ def merge(
             targets_ST = moves_St.gather(1, targets_ST)
     if spans is None:
         spans = positions_T[:, None].expand(num_segments, num_tokens, 2)
-    return _gather(tokens_STD, sizes, spans, targets_ST, metric_StC.shape[1])
+    return _gather(tokens_STD, sizes, spans, positions, targets_ST, metric_StC.shape[1])
+
+
+def merge_on(before: Merged, schedule: Sequence[int], metric: MergeMetric) -> Merged:
+    """Merge on what was merged before, see `merge`."""
+    tokens, sizes, spans, positions = before.tokens, before.sizes, before.spans, before.positions
+    return merge(tokens, schedule, sizes=sizes, spans=spans, positions=positions, metric=metric)
 
 
 def _match(metric_StC: Tensor, num_merged: int, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,9 +152,16 @@ def _scratch(num_segments: int, num_tokens: int, device: torch.device) -> Tensor
     return torch.empty(max(one_segment, min(limit, num_segments * one_segment)), device=device)
 
 
-def _gather(tokens_STD: Tensor, sizes: Tensor | None, spans: Tensor, targets_ST: Tensor, num_kept: int) -> Merged:
+def _gather(
+    tokens_STD: Tensor,
+    sizes: Tensor | None,
+    spans: Tensor,
+    positions: Tensor | None,
+    targets_ST: Tensor,
+    num_kept: int,
+) -> Merged:
     """Sum what was sent to the same place, weighted by size, and divide by the sum of sizes."""
-    num_segments, _, dim = tokens_STD.shape
+    num_segments = len(tokens_STD)
     sizes_ST = torch.ones_like(targets_ST) if sizes is None else sizes.long()
     sizes_SK = sizes_ST.new_zeros(num_segments, num_kept).scatter_add_(1, targets_ST, sizes_ST)
     first_SK = spans.new_zeros(num_segments, num_kept).scatter_reduce(
@@ -152,9 +177,18 @@ def _gather(tokens_STD: Tensor, sizes: Tensor | None, spans: Tensor, targets_ST:
     order = bags.argsort(stable=True)
     bag_sizes = torch.zeros(num_segments * num_kept, dtype=torch.int64, device=bags.device)
     bag_sizes.scatter_add_(0, bags, torch.ones_like(bags))
-    weights = None if sizes is None else sizes_ST.flatten()[order].float()
-    sums = embedding_bag(
-        order, tokens_STD.view(-1, dim), bag_sizes.cumsum(0) - bag_sizes, mode="sum", per_sample_weights=weights
+    starts = bag_sizes.cumsum(0) - bag_sizes
+    weights = None if sizes is None else sizes_ST.flatten()[order]
+
+    def means(values_STx: Tensor) -> Tensor:
+        """Of what was sent to the same place, [S, K, x]."""
+        of_value = None if weights is None else weights.to(values_STx.dtype)
+        sums = embedding_bag(order, values_STx.flatten(0, 1), starts, mode="sum", per_sample_weights=of_value)
+        return sums.view(num_segments, num_kept, -1) / sizes_SK[..., None]
+
+    return Merged(
+        means(tokens_STD),
+        sizes_SK,
+        torch.stack([first_SK, last_SK], dim=-1).long(),
+        None if positions is None else means(positions),
     )
-    tokens_SKD = sums.view(num_segments, num_kept, dim) / sizes_SK[..., None]
-    return Merged(tokens_SKD, sizes_SK, torch.stack([first_SK, last_SK], dim=-1).long())

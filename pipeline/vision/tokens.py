@@ -34,6 +34,7 @@ class SegmentTokens:
     sizes: Tensor  # [K]: patch tokens merged into each
     spans: Tensor  # [K, 2]: first and last frame number each draws on, inclusive
     cls: Tensor | None  # [G, D]: mean over the segment's frames, per layer; None without a CLS token
+    positions: Tensor | None = None  # [K, 3] float64: seconds into the video, row and column; None where none are kept
 
     def __post_init__(self) -> None:
         """Shapes agree, and there is a token and a frame. That numbers are numbers is seen to where they are stored."""
@@ -42,6 +43,8 @@ class SegmentTokens:
             raise ValueError(f"a segment has at least one token: {self}")
         if self.sizes.shape != (num_tokens,) or self.spans.shape != (num_tokens, 2):
             raise ValueError(f"tokens, sizes and spans do not fit together: {self}")
+        if self.positions is not None and self.positions.shape != (num_tokens, 3):
+            raise ValueError(f"tokens and positions do not fit together: {self}")
         if self.cls is not None and self.cls.shape[1:] != (dim,):
             raise ValueError(f"local and global tokens have different widths: {self}")
         if self.num_frames < 1:
@@ -76,6 +79,7 @@ class SegmentTokens:
             "sizes": self.sizes.numpy().astype("<u2").tobytes(),
             "spans": self.spans.numpy().astype("<u4").tobytes(),
             "cls": None if self.cls is None else self.cls.numpy().astype("<f2").tobytes(),
+            "positions": None if self.positions is None else self.positions.numpy().astype("<f8").tobytes(),
         }
 
 
@@ -89,12 +93,15 @@ class VideoTokens:
     counts: tuple[int, ...]  # S: how many of the N tokens each segment has
     num_frames: tuple[int, ...]  # S
     global_tokens: Tensor  # [G, D] float32: CLS, mean over all frames of the video, per layer; G may be 0
+    positions: Tensor | None = None  # [N, 3] float64: seconds into the video, row, column; means over what was merged
 
     def __post_init__(self) -> None:
         """All parts speak of the same tokens, and every segment has one."""
         num_tokens, dim = self.local.shape
         if self.sizes.shape != (num_tokens,) or self.spans.shape != (num_tokens, 2):
             raise ValueError(f"tokens, sizes and spans do not fit together: {self}")
+        if self.positions is not None and self.positions.shape != (num_tokens, 3):
+            raise ValueError(f"tokens and positions do not fit together: {self}")
         if sum(self.counts) != num_tokens or len(self.counts) != len(self.num_frames):
             raise ValueError(f"tokens and segments do not fit together: {self}")
         if not self.counts or min(self.counts) < 1 or min(self.num_frames) < 1:
@@ -152,7 +159,13 @@ def from_arrow(rows: pa.Table) -> VideoTokens:
         ) from error
 
 
-_KINDS = {"local": pa.float16(), "sizes": pa.uint16(), "spans": pa.uint32(), "cls": pa.float16()}
+_KINDS = {
+    "local": pa.float16(),
+    "sizes": pa.uint16(),
+    "spans": pa.uint32(),
+    "cls": pa.float16(),
+    "positions": pa.float64(),
+}
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
@@ -194,7 +207,18 @@ def _part(batch: pa.RecordBatch) -> VideoTokens:
         tuple(counts),
         tuple(frames),
         global_GD,
+        _positions(batch, counts),
     )
+
+
+def _positions(batch: pa.RecordBatch, counts: list[int]) -> Tensor | None:
+    """Where tokens lie, if that is stored: rows of versions that knew none have no such column."""
+    if "positions" not in batch.schema.names or batch["positions"].null_count == len(counts):
+        return None
+    positions_N3 = _view(batch, "positions", counts, 3)
+    if not bool(positions_N3.isfinite().all()):
+        raise ValueError("some values in positions are not finite")
+    return positions_N3
 
 
 def _view(batch: pa.RecordBatch, name: str, counts: list[int], width: int) -> Tensor:
@@ -221,6 +245,9 @@ def _joined(parts: list[VideoTokens]) -> VideoTokens:
         return parts[0]
     if len({(part.dim, part.num_global_tokens) for part in parts}) > 1:
         raise ValueError("segments have different widths or global layers")
+    positions = [part.positions for part in parts if part.positions is not None]
+    if len(positions) not in (0, len(parts)):
+        raise ValueError("some segments have positions and others none")
     frames_E = torch.tensor([sum(part.num_frames) for part in parts], dtype=torch.float32)
     global_EGD = torch.stack([part.global_tokens for part in parts])
     return VideoTokens(
@@ -230,6 +257,7 @@ def _joined(parts: list[VideoTokens]) -> VideoTokens:
         tuple(chain.from_iterable(part.counts for part in parts)),
         tuple(chain.from_iterable(part.num_frames for part in parts)),
         torch.tensordot(frames_E / frames_E.sum(), global_EGD, dims=1),
+        torch.cat(positions) if positions else None,
     )
 
 

@@ -2,7 +2,7 @@ import torch
 
 from benchmarks.untrained_tower import DIM, build_untrained_tower
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
-from longvlm.pipeline.vision.tower import describe_tower, load_tower
+from longvlm.pipeline.vision.towers.families import describe_tower, load_tower
 
 
 def test_the_untrained_tower_is_a_whole_clip(tmp_path):

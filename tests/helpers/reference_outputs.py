@@ -13,7 +13,8 @@ from near_ties import Merging
 
 from longvlm.pipeline.models.longvlm.model import LongVLM, load_longvlm
 from longvlm.pipeline.models.prompt import PATCH
-from longvlm.pipeline.vision.tower import Encoded, Tower, load_tower
+from longvlm.pipeline.vision.towers.contract import Encoded, Tower
+from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas.recipe import IndexRecipe
 from support import GOLDENS, lent, missing, parameters
 

@@ -7,7 +7,7 @@ from longvlm.jobs.choose import choose_answer_model, choose_index_recipe
 from longvlm.pipeline.models.families import sight_of
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.vision.tower import describe_tower
+from longvlm.pipeline.vision.towers.families import describe_tower
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import from_settings, tiny
 from models import save_clip_tower, save_llava

@@ -8,7 +8,8 @@ import pytest
 from longvlm.schemas import recipe, training
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import ADDED
-from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, TowerSpec, long, paper, tiny
+from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, long, paper, tiny
+from longvlm.schemas.tower import TowerSpec
 from longvlm.schemas.training import TrainRecipe
 
 CLIP_L = TowerSpec("clip", "w0", 24, (16, 16), 1024, 224, has_cls=True, search_dim=768)

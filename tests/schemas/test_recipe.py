@@ -7,7 +7,6 @@ from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import (
     RECIPES,
     AnswerRecipe,
-    TowerSpec,
     from_settings,
     from_spec,
     halving_schedule,
@@ -16,6 +15,7 @@ from longvlm.schemas.recipe import (
     tiny,
     tokens_after,
 )
+from longvlm.schemas.tower import TowerSpec
 
 CLIP_L = TowerSpec("clip", "w0", 24, (16, 16), 1024, 224, has_cls=True, search_dim=768)
 SIGLIP = TowerSpec("siglip", "w1", 27, (27, 27), 1152, 384, has_cls=False, search_dim=1152)

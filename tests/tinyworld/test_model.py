@@ -8,7 +8,7 @@ from longvlm.pipeline.answering.grammar import check_spelling
 from longvlm.pipeline.engine.grammar import Speller
 from longvlm.pipeline.models.longvlm.model import describe_longvlm, load_longvlm
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
-from longvlm.pipeline.vision.tower import describe_tower
+from longvlm.pipeline.vision.towers.families import describe_tower
 from longvlm.tinyworld.captions import timed_captions
 from longvlm.tinyworld.questions import all_questions
 from longvlm.tinyworld.scenes import draw_scene, random_generator

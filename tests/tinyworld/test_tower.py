@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
-from longvlm.pipeline.vision.tower import describe_tower, load_tower
+from longvlm.pipeline.vision.towers.families import describe_tower, load_tower
 from longvlm.tinyworld.scenes import COLOURS, draw_scene
 from longvlm.tinyworld.tower import (
     DIM,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.model_folder import load_tokenizer
+from longvlm.pipeline.models.checkpoints import chat_template
 from longvlm.pipeline.models.contract import Prompt
 from longvlm.pipeline.models.prompt import continuation
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
@@ -105,7 +106,7 @@ def load_chat_template(
     tokenizer = load_tokenizer(folder)
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"the tokenizer of {model} has no fast form; save it as tokenizer.json with transformers.")
-    chat = ChatTemplate(model, tokenizer, _template(model, folder, tokenizer), modality, place, marks)
+    chat = ChatTemplate(model, tokenizer, chat_template(model, folder, tokenizer), modality, place, marks)
     try:
         ids = chat.encode(chat.text(_PROBE))
     except TerminalError as error:
@@ -119,22 +120,3 @@ def load_chat_template(
             "agree on; take the files that come with the checkpoint."
         )
     return chat
-
-
-def _template(model: str, folder: Path, tokenizer: Any) -> str:
-    """The processor's template (chat_template.jinja, .json or in its config), or else the tokenizer's."""
-    from transformers import ProcessorMixin  # takes seconds to load
-
-    try:
-        found = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template") or tokenizer.chat_template
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"the chat template of {model} cannot be read ({reason}); copy its file again.") from error
-    if isinstance(found, dict):
-        found = found.get("default")
-    if not isinstance(found, str):
-        raise InputError(
-            f"the model {model} has no chat template, so nothing says how to ask it; copy chat_template.jinja (or "
-            ".json) there from where the model comes."
-        )
-    return found

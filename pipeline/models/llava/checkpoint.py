@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
 
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
+from longvlm.pipeline.models.checkpoints import check_tensors, end_marks, refuse_quantised
 from longvlm.pipeline.models.llava.chat import ChatTemplate, load_chat_template
-from longvlm.pipeline.models.longvlm.checkpoint import check_tensors
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.errors import InputError
 
@@ -103,16 +103,7 @@ class LlavaCheckpoint:
         Raises:
             InputError: none of them names any.
         """
-        generation: dict[str, Any] = {}
-        if (self.folder / "generation_config.json").is_file():
-            generation = read_json(self.folder, "generation_config.json")
-        said = (generation.get("eos_token_id"), self.config.text_config.eos_token_id, chat.tokenizer.eos_token_id)
-        eos: int | list[int] | None = next((one for one in said if one is not None), None)
-        if eos is None:
-            raise InputError(
-                f"nothing in {self.name} says which token ends an answer; put eos_token_id in generation_config.json."
-            )
-        return sorted(eos) if isinstance(eos, list) else [eos]
+        return end_marks(self.name, self.folder, self.config.text_config, chat.tokenizer)
 
 
 def find_llava(model: str) -> LlavaCheckpoint:
@@ -128,6 +119,7 @@ def find_llava(model: str) -> LlavaCheckpoint:
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).replace("\n", " ").strip().rstrip(".")
         raise InputError(f"config.json of {model} describes no LLaVA ({reason}); correct it.") from error
+    refuse_quantised(model, raw)
     _check_vision(model, config)
     _check_text(model, config.text_config)
     return LlavaCheckpoint(model, folder, config)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.contract import ModelSpec, Prompt, Vocabulary
+from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.llava.chat import NAME, ChatTemplate
 from longvlm.pipeline.models.llava.checkpoint import NEWLINE, PROJECTOR, find_llava
 from longvlm.pipeline.models.longvlm.checkpoint import LLAMA_FIELDS
@@ -74,8 +74,8 @@ class Llava:
         """Its own."""
         return (NAME,)
 
-    def project(self, prefix: VideoPrefix) -> Tensor:
-        """A video's rows as the language model reads them, [M, D]; whole frames are pooled as the family does.
+    def read(self, prefix: VideoPrefix) -> VideoRows:
+        """A video's rows; whole frames are pooled as the family does.
 
         Its prefixes have no global tokens, and its prompts no time markers.
         """
@@ -89,20 +89,34 @@ class Llava:
             rows = (_halved(frames_FPD) if self.halves_after else frames_FPD).flatten(0, 1)
         else:
             rows = self.projector(rows)
-        return rows if self.newline is None else torch.cat([rows, self.newline[None]])
+        return VideoRows(rows if self.newline is None else torch.cat([rows, self.newline[None]]))
 
-    def count_rows(self, prefix: VideoPrefix) -> int:
-        """M: fewer than there are where frames are pooled; a line break more where one ends the video."""
+    def extent(self, prefix: VideoPrefix) -> Extent:
+        """Fewer rows than there are where frames are pooled; a line break more where one ends the video."""
         num_rows, num_frames = len(prefix.rows), prefix.num_whole_frames
         if num_frames is not None and (self.pooler is not None or self.halves_after):
             side = math.isqrt(num_rows // num_frames)
             pooled = math.ceil(side / 2) if self.pooler is None else side // self.pooler.pool.stride
             num_rows = num_frames * pooled**2
-        return num_rows + (self.newline is not None)
+        num_rows += self.newline is not None
+        return Extent(num_rows, num_rows)
 
-    def marker_ids(self, start_s: float) -> tuple[int, ...]:  # noqa: ARG002 - there are none
+    def fold(self, seen_M: Tensor, prefix: VideoPrefix) -> Tensor:
+        """What pooled patches drew is spread over those of their frame; what the closing line break drew is dropped."""
+        num_rows, num_frames = len(prefix.rows), prefix.num_whole_frames
+        if num_frames is None:
+            return seen_M[:num_rows]
+        per_frame, num_patches = len(seen_M) // num_frames, num_rows // num_frames
+        by_frame = seen_M[: per_frame * num_frames].view(num_frames, per_frame).sum(dim=1)
+        return (by_frame / num_patches).repeat_interleave(num_patches)
+
+    def num_text_rows(self, start_s: float, end_s: float) -> int:  # noqa: ARG002 - there are none
         """None."""
-        return ()
+        return 0
+
+    def caption_row(self, prefix: VideoPrefix, at_s: float) -> int:  # noqa: ARG002 - there are none
+        """Its prompts have no time markers; InputError."""
+        raise InputError("it is a timed caption, and prompts of this model have no time markers to learn it at.")
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
         """See `ChatTemplate.lay_out`."""

@@ -1,6 +1,5 @@
 """A LongVLM checkpoint on disk: which files make up the model, what its config says, and the tensors they hold."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -11,28 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
+from longvlm.pipeline.models.checkpoints import LLAMA_FIELDS, NEEDED_FIELDS
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.prompt import MAX_MARKER_TOKENS, TEMPLATES, PromptLayout, template
 from longvlm.schemas.errors import InputError
 
 FAMILIES = ("LongVLM", "llama", "llava")  # model types whose config carries LLaMA's fields at its top level
-NEEDED_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-LLAMA_FIELDS = (  # the fields of a config that decide what the language model computes
-    *NEEDED_FIELDS,
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-    "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-)
 NUM_GLOBAL_TOKENS = 5  # LONGVLM.md section 1: memory rows used
 FEATURE_LAYER = -2  # LONGVLM.md section 3: the hidden state whose patches it reads
 OPTION_TEMPERATURE = "mm_option_temperature"  # in a config: measured of these weights, so that no others keep it
@@ -174,31 +157,6 @@ def find_checkpoint(model: str, projector: str | None = None) -> Checkpoint:
         )
     apart = Path(projector) if projector is not None else _first(folder, PROJECTORS)
     return Checkpoint(model, folder, config, apart, tokenizer)
-
-
-def check_tensors(model: str, expected: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> None:
-    """InputError, naming up to five of each kind, unless `tensors` are exactly those expected, shape by name."""
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    problems = {
-        "lack": [name for name in expected if name not in found],
-        "also hold": [name for name in found if name not in expected],
-        "hold": [
-            f"{name} as {found[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if found.get(name, shape) != shape
-        ],
-    }
-    if said := [f"{verb} {_few(names)}" for verb, names in problems.items() if names]:
-        raise InputError(
-            f"the weights of {model} do not fit its config.json: they {' and '.join(said)}; "
-            "copy the checkpoint again, or correct config.json."
-        )
-
-
-def _few(names: list[str]) -> str:
-    """Up to five names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(sorted(names)[:5]) + more
 
 
 def _check_config(model: str, config: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from longvlm.pipeline.models.longvlm.checkpoint import find_checkpoint
 from longvlm.pipeline.models.longvlm.model import EMBED, HEAD, PROJECT, PROJECT_BIAS
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer
 from longvlm.pipeline.models.prompt import VIDEO_TOKENS, PromptLayout
-from longvlm.pipeline.vision.tower import describe_tower
+from longvlm.pipeline.vision.towers.families import describe_tower
 from longvlm.schemas.errors import InputError
 
 SPECIALS = ("<unk>", "<s>", "</s>")

@@ -5,6 +5,7 @@ Shape letters: N prefix rows, M rows with time markers, D model width.
 
 # ruff: noqa: N806 - tensors are named by their shape
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.contract import ModelSpec, Prompt, Vocabulary
-from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, check_tensors, find_checkpoint
+from longvlm.pipeline.models.checkpoints import check_tensors
+from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
+from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, find_checkpoint
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer, special_ids
-from longvlm.pipeline.models.markers import interleave
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.prompt import (
     START,
@@ -32,6 +33,7 @@ from longvlm.pipeline.models.prompt import (
     token_id,
     turn_ids,
 )
+from longvlm.pipeline.models.row_layout import TokenBlock, fold, interleave
 from longvlm.pipeline.transfer import to_device
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import fingerprint
@@ -76,22 +78,42 @@ class LongVLM:
         """Width of a visual token before projection."""
         return self.projector.in_features
 
-    def project(self, prefix: VideoPrefix) -> Tensor:
-        """A video's rows as the language model reads them, [M, D]: each projected by itself, markers in between."""
+    def read(self, prefix: VideoPrefix) -> VideoRows:
+        """A video's rows, each projected by itself, markers in between."""
         rows_ND: Tensor = self.projector(to_device(prefix.rows, self.device).to(self.projector.weight.dtype))
         if self.layout == "plain":
-            return rows_ND
+            return VideoRows(rows_ND)
+        return VideoRows(interleave(rows_ND, self._blocks(prefix), self.llm.get_input_embeddings()))
+
+    def extent(self, prefix: VideoPrefix) -> Extent:
+        """As many rows as there are, and the markers' tokens."""
+        num_rows = len(prefix.rows) + sum(len(self._marker_ids(start_s)) for start_s in _starts_s(prefix))
+        return Extent(num_rows, num_rows)
+
+    def fold(self, seen_M: Tensor, prefix: VideoPrefix) -> Tensor:  # noqa: N803
+        """What a segment's marker drew is shared equally among its local rows."""
+        return seen_M if self.layout == "plain" else fold(seen_M, self._blocks(prefix))
+
+    def num_text_rows(self, start_s: float, end_s: float) -> int:  # noqa: ARG002 - a marker says when it began
+        """A marker's."""
+        return len(self._marker_ids(start_s))
+
+    def caption_row(self, prefix: VideoPrefix, at_s: float) -> int:
+        """Where the marker of the segment shown at a time ends."""
+        if self.layout == "plain" or prefix.times is None:
+            raise InputError("it is a timed caption, and prompts of this model have no time markers to learn it at.")
+        segment = max(bisect_right(prefix.times.starts_s, at_s) - 1, 0)
+        return sum(block.num_rows for block in self._blocks(prefix)[: segment + 2]) - 1  # a block is of global rows
+
+    def _blocks(self, prefix: VideoPrefix) -> list[TokenBlock]:
+        """The global rows, then each segment's with its marker."""
         if prefix.times is None:
             raise ValueError(f"the prompts of {self.name} say when segments began, and nobody did")
-        markers = [self.marker_ids(start_s) for start_s in prefix.times.starts_s]
-        return interleave(rows_ND, prefix.times, markers, self.llm.get_input_embeddings())
+        timed = zip(prefix.times.counts, prefix.times.starts_s, strict=True)
+        segments = [TokenBlock(count, after=self._marker_ids(start_s)) for count, start_s in timed]
+        return [TokenBlock(prefix.times.num_global), *segments]
 
-    def count_rows(self, prefix: VideoPrefix) -> int:
-        """M: as many rows as there are, and the markers' tokens."""
-        starts_s = prefix.times.starts_s if prefix.times else ()
-        return len(prefix.rows) + sum(len(self.marker_ids(start_s)) for start_s in starts_s)
-
-    def marker_ids(self, start_s: float) -> tuple[int, ...]:
+    def _marker_ids(self, start_s: float) -> tuple[int, ...]:
         """The tokens that stand after the rows of a segment that began then; none in the layout `plain`."""
         return marker_ids(self.tokenizer, start_s) if self.layout == "time_markers" else ()
 
@@ -116,6 +138,10 @@ class LongVLM:
         """The answer that some token ids spell, without marks and surrounding white space."""
         special = special_ids(self.tokenizer)  # the tokenizer's own way of skipping overlooks normalised ones
         return tidy(self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False))
+
+
+def _starts_s(prefix: VideoPrefix) -> tuple[float, ...]:
+    return prefix.times.starts_s if prefix.times else ()
 
 
 def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:

@@ -6,7 +6,7 @@ from clips import read_number, write_clip
 from longvlm.jobs.choose import choose_index_recipe
 from longvlm.jobs.compare.sample import draw, watch_sample
 from longvlm.pipeline.source.corpus import Source, list_source
-from longvlm.pipeline.vision.tower import load_tower
+from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 from models import save_llava

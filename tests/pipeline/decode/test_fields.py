@@ -23,7 +23,7 @@ def test_two_fields_are_one_frame(tmp_path, name, mode):
     assert info.duration_s == pytest.approx(0.52, abs=0.003)
     assert info.fps == pytest.approx(25, rel=0.01)
     assert info.times_ns.tolist() == pytest.approx([40_000_000 * number for number in range(13)], abs=1_000_000)
-    decoded = decode(path, [0, 1, 2, 7, 12], 32, mode)
+    decoded = decode(path, [0, 1, 2, 7, 12], (32, 32), mode)
     greys = [round(float(frame.mean() - 2) / 9.3) for frame in decoded.frames]  # studio levels, 8 apart
     assert greys == list(decoded.shown) == [0, 1, 2, 7, 12]
 

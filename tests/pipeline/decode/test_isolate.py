@@ -29,7 +29,7 @@ def test_frames_come_back_through_the_child(decoder, tmp_path):
     path = str(write_clip(tmp_path / "a.mp4", 50))
     info = decoder.probe(path)
     assert info.num_frames == 50
-    decoded = decoder.decode(path, [3, 10, 10, 49], 64)
+    decoded = decoder.decode(path, [3, 10, 10, 49], (64, 64))
     assert decoded.frames.shape == (4, 64, 64, 3)
     assert decoded.frames.dtype == np.uint8
     assert [read_number(frame) for frame in decoded.frames] == [3, 10, 10, 49]
@@ -139,9 +139,9 @@ def test_100_frames_of_a_1080p_file_take_less_than_250_mb(tmp_path):
         for mode in ("exact", "keyframe"):
             info = decoder.probe(path, mode)
             assert info.duration_s > 10
-            decoded = decoder.decode(path, uniform_indices(info.num_frames, 100), 224, mode)
+            decoded = decoder.decode(path, uniform_indices(info.num_frames, 100), (224, 224), mode)
             assert decoded.frames.shape == (100, 224, 224, 3)
-        decoder.decode(path, uniform_indices(info.num_frames, 100), 224, "exact", "nearest")
+        decoder.decode(path, uniform_indices(info.num_frames, 100), (224, 224), "exact", "nearest")
         assert decoder.call(poison.peak_rss_mb) < 250
 
 
@@ -150,5 +150,5 @@ def test_100_frames_of_a_1080p_file_take_less_than_250_mb(tmp_path):
 def test_real_1080p_clips_take_less_than_250_mb(path):
     with Decoder(deadline_s=60, memory_limit_bytes=1500 * MB) as decoder:
         info = decoder.probe(str(path))
-        decoder.decode(str(path), uniform_indices(min(info.num_frames, 1500), 100), 224)
+        decoder.decode(str(path), uniform_indices(min(info.num_frames, 1500), 100), (224, 224))
         assert decoder.call(poison.peak_rss_mb) < 250

@@ -34,7 +34,7 @@ def test_frames_are_shown_as_a_player_shows_them(tmp_path, name, resize, mode):
     path = str(write_oriented(tmp_path / "a.mp4", matrix))
     info = probe(path, mode)
     assert (info.width, info.height) == (96, 64)
-    decoded = decode(path, [0, 5, 11], 64, mode, resize)
+    decoded = decode(path, [0, 5, 11], (64, 64), mode, resize)
     assert all(is_upright(frame) for frame in decoded.frames)
     assert [read_number(frame) for frame in decoded.frames] == list(decoded.shown)
     if (mode, resize) == ("exact", "decoder"):
@@ -43,7 +43,7 @@ def test_frames_are_shown_as_a_player_shows_them(tmp_path, name, resize, mode):
 
 def test_a_file_without_a_matrix_is_decords(tmp_path):
     path = str(write_clip(tmp_path / "a.mkv", 12))
-    assert decode(path, [3], 64).decoder == "decord"
+    assert decode(path, [3], (64, 64)).decoder == "decord"
 
 
 def test_steps_are_taken_in_order():

@@ -10,7 +10,8 @@ from reference_outputs import read_json
 from longvlm.pipeline.decode.frame_index import even_times
 from longvlm.pipeline.decode.sampling import plan_segments, uniform_indices, upsample_positions
 from longvlm.pipeline.decode.times import TimedVideo
-from longvlm.schemas.recipe import IndexRecipe, TowerSpec
+from longvlm.schemas.recipe import IndexRecipe
+from longvlm.schemas.tower import TowerSpec
 from longvlm.schemas.timeline import cut_into_units
 from support import GOLDENS, missing
 

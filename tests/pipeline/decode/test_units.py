@@ -9,7 +9,8 @@ from longvlm.pipeline.decode.sampling import uniform_indices
 from longvlm.pipeline.decode.units import decode_units, failed_unit
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.schemas.errors import ErrorCode, TerminalError
-from longvlm.schemas.recipe import IndexRecipe, TowerSpec, paper, tiny
+from longvlm.schemas.recipe import IndexRecipe, paper, tiny
+from longvlm.schemas.tower import TowerSpec
 from longvlm.schemas.tables import FRAMES
 from support import VIDEOS, cases
 
@@ -34,7 +35,7 @@ def rows_of(uri, recipe, decoder, scratch):
 
 
 def frames_of(row):
-    px = row["frame_px"]
+    px = row["frame_height"]
     return np.frombuffer(row["frames"], dtype=np.uint8).reshape(-1, px, px, 3)
 
 
@@ -72,7 +73,7 @@ def test_a_long_video_is_many_units(tmp_path, decoder):
 def test_nearest_frames_are_224_whatever_the_tower_takes(tmp_path, decoder):
     path = write_clip(tmp_path / "a.mp4", 20)
     (row,) = rows_of(path, replace(tiny(TOWER), resize="nearest"), decoder, tmp_path)
-    assert row["frame_px"] == 224
+    assert (row["frame_height"], row["frame_width"]) == (224, 224)
     assert row["decoder"] == "pyav"
     assert len(row["frames"]) == len(row["segments"][0]["frames"]) * 224 * 224 * 3
 

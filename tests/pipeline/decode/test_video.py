@@ -54,28 +54,28 @@ def numbers(decoded):
 def test_exact_frames_are_the_ones_asked_for(tmp_path, name):
     path = str(write_clip(tmp_path / name, 200, **CLIPS[name]))
     assert probe(path).num_frames == 200
-    decoded = decode(path, WANTED, 64)
+    decoded = decode(path, WANTED, (64, 64))
     assert numbers(decoded) == WANTED
     assert decoded.shown == tuple(WANTED)
-    assert numbers(decode(path, [3, 122], 64)) == [3, 122]  # and back again
+    assert numbers(decode(path, [3, 122], (64, 64))) == [3, 122]  # and back again
 
 
 @pytest.mark.usefixtures("without_decord")
 @pytest.mark.parametrize("name", CLIPS)
 def test_exact_frames_without_decord(tmp_path, name):
     path = str(write_clip(tmp_path / name, 200, **CLIPS[name]))
-    decoded = decode(path, WANTED, 64)
+    decoded = decode(path, WANTED, (64, 64))
     assert decoded.decoder == "pyav"
     assert numbers(decoded) == WANTED
-    assert numbers(decode(path, [199], 64)) == [199]
-    assert numbers(decode(path, list(range(40, 60)), 64)) == list(range(40, 60))
+    assert numbers(decode(path, [199], (64, 64))) == [199]
+    assert numbers(decode(path, list(range(40, 60)), (64, 64))) == list(range(40, 60))
 
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_keyframes_say_which_they_are(tmp_path, name):
     path = str(write_clip(tmp_path / name, 200, **CLIPS[name]))
     assert probe(path, "keyframe").num_frames == 200
-    decoded = decode(path, WANTED, 64, "keyframe")
+    decoded = decode(path, WANTED, (64, 64), "keyframe")
     index_counts_in_file_order = 3 if "open-gop" in name else 0
     for shown, number in zip(numbers(decoded), decoded.shown, strict=True):
         assert abs(shown - number) <= index_counts_in_file_order
@@ -89,16 +89,16 @@ def test_a_broken_keyframe_turns_to_exact_frames(tmp_path):
     damage(path, 30, 30, b"\0")
     assert probe(str(path), "keyframe").num_frames == 60
     for _ in range(2):
-        assert numbers(decode(str(path), [5, 28, 55], 64, "keyframe")) == [5, 28, 55]
+        assert numbers(decode(str(path), [5, 28, 55], (64, 64), "keyframe")) == [5, 28, 55]
 
 
 def test_decord_is_the_default_and_pyav_gives_the_same_pixels(tmp_path, monkeypatch):
     path = str(write_clip(tmp_path / "a.mp4", 60, size=(640, 360), noise=40))
-    through_decord = decode(path, list(range(60)), 56)
+    through_decord = decode(path, list(range(60)), (56, 56))
     assert through_decord.decoder == "decord"
     monkeypatch.setattr(decoding, "find_spec", lambda _: None)
     probe(path)
-    through_pyav = decode(path, list(range(60)), 56)
+    through_pyav = decode(path, list(range(60)), (56, 56))
     assert through_pyav.decoder == "pyav"
     difference = np.abs(through_decord.frames.astype(int) - through_pyav.frames)
     assert difference.mean() < 0.1
@@ -108,7 +108,7 @@ def test_decord_is_the_default_and_pyav_gives_the_same_pixels(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["h264-open-gop.mp4", "hevc-open-gop.mp4", "mpeg2.ts", "wmv2.wmv"])
 def test_pyav_takes_over_where_decord_gives_wrong_frames(tmp_path, name):
     path = str(write_clip(tmp_path / name, 200, **CLIPS[name]))
-    assert decode(path, WANTED, 64).decoder == "pyav"
+    assert decode(path, WANTED, (64, 64)).decoder == "pyav"
 
 
 @pytest.mark.parametrize("rotation", [90, 180, -90])
@@ -119,7 +119,7 @@ def test_rotation_is_honoured(tmp_path, rotation, name, mode, resize):
     path = str(write_clip(tmp_path / name, 30, size=(96, 64), rotation=rotation))
     info = probe(path, mode)
     assert (info.width, info.height) == (96, 64)
-    decoded = decode(path, [0, 12, 29], 64, mode, resize)
+    decoded = decode(path, [0, 12, 29], (64, 64), mode, resize)
     assert all(is_upright(frame) for frame in decoded.frames)
     assert numbers(decoded) == list(decoded.shown)
 
@@ -203,10 +203,10 @@ def test_one_timeline_out_of_any_stamps(tmp_path, name, mode):
     assert info.duration_s == pytest.approx(len(pictures) / 25, abs=0.05)
     assert info.times_ns.tolist() == pytest.approx([40_000_000 * i for i in range(len(pictures))], abs=21_000_000)
     wanted = sorted({0, 1, 2, 3, 4, 17, 30, 50, 51, 60, 61, len(pictures) - 1})
-    decoded = decode(path, wanted, 64, mode)
+    decoded = decode(path, wanted, (64, 64), mode)
     assert numbers(decoded) == [pictures[number] for number in decoded.shown]
     assert mode == "keyframe" or list(decoded.shown) == wanted
-    assert numbers(decode(path, [2, len(pictures) - 2], 64)) == [pictures[2], pictures[-2]]
+    assert numbers(decode(path, [2, len(pictures) - 2], (64, 64))) == [pictures[2], pictures[-2]]
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
@@ -218,7 +218,7 @@ def test_a_picture_stays_until_the_next_one_comes(tmp_path, name):
     moments = [0.5, 4.99, 5, 9.9, 31, 34.99, 35, 59.9, 60.02, 64]
     wanted = [sum(time_s <= moment + 1e-6 for time_s in times_s) - 1 for moment in moments]
     assert [info.frame_at(moment) for moment in moments] == wanted
-    assert numbers(decode(path, wanted, 64)) == wanted
+    assert numbers(decode(path, wanted, (64, 64))) == wanted
 
 
 @pytest.mark.parametrize(("max_gap_s", "decoder"), [(None, "pyav-keyframes"), (2.0, "pyav-keyframes"), (1.9, "decord")])
@@ -226,7 +226,7 @@ def test_a_picture_stays_until_the_next_one_comes(tmp_path, name):
 def test_keyframes_that_lie_too_far_apart_will_not_do(tmp_path, name, max_gap_s, decoder):
     path = str(write_clip(tmp_path / name, 100, gop=50))
     probe(path, "keyframe", max_gap_s)
-    decoded = decode(path, [10, 20, 70], 64, "keyframe")
+    decoded = decode(path, [10, 20, 70], (64, 64), "keyframe")
     assert decoded.decoder == decoder
     assert decoded.shown == ((10, 20, 70) if decoder == "decord" else (0, 0, 50))
     assert numbers(decoded) == list(decoded.shown)
@@ -236,7 +236,7 @@ def test_the_nearest_keyframe_is_near_in_time(tmp_path):
     times_s = [*(i / 25 for i in range(50)), *(10 + i / 25 for i in range(50))]
     path = str(write_clip(tmp_path / "a.mp4", 100, times_s=times_s, gop=50))
     probe(path, "keyframe")
-    assert decode(path, [20, 49], 64, "keyframe").shown == (0, 0)  # 49 is one frame before the next, and eight seconds
+    assert decode(path, [20, 49], (64, 64), "keyframe").shown == (0, 0)  # 49 is one frame before the next, and eight seconds
 
 
 def test_an_unknown_codec_says_so(tmp_path):
@@ -283,17 +283,17 @@ def test_one_frame_is_a_video(tmp_path):
     info = probe(path)
     assert (info.num_frames, info.duration_s) == (1, pytest.approx(0.04))
     for mode in ("exact", "keyframe"):
-        assert numbers(decode(path, [0, 0, 0], 64, mode)) == [0, 0, 0]
+        assert numbers(decode(path, [0, 0, 0], (64, 64), mode)) == [0, 0, 0]
 
 
 def test_the_video_stays_open_between_units(tmp_path):
     path = str(write_clip(tmp_path / "a.mp4", 50))
     probe(path)
     video = decoding._OPEN[0]
-    decode(path, [1], 64)
-    decode(path, [2], 64)
+    decode(path, [1], (64, 64))
+    decode(path, [2], (64, 64))
     assert [video] == decoding._OPEN
-    decode(str(write_clip(tmp_path / "b.mp4", 5)), [1], 64)
+    decode(str(write_clip(tmp_path / "b.mp4", 5)), [1], (64, 64))
     assert len(decoding._OPEN) == 1
 
 
@@ -317,7 +317,7 @@ def test_nearest_resize_is_the_references():
 def test_frames_at_224_are_the_references(reference):
     meta = reference.meta
     if reference.video:
-        decoded = decode(str(reference.video), meta["indices"], 56, resize="nearest")
+        decoded = decode(str(reference.video), meta["indices"], (56, 56), resize="nearest")
         assert decoded.shown == tuple(meta["indices"])
         frames = decoded.frames
     else:
@@ -337,7 +337,7 @@ def test_frames_at_224_are_the_references(reference):
 def test_real_clips_decode(path, mode):
     info = probe(str(path), mode)
     num_frames = min(info.num_frames, 500)
-    decoded = decode(str(path), uniform_indices(num_frames, 100), 56, mode)
+    decoded = decode(str(path), uniform_indices(num_frames, 100), (56, 56), mode)
     assert decoded.frames.shape == (min(num_frames, 100), 56, 56, 3)
     assert 0.03 < info.duration_s < 400
     assert 1 < info.fps < 61
@@ -377,7 +377,7 @@ MUST_DECODE = {"webm_named.mp4", "fragmented_bogus_duration.mp4"}
 def test_bad_files_end_with_a_code_or_decode(path, mode):
     try:
         info = probe(str(path), mode)
-        decoded = decode(str(path), uniform_indices(info.num_frames, 100), 56, mode)
+        decoded = decode(str(path), uniform_indices(info.num_frames, 100), (56, 56), mode)
     except TerminalError as caught:
         failure = caught
     else:
@@ -419,7 +419,7 @@ def test_files_that_people_reported_end_as_they_should(path, mode):
         return
     info = probe(str(path), mode, max_gap_s=10.0)
     assert {fact: getattr(info, fact) for fact in RIGHT[path.name]} == RIGHT[path.name]
-    decoded = decode(str(path), sorted({*range(0, info.num_frames, 25), info.num_frames - 1}), 56, mode)
+    decoded = decode(str(path), sorted({*range(0, info.num_frames, 25), info.num_frames - 1}), (56, 56), mode)
     assert path.name != "one_key.mp4" or decoded.decoder == "decord"
 
 
@@ -429,6 +429,6 @@ def test_slides_are_shown_each_at_its_time():
     info = probe(path)
     slides = [info.frame_at(moment) for moment in (0, 1199, 1200, 2399, 2400, 3598, 3599)]
     assert slides == [0, 0, 1, 1, 2, 2, 3]
-    *coloured, white = decode(path, [0, 1, 2, 3], 56).frames.mean(axis=(1, 2))
+    *coloured, white = decode(path, [0, 1, 2, 3], (56, 56)).frames.mean(axis=(1, 2))
     assert [int(colour.argmax()) for colour in coloured] == [0, 1, 2]  # red, green, blue
     assert white.min() > 200

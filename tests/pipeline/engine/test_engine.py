@@ -58,7 +58,7 @@ def answers(model, groups, recipe=GREEDY, **settings):
 def embedded(model, prefix, question):
     prompt = model.lay_out(question, len(prefix.rows), GREEDY.template)
     embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids, device=model.device)).clone()
-    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.project(prefix)
+    embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = model.read(prefix).embeds
     return embeds
 
 
@@ -253,7 +253,7 @@ def test_pooled_frames_share_their_attention_among_their_patches(served):
         def project(self, prefix):
             frames = prefix.rows.view(prefix.num_whole_frames, 6, -1)
             pooled = torch.stack([frames[:, :3].mean(1), frames[:, 3:].mean(1)], dim=1).flatten(0, 1)
-            return served.project(VideoPrefix(torch.cat([pooled, prefix.rows[:1]])))
+            return served.read(VideoPrefix(torch.cat([pooled, prefix.rows[:1]]))).embeds
 
     prefix = VideoPrefix(torch.randn(24, 64), num_whole_frames=4)
     engine = Engine(Pooling(), GREEDY)

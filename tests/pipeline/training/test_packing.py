@@ -53,7 +53,7 @@ def plain_loss(model, examples, average):
     for one in examples:
         for turns in one.conversations:
             conversation = tokenizer.tokenize(turns)
-            rows = model.project(one.prefix)
+            rows = model.read(one.prefix).embeds
             ids = torch.from_numpy(np.concatenate([tokenizer.head_ids, conversation.ids]))
             words = model.llm.get_input_embeddings()(ids)
             at = len(tokenizer.head_ids)
@@ -169,7 +169,7 @@ def test_rows_of_llavas_are_counted_and_trained(folders, family, num_whole_frame
     model = load_llava(str(folders[family]), device=str(device))
     prefix = VideoPrefix(torch.randn(32, 64), num_whole_frames)
     one = Example(prefix, [(("What?", "red"),)])
-    assert model.count_rows(prefix) == len(model.project(prefix))
+    assert model.extent(prefix).num_rows == len(model.read(prefix).embeds)
     packed = pack(tokenizer_of(model), [one], 2048)
     loss, gradients = loss_and_gradients(model, packed.sequences, [one], "token")
     assert 0 < loss < 20

@@ -33,7 +33,7 @@ def trained(model, base="full", **changes):
 
 
 def logits(model):
-    rows = model.project(prefix(model))
+    rows = model.read(prefix(model)).embeds
     prompt = model.lay_out("What is it?", len(rows), model.templates[0])
     embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids)).clone()
     embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = rows

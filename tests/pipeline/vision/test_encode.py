@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,10 +9,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from longvlm.pipeline.transfer import Fetch
-from longvlm.pipeline.vision.encode import BATCHES_AHEAD, FRAMES_PER_BATCH, encode_units, merge_segments
+from longvlm.pipeline.vision.encode import BATCHES_AHEAD, FRAMES_PER_BATCH, SegmentPictures, encode_units, merge_segments
 from longvlm.pipeline.vision.merge import merge
 from longvlm.pipeline.vision.tokens import from_arrow
-from longvlm.pipeline.vision.tower import FRAMES_PER_FORWARD, load_tower
+from longvlm.pipeline.vision.towers.clip_siglip import FRAMES_PER_FORWARD
+from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode
 from longvlm.schemas.recipe import IndexRecipe, halving_schedule
@@ -23,13 +26,13 @@ def frames_table(*units: dict) -> pa.Table:
     for i, unit in enumerate(units):
         frames = unit.pop("frames", None)
         segments = [
-            {"segment": s, "start_s": float(s), "end_s": s + 1.0, "frames": list(numbers)}
+            {"segment": s, "start_s": float(s), "end_s": s + 1.0, "frames": list(numbers), "times_s": [n / 25 for n in numbers]}
             for s, numbers in enumerate(unit.pop("segments", []))
         ]
         row = {"video_id": f"video{i}", "write_id": f"write{i}", "unit": 0, "num_units": 1, "decode_ms": 1.0}
         row |= {"num_segments": len(segments), "segments": segments}
         if frames is not None:
-            row |= {"frames": np.ascontiguousarray(frames).tobytes(), "frame_px": frames.shape[1]}
+            row |= {"frames": np.ascontiguousarray(frames).tobytes(), "frame_height": frames.shape[1], "frame_width": frames.shape[2]}
         rows.append({**row, **unit})
     return pa.Table.from_pylist(rows, schema=tables.FRAMES)
 
@@ -38,6 +41,11 @@ def segment_numbers(num_frames: int, per_segment: int) -> list[list[int]]:
     """Frame numbers 0, 3, 6, ... cut into segments, the last perhaps shorter."""
     numbers = list(range(0, 3 * num_frames, 3))
     return [numbers[i : i + per_segment] for i in range(0, num_frames, per_segment)]
+
+
+def pictures(segments, frames_per_picture=1):
+    """What the tower sees of segments, by their frame numbers, at 25 frames a second."""
+    return [SegmentPictures.of(numbers, [n / 25 for n in numbers], frames_per_picture) for numbers in segments]
 
 
 def recipe_for(tower, **changes):
@@ -66,7 +74,7 @@ def video_tokens(encoded_unit):
 def test_the_reference_in_float32_and_through_storage(reference, agree):
     golden, recipe, frames, encoded = reference.arrays, reference.recipe, reference.frames, reference.encoded
     numbers = segment_numbers(len(frames), recipe.frames_per_segment)
-    merged = merge_segments(encoded, numbers, recipe)
+    merged = merge_segments(encoded, pictures(numbers), recipe)
     local = torch.cat([segment.local for segment in merged])
     memory = torch.stack([segment.cls for segment in merged]).mean(dim=0)
     np.testing.assert_allclose(memory, golden["memory"], atol=1e-4, rtol=0)
@@ -119,7 +127,7 @@ def test_a_frame_shown_twice_is_encoded_once_and_stands_twice(tower, monkeypatch
     numbers = [[0, 0, 7, 7], [7, 9, 9, 9], [12, 13, 14, 15]]
     order = [0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 6]
     frames = random_frames(7)[order]
-    by_hand = merge_segments(tower.encode(torch.from_numpy(frames)), numbers, recipe)
+    by_hand = merge_segments(tower.encode(torch.from_numpy(frames)), pictures(numbers), recipe)
     encode, seen = tower.encode, []
     monkeypatch.setattr(
         tower, "encode", lambda given, *settings: (seen.append(len(given)), encode(given, *settings))[1]
@@ -209,7 +217,7 @@ def test_a_unit_that_overflows_fails_alone(tmp_path):
         tower._model.embeddings.patch_embedding.weight.abs_().mul_(3e4)
         tower._model.pre_layrnorm.bias.zero_()
     dark, bright = np.zeros((4, 56, 56, 3), np.uint8), np.full((4, 56, 56, 3), 255, np.uint8)
-    tower.pixels = type(tower.pixels)(**{**vars(tower.pixels), "mean": (0.0,) * 3})
+    tower.pixels = replace(tower.pixels, normalisation=replace(tower.pixels.normalisation, mean=(0.0,) * 3))
     numbers = [[0, 1, 2, 3]]
     table = frames_table({"frames": dark, "segments": numbers}, {"frames": bright, "segments": numbers})
     good, bad = encode_units(table, tower, recipe_for(tower, precision="float16")).to_pylist()
@@ -305,6 +313,6 @@ def test_a_batch_is_launched_without_asking_the_device_for_a_number(tmp_path, mo
     recipe = recipe_for(tower)
     with QueuedOnly():
         encoded = tower.encode(torch.from_numpy(random_frames(10)), recipe.feature_layer, recipe.num_global_layers)
-        merged = merge_segments(encoded, [[0, 5, 9, 12], [20, 21, 22, 23], [30, 31]], recipe)
+        merged = merge_segments(encoded, pictures([[0, 5, 9, 12], [20, 21, 22, 23], [30, 31]]), recipe)
     assert [segment.local.shape for segment in merged] == [(8, 64)] * 3
     assert all(segment.embedding.device.type == "meta" for segment in merged)

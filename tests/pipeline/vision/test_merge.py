@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from near_ties import Merging, plain_merge
 from reference_outputs import read_arrays, read_json
 
-from longvlm.pipeline.vision.merge import Merged, merge
+from longvlm.pipeline.vision.merge import MergeMetric, Merged, merge
 from longvlm.schemas.recipe import METRIC_HEADS, halving_schedule, tokens_after
 from support import GOLDENS, parameters
 
@@ -76,7 +76,7 @@ def test_small_goldens_step_by_step(entry, device, agree):
     golden = read_arrays(GOLDENS / entry["file"])
     inputs, steps, heads = golden_input(golden), golden["r_list"].tolist(), int(golden["heads"])
     for taken in range(1, len(steps) + 1):
-        merged, merging = merge(inputs.to(device), steps[:taken], heads=heads), Merging(inputs, steps[:taken], heads)
+        merged, merging = merge(inputs.to(device), steps[:taken], metric=MergeMetric(heads)), Merging(inputs, steps[:taken], heads)
         merging.hold(agree, merged.tokens, golden[f"step{taken - 1}_tokens"], atol=1e-5)
         merging.hold(agree, merged.sizes, golden[f"step{taken - 1}_sizes"][..., 0])
     merging.hold(agree, merged.tokens.flatten(0, 1), golden["output"], atol=1e-5)
@@ -114,7 +114,7 @@ def test_real_size_goldens(entry, device, agree):
 def test_ties_keep_the_invariants(entry, device):
     golden = read_arrays(GOLDENS / entry["file"])
     inputs = golden_input(golden)
-    merged = merge(inputs.to(device), golden["r_list"].tolist(), heads=int(golden["heads"]))
+    merged = merge(inputs.to(device), golden["r_list"].tolist(), metric=MergeMetric(int(golden["heads"])))
     assert merged.tokens.flatten(0, 1).shape == golden["output"].shape
     assert_invariants(inputs, merged)
 

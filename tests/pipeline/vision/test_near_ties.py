@@ -2,7 +2,7 @@ import pytest
 import torch
 from near_ties import NOISE, Merging
 
-from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.merge import MergeMetric, merge
 
 STEPS = [20, 10, 4]
 
@@ -75,7 +75,7 @@ def one_joins_another(tokens):
 
 
 def of_other_heads(tokens):
-    return merge(tokens, STEPS, heads=8)
+    return merge(tokens, STEPS, metric=MergeMetric(8))
 
 
 @pytest.mark.parametrize("tokens", [random_tokens(), tied_tokens()], ids=["random", "tied"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longvlm.pipeline.vision.merge import merge
-from longvlm.pipeline.vision.tower import load_tower
+from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas.recipe import halving_schedule
 from models import save_clip_tower, save_siglip_tower
 

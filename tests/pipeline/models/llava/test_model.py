@@ -5,7 +5,7 @@ import torch
 
 from longvlm.pipeline.models.llava.model import describe_llava, load_llava
 from longvlm.pipeline.models.prefix import Sight, VideoPrefix
-from longvlm.pipeline.vision.tower import load_tower
+from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas.errors import InputError
 from models import LLAVAS, save_llava
 
@@ -24,7 +24,7 @@ def tokens_of(folder, frames, device):
 
 
 def our_logits(model, prefix, num_whole_frames, question):
-    rows = model.project(VideoPrefix(prefix, num_whole_frames))
+    rows = model.read(VideoPrefix(prefix, num_whole_frames)).embeds
     prompt = model.lay_out(question, len(rows), "chat")
     embeds = model.llm.get_input_embeddings()(torch.tensor(prompt.ids, device=model.device)).clone()
     embeds[prompt.first_patch : prompt.first_patch + prompt.num_patches] = rows
@@ -88,7 +88,7 @@ def test_weights_are_bit_equal_to_transformers(folder):
 
 def test_merged_tokens_are_projected_each_by_itself(folder):
     model, prefix = load_llava(str(folder)), torch.randn(10, 64)
-    rows = model.project(VideoPrefix(prefix))
+    rows = model.read(VideoPrefix(prefix)).embeds
     torch.testing.assert_close(rows[:10], model.projector(prefix))
     ended = model.newline is not None
     assert len(rows) == 10 + ended
@@ -104,7 +104,7 @@ def test_merged_tokens_are_projected_each_by_itself(folder):
 )
 def test_whole_frames_are_pooled_as_the_family_pools_a_video(folders, family, expected):
     model = load_llava(str(folders[family]))
-    assert model.project(VideoPrefix(torch.randn(FRAMES * 16, 64), FRAMES)).shape == (expected, 64)
+    assert model.read(VideoPrefix(torch.randn(FRAMES * 16, 64), FRAMES)).embeds.shape == (expected, 64)
 
 
 def test_precision_is_taken_everywhere_but_in_positions(folder):
@@ -112,7 +112,7 @@ def test_precision_is_taken_everywhere_but_in_positions(folder):
     tensors = [*model.llm.state_dict().values(), *model.projector.state_dict().values()]
     assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
     assert model.llm.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert model.project(VideoPrefix(torch.randn(16, 64), 1)).dtype == torch.bfloat16
+    assert model.read(VideoPrefix(torch.randn(16, 64), 1)).embeds.dtype == torch.bfloat16
 
 
 def test_a_checkpoint_is_described_without_being_built(folder):

@@ -184,7 +184,7 @@ def test_a_tokenizer_that_is_too_large_is_refused(folder):
 @pytest.mark.parametrize("num_whole_frames", [None, 2])
 def test_each_token_is_projected_by_itself_merged_or_not(untrained, num_whole_frames):
     prefix = torch.randn(6, 64).half()
-    rows = untrained.project(VideoPrefix(prefix, num_whole_frames))
+    rows = untrained.read(VideoPrefix(prefix, num_whole_frames)).embeds
     assert torch.equal(rows, untrained.projector(prefix.float()))
     assert untrained.mm_hidden_size == 64
 

@@ -10,7 +10,6 @@ E search channels.
 # ruff: noqa: N803, N806 - tensors are named by their shape
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from longvlm.pipeline.model_folder import (
     weights_fingerprint,
 )
 from longvlm.pipeline.vision.pixels import Pixels
+from longvlm.pipeline.vision.towers.contract import Encoded
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.recipe import Precision, TowerSpec
+from longvlm.schemas.recipe import Precision
+from longvlm.schemas.tower import TowerSpec
 
 # A CPU gains nothing from more frames once its matrix products fill the caches' blocks, and 8 frames of ViT-L/14 keep
 # the widest activation under 34 MB in float32. A GPU needs some 100 for its products to fill it; 128 take 1 GB.
@@ -41,22 +42,8 @@ _SEARCH_ONLY = re.compile(rf"^(?:head\.|{re.escape(_PROJECTION)}$)")
 _VISION_PREFIX = re.compile(r"^(?:.*\.)?(?:vision_tower|vision_model)\.(?:vision_model\.)?")
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """The outputs of a tower: patches [F, P, D], and CLS rows [F, G, D] and embeddings [F, E] where it has them."""
-
-    patches: Tensor  # in the tower's precision
-    cls: Tensor | None  # in the tower's precision; None without a CLS token or where no global layers are asked for
-    embedding: Tensor | None  # float32, L2-normalised; None without an aligned text encoder
-
-    def __repr__(self) -> str:
-        parts = {"patches": self.patches, "cls": self.cls, "embedding": self.embedding}
-        shapes = (f"{name}={None if part is None else tuple(part.shape)}" for name, part in parts.items())
-        return f"Encoded({', '.join(shapes)})"
-
-
-class Tower:
-    """A loaded vision tower. Make one with `load_tower`."""
+class ClipTower:
+    """A loaded CLIP or SigLIP tower. Make one with `load`."""
 
     def __init__(self, model: Any, spec: TowerSpec, pixels: Pixels, projection: Tensor | None) -> None:
         self.spec = spec
@@ -69,16 +56,7 @@ class Tower:
 
     @torch.inference_mode()
     def encode(self, frames: Tensor, feature_layer: int = -2, num_global_layers: int = 5) -> Encoded:
-        """Encode RGB frames, uint8 [F, px, px, 3] on the CPU.
-
-        On a GPU this only queues the work, and does not wait for any of it.
-
-        Args:
-            frames: of any square size; other sizes than the tower's are resized as its processor does.
-            feature_layer: which hidden state the patches come from, as an index into all L + 1 (0 or -L-1: the
-                embeddings, -1: the last block's output).
-            num_global_layers: of how many of the last hidden states the CLS row is kept, in ascending order.
-        """
+        """See `Tower.encode`. Frames of any square size; others than the tower's are resized as its processor does."""
         num_frames, num_global = frames.shape[0], num_global_layers if self.spec.has_cls else 0
         chunk = FRAMES_PER_FORWARD[self.device.type]
         shape_FPD = (num_frames, self.spec.num_patches, self.spec.dim)
@@ -107,7 +85,9 @@ class Tower:
             if state:
                 # the last block's patches serve nobody but SigLIP's pooling head, unless they are the features
                 only_cls = state == num_layers > feature_state and self.spec.has_cls
-                hidden_FND = _block(self._model.encoder.layers[state - 1], hidden_FND, 1 if only_cls else None)
+                hidden_FND = transformer_block(
+                    self._model.encoder.layers[state - 1], hidden_FND, 1 if only_cls else None
+                )
             if state == feature_state:
                 patches_FPD.copy_(hidden_FND[:, num_special:])
             if state > num_layers - num_global:
@@ -125,7 +105,7 @@ class Tower:
         return normalize(pooled_FE.float(), dim=-1)
 
 
-def _block(layer: Any, hidden_FND: Tensor, num_queries: int | None) -> Tensor:
+def transformer_block(layer: Any, hidden_FND: Tensor, num_queries: int | None = None) -> Tensor:
     """A pre-norm transformer block for the first `num_queries` tokens of each frame, attending to all of them."""
     attention = layer.self_attn
     normed_FND = layer.layer_norm1(hidden_FND)
@@ -147,7 +127,7 @@ def _concatenated(parts: list[Tensor | None]) -> Tensor | None:
     return None if not parts or parts[0] is None else torch.cat(parts)  # type: ignore[arg-type] # all or none
 
 
-def describe_tower(model: str) -> TowerSpec:
+def describe(model: str) -> TowerSpec:
     """Describe a tower for a recipe, without building it: shapes, and a fingerprint of its weights.
 
     The fingerprint covers the vision tensors that tokens come from, under the names they have inside the tower, so that
@@ -163,11 +143,11 @@ def describe_tower(model: str) -> TowerSpec:
     return _spec(model, folder, config, _vision_tensors(folder))
 
 
-def load_tower(model: str, precision: Precision = "float32", device: str | torch.device = "cpu") -> Tower:
+def load(model: str, precision: Precision, device: torch.device) -> ClipTower:
     """Load a tower for encoding.
 
     Raises:
-        InputError: as `describe_tower`, and where weights are missing or do not fit the configuration.
+        InputError: as `describe`, and where weights are missing or do not fit the configuration.
     """
     folder = resolve(model)
     config = _vision_config(folder)
@@ -176,12 +156,12 @@ def load_tower(model: str, precision: Precision = "float32", device: str | torch
     spec = _spec(model, folder, config, tensors)
     if config.hidden_act == "quick_gelu":
         config.hidden_act, tensors = "silu", _as_silu(tensors)
-    dtype, device = getattr(torch, precision), torch.device(device)
+    dtype = getattr(torch, precision)
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # its default, which would round a float32 tower's pixels to ten bits
     tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     projection = tensors.pop(_PROJECTION, None)
-    return Tower(build_module(_model_class(config), config, tensors, model), spec, pixels, projection)
+    return ClipTower(build_module(_model_class(config), config, tensors, model), spec, pixels, projection)
 
 
 def _model_class(config: Any) -> Any:
@@ -214,7 +194,8 @@ def _vision_config(folder: Path) -> Any:
     if kind not in _TOWERS:
         raise InputError(
             f"{folder} holds a model of type {kind or whole or 'unknown'}, which has no vision tower known here; use "
-            "a CLIP or SigLIP tower, such as openai/clip-vit-large-patch14 or google/siglip-base-patch16-224."
+            "a Qwen3-VL, a SmolVLM2, or a CLIP or SigLIP tower, such as openai/clip-vit-large-patch14 or "
+            "google/siglip-base-patch16-224."
         )
     return _TOWERS[kind].from_dict(vision)
 

@@ -43,7 +43,7 @@ def prefix_with(times):
 
 def test_each_segment_is_followed_by_the_time_it_began(marked, device, agree):
     prefix = prefix_with(SegmentTimes(2, (3, 1, 2), (0.0, 8.9, 3661.0)))
-    rows, embed = moved(marked, device).project(prefix), marked.llm.get_input_embeddings()
+    rows, embed = moved(marked, device).read(prefix).embeds, marked.llm.get_input_embeddings()
     expected = [marked.projector(prefix.rows[:2])]
     for start, count, text in ((2, 3, "0:00"), (5, 1, "0:08"), (6, 2, "1:01:01")):
         ids = marked.tokenizer.encode(text, add_special_tokens=False).ids
@@ -94,7 +94,7 @@ def test_what_a_marker_drew_is_its_segment_s():
 
 def test_a_marked_model_has_to_be_told_the_times_of_its_rows(marked):
     with pytest.raises(ValueError, match="say when segments began, and nobody did"):
-        marked.project(VideoPrefix(torch.zeros(4, 64)))
+        marked.read(VideoPrefix(torch.zeros(4, 64))).embeds
 
 
 def test_the_layout_is_part_of_what_decides_answers(untrained_folder, folder, tmp_path):

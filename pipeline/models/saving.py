@@ -1,0 +1,63 @@
+"""What saving a trained model shares between families."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longvlm.pipeline.model_folder import open_to_others
+
+COPIED = (  # what belongs to a checkpoint besides its weights and config.json
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedWeights:
+    """The weights that training has changed, float32 on the CPU, by their names in the two modules."""
+
+    llm: dict[str, Tensor]
+    projector: dict[str, Tensor]
+
+
+def save_whole(source: Path, changed: dict[str, Tensor], folder: Path) -> None:
+    """Write a checkpoint of transformers anew, its tower too, with some tensors changed, by their names in it."""
+    from transformers import AutoModelForImageTextToText  # takes seconds to load
+
+    whole = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+    targets: dict[str, Tensor] = whole.state_dict()
+    with torch.no_grad():
+        for name, tensor in changed.items():
+            targets[name].copy_(tensor)
+    whole.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        open_to_others(path)
+    copy_files(source, folder, COPIED)
+
+
+def renamed(weights: TrainedWeights, rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The language model's tensors by other names; a head keeps its own."""
+    return {name if name == "lm_head.weight" else rename(name): tensor for name, tensor in weights.llm.items()}
+
+
+def copy_files(source: Path, folder: Path, names: Iterable[str | Path]) -> None:
+    """Copy those of some files that there are, and not their modes: caches may be for one user alone."""
+    for name in names:
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)

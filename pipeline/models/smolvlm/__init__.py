@@ -1,0 +1,1 @@
+"""SmolVLM2: its language model over stored outputs of its connector."""

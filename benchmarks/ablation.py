@@ -30,7 +30,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.ablation_tokens import KEPT, VideoRows, read_rows
+from benchmarks.ablation_tokens import KEPT, KeptRows, read_rows
 from longvlm import tinyworld
 from longvlm.pipeline.models.longvlm.init import Shape, build_untrained
 from longvlm.pipeline.models.longvlm.model import load_longvlm
@@ -69,15 +69,17 @@ class Variant:
         """The layout of its prompts: without segments there is nothing to mark."""
         return "time_markers" if self.has_markers and (self.is_pooled or self.kept) else "plain"
 
-    def prefix(self, rows: VideoRows) -> VideoPrefix:
+    def prefix(self, rows: KeptRows) -> VideoPrefix:
         """A video's rows, and when its segments began if that is marked."""
         head = rows.patches if self.is_pooled else rows.cls[len(rows.cls) - self.num_global :]
         if self.kept is None and not self.is_pooled:
             return VideoPrefix(head)
         segments = rows.frames if self.is_pooled else rows.local[self.kept or 0]
         starts_s = tuple(float(SEGMENT_S * segment) for segment in range(len(segments)))
-        times = SegmentTimes(len(head), (segments.shape[1],) * len(segments), starts_s) if self.has_markers else None
-        return VideoPrefix(torch.cat([head, segments.flatten(0, 1)]), times=times)
+        ends_s = tuple(start_s + SEGMENT_S for start_s in starts_s)
+        times = SegmentTimes(len(head), (segments.shape[1],) * len(segments), starts_s, ends_s)
+        rows_NC = torch.cat([head, segments.flatten(0, 1)])
+        return VideoPrefix(rows_NC, times=times if self.has_markers else None)
 
 
 VARIANTS = (
@@ -106,7 +108,7 @@ class Study:
         return fingerprint({**asdict(self), **shared})
 
 
-def examples_of(variant: Variant, seed: int, rows: Sequence[VideoRows]) -> tuple[list[Example], list[list[str]]]:
+def examples_of(variant: Variant, seed: int, rows: Sequence[KeptRows]) -> tuple[list[Example], list[list[str]]]:
     """Training examples, with captions where there are markers; and the kinds of their questions."""
     examples, kinds = [], []
     for number, video in enumerate(rows):

@@ -22,7 +22,7 @@ VIDEOS_PER_FILE = 100
 
 
 @dataclass(frozen=True, eq=False)
-class VideoRows:
+class KeptRows:
     """All visual tokens of a video that a prefix may hold, float16 as a store would hold it."""
 
     local: dict[int, Tensor]  # by tokens kept a segment: [segments, kept, D]
@@ -32,10 +32,10 @@ class VideoRows:
 
 
 @cache
-def read_rows(work: Path, seed: int, num_videos: int) -> list[VideoRows]:
+def read_rows(work: Path, seed: int, num_videos: int) -> list[KeptRows]:
     """Read the tokens of videos `0 .. num_videos` of a seed; what is watched is kept in the folder."""
     tower = load_tower(f"{tinyworld.MODEL}/tower")
-    rows: list[VideoRows] = []
+    rows: list[KeptRows] = []
     for start in range(0, num_videos, VIDEOS_PER_FILE):
         path = work / "tokens" / f"{seed}-{start:05}.pt"
         if not path.exists():
@@ -43,11 +43,11 @@ def read_rows(work: Path, seed: int, num_videos: int) -> list[VideoRows]:
             draft = path.with_suffix(".draft")
             torch.save([vars(_watch(tower, seed, start + i)) for i in range(VIDEOS_PER_FILE)], draft)
             draft.rename(path)
-        rows += [VideoRows(**parts) for parts in torch.load(path, weights_only=True)]
+        rows += [KeptRows(**parts) for parts in torch.load(path, weights_only=True)]
     return rows[:num_videos]
 
 
-def _watch(tower: Tower, seed: int, number: int) -> VideoRows:
+def _watch(tower: Tower, seed: int, number: int) -> KeptRows:
     """One video: written, decoded, encoded and merged as an index would."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
@@ -61,4 +61,4 @@ def _watch(tower: Tower, seed: int, number: int) -> VideoRows:
     )  # [segments, frames, P, D]
     together = patches.flatten(1, 2)
     local = {kept: merge(together, halving_schedule(together.shape[1], kept)).tokens.half() for kept in KEPT}
-    return VideoRows(local, encoded.cls.mean(0).half(), patches.mean((0, 1)).half(), patches.mean(2).half())
+    return KeptRows(local, encoded.cls.mean(0).half(), patches.mean((0, 1)).half(), patches.mean(2).half())

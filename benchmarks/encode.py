@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 from benchmarks.measure import interleave, square_product
 from longvlm.pipeline.vision.merge import merge
-from longvlm.pipeline.vision.pixels import Pixels
+from longvlm.pipeline.vision.pixels import Normalisation, Pixels
 from longvlm.pipeline.vision.towers.clip_siglip import ClipTower
 from longvlm.schemas.recipe import halving_schedule
 from longvlm.schemas.tower import TowerSpec
@@ -71,16 +71,15 @@ def random_tower(shape: TowerShape, dtype: torch.dtype, device: torch.device) ->
         "image_size": shape.image_px,
         "patch_size": shape.patch_px,
     }
-    pixels = Pixels(shape.image_px, shape.image_px, 3, 1 / 255, (0.5,) * 3, (0.25,) * 3)
+    pixels = Pixels(shape.image_px, shape.image_px, 3, Normalisation(1 / 255, (0.5,) * 3, (0.25,) * 3))
     with torch.device(device):
         if shape.has_cls:  # "silu" is what `load_tower` makes of CLIP's activation
             model = CLIPVisionModel(CLIPVisionConfig(**settings, hidden_act="silu"))
         else:
             model = SiglipVisionModel(SiglipVisionConfig(**settings, vision_use_head=False))
     model = model.to(dtype).eval()
-    return ClipTower(
-        getattr(model, "vision_model", model), shape.spec, pixels, None
-    )  # some transformers wrap it once more
+    encoder = getattr(model, "vision_model", model)  # some transformers wrap it once more
+    return ClipTower(encoder, shape.spec, pixels, None)
 
 
 def measure(precision: str) -> dict[str, Any]:

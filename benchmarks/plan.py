@@ -26,9 +26,10 @@ from longvlm.jobs.cluster.resources import WAVE_QUESTIONS
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import recipe, tables
+from longvlm.schemas.tower import TowerSpec
 
 QUESTIONS_PER_VIDEO, SHARDS, APPENDS = 10, 10_000, 50
-TOWER = recipe.TowerSpec("made-up", "feed", 4, (4, 4), 64, 32, has_cls=True, search_dim=16)
+TOWER = TowerSpec("made-up", "feed", 4, (4, 4), 64, 32, has_cls=True, search_dim=16)
 STORED = recipe.long(TOWER)
 RECIPE = recipe.AnswerRecipe(model="made-up", weights="feed", index_recipe=STORED.fingerprint)
 NAMES_SQL = """

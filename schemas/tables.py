@@ -110,15 +110,6 @@ class QuestionRow(TypedQuestion):
     video: str | None
 
 
-CONVERSATIONS = pa.schema(  # one row a conversation about a video, to train on; not a table of the store
-    [
-        ("id", pa.string()),
-        ("video", pa.string()),  # uri, external_id, path, a file's unique stem, or video_id
-        ("turns", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
-        ("at_s", pa.float64()),  # of a timed caption, which stands as the one answer, to no question; null otherwise
-    ]
-)
-
 ANSWERS = pa.schema(
     [
         ("run_id", pa.string()),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import fingerprint, known_fields, raised, spec_of
 
@@ -17,6 +19,14 @@ _CHOICES = {
     "precision": ("float32", "bfloat16"),
     "average": ("token", "answer"),
 }
+CONVERSATIONS = pa.schema(  # what is trained on: one row a conversation about a video
+    [
+        ("id", pa.string()),
+        ("video", pa.string()),  # uri, external_id, path, a file's unique stem, or video_id
+        ("turns", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
+        ("at_s", pa.float64()),  # of a timed caption, which stands as the one answer, to no question; null otherwise
+    ]
+)
 # What does not change the weights that come out.
 _INDIFFERENT = ("name", "save_every_steps", "keep_checkpoints")
 # What does, beside the fields; schemas/fingerprint.py says when to raise a number.

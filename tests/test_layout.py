@@ -16,12 +16,14 @@ ROOMS = ("schemas", "pipeline", "tinyworld", "jobs")
 SOURCES = [path for room in ("longvlm", *ROOMS) for path in sorted((ROOT / room).rglob("*.py"))]
 BENCHMARKS, TESTS = sorted((ROOT / "benchmarks").rglob("*.py")), sorted((ROOT / "tests").rglob("*.py"))
 
-MODELS = {"pipeline.models", "pipeline.models.longvlm", "pipeline.models.llava"}
+FAMILIES = ("longvlm", "llava", "qwen3_vl", "smolvlm")
+MODELS = {"pipeline.models", *(f"pipeline.models.{family}" for family in FAMILIES)}
+VISION = {"pipeline.vision", "pipeline.vision.towers"}
 PIPELINE = {
     "pipeline",
     "pipeline.source",
     "pipeline.decode",
-    "pipeline.vision",
+    *VISION,
     "pipeline.store",
     "pipeline.store.query",
     "pipeline.store.upkeep",
@@ -36,17 +38,17 @@ MAY_IMPORT = {
     "pipeline": set(),
     "pipeline.source": {"pipeline"},
     "pipeline.decode": {"pipeline", "pipeline.source"},
-    "pipeline.vision": {"pipeline"},
+    "pipeline.vision": {"pipeline"} | VISION,
+    "pipeline.vision.towers": {"pipeline", "pipeline.vision"},
     "pipeline.store": {"pipeline"},
     "pipeline.store.query": {"pipeline", "pipeline.store"},
     "pipeline.store.upkeep": {"pipeline", "pipeline.store"},
-    "pipeline.models": {"pipeline", "pipeline.vision"} | MODELS,
-    "pipeline.models.longvlm": {"pipeline", "pipeline.vision", "pipeline.models"},
-    "pipeline.models.llava": {"pipeline", "pipeline.vision"} | MODELS,
-    "pipeline.engine": {"pipeline", "pipeline.vision"} | MODELS,
-    "pipeline.answering": {"pipeline", "pipeline.vision", "pipeline.engine"} | MODELS,
-    "pipeline.training": {"pipeline", "pipeline.vision"} | MODELS,
-    "pipeline.judging": {"pipeline", "pipeline.vision", "pipeline.engine", "pipeline.answering"} | MODELS,
+    "pipeline.models": {"pipeline"} | VISION | MODELS,
+    **{f"pipeline.models.{family}": {"pipeline", "pipeline.models"} | VISION for family in FAMILIES},
+    "pipeline.engine": {"pipeline"} | VISION | MODELS,
+    "pipeline.answering": {"pipeline", "pipeline.engine"} | VISION | MODELS,
+    "pipeline.training": {"pipeline"} | VISION | MODELS,
+    "pipeline.judging": {"pipeline", "pipeline.engine", "pipeline.answering"} | VISION | MODELS,
     "tinyworld": PIPELINE,
     "jobs": BELOW_JOBS | {"jobs.cluster"},
     "jobs.cluster": PIPELINE,

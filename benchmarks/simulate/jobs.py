@@ -30,9 +30,10 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
 from longvlm.schemas import recipe, tables
 from longvlm.schemas.errors import ErrorCode, InputError, PipelineError, TerminalError, TransientError
+from longvlm.schemas.tower import TowerSpec
 
 DIM = 16
-TOWER = recipe.TowerSpec("stand-in", "feed", 4, (4, 4), DIM, 32, has_cls=True, search_dim=None)
+TOWER = TowerSpec("stand-in", "feed", 4, (4, 4), DIM, 32, has_cls=True, search_dim=None)
 RECIPES = {made.name: made for made in (recipe.long(TOWER), recipe.tiny(TOWER))}
 QUESTIONS = ("What is it?", "Is it so?")
 RETENTION_HOURS = 48.0

@@ -191,8 +191,8 @@ class _CompareRun:
 
         self._ask_plainly(plain, show, drawn, 0)
         self.comparison.baseline = (
-            "transformers does not know this model with its tower, so this is its language model over all stored tokens "
-            "that its context holds, one question at a time by transformers' generate."
+            "transformers does not know this model with its tower, so this is its language model over all stored "
+            "tokens that its context holds, one question at a time by transformers' generate."
         )
 
     def _ask_plainly(

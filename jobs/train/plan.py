@@ -17,11 +17,10 @@ from longvlm.jobs.names import match_questions
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.query import access
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.training import TrainRecipe
+from longvlm.schemas.training import CONVERSATIONS, TrainRecipe
 
-_CONVERSATION = pa.struct([tables.CONVERSATIONS.field(name) for name in ("id", "turns", "at_s")])
+_CONVERSATION = pa.struct([CONVERSATIONS.field(name) for name in ("id", "turns", "at_s")])
 PLANNED = pa.schema(  # a planned example: a video and its conversations, in the step that trains on them
     [("step", pa.int64()), ("write_id", pa.string()), ("uri", pa.string()), ("conversations", pa.list_(_CONVERSATION))]
 )
@@ -106,7 +105,7 @@ def plan_training(snapshot: Snapshot, conversations: pa.Table, index_recipe: str
 
     Args:
         snapshot: from `Store.pin`.
-        conversations: tables.CONVERSATIONS.
+        conversations: CONVERSATIONS.
         index_recipe: fingerprint of the tokens to train on.
 
     Raises:

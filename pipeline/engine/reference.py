@@ -69,7 +69,7 @@ class Plain:
             answer = self._choose(view, request) if request.options else self._generate(view, request)
         except TerminalError as error:
             answer = Answer(request.key, error=error)
-        return replace(answer, num_visual_tokens=len(view.ids), latency_ms=(time.perf_counter() - started_s) * 1e3)
+        return replace(answer, num_visual_tokens=view.num_rows, latency_ms=(time.perf_counter() - started_s) * 1e3)
 
     def _choose(self, view: View, request: Request) -> Answer:
         """The likeliest option, by one forward pass over prompt and option each."""
@@ -105,10 +105,10 @@ class Plain:
         if len(ids) + least > self.context:
             raise TerminalError(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"{len(view.ids)} visual tokens and the question make a prompt of {len(ids)} tokens, but the "
+                f"{view.num_rows} visual tokens and the question make a prompt of {len(ids)} tokens, but the "
                 f"model reads at most {self.context - least}; show it less, or ask less.",
             )
-        return Prompt(ids, one.first_patch, len(view.ids))
+        return Prompt(ids, one.first_patch, view.num_rows)
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.llm.device)

@@ -198,6 +198,11 @@ class View:
     ids: tuple[int, ...]  # M: what stands in the video's place in a prompt
     inputs: Callable[[Tensor, int], dict[str, Tensor]]  # ids [T] and where the video begins -> what `forward` takes
 
+    @property
+    def num_rows(self) -> int:
+        """M."""
+        return len(self.ids)
+
 
 class WholeModel(Protocol):
     """A model as transformers loads and runs it as a whole: its own tower over frames."""

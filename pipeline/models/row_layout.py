@@ -1,7 +1,7 @@
 """How the rows of a video lie in a prompt: runs of its tokens, and the text that belongs to each run.
 
 LongVLM may put a time marker after a segment's rows; other families write a time before them, and a mark after. Rows of
-such text are rows of the video: they count as visual tokens, and what an answer attends to in them belongs to their run.
+such text are rows of the video: they count as visual tokens, and what an answer attends to in them is their run's.
 
 Shape letters: N prefix rows, M rows with the text between them, D model width, B blocks.
 """

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from longvlm.pipeline.table_files import read_rows, text_of
 from longvlm.pipeline.text_files import UserFile
-from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.training import CONVERSATIONS
 
 VIDEO = "<video>"  # where a turn shows the video; it never reaches a prompt
 ROLES = ("human", "gpt")
@@ -24,7 +24,7 @@ _NAMES = ("id", "conversations", "start_s", "caption", *(name for names in _INST
 
 
 def read_conversations(path: str) -> pa.Table:
-    """A file (JSON, JSONL, CSV, parquet) of conversations or instruction rows, as tables.CONVERSATIONS.
+    """A file (JSON, JSONL, CSV, parquet) of conversations or instruction rows, as CONVERSATIONS.
 
     Raises:
         InputError: the file does not exist, is of no known kind, empty or broken, or a row lacks something; the first
@@ -38,13 +38,13 @@ def read_conversations(path: str) -> pa.Table:
 
 
 def check_conversations(rows: Iterable[Any], where: str = "the conversations") -> pa.Table:
-    """Rows of either format as tables.CONVERSATIONS; `where` is what sentences call the place that they come from.
+    """Rows of either format as CONVERSATIONS; `where` is what sentences call the place that they come from.
 
     Raises:
         InputError: a row lacks something, or its turns do not alternate.
     """
     checked = [_checked(number, row, f"row {number} of {where}") for number, row in enumerate(rows, 1)]
-    return pa.Table.from_pylist(checked, tables.CONVERSATIONS)
+    return pa.Table.from_pylist(checked, CONVERSATIONS)
 
 
 def to_reference(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def to_reference(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def _checked(number: int, row: Any, name: str) -> dict[str, Any]:
-    """One row as tables.CONVERSATIONS has it."""
+    """One row as CONVERSATIONS has it."""
     if not isinstance(row, dict):
         raise InputError(f"{name} is not an object.")
     key = str(number)

@@ -224,7 +224,7 @@ def _merged(video: VideoTokens, targets: NDArray[np.int64], budget: Budget) -> V
             if target < count:  # a segment that stays is copied bit for bit
                 merged = merge_on(merged, halving_schedule(count, target), metric)
             local_ND[to_SK], sizes_N[to_SK], spans_N2[to_SK] = merged.tokens.float(), merged.sizes, merged.spans
-            if positions_N3 is not None:
+            if positions_N3 is not None and merged.positions is not None:
                 positions_N3[to_SK] = merged.positions
     return replace(
         video,

@@ -88,7 +88,7 @@ def merge(
     if width % metric.heads:
         raise ValueError(f"tokens are {width} wide, and their metric needs a multiple of {metric.heads}")
     tokens_STD = tokens.float().contiguous()
-    metric_StC = tokens_STD[..., :width].unflatten(-1, (metric.heads, -1)).sum(dim=2)
+    metric_StC = tokens_STD[..., :width].view(num_segments, num_tokens, metric.heads, -1).sum(dim=2)
     if sizes is not None:
         metric_StC *= sizes[..., None]
     positions_T = torch.arange(num_tokens, device=tokens.device)

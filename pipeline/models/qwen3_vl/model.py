@@ -54,7 +54,7 @@ class QwenModel(TimedModel):
         """The merger's outputs as embeddings; the deepstack streams are added after the first blocks."""
         blocks, embed = self.blocks(prefix), self.llm.get_input_embeddings()
         rows_NC = self.on_device(prefix.rows)
-        first_ND, *streams = rows_NC.split(embed.weight.shape[1], dim=1)
+        first_ND, *streams = torch.split(rows_NC, embed.weight.shape[1], dim=1)
         is_token_M = ~to_device(is_text(blocks), rows_NC.device)
         embeds_MD = interleave(first_ND, blocks, embed)
         added = [torch.zeros_like(embeds_MD).masked_scatter(is_token_M[:, None], stream) for stream in streams]

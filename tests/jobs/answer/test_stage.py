@@ -215,7 +215,7 @@ def test_a_model_with_time_markers_is_told_when_segments_began(answering, model,
         prefix = prefix_of(stored, segments, sight_of(str(folder)))
         (alone,) = Engine(loaded, make(**marked)[0].recipe).answer([Group(prefix, [Request("it", "What is red?")])])
         assert row["answer"] == alone.text
-        beside = sum(len(loaded.marker_ids(segment["start_s"])) for segment in segments)
+        beside = sum(loaded.num_text_rows(segment["start_s"], segment["end_s"]) for segment in segments)
         assert row["num_visual_tokens"] == len(stored.prefix()) + beside
         assert row["evidence"]
     assert fitted["status"] == "answered"

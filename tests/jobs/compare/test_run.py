@@ -128,7 +128,7 @@ def test_stored_bytes_are_those_of_an_index(clips, model, indexed, tmp_path):
     assert list(figures) == ["baseline", "full", "budget-12", "budget-6"]
     assert figures["full"]["agreement"] == 1.0
     assert {row["accuracy"] for row in figures.values()} == {None}
-    assert "knows no LongVLM" in summary["baseline"]
+    assert "does not know this model with its tower" in summary["baseline"]
 
 
 def test_a_person_sees_a_table_and_what_was_skipped_and_gets_a_plot(source, llavas, questions, tmp_path):

@@ -11,8 +11,8 @@ from longvlm.pipeline.decode.frame_index import even_times
 from longvlm.pipeline.decode.sampling import plan_segments, uniform_indices, upsample_positions
 from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.schemas.recipe import IndexRecipe
-from longvlm.schemas.tower import TowerSpec
 from longvlm.schemas.timeline import cut_into_units
+from longvlm.schemas.tower import TowerSpec
 from support import GOLDENS, missing
 
 TOWER = TowerSpec("tower", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=None)

@@ -10,8 +10,8 @@ from longvlm.pipeline.decode.units import decode_units, failed_unit
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import IndexRecipe, paper, tiny
-from longvlm.schemas.tower import TowerSpec
 from longvlm.schemas.tables import FRAMES
+from longvlm.schemas.tower import TowerSpec
 from support import VIDEOS, cases
 
 TOWER = TowerSpec("tower", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=None)

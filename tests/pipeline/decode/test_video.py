@@ -236,7 +236,10 @@ def test_the_nearest_keyframe_is_near_in_time(tmp_path):
     times_s = [*(i / 25 for i in range(50)), *(10 + i / 25 for i in range(50))]
     path = str(write_clip(tmp_path / "a.mp4", 100, times_s=times_s, gop=50))
     probe(path, "keyframe")
-    assert decode(path, [20, 49], (64, 64), "keyframe").shown == (0, 0)  # 49 is one frame before the next, and eight seconds
+    assert decode(path, [20, 49], (64, 64), "keyframe").shown == (
+        0,
+        0,
+    )  # 49 is a frame before the next, and eight seconds
 
 
 def test_an_unknown_codec_says_so(tmp_path):

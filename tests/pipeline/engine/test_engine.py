@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longvlm.pipeline.engine.engine import Engine
-from longvlm.pipeline.engine.reference import PlainLongVLM
+from longvlm.pipeline.engine.reference import PlainTokens
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.models.prefix import VideoPrefix
@@ -243,26 +243,6 @@ def test_attention_of_an_option_is_that_of_what_made_it_likely(served):
     assert 0 < answer.attention.sum() < 1
 
 
-def test_pooled_frames_share_their_attention_among_their_patches(served):
-    class Pooling:
-        """Two rows a frame of six patches, and one row that closes the video."""
-
-        def __getattr__(self, name):
-            return getattr(served, name)
-
-        def project(self, prefix):
-            frames = prefix.rows.view(prefix.num_whole_frames, 6, -1)
-            pooled = torch.stack([frames[:, :3].mean(1), frames[:, 3:].mean(1)], dim=1).flatten(0, 1)
-            return served.read(VideoPrefix(torch.cat([pooled, prefix.rows[:1]]))).embeds
-
-    prefix = VideoPrefix(torch.randn(24, 64), num_whole_frames=4)
-    engine = Engine(Pooling(), GREEDY)
-    (answer,) = engine.answer([Group(prefix, [Request("it", "What?")])])
-    assert answer.num_visual_tokens == 9
-    assert answer.attention.shape == (24,)
-    assert (answer.attention.view(4, 6) == answer.attention.view(4, 6)[:, :1]).all()
-
-
 def test_memory_for_keys_and_values_stays_within_what_it_may_take(served):
     engine = Engine(served, GREEDY)
     engine.kv_bytes = 600 * engine._batch.bytes_per_token
@@ -423,6 +403,6 @@ def test_a_temperature_brings_shares_nearer_and_chooses_nothing_else(served, unt
     torch.testing.assert_close(torch.tensor(found.shares), wanted, atol=1e-4, rtol=1e-3, check_dtype=False)
     assert found.text == cold.text == options[int(wanted.argmax())]
     assert found.confidence == max(found.shares)
-    one_by_one = PlainLongVLM(replace(moved(untrained, device), option_temperature=temperature), GREEDY)
+    one_by_one = PlainTokens(replace(moved(untrained, device), option_temperature=temperature), GREEDY)
     plain = one_by_one.answer(one_by_one.show(asked[0].prefix), asked[0].requests[0])
     torch.testing.assert_close(torch.tensor(plain.shares), torch.tensor(found.shares), atol=1e-4, rtol=1e-3)

@@ -12,7 +12,7 @@ from longvlm.pipeline.answering.grammar import check_schema, grammar_of
 from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.grammar import MAX_DEPTH, Nesting, Speller, Spelling
-from longvlm.pipeline.engine.reference import PlainLongVLM
+from longvlm.pipeline.engine.reference import PlainTokens
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.jsontext import schema_validator
 from longvlm.pipeline.models.contract import Vocabulary
@@ -271,7 +271,7 @@ def test_rows_with_a_grammar_and_without_decode_together_as_each_would_alone(mod
 
 
 def test_transformers_own_decoding_kept_to_a_grammar_gives_the_same(longvlm, untrained_folder):
-    plain = PlainLongVLM(load_bytes_longvlm(untrained_folder), GREEDY)
+    plain = PlainTokens(load_bytes_longvlm(untrained_folder), GREEDY)
     ((_, group),) = groups(longvlm, 1)
     view = plain.show(group.prefix)
     for key, answer in answers(Engine(longvlm, GREEDY), [group]).items():

@@ -5,8 +5,9 @@ import torch
 from transformers import GenerationConfig
 
 from longvlm.pipeline.answering.typed import as_request, read_value
-from longvlm.pipeline.engine.reference import PlainLlava, PlainLongVLM
+from longvlm.pipeline.engine.reference import PlainTokens, PlainWhole
 from longvlm.pipeline.engine.requests import Request
+from longvlm.pipeline.models.families import load_whole
 from longvlm.pipeline.models.llava.model import load_llava
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.errors import ErrorCode
@@ -27,9 +28,18 @@ def frames(number, side=56):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
 
 
+def whole(folder, device="cpu", **changes):
+    return PlainWhole(load_whole(str(folder), "float32", device), recipe(**changes))
+
+
+def shown(plain, pictures):
+    """A LLaVA's view of frames: its prompts say no times."""
+    return plain.show(pictures, VideoPrefix(torch.zeros(1, 64)))
+
+
 def llava(folder, device="cpu"):
     try:
-        return PlainLlava(str(folder), recipe(), str(device))
+        return whole(folder, device=str(device))
     except TypeError as error:  # before the pinned release, transformers' two video families name frames differently
         if "get_video_features() missing" not in str(error):
             raise
@@ -53,7 +63,7 @@ def test_a_llava_is_asked_greedily_over_its_own_look_at_the_frames(folder, devic
     plain, here = llava(folder, device), llava(folder)
     answers = set()
     for number in (1, 3):
-        view, view_here = plain.show(frames(number)), here.show(frames(number))
+        view, view_here = shown(plain, frames(number)), shown(here, frames(number))
         for question in ("What?", "Who is in the picture?"):
             answer = plain.answer(view, Request("key", question))
             assert answer.text == greedy(here, view_here, question)
@@ -66,7 +76,7 @@ def test_a_llava_is_asked_greedily_over_its_own_look_at_the_frames(folder, devic
 
 def test_a_longvlm_is_asked_greedily_over_its_tokens(untrained, device):
     prefix = VideoPrefix(torch.randn(9, 64, generator=torch.Generator().manual_seed(0)))
-    plain, here = (PlainLongVLM(moved(untrained, to), recipe(template="long_vlm_v1")) for to in (device, "cpu"))
+    plain, here = (PlainTokens(moved(untrained, to), recipe(template="long_vlm_v1")) for to in (device, "cpu"))
     answer = plain.answer(plain.show(prefix), Request(0, "What?"))
     assert answer.text == greedy(here, here.show(prefix), "What?")
     assert answer.num_visual_tokens == 9
@@ -76,8 +86,8 @@ def test_a_longvlm_is_asked_greedily_over_its_tokens(untrained, device):
 def test_sampling_and_penalties_of_a_checkpoint_are_left_out(folders, tmp_path):
     folder = save_llava(tmp_path / "llava", "llava")
     GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=9.0, eos_token_id=3).save_pretrained(folder)
-    view_of = [PlainLlava(str(path), recipe()) for path in (folder, folders["llava"])]
-    ours, theirs = (plain.answer(plain.show(frames(2)), Request(0, "What?")).text for plain in view_of)
+    view_of = [whole(path) for path in (folder, folders["llava"])]
+    ours, theirs = (plain.answer(shown(plain, frames(2)), Request(0, "What?")).text for plain in view_of)
     assert ours == theirs
 
 
@@ -87,15 +97,15 @@ def test_sampling_and_penalties_of_a_checkpoint_are_left_out(folders, tmp_path):
 def test_as_many_frames_are_shown_as_the_room_holds(folders, family, per_frame, at_end):
     plain = llava(folders[family])
     room = 5 * per_frame + at_end
-    assert [plain.most_frames(rows) for rows in (room - 1, room, room + 1)] == [4, 5, 5]
-    assert plain.most_frames(0) == 0
-    assert plain.show(frames(5)).num_rows == room
+    assert [plain.most_pictures(rows, None) for rows in (room - 1, room, room + 1)] == [4, 5, 5]
+    assert plain.most_pictures(0, None) == 0
+    assert shown(plain, frames(5)).num_rows == room
 
 
 def test_options_are_judged_by_a_forward_pass_over_each(folder, device, agree):
     there, plain, options = llava(folder, device), llava(folder), ("Yes", "No", "Not at all")
-    answer = there.answer(there.show(frames(2)), Request(0, "Red?", options=options))
-    view = plain.show(frames(2))
+    answer = there.answer(shown(there, frames(2)), Request(0, "Red?", options=options))
+    view = shown(plain, frames(2))
     prompt = plain.words.lay_out("Red?", view.num_rows, "chat")
     sums = []
     for option, ids in zip(options, plain.words.option_ids(options), strict=True):
@@ -112,8 +122,8 @@ def test_options_are_judged_by_a_forward_pass_over_each(folder, device, agree):
 
 
 def test_a_grammar_is_kept_as_the_engine_keeps_it(folder):
-    plain = PlainLlava(str(folder), recipe(max_new_tokens=40))
-    view = plain.show(frames(1))
+    plain = whole(folder, max_new_tokens=40)
+    view = shown(plain, frames(1))
     schema = '{"type":"object","required":["a"],"properties":{"a":{"type":"string"}},"additionalProperties":false}'
     for kind, form in (("number", None), ("json", schema)):
         question = {"question": "What?", "type": kind, "choices": None, "schema": form}
@@ -124,8 +134,8 @@ def test_a_grammar_is_kept_as_the_engine_keeps_it(folder):
 
 
 def test_a_question_that_cannot_be_asked_carries_its_error(folders, tmp_path):
-    plain = PlainLlava(str(folders["llava"]), recipe())
-    view = plain.show(frames(1))
+    plain = whole(folders["llava"])
+    view = shown(plain, frames(1))
     assert plain.answer(view, Request(0, "What <image>?")).error.code == ErrorCode.ANSWER_FAILED
     assert plain.answer(view, Request(0, "What " * 1000)).error.code == ErrorCode.PROMPT_TOO_LONG
     folder = save_llava(tmp_path / "short", "llava")
@@ -133,6 +143,6 @@ def test_a_question_that_cannot_be_asked_carries_its_error(folders, tmp_path):
     prompt = plain.words.lay_out("What?", view.num_rows, "chat")
     config["text_config"]["max_position_embeddings"] = len(prompt.ids) + 2
     (folder / "config.json").write_text(json.dumps(config))
-    short = PlainLlava(str(folder), recipe())
-    assert short.answer(short.show(frames(1)), Request(0, "What?")).num_new_tokens == 2
+    short = whole(folder)
+    assert short.answer(shown(short, frames(1)), Request(0, "What?")).num_new_tokens == 2
     assert load_llava(str(folder)).context == len(prompt.ids) + 2

@@ -6,7 +6,7 @@ import torch
 from longvlm.pipeline.models.prefix import SegmentTimes, Sight, VideoPrefix, prefix_of
 from longvlm.pipeline.vision.tokens import VideoTokens
 
-SEGMENTS = [{"start_s": 10.0 * i, "first_frame": 10 * i} for i in range(4)]
+SEGMENTS = [{"start_s": 10.0 * i, "end_s": 10.0 * i + 9, "first_frame": 10 * i} for i in range(4)]
 SPANS = torch.tensor([[4, 9], [0, 3], [20, 29], [25, 25], [31, 39], [30, 30]])
 VIDEO = VideoTokens(
     torch.randn(6, 16), torch.ones(6, dtype=torch.int64), SPANS, (2, 2, 2), (10, 10, 10), torch.randn(2, 16)
@@ -15,9 +15,9 @@ VIDEO = VideoTokens(
 
 def test_times_are_those_of_stored_segments_whatever_a_budget_left():
     selected = prefix_of(VIDEO, SEGMENTS, Sight("tower", -2, 2))
-    assert selected.times == SegmentTimes(2, (2, 2, 2), (0.0, 20.0, 30.0))
+    assert selected.times == SegmentTimes(2, (2, 2, 2), (0.0, 20.0, 30.0), (9.0, 29.0, 39.0))
     joined = prefix_of(replace(VIDEO, counts=(2, 4), num_frames=(10, 20)), SEGMENTS, Sight("tower", -2, 0))
-    assert joined.times == SegmentTimes(0, (2, 4), (0.0, 20.0))
+    assert joined.times == SegmentTimes(0, (2, 4), (0.0, 20.0), (9.0, 39.0))
 
 
 def test_a_model_is_given_global_tokens_or_whole_frames():
@@ -32,7 +32,7 @@ def test_a_model_is_given_global_tokens_or_whole_frames():
 
 def test_times_have_to_be_those_of_the_rows():
     with pytest.raises(ValueError, match="segments need a row and a time each"):
-        SegmentTimes(0, (1, 2), (0.0,))
+        SegmentTimes(0, (1, 2), (0.0,), (1.0,))
     with pytest.raises(ValueError, match="times of 3 rows were given for 4"):
-        VideoPrefix(torch.zeros(4, 64), times=SegmentTimes(1, (2,), (0.0,)))
+        VideoPrefix(torch.zeros(4, 64), times=SegmentTimes(1, (2,), (0.0,), (1.0,)))
     assert "rows=[4, 64]" in repr(VideoPrefix(torch.zeros(4, 64)))

@@ -15,7 +15,7 @@ from longvlm.pipeline.training.parameters import TrainableModel
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.training import full
 
-TIMES = SegmentTimes(2, (3, 1, 2), (0.0, 10.0, 20.0))
+TIMES = SegmentTimes(2, (3, 1, 2), (0.0, 10.0, 20.0), (10.0, 20.0, 30.0))
 PREFIX = VideoPrefix(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), times=TIMES)
 CONVERSATION = (("What is red?", "the square"),)
 
@@ -38,7 +38,7 @@ def batch_of(model, conversations, average="answer"):
 def test_a_caption_is_learnt_at_the_end_of_its_segments_marker(marked, at_s, segment):
     _, batch = batch_of(marked, [Caption(at_s, "red square"), CONVERSATION])
     (place,) = batch.label_positions[batch.label_positions < batch.visual_spans[0][2]].unique().tolist()
-    markers = [len(marked.marker_ids(start_s)) for start_s in TIMES.starts_s]
+    markers = [marked.num_text_rows(start_s, start_s) for start_s in TIMES.starts_s]
     _, start, end = batch.visual_spans[0]
     assert place == start + 2 + sum(TIMES.counts[: segment + 1]) + sum(markers[: segment + 1]) - 1 < end
     words = batch.labels[batch.label_positions == place].tolist()

@@ -7,7 +7,7 @@ import pytest
 
 from longvlm.pipeline.training.conversations import check_conversations, read_conversations, to_reference
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.tables import CONVERSATIONS
+from longvlm.schemas.training import CONVERSATIONS
 
 ROWS = [
     {"video_id": "v1", "q": "What is it?", "a": "a ball"},

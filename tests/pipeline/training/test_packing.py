@@ -92,10 +92,10 @@ def test_packed_is_as_unpacked(model, untrained_folder, average, device, agree):
 def test_what_does_not_fit_one_pack_moves_to_the_next_whole(model):
     examples, tokenizer = [example(40, CONVERSATIONS)], tokenizer_of(model)
     whole = pack(tokenizer, examples, 2048)
-    limit = whole.sequences[0].num_positions - 1
+    limit = whole.sequences[0].length - 1
     cut = pack(tokenizer, examples, limit)
     assert len(cut.sequences) == 2
-    assert all(one.num_positions <= limit for one in cut.sequences)
+    assert all(one.length <= limit for one in cut.sequences)
     assert [conversation.ids.tolist() for one in cut.sequences for conversation in one.conversations] == [
         conversation.ids.tolist() for conversation in whole.sequences[0].conversations
     ]

@@ -7,6 +7,7 @@ from reference_outputs import goldens, read_arrays, read_json
 from reference_training import IGNORED, SlowTokenizer, preprocess, reference_collate
 from safetensors.torch import save_file
 
+from longvlm.pipeline.models.contract import Extent
 from longvlm.pipeline.models.longvlm.checkpoint import find_checkpoint
 from longvlm.pipeline.models.longvlm.init import with_video_rows
 from longvlm.pipeline.models.longvlm.model import EMBED, HEAD, PROJECT, PROJECT_BIAS, load_longvlm
@@ -95,7 +96,7 @@ def batch(slow, arrays, num_patches):
         assert is_patch.sum() == is_patch[first : after.start].sum() == num_patches
         assert (labels[: after.start] == IGNORED).all()
         conversation = PackedConversation(ids[after], np.where(labels[after] == IGNORED, -1, 0))
-        sequences.append(PackedSequence(number, ids[:first], num_patches, [conversation]))
+        sequences.append(PackedSequence(number, ids[:first], Extent(num_patches, num_patches), [conversation]))
         examples.append(Example(VideoPrefix(features[number].float()), []))
     return examples, sequences
 

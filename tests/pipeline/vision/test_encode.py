@@ -9,7 +9,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from longvlm.pipeline.transfer import Fetch
-from longvlm.pipeline.vision.encode import BATCHES_AHEAD, FRAMES_PER_BATCH, SegmentPictures, encode_units, merge_segments
+from longvlm.pipeline.vision.encode import (
+    BATCHES_AHEAD,
+    FRAMES_PER_BATCH,
+    SegmentPictures,
+    encode_units,
+    merge_segments,
+)
 from longvlm.pipeline.vision.merge import merge
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.pipeline.vision.towers.clip_siglip import FRAMES_PER_FORWARD
@@ -26,13 +32,23 @@ def frames_table(*units: dict) -> pa.Table:
     for i, unit in enumerate(units):
         frames = unit.pop("frames", None)
         segments = [
-            {"segment": s, "start_s": float(s), "end_s": s + 1.0, "frames": list(numbers), "times_s": [n / 25 for n in numbers]}
+            {
+                "segment": s,
+                "start_s": float(s),
+                "end_s": s + 1.0,
+                "frames": list(numbers),
+                "times_s": [n / 25 for n in numbers],
+            }
             for s, numbers in enumerate(unit.pop("segments", []))
         ]
         row = {"video_id": f"video{i}", "write_id": f"write{i}", "unit": 0, "num_units": 1, "decode_ms": 1.0}
         row |= {"num_segments": len(segments), "segments": segments}
         if frames is not None:
-            row |= {"frames": np.ascontiguousarray(frames).tobytes(), "frame_height": frames.shape[1], "frame_width": frames.shape[2]}
+            row |= {
+                "frames": np.ascontiguousarray(frames).tobytes(),
+                "frame_height": frames.shape[1],
+                "frame_width": frames.shape[2],
+            }
         rows.append({**row, **unit})
     return pa.Table.from_pylist(rows, schema=tables.FRAMES)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from near_ties import Merging, plain_merge
 from reference_outputs import read_arrays, read_json
 
-from longvlm.pipeline.vision.merge import MergeMetric, Merged, merge
+from longvlm.pipeline.vision.merge import Merged, MergeMetric, merge
 from longvlm.schemas.recipe import METRIC_HEADS, halving_schedule, tokens_after
 from support import GOLDENS, parameters
 
@@ -76,7 +76,10 @@ def test_small_goldens_step_by_step(entry, device, agree):
     golden = read_arrays(GOLDENS / entry["file"])
     inputs, steps, heads = golden_input(golden), golden["r_list"].tolist(), int(golden["heads"])
     for taken in range(1, len(steps) + 1):
-        merged, merging = merge(inputs.to(device), steps[:taken], metric=MergeMetric(heads)), Merging(inputs, steps[:taken], heads)
+        merged, merging = (
+            merge(inputs.to(device), steps[:taken], metric=MergeMetric(heads)),
+            Merging(inputs, steps[:taken], heads),
+        )
         merging.hold(agree, merged.tokens, golden[f"step{taken - 1}_tokens"], atol=1e-5)
         merging.hold(agree, merged.sizes, golden[f"step{taken - 1}_sizes"][..., 0])
     merging.hold(agree, merged.tokens.flatten(0, 1), golden["output"], atol=1e-5)

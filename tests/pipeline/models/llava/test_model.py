@@ -107,6 +107,17 @@ def test_whole_frames_are_pooled_as_the_family_pools_a_video(folders, family, ex
     assert model.read(VideoPrefix(torch.randn(FRAMES * 16, 64), FRAMES)).embeds.shape == (expected, 64)
 
 
+@pytest.mark.parametrize(("family", "per_frame"), [("llava_next_video", 4), ("llava_onevision", 4)])
+def test_pooled_frames_share_their_attention_among_their_patches(folders, family, per_frame):
+    model, prefix = load_llava(str(folders[family])), VideoPrefix(torch.randn(FRAMES * 16, 64), FRAMES)
+    seen = torch.rand(model.extent(prefix).num_rows)
+    by_frame = model.fold(seen, prefix).view(FRAMES, 16)
+    assert (by_frame == by_frame[:, :1]).all()
+    torch.testing.assert_close(by_frame.sum(dim=1), seen[: FRAMES * per_frame].view(FRAMES, per_frame).sum(dim=1))
+    seen = torch.rand(FRAMES * 16 + 1)
+    assert torch.equal(model.fold(seen, VideoPrefix(prefix.rows)), seen[:-1])
+
+
 def test_precision_is_taken_everywhere_but_in_positions(folder):
     model = load_llava(str(folder), "bfloat16")
     tensors = [*model.llm.state_dict().values(), *model.projector.state_dict().values()]

@@ -129,7 +129,9 @@ def their_logits(whole, prefix, frames, question, rows=None):
     if rows is not None:
         first, *streams = rows.split(whole.llm.config.get_text_config().hidden_size, dim=1)
         if streams:
-            made = BaseModelOutputWithDeepstackFeatures(pooler_output=[first], deepstack_features=[(stream,) for stream in streams])
+            made = BaseModelOutputWithDeepstackFeatures(
+                pooler_output=[first], deepstack_features=[(stream,) for stream in streams]
+            )
         else:
             made = BaseModelOutputWithPooling(pooler_output=[first])
         inputs["mm_encoder_outputs"] = {"video" if streams else "image": made}

@@ -207,10 +207,10 @@ def first_linear(model: LanguageModel) -> nn.Linear:
     """The layer of a projector that tokens come into."""
     name = _first_name(model).removesuffix(".")
     assert model.projector is not None, "refused before"
-    layer: Any = model.projector.get_submodule(name) if name else model.projector
+    layer: nn.Linear = model.projector.get_submodule(name) if name else model.projector  # type: ignore[assignment]
     if layer.bias is None:
         raise InputError(f"the projector of {model.name} has no bias for a whitening to go into; set whiten = false.")
-    return layer  # type: ignore[no-any-return]
+    return layer
 
 
 def _first_name(model: LanguageModel) -> str:

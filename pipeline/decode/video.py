@@ -58,8 +58,9 @@ def probe(path: str, mode: Mode = "exact", max_gap_s: float | None = None) -> Ti
 def decode(path: str, frames: list[int], size: Size, mode: Mode = "exact", resize: Resize = "decoder") -> DecodedFrames:
     """Decode frames by number, resized to a size without keeping the aspect, as the reference does.
 
-    With resize "letterbox" a frame keeps the shape in which players show it, in the middle of black; with "nearest" it is
-    224 x 224 whatever the size says. The video probed or decoded last is still open, so that going on in it costs nothing.
+    With resize "letterbox" a frame keeps the shape in which players show it, in the middle of black; with "nearest" it
+    is 224 x 224 whatever the size says. The video probed or decoded last is still open, so that going on in it costs
+    nothing.
 
     Raises:
         TerminalError: with the code that says why not.

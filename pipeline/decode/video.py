@@ -155,10 +155,7 @@ class OpenVideo:
         if resize != "letterbox":
             return size
         shape = (stored[0], stored[1] * self.file.pixel_aspect)
-        shape = shape[::-1] if self._is_transposed else shape
-        scale = min(most / own for most, own in zip(size, shape, strict=True))
-        height, width = (min(max(round(own * scale), 1), most) for most, own in zip(size, shape, strict=True))
-        return height, width
+        return fitted(shape[::-1] if self._is_transposed else shape, size)
 
     @property
     def _is_transposed(self) -> bool:
@@ -224,6 +221,13 @@ class OpenVideo:
                 pixels[index] = letterboxed(upright(small.to_ndarray(), orientation), size)
             shown.append(number)
         return shown, pixels
+
+
+def fitted(shape: tuple[float, float], size: Size) -> Size:
+    """The largest size of a shape, whose height and width have any unit, that lies within another."""
+    scale = min(most / own for most, own in zip(size, shape, strict=True))
+    height, width = (min(max(round(own * scale), 1), most) for most, own in zip(size, shape, strict=True))
+    return height, width
 
 
 def letterboxed(frames: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:

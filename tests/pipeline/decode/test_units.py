@@ -108,6 +108,18 @@ def test_times_are_when_frames_are_shown(tmp_path, decoder, recipe, decode):
         assert segment["start_s"] <= segment["times_s"][-1] < segment["end_s"]
 
 
+def test_frames_that_are_spread_are_decoded_in_segments_of_so_many(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 100, gop=30)
+    recipe = IndexRecipe("s", TOWER, "spread", 2, 8, max_frames=5, frames_per_s=2.0)
+    (row,) = rows_of(path, recipe, decoder, tmp_path)
+    assert [segment["frames"] for segment in row["segments"]] == [[0, 24], [49, 74], [99]]
+    assert [read_number(frame) for frame in frames_of(row)] == [0, 24, 49, 74, 99]
+    assert [segment["end_s"] for segment in row["segments"]] == pytest.approx([1.96, 3.96, 4.0])
+    (row,) = rows_of(path, replace(recipe, decode="keyframe"), decoder, tmp_path)  # at 0, 30, 60 and 90
+    assert [segment["frames"] for segment in row["segments"]] == [[0, 30], [60, 60], [90]]
+    assert row["keyframe_shift_s"] == pytest.approx(14 * 0.04)
+
+
 def test_keyframes_widen_the_segments_that_they_stand_for(tmp_path, decoder):
     path = write_clip(tmp_path / "a.mp4", 100, gop=45)  # keyframes at 0, 1.8 and 3.6 s
     (row,) = rows_of(path, replace(tiny(TOWER), decode="keyframe"), decoder, tmp_path)

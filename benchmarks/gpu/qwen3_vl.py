@@ -1,9 +1,9 @@
 """Qwen3-VL-2B's shapes, weights random: frames to four streams of tokens, and questions over them.
 
 Frames go through the Encode stage's own function, as in `encode`; its figure is of whole calls. Answers are to eight
-questions on each of eight videos of ten minutes, indexed by the recipe `long`: 60 segments of 80 tokens, each behind its
-time. Prefixes stand at positions along three axes and have deepstack streams added, which is what the engine does more
-than for a LLaMA.
+questions on each of eight videos of ten minutes, indexed by the recipe `long`: 60 segments of 80 tokens, each behind
+its time. Prefixes stand at positions along three axes and have deepstack streams added, which is what the engine does
+more than for a LLaMA.
 
 Shape letters: N tokens of a video, C channels of a token.
 """

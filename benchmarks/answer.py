@@ -84,6 +84,7 @@ class RandomModel:
     eos_ids: tuple[int, ...] = (1 << 30,)  # never comes up, so that answers have the lengths asked for
     banned_ids: tuple[int, ...] = ()
     option_temperature: float = 1.0
+    mark_ids: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:

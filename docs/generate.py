@@ -3,10 +3,12 @@
 A part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`; what is around it is written by hand.
 """
 
+import math
 import re
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,49 @@ import click
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster import metrics
 from longvlm.jobs.commands import Command
+from longvlm.jobs.index.forecast import segment_bytes_of
 from longvlm.jobs.operate.alerts import read_alerts
+from longvlm.pipeline.decode.video import fitted
+from longvlm.pipeline.models.longvlm.checkpoint import NUM_GLOBAL_TOKENS
+from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.models.qwen3_vl.checkpoint import TIME_TOKENS
+from longvlm.pipeline.models.smolvlm.checkpoint import FRAME_TOKENS
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.vision.towers.qwen3_vl import DEFAULT_GRID
+from longvlm.schemas.recipe import long
 from longvlm.schemas.tables import TABLES
+from longvlm.schemas.tower import TowerSpec
 
 HERE = Path(__file__).parent
 DICTIONARY: dict[str, Any] = tomllib.loads((HERE / "dictionary.toml").read_text())
 HELPERS = ("live_videos", "failed_videos", "newest_rows", "deletions", "active_recipe")  # what other views stand on
+
+# Towers and prompts of checkpoints that people run, as their configs say, with the longest prompt of each.
+CLIP_L = TowerSpec("", "", 24, (16, 16), 1024, 224, has_cls=True, search_dim=None)
+SIGLIP = TowerSpec("", "", 27, (27, 27), 1152, 384, has_cls=False, search_dim=None)
+MERGER = TowerSpec(
+    *("", "", 0, DEFAULT_GRID, 4 * 2048, (DEFAULT_GRID[0] * 32, DEFAULT_GRID[1] * 32)),
+    has_cls=False,
+    search_dim=None,
+    frames_per_picture=2,
+    num_streams=4,
+    aspect="letterbox",
+    has_positions=True,
+)
+CONNECTOR = TowerSpec("", "", 0, (8, 8), 960, 512, has_cls=False, search_dim=None, has_positions=True)
+PLAIN, TIMES, FRAME_TIMES = Sight("", -2, 0), Sight("", -1, 0, TIME_TOKENS), Sight("", -1, 0, FRAME_TOKENS)
+CHECKPOINTS = {
+    "LongVLM over CLIP-L/14": (CLIP_L, Sight("", -2, NUM_GLOBAL_TOKENS), 2048),
+    "LLaVA-1.5 7B, 13B": (replace(CLIP_L, patch_grid=(24, 24), image_size=336), PLAIN, 4096),
+    "LLaVA-OneVision 7B": (SIGLIP, PLAIN, 32_768),
+    "Qwen3-VL 2B": (MERGER, TIMES, 262_144),
+    "Qwen3-VL 4B": (replace(MERGER, dim=4 * 2560), TIMES, 262_144),
+    "Qwen3-VL 8B": (replace(MERGER, dim=4 * 4096), TIMES, 262_144),
+    "SmolVLM2 500M": (CONNECTOR, FRAME_TIMES, 8192),
+    "SmolVLM2 2.2B": (replace(CONNECTOR, patch_grid=(9, 9), dim=2048, image_size=384), FRAME_TIMES, 8192),
+}
+SHAPES = {"16:9": ((9, 16), (9, 16)), "4:3": ((3, 4), (9, 12)), "9:16": ((16, 9), (16, 9)), "1:1": ((1, 1), (12, 12))}
 
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
@@ -134,6 +171,44 @@ def alerts() -> str:
     return "".join(f"* {query.name}\n" for query in read_alerts(None))
 
 
+def costs() -> str:
+    """What an hour of video costs under the default recipe, by family."""
+    lines = [
+        "| model | frames | tokens of 10 s, before merging | a token | stored an hour | prompt an hour | context |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (tower, sight, context) in CHECKPOINTS.items():
+        recipe = replace(long(tower), num_global_layers=sight.num_global_tokens)
+        assert recipe.segment_s is not None
+        num_segments = 3600 / recipe.segment_s
+        rows = sight.num_global_tokens + num_segments * (recipe.tokens_per_segment + sight.num_marker_tokens)
+        height, width = tower.frame_size
+        cells = (
+            name,
+            f"{height} x {width}",
+            f"{recipe.patches_per_segment:,}",
+            f"{tower.dim * 2 / 1024:.2f} KiB",
+            f"{num_segments * segment_bytes_of(recipe) / 1e9:.2f} GB",
+            f"{rows:,.0f}",
+            f"{context:,}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def grids() -> str:
+    """How much of a letterboxed frame is black in the default grid, and in one of the video's own shape."""
+    lines = [
+        "| video | black in the default grid | a grid of its shape | tokens a pair of frames |",
+        "|---|---|---|---|",
+    ]
+    for name, (shape, grid) in SHAPES.items():
+        black = [1 - math.prod(fitted(shape, size)) / math.prod(size) for size in (MERGER.frame_size, grid)]
+        assert not black[1]
+        lines.append(f"| {name} | {black[0]:.0%} | `[{grid[0]}, {grid[1]}]` | {math.prod(grid)} |")
+    return "\n".join(lines) + "\n"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "tables": tables,
     "views": lambda: _views(lambda name: name not in HELPERS),
@@ -141,6 +216,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "metrics": series,
     "alerts": alerts,
+    "costs": costs,
+    "grids": grids,
 }
 
 if __name__ == "__main__":

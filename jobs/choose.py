@@ -19,8 +19,8 @@ from longvlm.schemas.recipe import RECIPES, Decode, IndexRecipe, from_settings
 
 SHIPPED = "tinyworld"
 TRY_MODELS = (
-    "openai/clip-vit-large-patch14 or google/siglip-so400m-patch14-384 (a tower), llava-hf/llava-1.5-7b-hf, or the "
-    "folder of a LongVLM checkpoint"
+    "openai/clip-vit-large-patch14 or google/siglip-so400m-patch14-384 (a tower), llava-hf/llava-1.5-7b-hf or "
+    "Qwen/Qwen3-VL-2B-Instruct, or the folder of a LongVLM checkpoint"
 )
 
 

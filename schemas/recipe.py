@@ -4,12 +4,13 @@ A recipe is frozen, checks itself when it is made, and derives every token count
 on each row made by it.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.fingerprint import fingerprint, known_fields, raised, spec_of
+from longvlm.schemas.fingerprint import ADDED, fingerprint, known_fields, raised, spec_of
 from longvlm.schemas.tower import TOWER_SETTINGS, TowerSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -64,7 +65,7 @@ class IndexRecipe:
 
     name: str
     tower: TowerSpec
-    sampling: Literal["uniform", "interval"]
+    sampling: Literal["uniform", "interval", "spread"]
     frames_per_segment: int
     tokens_per_segment: int
     num_segments: int | None = None  # uniform: segments per video
@@ -75,6 +76,9 @@ class IndexRecipe:
     decode: Decode = "exact"
     resize: Literal["decoder", "nearest"] = "decoder"  # nearest: the reference's, row for row
     precision: Precision = "bfloat16"
+    max_frames: int | None = field(default=None, metadata=ADDED)  # spread: most frames per video
+    frames_per_s: float | None = field(default=None, metadata=ADDED)  # spread: of videos that have no more than that
+    skip_ends_s: float = field(default=0.0, metadata=ADDED)  # spread: left out at either end of those that have more
 
     def __post_init__(self) -> None:
         """Refuse, in a sentence, a recipe that cannot be carried out."""
@@ -83,16 +87,7 @@ class IndexRecipe:
                 raise InputError(
                     f"recipe {self.name}: {name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}."
                 )
-        if (self.sampling == "uniform") != bool(self.num_segments) or (self.sampling == "interval") != bool(
-            self.segment_s
-        ):
-            raise InputError(
-                f"recipe {self.name}: uniform sampling takes num_segments, interval sampling takes segment_s; "
-                f"got num_segments={self.num_segments}, segment_s={self.segment_s}."
-            )
-        counts = (self.frames_per_segment, self.tokens_per_segment, self.num_segments or 1, self.segment_s or 1)
-        if min(counts) <= 0:
-            raise InputError(f"recipe {self.name}: frames, tokens, segments and seconds must all be positive.")
+        self._check_sampling()
         if self.resize == "nearest" and not self.tower.takes_squares:
             raise InputError(
                 f"recipe {self.name}: resize nearest is the reference's, which makes squares and keeps no aspect, and "
@@ -110,6 +105,23 @@ class IndexRecipe:
                 f"recipe {self.name}: num_global_layers is {self.num_global_layers}, but the tower {self.tower.name} "
                 f"has {available} layers with a CLS token; use at most that."
             )
+
+    def _check_sampling(self) -> None:
+        spans = {name: getattr(self, name) for names in _SPANS.values() for name in names}
+        given = {name for name, value in spans.items() if value}
+        if given != set(_SPANS[self.sampling]) or (self.skip_ends_s and self.sampling != "spread"):
+            raise InputError(
+                f"recipe {self.name}: uniform sampling takes num_segments, interval sampling takes segment_s, and "
+                "spread sampling takes max_frames and frames_per_s, and skip_ends_s if it is to; got "
+                f"{', '.join(f'{name}={value}' for name, value in spans.items())}, skip_ends_s={self.skip_ends_s}."
+            )
+        numbers = {name: getattr(self, name) for name in ("frames_per_segment", "tokens_per_segment", *sorted(given))}
+        if min(numbers.values()) <= 0 or self.skip_ends_s < 0:
+            raise InputError(f"recipe {self.name}: frames, tokens, segments and seconds must all be positive.")
+        for name, value in (*numbers.items(), ("skip_ends_s", self.skip_ends_s)):
+            if not (math.isfinite(value) if name.endswith("_s") else type(value) is int):
+                kind = "a number of finite size" if name.endswith("_s") else "a whole number"
+                raise InputError(f"recipe {self.name}: {name} is {value!r}; write {kind}.")
 
     def _check_merge(self) -> None:
         if self.tokens_per_segment > self.patches_per_segment:
@@ -158,9 +170,9 @@ class IndexRecipe:
         return halving_schedule(num_tokens, keep)
 
     def most_tokens(self, num_distinct: int) -> int:
-        """Most tokens that a segment with so many distinct pictures keeps: under intervals no more than their patches.
+        """Most tokens that a segment with so many distinct pictures keeps: no more than their patches.
 
-        The reference repeats the frames of short videos, and keeps all its tokens of them.
+        But the reference repeats the frames of short videos, and keeps all its tokens of them.
         """
         if self.sampling == "uniform":
             return self.tokens_per_segment
@@ -179,8 +191,13 @@ class IndexRecipe:
         return spec_of(self)
 
 
+_SPANS = {  # the fields that each sampling takes, and the others do not
+    "uniform": ("num_segments",),
+    "interval": ("segment_s",),
+    "spread": ("max_frames", "frames_per_s"),
+}
 _CHOICES = {
-    "sampling": ("uniform", "interval"),
+    "sampling": tuple(_SPANS),
     "decode": ("exact", "keyframe"),
     "resize": ("decoder", "nearest"),
     "precision": ("float32", "bfloat16", "float16"),

@@ -24,7 +24,7 @@ from longvlm.jobs.evaluate import tinyworld as evaluate_tinyworld
 from longvlm.jobs.evaluate.tinyworld import TinyWorldSpec
 from longvlm.jobs.operate import upkeep_command
 from longvlm.schemas import training
-from models import byte_tokenizer, save_llava
+from models import byte_tokenizer, save_llava, save_qwen3_vl
 from support import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "infra" / "README.md"]
@@ -111,10 +111,11 @@ def write_files(folder):
 
 
 def write_models(folder):
-    """The model of the tiny world in place of every LongVLM; small ones of random weights for a LLaVA and a judge."""
+    """The model of the tiny world in place of every LongVLM; small ones of random weights for others and a judge."""
     llava = save_llava(folder / "path/to/llava")
     ends = {"eos_token_id": list(range(0, 256, 2))}  # else random weights hardly ever come to an end
-    (llava / "generation_config.json").write_text(json.dumps(ends))
+    for model in (llava, save_qwen3_vl(folder / "Qwen/Qwen3-VL-2B-Instruct")):
+        (model / "generation_config.json").write_text(json.dumps(ends))
     (folder / "llava-hf").mkdir()
     (folder / "models").mkdir()
     (folder / "llava-hf/llava-1.5-7b-hf").symlink_to(llava)

@@ -5,6 +5,7 @@ import runpy
 import tomllib
 
 import click
+import numpy as np
 import pyarrow as pa
 import pytest
 import stores
@@ -179,6 +180,25 @@ def test_recipe_files_are_right_and_every_setting_is_told():
         assert [setting for setting in known if f"`{setting}`" not in DOCS[name]] == []
 
 
+def test_recipes_of_families_are_right_for_them():
+    towers = {name: tower for name, (tower, _, _) in GENERATE["CHECKPOINTS"].items()}
+    grid, spread = map(tomllib.loads, blocks(DOCS["families.md"], "toml"))
+    tall = recipe.from_settings({**grid, "num_global_layers": 0}, towers["Qwen3-VL 2B"])
+    assert (tall.tower.frame_size, tall.patches_per_segment) == ((512, 288), 5 * 144)
+    whole = recipe.from_settings({**spread, "num_global_layers": 0}, towers["SmolVLM2 500M"])
+    assert whole.schedule_for(whole.patches_per_segment) == ()
+    assert f"of 2.2B they are {towers['SmolVLM2 2.2B'].num_patches})" in DOCS["families.md"]
+
+
+def test_the_table_of_costs_is_of_the_default_recipe():
+    """By hand, for two rows: the generator could be wrong as well as the table."""
+    costs = DOCS["families.md"].split("<!-- generated: costs -->")[1].split("<!-- end")[0]
+    bytes_of_2b = 360 * 80 * (4 * 2048 * 2 + 2 + 8 + 24)
+    assert f"| Qwen3-VL 2B | 320 x 512 | 800 | 16.00 KiB | {bytes_of_2b / 1e9:.2f} GB |" in costs
+    bytes_of_clip = 360 * (80 * (1024 * 2 + 2 + 8) + 5 * 1024 * 2)
+    assert f"| 2.00 KiB | {bytes_of_clip / 1e9:.2f} GB | {360 * 80 + 5:,} |" in costs
+
+
 def test_the_example_of_conversations_can_be_learnt_from(tmp_path):
     (tmp_path / "rows.jsonl").write_text(*blocks(DOCS["training.md"], "jsonl"))
     assert read_conversations(str(tmp_path / "rows.jsonl"))["video"].to_pylist() == ["clip-03"] * 3
@@ -235,9 +255,12 @@ def test_a_store_is_read_without_this_program(tmp_path):
     shown = ("kept", "replaced", "failed", "back", "lifted", "here")
     assert {row["uri"] for row in rows} == {stores.uri_of(name) for name in shown}
     (row,) = [row for row in rows if row["write_id"] == made["write_id"][0].as_py() and row["segment"] == 2]
-    local, sizes, spans, cls = found["decode"](row)
+    local, sizes, spans, cls, positions = found["decode"](row)
+    assert positions is None
     assert (local.shape, sizes.shape, spans.shape, cls.shape) == ((8, 64), (8,), (8, 2), (2, 64))
     stored = made["segments"][0].as_py()[2]
     for name, values in (("local", local), ("sizes", sizes), ("spans", spans), ("cls", cls)):
         assert values.tobytes() == stored[name]
     assert found["decode"]({**row, "cls": None})[3] is None
+    placed = found["decode"]({**row, "positions": np.arange(24.0).tobytes()})[4]
+    assert placed.tolist() == np.arange(24.0).reshape(8, 3).tolist()

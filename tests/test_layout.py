@@ -133,6 +133,60 @@ def test_a_decoders_child_loads_no_torch_by_way_of_others(room):
             waiting += ours(MODULES[module])
 
 
+# What a family is called, where code would have to ask for it: sentences for people hold white space, and are none.
+A_FAMILY = re.compile(r"qwen|smolvlm|llava", re.IGNORECASE)
+KNOW_A_FAMILY = {"pipeline.models", "pipeline.vision.towers", *(f"pipeline.models.{family}" for family in FAMILIES)}
+MAKE_ONE = {"tinyworld.calibrate", "tinyworld.make"}  # a LongVLM is what the tiny world's model is
+
+
+def families_in(path: Path) -> set[str]:
+    """The families that a file names or imports, or whose kind it compares."""
+    found = {
+        name
+        for name in imports_of(path)
+        if re.match(r"pipeline\.(models\.(longvlm|llava|qwen3_vl|smolvlm)|vision\.towers\.(clip|qwen|smol))", name)
+    }
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        said = [value for field in ("id", "attr", "arg", "name", "asname") if (value := getattr(node, field, None))]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            said = [node.value] if not re.search(r"\s", node.value) else []
+        if isinstance(node, ast.Compare | ast.Match | ast.Subscript):
+            asked = node.subject if isinstance(node, ast.Match) else node
+            kinds = [part for part in ast.walk(asked) if isinstance(part, ast.Attribute) and part.attr == "family"]
+            found |= {ast.unparse(kind) for kind in kinds}
+        found |= {name for name in said if isinstance(name, str) and A_FAMILY.search(name)}
+    return found
+
+
+def test_only_families_know_what_they_are():
+    named = {module: families_in(MODULES[module]) for module in map(module_of, SOURCES)}
+    outside = {module: names for module, names in named.items() if names and room_of(module) not in KNOW_A_FAMILY}
+    assert outside.keys() == MAKE_ONE, outside
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from longvlm.pipeline.models.longvlm.model import LongVLM",
+        "import longvlm.pipeline.vision.towers.smolvlm",
+        "is_new = config['model_type'] == 'qwen3_vl'",
+        "sizes = {'llava_onevision': 3}",
+        "def load_qwen(): pass",
+        "done = isinstance(model, QwenModel)",
+        "done = spec.family in known",
+        "done = by_family[spec.family]",
+        "match spec.family:\n    case 'x': pass",
+    ],
+)
+def test_a_branch_by_family_would_be_seen(tmp_path, code):
+    (tmp_path / "a.py").write_text(code)
+    assert families_in(tmp_path / "a.py")
+    (tmp_path / "b.py").write_text("'of a Qwen3-VL'\nprint('or a LLaVA, such as llava-hf/x', spec.family)\n")
+    assert not families_in(tmp_path / "b.py")
+
+
 def test_nobody_knows_the_rooms_by_their_folders_names():
     for path in [*BENCHMARKS, *TESTS]:
         imports_of(path)

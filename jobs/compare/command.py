@@ -23,7 +23,7 @@ from longvlm.jobs.options import AS_JSON, MODEL_VARIABLE, say, tell
     required=True,
     metavar="M",
     envvar=MODEL_VARIABLE,
-    help="Folder or hub id of a LLaVA or LongVLM, or tinyworld.",
+    help="Folder or hub id of a model, or tinyworld.",
 )
 @click.option(
     "--questions", required=True, metavar="FILE", help="As for answer; right answers, if any, in a column `answer`."

@@ -268,7 +268,7 @@ def bytes_of(tokens: VideoTokens) -> int:
 
 
 def _whole(video: _Seen) -> VideoTokens:
-    assert video.whole is not None, "a LLaVA's baseline has seen frames"
+    assert video.whole is not None, "a baseline of frames has seen them"
     return video.whole
 
 

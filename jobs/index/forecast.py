@@ -129,11 +129,11 @@ def _from_ledger(found: Forecast, changes: Changes, run: IndexOrder, recipe: Ind
     found.video_hours = video_s / 3600
     rates = _ledger_sums(changes, "recipe = ?", recipe.fingerprint)
     segments = _segments(recipe, video_s, work["videos"])
-    segment_bytes = _segment_bytes_of(recipe)
+    segment_bytes = segment_bytes_of(recipe)
     if rates["video_s"]:
         by_length = video_s / rates["video_s"]
-        # a recipe with a fixed number of segments encodes as many frames of a long video as of a short one
-        by_frames = work["videos"] / rates["videos"] if recipe.num_segments else by_length
+        # a recipe with a fixed number of frames encodes as many of a long video as of a short one
+        by_frames = by_length if recipe.sampling == "interval" else work["videos"] / rates["videos"]
         segments = rates["segments"] * by_frames
         found.decode_cpu_hours = rates["decode_s"] * by_length / 3600
         found.encode_hours = rates["encode_s"] * by_frames / 3600
@@ -149,15 +149,22 @@ def _ledger_sums(changes: Changes, which: str, value: str) -> dict[str, float]:
 
 def _segments(recipe: IndexRecipe, video_s: float, num_videos: float) -> float:
     """As many as the recipe makes: with fixed intervals the last one of a video is a broken one, half on average."""
-    return (
-        num_videos * recipe.num_segments if recipe.num_segments else video_s / (recipe.segment_s or 1) + num_videos / 2
-    )
+    if recipe.num_segments:
+        return num_videos * recipe.num_segments
+    if recipe.max_frames:
+        num_frames = min(video_s * (recipe.frames_per_s or 1), num_videos * recipe.max_frames)
+        return num_frames / recipe.frames_per_segment + num_videos / 2
+    return video_s / (recipe.segment_s or 1) + num_videos / 2
 
 
-def _segment_bytes_of(recipe: IndexRecipe) -> float:
-    """What a full segment's blobs take: float16 tokens with sizes and spans, float16 CLS, float32 search vector."""
-    local = recipe.tokens_per_segment * (recipe.tower.dim * 2 + 2 + 8)
-    return local + recipe.num_global_layers * recipe.tower.dim * 2 + (recipe.tower.search_dim or 0) * 4
+def segment_bytes_of(recipe: IndexRecipe) -> float:
+    """What a full segment's blobs take: float16 tokens with what is known of each, float16 CLS, float32 search vector.
+
+    Of a token its size and span are known, and by some towers its time and place.
+    """
+    of_token = recipe.tower.dim * 2 + 2 + 2 * 4 + (3 * 8 if recipe.tower.has_positions else 0)
+    whole = recipe.num_global_layers * recipe.tower.dim * 2 + (recipe.tower.search_dim or 0) * 4
+    return recipe.tokens_per_segment * of_token + whole
 
 
 def _stored_segment_bytes(changes: Changes, store: Store, recipe: IndexRecipe) -> float | None:

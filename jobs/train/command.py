@@ -24,7 +24,7 @@ SHOWN_REFUSED = 5  # to a person; all are in refused.jsonl
     required=True,
     metavar="M",
     envvar=MODEL_VARIABLE,
-    help="Folder or hub id of a LongVLM, a LLaVA, or a base LLaMA; or tinyworld.",
+    help="Folder or hub id of a model, or of a base LLaMA that a LongVLM is made of; or tinyworld.",
 )
 @click.option("--to", required=True, metavar="FOLDER", help="Where the trained model goes; workers must reach it.")
 @click.option(

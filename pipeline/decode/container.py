@@ -91,6 +91,11 @@ class VideoFile:
         """Whether seeking lands where it should; elsewhere (TS, AVI, raw streams) reading in order is safer."""
         return self.format_name in (_MOV, _MATROSKA)
 
+    @property
+    def pixel_aspect(self) -> float:
+        """How wide a stored pixel is shown, in its heights: not 1 in DV, DVDs and what was made of them."""
+        return float(self.stream.sample_aspect_ratio or 1)
+
     def frame_index_from_packets(self) -> FrameIndex:
         """The frame index by all packets: reads the whole file without decoding it, and leaves it at its end."""
         packets = np.fromiter(self._packets(), dtype=PACKET)

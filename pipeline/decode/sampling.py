@@ -1,4 +1,4 @@
-"""Frame sampling: uniform over a video as the reference does it, or in segments of fixed length."""
+"""Frame sampling: uniform over a video as the reference does it, in segments of fixed length, or spread over it."""
 
 import math
 
@@ -38,7 +38,8 @@ def upsample_positions(n: int, wanted: int) -> list[int]:
 
 def plan_segments(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:
     """The segments of a video under a recipe, in time order, at least one; together they cover the whole video."""
-    return _uniform(recipe, video) if recipe.num_segments else _interval(recipe, video)
+    plan = {"uniform": _uniform, "interval": _interval, "spread": _spread}[recipe.sampling]
+    return plan(recipe, video)
 
 
 def _uniform(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:
@@ -92,3 +93,33 @@ def _interval(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:
             )
         )
     return segments
+
+
+def _spread(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:
+    """Segments of `frames_per_segment` sampled frames in a row; the last one may have fewer.
+
+    They begin when their first frames do, but the first one with the video; the last one ends with it.
+    """
+    frames, per_segment = spread_indices(recipe, video), recipe.frames_per_segment
+    parts = [tuple(frames[first : first + per_segment]) for first in range(0, len(frames), per_segment)]
+    bounds_s = [0.0, *(video.time_of(part[0]) for part in parts[1:]), video.duration_s]
+    return [Segment(index, bounds_s[index], bounds_s[index + 1], part) for index, part in enumerate(parts)]
+
+
+def spread_indices(recipe: IndexRecipe, video: TimedVideo) -> list[int]:
+    """Ascending frame numbers: `frames_per_s`, but at most `max_frames`, evenly from a first frame to a last one.
+
+    These are the video's own, or where it is long those `skip_ends_s` from its ends. What counts as long is the rule of
+    the models that are fed so, down to its units: more seconds than `max_frames` times `frames_per_s`.
+    """
+    assert recipe.max_frames is not None
+    assert recipe.frames_per_s is not None
+    first, last = 0, video.num_frames - 1
+    skip_s = recipe.skip_ends_s
+    if skip_s and video.duration_s - 2 * skip_s > recipe.max_frames * recipe.frames_per_s:
+        skipped_to, skipped_from = int(skip_s * video.fps), int(video.num_frames - skip_s * video.fps)
+        if skipped_to < min(skipped_from, last):
+            first, last = skipped_to, min(skipped_from, last)
+    wanted = min(round(recipe.frames_per_s * video.duration_s), recipe.max_frames)
+    num = max(1, min(wanted, last - first + 1))  # with as many as there are, each is there once
+    return np.unique(np.linspace(first, last, num, dtype=np.int64)).tolist()

@@ -58,8 +58,9 @@ def probe(path: str, mode: Mode = "exact", max_gap_s: float | None = None) -> Ti
 def decode(path: str, frames: list[int], size: Size, mode: Mode = "exact", resize: Resize = "decoder") -> DecodedFrames:
     """Decode frames by number, resized to a size without keeping the aspect, as the reference does.
 
-    With resize "letterbox" the aspect is kept, and what is left of the size is black; with "nearest" they are 224 x 224
-    whatever the size says. The video probed or decoded last is still open, so that going on in it costs nothing.
+    With resize "letterbox" a frame keeps the shape in which players show it, in the middle of black; with "nearest" it
+    is 224 x 224 whatever the size says. The video probed or decoded last is still open, so that going on in it costs
+    nothing.
 
     Raises:
         TerminalError: with the code that says why not.
@@ -116,7 +117,7 @@ class OpenVideo:
 
     def _info(self, frame_index: FrameIndex) -> TimedVideo:
         width, height = self.file.stream.width, self.file.stream.height
-        if self.reader.orientation is not None and self.reader.orientation.transpose:
+        if self._is_transposed:
             width, height = height, width
         return TimedVideo(
             num_frames=frame_index.num_frames,
@@ -132,42 +133,49 @@ class OpenVideo:
     def decode(self, frames: list[int], size: Size, resize: Resize) -> DecodedFrames:
         """See the function `decode`."""
         wanted = sorted(set(frames))
-        inner = self._inner(size) if resize == "letterbox" else size
-        if resize != "nearest" and (pixels := self._decode_with_decord(wanted, inner)) is not None:
+        if resize != "nearest" and (pixels := self._decode_with_decord(wanted, size, resize)) is not None:
             shown, decoder = wanted, "decord"
-        elif self._can_use_keyframes and (found := self._decode_keyframes(wanted, inner, resize)) is not None:
+        elif self._can_use_keyframes and (found := self._decode_keyframes(wanted, size, resize)) is not None:
             shown, pixels = found
             decoder = KEYFRAMES
         else:
-            shown, pixels = self._resized(self.reader.read_exact(wanted), len(wanted), inner, resize)
+            shown, pixels = self._resized(self.reader.read_exact(wanted), len(wanted), size, resize)
             decoder = "pyav"
         place = {number: index for index, number in enumerate(wanted)}
         order = [place[number] for number in frames]
         if order != list(range(len(wanted))):
             pixels = pixels[order]
-        return DecodedFrames(letterbox(pixels, size), tuple(shown[index] for index in order), decoder)
+        return DecodedFrames(pixels, tuple(shown[index] for index in order), decoder)
 
-    def _inner(self, size: Size) -> Size:
-        """The largest size of the video's own shape that lies within another."""
-        shape = self.info.height, self.info.width
-        scale = min(most / own for most, own in zip(size, shape, strict=True))
-        height, width = (min(max(round(own * scale), 1), most) for most, own in zip(size, shape, strict=True))
-        return height, width
+    def _inner(self, stored: Size, size: Size, resize: Resize) -> Size:
+        """What a picture that is stored in so many pixels fills of a size, once it is upright.
 
-    def _decode_with_decord(self, wanted: list[int], size: Size) -> NDArray[np.uint8] | None:
+        A letterboxed one as much as its shape allows: that in which players show it, whose pixels may be no squares.
+        """
+        if resize != "letterbox":
+            return size
+        shape = (stored[0], stored[1] * self.file.pixel_aspect)
+        return fitted(shape[::-1] if self._is_transposed else shape, size)
+
+    @property
+    def _is_transposed(self) -> bool:
+        return self.reader.orientation is not None and self.reader.orientation.transpose
+
+    def _decode_with_decord(self, wanted: list[int], size: Size, resize: Resize) -> NDArray[np.uint8] | None:
         """Frames of the decoder's own resize; None where decord does not see the video as it is."""
         if not self._can_use_decord:
             return None
         import decord
 
+        inner = self._inner((self.info.height, self.info.width), size, resize)
         try:
-            if self._decord is None or self._decord[0] != size:
+            if self._decord is None or self._decord[0] != inner:
                 decord.logging.set_level(decord.logging.QUIET)
-                height, width = size
-                self._decord = (size, decord.VideoReader(self.file.path, decord.cpu(0), width, height, num_threads=1))
+                height, width = inner
+                self._decord = (inner, decord.VideoReader(self.file.path, decord.cpu(0), width, height, num_threads=1))
             pixels: NDArray[np.uint8] | None = None
             if len(self._decord[1]) == self.info.num_frames:
-                pixels = self._decord[1].get_batch(wanted).asnumpy()
+                pixels = letterboxed(self._decord[1].get_batch(wanted).asnumpy(), size)
         except (decord.DECORDError, RuntimeError):  # PyAV gets through, or says in a sentence why not
             pixels = None
         if pixels is None:
@@ -193,10 +201,12 @@ class OpenVideo:
     def _resized(
         self, source: Iterator[tuple[int, Any]], num_frames: int, size: Size, resize: Resize
     ) -> tuple[list[int], NDArray[np.uint8]]:
-        """The frames of a source, each made small as it comes: at full size no more than a few are held."""
+        """The frames of a source, each made small as it comes: at full size no more than a few are held.
+
+        Their own size may change within a video, as where transport streams were joined.
+        """
         pixels = np.empty((num_frames, *size, 3), dtype=np.uint8)
         orientation = self.reader.orientation
-        height, width = size[::-1] if orientation is not None and orientation.transpose else size
         shown: list[int] = []
         for index, (number, frame) in enumerate(source):
             if shown and shown[-1] == number:
@@ -205,19 +215,29 @@ class OpenVideo:
                 full = self._swscale.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 pixels[index] = resize_nearest(upright(full, orientation), size[0])
             else:
+                inner = self._inner((frame.height, frame.width), size, resize)
+                height, width = inner[::-1] if self._is_transposed else inner
                 small = self._swscale.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
-                pixels[index] = upright(small.to_ndarray(), orientation)
+                pixels[index] = letterboxed(upright(small.to_ndarray(), orientation), size)
             shown.append(number)
         return shown, pixels
 
 
-def letterbox(frames: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """Frames [F, h, w, 3] in the middle of black ones of a size; as they are if they have it."""
-    if frames.shape[1:3] == size:
+def fitted(shape: tuple[float, float], size: Size) -> Size:
+    """The largest size of a shape, whose height and width have any unit, that lies within another."""
+    scale = min(most / own for most, own in zip(size, shape, strict=True))
+    height, width = (min(max(round(own * scale), 1), most) for most, own in zip(size, shape, strict=True))
+    return height, width
+
+
+def letterboxed(frames: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Frames [..., h, w, 3] in the middle of black ones of a size; an odd row or column of black is the last."""
+    height, width = frames.shape[-3:-1]
+    if (height, width) == size:
         return frames
-    boxed = np.zeros((len(frames), *size, 3), dtype=np.uint8)
-    (height, width), (top, left) = frames.shape[1:3], ((size[axis] - frames.shape[1 + axis]) // 2 for axis in (0, 1))
-    boxed[:, top : top + height, left : left + width] = frames
+    boxed = np.zeros((*frames.shape[:-3], *size, 3), dtype=np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    boxed[..., top : top + height, left : left + width, :] = frames
     return boxed
 
 

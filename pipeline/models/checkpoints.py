@@ -12,6 +12,7 @@ from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Precision
 
 GENERATION = "generation_config.json"
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # as transformers' *ForCausalLM name them
 NEEDED_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LLAMA_FIELDS = (  # the fields of a config that decide what the language model computes
     *NEEDED_FIELDS,

@@ -124,6 +124,10 @@ class LanguageModel(Protocol):
         """Rows of the head that were never trained: never to be emitted."""
 
     @property
+    def mark_ids(self) -> tuple[int, ...]:
+        """Tokens around a video that came into the vocabulary with the projector, and are learnt along with it."""
+
+    @property
     def option_temperature(self) -> float:
         """What log-likelihoods of options are divided by before they become shares; 1 where nobody has calibrated."""
 

@@ -33,6 +33,7 @@ class TimedModel(ABC):
 
     projector = None  # it stands before what is stored
     templates = (NAME,)
+    mark_ids = ()
     option_temperature = 1.0  # none that is known
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """Trainable parameters: what each stage of training trains, and the weights that come out of it.
 
-projector  the projector, and of the language model only the embeddings of <vid_start> and <vid_end> (LONGVLM.md, 7)
+projector  the projector, and of the language model only the embeddings of marks that are new with it (LONGVLM.md, 7)
 full       projector and language model
 lora       the projector, and adapters of the language model that are merged into it at the end
 
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from longvlm.pipeline.models.checkpoints import EMBED
 from longvlm.pipeline.models.contract import LanguageModel, VideoRows, no_projector
-from longvlm.pipeline.models.longvlm.model import EMBED, LongVLM
-from longvlm.pipeline.models.prompt import END, START, token_id
 from longvlm.pipeline.models.saving import TrainedWeights
 from longvlm.pipeline.training.packing import Example, TrainBatch
 from longvlm.pipeline.training.whitening import Whitening, reinitialise
@@ -62,10 +61,9 @@ class TrainableModel(nn.Module):
 
     def _marks(self) -> tuple[list[int], nn.Parameter | None]:
         """The rows of the embedding that learn by themselves, in the stage `projector`."""
-        model = self.model
-        if self.recipe.stage != "projector" or not isinstance(model, LongVLM) or not model.use_start_end:
+        ids = list(self.model.mark_ids) if self.recipe.stage == "projector" else []
+        if not ids:
             return [], None
-        ids = [token_id(model.tokenizer, token) for token in (START, END)]
         return ids, nn.Parameter(self.llm.get_input_embeddings().weight.detach()[ids].float().clone())
 
     def _inject_adapters(self) -> None:

@@ -57,6 +57,7 @@ def write_clip(
     pix_fmt: str = "yuv420p",
     gop: int = 12,
     rotation: int = 0,
+    pixel_aspect: Fraction = Fraction(1),
     times_s: Sequence[float] | None = None,
     noise: int = 0,
     audio_s: float = 0.0,
@@ -65,9 +66,9 @@ def write_clip(
     """Write a clip whose frame i shows i; the container follows from the path's extension.
 
     `size` is (width, height) as shown; `rotation` (degrees counter-clockwise, a multiple of 90) stores the pixels
-    turned and a display matrix that undoes it. `times_s` gives each frame's time, for variable frame rates. `noise`
-    adds that much pixel noise, so that the file is as heavy as a real one. `audio_s` adds a track of silence;
-    with `num_frames=0` the file has audio only.
+    turned and a display matrix that undoes it. `pixel_aspect` says how wide stored pixels are to be shown. `times_s`
+    gives each frame's time, for variable frame rates. `noise` adds that much pixel noise, so that the file is as heavy
+    as a real one. `audio_s` adds a track of silence; with `num_frames=0` the file has audio only.
     """
     assert num_frames <= MAX_FRAMES
     path = Path(path)
@@ -77,6 +78,7 @@ def write_clip(
             stream = container.add_stream(codec, rate=fps, options=_encoder_options(codec, options))
             stored = size[::-1] if rotation % 180 else size
             stream.width, stream.height, stream.pix_fmt, stream.gop_size = *stored, pix_fmt, gop
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
             if rotation:
                 stream.set_display_rotation(rotation)
             if times_s is not None:

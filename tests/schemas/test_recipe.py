@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from longvlm.schemas.tower import TowerSpec
 
 CLIP_L = TowerSpec("clip", "w0", 24, (16, 16), 1024, 224, has_cls=True, search_dim=768)
 SIGLIP = TowerSpec("siglip", "w1", 27, (27, 27), 1152, 384, has_cls=False, search_dim=1152)
+SPREAD = {"sampling": "spread", "num_segments": None, "max_frames": 64, "frames_per_s": 1.0}
 SCHEDULE_A = (1280, 640, 320, 160, 80, 40, 10)  # LONGVLM.md section 1
 SCHEDULE_B = (2880, 1440, 720, 360, 180, 90, 40)
 
@@ -67,6 +69,17 @@ def test_a_tower_without_cls_has_no_global_tokens():
         ({"num_global_layers": 26}, "has 25 layers with a CLS token"),
         ({"precision": "int8"}, "use one of float32, bfloat16, float16"),
         ({"tower": replace(CLIP_L, dim=1000)}, "multiple of 16"),
+        ({"sampling": "spread"}, "spread sampling takes max_frames and frames_per_s"),
+        ({"sampling": "spread", "num_segments": None, "max_frames": 64}, "got .*max_frames=64, frames_per_s=None"),
+        ({"max_frames": 64}, "uniform sampling takes num_segments"),
+        ({"skip_ends_s": 1.0}, "got num_segments=10, .*skip_ends_s=1.0"),
+        ({**SPREAD, "skip_ends_s": -1.0}, "must all be positive"),
+        ({**SPREAD, "frames_per_s": -1.0}, "must all be positive"),
+        ({**SPREAD, "max_frames": 64.5}, "max_frames is 64.5; write a whole number"),
+        ({**SPREAD, "frames_per_s": math.inf}, "frames_per_s is inf; write a number of finite size"),
+        ({**SPREAD, "skip_ends_s": math.nan}, "skip_ends_s is nan; write a number of finite size"),
+        ({"num_segments": 2.5}, "num_segments is 2.5; write a whole number"),
+        ({"tokens_per_segment": 29.5}, "tokens_per_segment is 29.5; write a whole number"),
     ],
 )
 def test_an_impossible_recipe_is_refused_with_a_sentence(changes, says):
@@ -101,6 +114,17 @@ def test_settings_override_a_base():
         "merge_schedule": [512, 256, 128, 64, 32, 16, 8],
     }
     assert from_settings(spread, CLIP_L).num_visual_tokens == 37
+
+
+def test_frames_may_be_spread_over_a_video():
+    settings = {"sampling": "spread", "max_frames": 64, "frames_per_s": 1, "skip_ends_s": 1}
+    recipe = from_settings(settings, SIGLIP)
+    assert (recipe.num_segments, recipe.segment_s, recipe.num_frames, recipe.num_visual_tokens) == (None,) * 4
+    assert from_spec(json.loads(json.dumps(recipe.spec()))) == recipe
+    others = [from_settings({**settings, name: 2}, SIGLIP) for name in ("max_frames", "frames_per_s", "skip_ends_s")]
+    assert len({one.fingerprint for one in (recipe, *others)}) == 4
+    assert recipe.most_tokens(1) == 80
+    assert replace(recipe, tokens_per_segment=800).most_tokens(1) == 729  # of a short video's only frame
 
 
 @pytest.mark.parametrize(

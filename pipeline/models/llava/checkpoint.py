@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
 
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import check_tensors, end_marks, refuse_quantised
+from longvlm.pipeline.models.checkpoints import EMBED, HEAD, check_tensors, end_marks, refuse_quantised
 from longvlm.pipeline.models.llava.chat import ChatTemplate, load_chat_template
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.errors import InputError
 
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 NEWLINE, PROJECTOR = "image_newline", "multi_modal_projector."
 _LANGUAGE_MODELS = ("llama", "mistral", "qwen2")  # that `modules` knows
 _HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # towers that videos can be indexed with

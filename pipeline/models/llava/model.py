@@ -43,6 +43,8 @@ class Llava:
     eos_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]  # placeholders, and rows of the head that no token belongs to
 
+    mark_ids = ()  # none is new with its projector
+
     @property
     def option_temperature(self) -> float:
         """None that is known."""

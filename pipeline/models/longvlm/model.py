@@ -17,12 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.checkpoints import check_tensors
+from longvlm.pipeline.models.checkpoints import EMBED, HEAD, check_tensors
 from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, find_checkpoint
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer, special_ids
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.prompt import (
+    END,
     START,
     VIDEO_TOKENS,
     PromptLayout,
@@ -39,7 +40,6 @@ from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.recipe import Precision
 
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROJECT, PROJECT_BIAS = "model.mm_projector.weight", "model.mm_projector.bias"
 
 
@@ -57,6 +57,11 @@ class LongVLM:
     eos_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]  # rows of the head that were never trained: never to be emitted
     option_temperature: float = 1.0  # see `Checkpoint.option_temperature`
+
+    @property
+    def mark_ids(self) -> tuple[int, ...]:
+        """Its video tokens, which the base model's vocabulary lacks."""
+        return tuple(token_id(self.tokenizer, token) for token in (START, END)) if self.use_start_end else ()
 
     @property
     def context(self) -> int:

@@ -11,13 +11,12 @@ from transformers import Qwen3VLConfig
 
 from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.model_folder import load_tokenizer, read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import chat_template, refuse_quantised
+from longvlm.pipeline.models.checkpoints import EMBED, HEAD, chat_template, refuse_quantised
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.timed_prompt import TimedPrompt
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
 MODEL_TYPE = "qwen3_vl"
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TIME_TOKENS = 24  # of `<359999.9 seconds>` a token a byte, and the marks around the tokens: more than is ever needed
 _TEXT_PREFIX = re.compile(r"^(?:model\.)?language_model\.")
 

@@ -10,13 +10,12 @@ from torch import Tensor
 from transformers import SmolVLMConfig
 
 from longvlm.pipeline.model_folder import load_tokenizer, read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import refuse_quantised
+from longvlm.pipeline.models.checkpoints import EMBED, HEAD, refuse_quantised
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.timed_prompt import TimedPrompt
 from longvlm.schemas.errors import InputError
 
 MODEL_TYPE = "smolvlm"
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # A frame's words and marks, a token a byte: `\nFrame from 1000:00:` and three marks.
 FRAME_TOKENS = 24
 # What transformers asks about videos with, whatever template the checkpoint has for stills.

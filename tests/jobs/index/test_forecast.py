@@ -7,16 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import longvlm.jobs.index.run
 from clips import write_clip
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.resources import for_index
+from longvlm.jobs.index.forecast import _segments, segment_bytes_of
 from longvlm.jobs.index.projection import CostModel, failure_shares, project, wilson
 from longvlm.pipeline.source import corpus
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.vision.tokens import SegmentTokens
+from longvlm.schemas.recipe import IndexRecipe, tiny
+from longvlm.schemas.tower import TowerSpec
 
 FIGURES = ("video_hours", "store_bytes", "decode_cpu_hours", "encode_hours", "wall_hours", "cpus_per_encoder", "cost")
 
@@ -33,6 +38,28 @@ def forecast(*args):
 
 def everything_below(folder):
     return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+
+
+def test_a_segments_bytes_are_those_of_its_blobs():
+    for recipe in (
+        tiny(TowerSpec("t", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=32)),
+        tiny(TowerSpec("t", "w", 0, (4, 4), 64, (64, 64), has_cls=False, search_dim=None, has_positions=True)),
+    ):
+        num_tokens, num_global = recipe.tokens_per_segment, recipe.num_global_layers
+        row = SegmentTokens(
+            *(0, 4, torch.zeros(num_tokens, 64), torch.ones(num_tokens), torch.zeros(num_tokens, 2)),
+            torch.zeros(num_global, 64) if num_global else None,
+            torch.zeros(num_tokens, 3, dtype=torch.float64) if recipe.tower.has_positions else None,
+        ).to_row()
+        blobs = sum(len(value) for value in row.values() if isinstance(value, bytes))
+        assert segment_bytes_of(recipe) == blobs + 4 * (recipe.tower.search_dim or 0)
+
+
+def test_frames_that_are_spread_are_as_many_in_a_long_video_as_there_may_be():
+    tower = TowerSpec("t", "w", 0, (4, 4), 64, 56, has_cls=False, search_dim=None)
+    spread = IndexRecipe("s", tower, "spread", 4, 8, num_global_layers=0, max_frames=64, frames_per_s=1.0)
+    assert _segments(spread, video_s=3600.0, num_videos=10) == 10 * 64 / 4 + 5
+    assert _segments(spread, video_s=100.0, num_videos=10) == 100 / 4 + 5
 
 
 def test_a_new_store_is_counted_for_and_not_made(tmp_path, clips, model, monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference_outputs import read_json
 
 from longvlm.pipeline.decode.frame_index import even_times
-from longvlm.pipeline.decode.sampling import plan_segments, uniform_indices, upsample_positions
+from longvlm.pipeline.decode.sampling import plan_segments, spread_indices, uniform_indices, upsample_positions
 from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.schemas.recipe import IndexRecipe
 from longvlm.schemas.timeline import cut_into_units
@@ -24,6 +24,15 @@ def uniform(num_segments=10, frames_per_segment=10):
 
 def interval(segment_s=10.0, frames_per_segment=10):
     return IndexRecipe("i", TOWER, "interval", frames_per_segment, 2, segment_s=segment_s)
+
+
+def spread(max_frames=64, frames_per_s=1.0, skip_ends_s=1.0, frames_per_segment=10):
+    return IndexRecipe(
+        *("s", TOWER, "spread", frames_per_segment, 2),
+        max_frames=max_frames,
+        frames_per_s=frames_per_s,
+        skip_ends_s=skip_ends_s,
+    )
 
 
 def video(num_frames, duration_s):
@@ -178,3 +187,53 @@ def test_interval_segments_tile_any_video(duration_s, num_frames, segment_s, fra
     assert len(segments) <= math.ceil(duration_s / segment_s)
     units = cut_into_units(segments)
     assert [segment for unit in units for segment in unit] == segments
+
+
+def test_spread_frames_go_from_the_first_to_the_last():
+    assert spread_indices(spread(), video(250, 10.0)) == [0, 27, 55, 83, 110, 138, 166, 193, 221, 249]
+    assert spread_indices(spread(frames_per_s=0.01, skip_ends_s=0), video(250, 10.0)) == [0]
+    assert spread_indices(spread(frames_per_s=100), video(7, 0.28)) == list(range(7))
+    assert spread_indices(spread(4, skip_ends_s=0), video(3000, 120.0)) == [0, 999, 1999, 2999]
+    assert spread_indices(spread(4), video(3000, 120.0)) == [25, 1008, 1991, 2975]
+    assert spread_indices(spread(4, frames_per_s=30), video(3000, 120.0))[0] == 0  # 118 s are less than 4 x 30
+    assert spread_indices(spread(4, skip_ends_s=59), video(3000, 120.0)) == [0, 999, 1999, 2999]  # 2 s are left
+    assert spread_indices(spread(1, 1, 59.9), video(120, 120.0)) == [0]
+
+
+def test_spread_segments_share_out_the_frames_and_cover_the_video():
+    times_s = [*(i / 25 for i in range(50)), *(2 + i for i in range(10))]
+    segments = plan_segments(spread(7, frames_per_segment=3, skip_ends_s=0), at_times(times_s, 12.0))
+    assert [segment.frames for segment in segments] == [(0, 9, 19), (29, 39, 49), (59,)]
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [(0, 29 / 25), (29 / 25, 11), (11, 12)]
+
+
+@given(st.integers(1, 20_000), st.sampled_from([1, 15, 25, 29.97, 60]), st.integers(1, 80), st.integers(1, 8))
+def test_spread_segments_tile_any_video(num_frames, fps, max_frames, per_segment):
+    info = video(num_frames, num_frames / fps)
+    segments = plan_segments(spread(max_frames, frames_per_segment=per_segment), info)
+    frames = [frame for segment in segments for frame in segment.frames]
+    assert (segments[0].start_s, segments[-1].end_s) == (0.0, info.duration_s)
+    assert all(left.end_s == right.start_s for left, right in itertools.pairwise(segments))
+    assert all(segment.num_frames == per_segment for segment in segments[:-1])
+    assert frames == sorted(set(frames))
+    assert len(frames) == max(1, min(round(info.duration_s), max_frames, num_frames))
+
+
+def test_spread_frames_are_those_of_the_processor_that_samples_so():
+    from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+    from transformers.video_utils import VideoMetadata
+
+    settings = itertools.product(
+        (1, 2, 24, 25, 66, 67, 68, 100, 1649, 1650, 1651, 1725, 2000, 9000, 107_892),
+        (0.5, 1, 23.976, 25, 30000 / 1001, 60),
+        (1, 7, 64),
+        (0.5, 1, 2),
+        (0, 1, 3),
+    )
+    for num_frames, fps, max_frames, frames_per_s, skip_s in settings:
+        info = video(num_frames, num_frames / fps)
+        seen = VideoMetadata(total_num_frames=num_frames, fps=info.fps, duration=info.duration_s)
+        wanted = SmolVLMVideoProcessor.sample_frames(
+            None, seen, num_frames=max_frames, fps=frames_per_s, skip_secs=skip_s
+        )
+        assert spread_indices(spread(max_frames, frames_per_s, skip_s), info) == wanted.tolist()

@@ -35,8 +35,7 @@ def rows_of(uri, recipe, decoder, scratch):
 
 
 def frames_of(row):
-    px = row["frame_height"]
-    return np.frombuffer(row["frames"], dtype=np.uint8).reshape(-1, px, px, 3)
+    return np.frombuffer(row["frames"], dtype=np.uint8).reshape(-1, row["frame_height"], row["frame_width"], 3)
 
 
 def test_the_papers_recipe_is_one_unit(tmp_path, decoder):
@@ -76,6 +75,49 @@ def test_nearest_frames_are_224_whatever_the_tower_takes(tmp_path, decoder):
     assert (row["frame_height"], row["frame_width"]) == (224, 224)
     assert row["decoder"] == "pyav"
     assert len(row["frames"]) == len(row["segments"][0]["frames"]) * 224 * 224 * 3
+
+
+PAIRS = replace(
+    TOWER, patch_grid=(2, 4), image_size=(64, 128), aspect="letterbox", frames_per_picture=2, has_positions=True
+)
+
+
+def test_pictures_of_two_frames_are_counted_and_their_frames_fill_a_size_that_is_no_square(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 85)  # 3.4 s: a segment of four frames, and a tail of three
+    (row,) = rows_of(path, tiny(PAIRS), decoder, tmp_path)
+    assert [len(segment["frames"]) for segment in row["segments"]] == [4, 3]
+    assert row["num_pictures"] == 4  # the last frame of the tail is a picture by itself
+    assert (row["frame_height"], row["frame_width"], row["width"], row["height"]) == (64, 128, 96, 64)
+    frames = frames_of(row)
+    assert frames.shape == (7, 64, 128, 3)
+    assert not frames[:, :, :16].any()
+    assert not frames[:, :, 112:].any()
+    numbers = [frame for segment in row["segments"] for frame in segment["frames"]]
+    assert [read_number(frame[:, 16:112]) for frame in frames] == numbers
+
+
+@pytest.mark.parametrize("recipe", [paper(TOWER), tiny(TOWER), tiny(PAIRS)], ids=["paper", "tiny", "pairs"])
+@pytest.mark.parametrize("decode", ["exact", "keyframe"])
+def test_times_are_when_frames_are_shown(tmp_path, decoder, recipe, decode):
+    times_s = [number / 25 if number < 40 else 1.6 + (number - 40) / 5 for number in range(60)]
+    path = write_clip(tmp_path / "a.mp4", 60, times_s=times_s, gop=10)
+    rows = rows_of(path, replace(recipe, decode=decode), decoder, tmp_path)
+    assert rows[0]["decoder"] == ("decord" if decode == "exact" else "pyav-keyframes")
+    for segment in (segment for row in rows for segment in row["segments"]):
+        assert segment["times_s"] == pytest.approx([times_s[number] for number in segment["frames"]])
+        assert segment["start_s"] <= segment["times_s"][-1] < segment["end_s"]
+
+
+def test_frames_that_are_spread_are_decoded_in_segments_of_so_many(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 100, gop=30)
+    recipe = IndexRecipe("s", TOWER, "spread", 2, 8, max_frames=5, frames_per_s=2.0)
+    (row,) = rows_of(path, recipe, decoder, tmp_path)
+    assert [segment["frames"] for segment in row["segments"]] == [[0, 24], [49, 74], [99]]
+    assert [read_number(frame) for frame in frames_of(row)] == [0, 24, 49, 74, 99]
+    assert [segment["end_s"] for segment in row["segments"]] == pytest.approx([1.96, 3.96, 4.0])
+    (row,) = rows_of(path, replace(recipe, decode="keyframe"), decoder, tmp_path)  # at 0, 30, 60 and 90
+    assert [segment["frames"] for segment in row["segments"]] == [[0, 30], [60, 60], [90]]
+    assert row["keyframe_shift_s"] == pytest.approx(14 * 0.04)
 
 
 def test_keyframes_widen_the_segments_that_they_stand_for(tmp_path, decoder):

@@ -47,6 +47,7 @@ class Prompt:
     ids: tuple[int, ...]
     first_patch: int
     num_patches: int
+    is_thinking: bool = False  # it ends within thinking, which an answer begins with
 
     def __post_init__(self) -> None:
         """The patches lie inside the prompt."""
@@ -152,8 +153,14 @@ class LanguageModel(Protocol):
             InputError: its prompts have no time markers.
         """
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """The prompt of a question about `num_visual_tokens` rows (M above).
+
+        Args:
+            question: what is asked.
+            num_visual_tokens: places for the video.
+            template: one of `templates`.
+            may_think: leave thinking open where the template opens it; else it is closed before the answer begins.
 
         Raises:
             InputError: the model lacks the template.
@@ -168,20 +175,20 @@ class LanguageModel(Protocol):
         """
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
-        """The ids that each option has as an answer: as a continuation of any prompt of `lay_out`.
+        """The ids that each option has as an answer: as a continuation of any prompt of `lay_out` without thinking.
 
         Raises:
             InputError: an option is empty, or its tokens run into those of the prompt.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The answer that some token ids spell, without marks and surrounding white space."""
+        """What some token ids spell, without surrounding white space and marks, but for those of thinking."""
 
 
 class Words(Protocol):
     """How a model is asked, and what its ids say: the part of a LanguageModel that needs no weights."""
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """See `LanguageModel.lay_out`."""
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:

@@ -118,9 +118,9 @@ class Llava:
         """Its prompts have no time markers; InputError."""
         raise InputError("it is a timed caption, and prompts of this model have no time markers to learn it at.")
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """See `ChatTemplate.lay_out`."""
-        return self.chat.lay_out(question, num_visual_tokens, template)
+        return self.chat.lay_out(question, num_visual_tokens, template, may_think=may_think)
 
     def turn_ids(self, question: str, template: str) -> tuple[int, ...]:  # noqa: ARG002 - there are none
         """Its template lays out one question; InputError."""

@@ -20,7 +20,7 @@ from longvlm.pipeline.model_folder import weights_fingerprint
 from longvlm.pipeline.models.checkpoints import check_tensors
 from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, find_checkpoint
-from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer, special_ids
+from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.prompt import (
     START,
@@ -29,6 +29,7 @@ from longvlm.pipeline.models.prompt import (
     lay_out,
     marker_ids,
     option_ids,
+    silent_ids,
     tidy,
     token_id,
     turn_ids,
@@ -117,7 +118,14 @@ class LongVLM:
         """The tokens that stand after the rows of a segment that began then; none in the layout `plain`."""
         return marker_ids(self.tokenizer, start_s) if self.layout == "time_markers" else ()
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(
+        self,
+        question: str,
+        num_visual_tokens: int,
+        template: str,
+        *,
+        may_think: bool = False,  # noqa: ARG002 - no template of it opens thinking
+    ) -> Prompt:
         """The prompt of a question about `num_visual_tokens` rows.
 
         Raises:
@@ -136,8 +144,8 @@ class LongVLM:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The answer that some token ids spell, without marks and surrounding white space."""
-        special = special_ids(self.tokenizer)  # the tokenizer's own way of skipping overlooks normalised ones
-        return tidy(self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False))
+        silent = silent_ids(self.tokenizer)  # the tokenizer's own way of skipping overlooks normalised ones
+        return tidy(self.tokenizer.decode([i for i in ids if i not in silent], skip_special_tokens=False))
 
 
 def _starts_s(prefix: VideoPrefix) -> tuple[float, ...]:

@@ -55,7 +55,8 @@ class LocalChatModel:
             eos_token_id=end,
             pad_token_id=pad if pad is not None else self._tokenizer.eos_token_id,
         )
-        self.name = f"local:{Path(model).name}@{weights}"
+        name = Path(model).name if Path(model).expanduser().is_dir() else model.partition("/")[2]
+        self.name = f"local:{name}@{weights}"
 
     @torch.inference_mode()
     def reply(self, messages: Messages) -> str:

@@ -11,7 +11,14 @@ from longvlm.pipeline.model_folder import read_json
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Precision
 
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # in transformers' *ForCausalLM
 GENERATION = "generation_config.json"
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+_PENALTIES = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "no_repeat_ngram_size": 0,
+}  # what each does nothing at
 NEEDED_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LLAMA_FIELDS = (  # the fields of a config that decide what the language model computes
     *NEEDED_FIELDS,
@@ -31,18 +38,61 @@ LLAMA_FIELDS = (  # the fields of a config that decide what the language model c
 )
 
 
-def end_marks(model: str, folder: Path, text_config: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer, ascending: as a checkpoint generates, or else by its language model or tokenizer.
+def end_marks(model: str, folder: Path, text_config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end an answer: as a checkpoint generates, or else by its language model or tokenizer.
+
+    The tokenizer's own comes first, since it is what closes a turn; others follow in ascending order.
 
     Raises:
-        InputError: none of them names any.
+        InputError: none of them names a token that there is, or one names something else.
     """
-    generation = read_json(folder, GENERATION) if (folder / GENERATION).is_file() else {}
-    said = (generation.get("eos_token_id"), getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id)
-    eos: int | list[int] | None = next((one for one in said if one is not None), None)
-    if eos is None:
-        raise InputError(f"nothing in {model} says which token ends an answer; put eos_token_id in {GENERATION}.")
-    return sorted(eos) if isinstance(eos, list) else [eos]
+    said = {
+        GENERATION: read_generation(folder).get("eos_token_id"),
+        "config.json": getattr(text_config, "eos_token_id", None),
+        "its tokenizer": tokenizer.eos_token_id,
+    }
+    known = {i for i in tokenizer.get_vocab().values() if i < text_config.vocab_size}
+    for where, eos in said.items():
+        if found := known.intersection(token_ids(model, where, eos)):
+            return tuple(sorted(found, key=lambda i: (i != tokenizer.eos_token_id, i)))
+    raise InputError(f"nothing in {model} says which token ends an answer; put eos_token_id in {GENERATION}.")
+
+
+def token_ids(model: str, where: str, eos: Any) -> list[int]:
+    """What is called eos_token_id, as a list; empty where there is none."""
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(i) is int for i in listed):
+        raise InputError(
+            f"{where} of {model} has the eos_token_id {eos!r}; it must be a token's number, or a list of such."
+        )
+    return listed
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of how it generates; nothing where it has no such file."""
+    return read_json(folder, GENERATION) if (folder / GENERATION).is_file() else {}
+
+
+def asked_decoding(folder: Path) -> dict[str, float]:
+    """What a checkpoint asks for besides plain greedy decoding, by transformers' names; empty where nothing."""
+    said = read_generation(folder)
+    names = _PENALTIES if said.get("do_sample") is not True else ("do_sample", *_SAMPLING, *_PENALTIES)
+    numbers = {name: said[name] for name in names if isinstance(said.get(name), int | float)}
+    return {name: value for name, value in numbers.items() if value != _PENALTIES.get(name)}
+
+
+def is_tied(config: Any) -> bool:
+    """Whether a config says, at its top or of its language model, that the head is the embedding."""
+    return any(getattr(part, "tie_word_embeddings", False) for part in (config, config.text_config))
+
+
+def tie(tensors: dict[str, Tensor]) -> None:
+    """Make head and embedding one tensor: files hold either, or both. Two that differ stay two, as in transformers."""
+    embed, head = tensors.get(EMBED), tensors.get(HEAD)
+    if embed is None and head is not None:
+        tensors[EMBED] = head
+    elif embed is not None and (head is None or torch.equal(embed, head)):
+        tensors[HEAD] = embed
 
 
 def placed(tensors: Mapping[str, Tensor], precision: Precision, device: str) -> dict[str, Tensor]:
@@ -99,11 +149,19 @@ def chat_template(model: str, folder: Path, tokenizer: Any) -> str:
 
     try:
         found = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template") or tokenizer.chat_template
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the chat template of {model} cannot be read ({reason}); copy its file again.") from error
+    if isinstance(found, list):  # as tokenizer_config.json has them
+        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
     if isinstance(found, dict):
-        found = found.get("default")
+        if "default" not in found:
+            names = ", ".join(sorted(map(str, found)))
+            raise InputError(
+                f"the chat templates of {model} are called {names}, and none of them default, so nothing says which "
+                "one asks about a video; call it default."
+            )
+        found = found["default"]
     if not isinstance(found, str):
         raise InputError(
             f"the model {model} has no chat template, so nothing says how to ask it; copy chat_template.jinja (or "

@@ -5,8 +5,8 @@ Shape letters: N rows of a prefix, M rows of a prompt that a video becomes, D mo
 
 # ruff: noqa: N803 - tensors are named by their shape
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +37,7 @@ class ModelSpec:
     templates: tuple[str, ...]  # prompt templates it can be asked with, the default first
     family: str  # its config's model type, or what stands for it: something to tell, not to branch on
     vocabulary: Vocabulary
+    asked_decoding: Mapping[str, float] = field(default_factory=dict)  # by its generation_config.json, if not greedy
     has_projector: bool = True  # whether stored tokens pass through one, which may be trained
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from longvlm.pipeline.models.checkpoints import EMBED
 from longvlm.pipeline.models.contract import LanguageModel, VideoRows, no_projector
-from longvlm.pipeline.models.longvlm.model import EMBED, LongVLM
+from longvlm.pipeline.models.longvlm.model import LongVLM
 from longvlm.pipeline.models.prompt import END, START, token_id
 from longvlm.pipeline.models.saving import TrainedWeights
 from longvlm.pipeline.training.packing import Example, TrainBatch

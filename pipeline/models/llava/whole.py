@@ -34,7 +34,7 @@ class WholeLlava:
         llm = AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=getattr(torch, precision))
         self.llm: Any = llm.to(device).eval()
         self.words = chat
-        self.vocabulary = Vocabulary(chat.tokenizer.backend_tokenizer, tuple(checkpoint.eos_ids(chat)))
+        self.vocabulary = Vocabulary(chat.tokenizer.backend_tokenizer, checkpoint.eos_ids(chat))
         self.banned_ids = (*sorted(chat.marks), *range(chat.num_ids, config.text_config.vocab_size))
         self._pixels = Pixels.from_folder(checkpoint.folder, config.vision_config.image_size)
         self._is_video = checkpoint.family.modality == "video"

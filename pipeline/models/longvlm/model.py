@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.checkpoints import check_tensors
+from longvlm.pipeline.models.checkpoints import EMBED, HEAD, asked_decoding, check_tensors
 from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, find_checkpoint
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer
@@ -40,7 +40,6 @@ from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.recipe import Precision
 
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROJECT, PROJECT_BIAS = "model.mm_projector.weight", "model.mm_projector.bias"
 
 
@@ -183,7 +182,8 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
         context=config.max_position_embeddings,
         templates=checkpoint.templates,
         family="longvlm",
-        vocabulary=Vocabulary(tokenizer, _eos_ids(config)),
+        vocabulary=Vocabulary(tokenizer, checkpoint.eos_ids(tokenizer)),
+        asked_decoding=asked_decoding(checkpoint.folder),
     )
 
 
@@ -218,7 +218,7 @@ def load_longvlm(
         use_start_end=checkpoint.use_start_end,
         layout=checkpoint.layout,
         templates=checkpoint.templates,
-        eos_ids=_eos_ids(config),
+        eos_ids=checkpoint.eos_ids(tokenizer),
         banned_ids=(*video_ids, *range(tokenizer.get_vocab_size(), config.vocab_size)),
         option_temperature=checkpoint.option_temperature,
     )
@@ -267,11 +267,6 @@ def _llama_config(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> LlamaCo
     except (StrictDataclassError, ValueError, KeyError) as error:
         reason = str(error).replace("\n", " ").strip().rstrip(".")
         raise InputError(f"config.json of {checkpoint.name} describes no LLaMA ({reason}); correct it.") from error
-
-
-def _eos_ids(config: LlamaConfig) -> tuple[int, ...]:
-    eos = config.eos_token_id
-    return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
 def _check_tensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: LlamaConfig) -> None:

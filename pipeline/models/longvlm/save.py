@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from longvlm.pipeline.model_folder import SAFETENSORS, save_tensors
+from longvlm.pipeline.models.checkpoints import EMBED
 from longvlm.pipeline.models.longvlm.checkpoint import OPTION_TEMPERATURE, find_checkpoint
-from longvlm.pipeline.models.longvlm.model import EMBED, PROJECT, PROJECT_BIAS, assemble
+from longvlm.pipeline.models.longvlm.model import PROJECT, PROJECT_BIAS, assemble
 from longvlm.pipeline.models.saving import COPIED, TrainedWeights, copy_files
 
 

@@ -39,7 +39,7 @@ class WholeQwen:
         self.llm: Any = llm.to(device).eval()
         tokenizer, text = self.words.tokenizer, self._config.text_config
         eos_ids = end_marks(model, checkpoint.folder, text, tokenizer)
-        self.vocabulary = Vocabulary(tokenizer.backend_tokenizer, tuple(eos_ids))
+        self.vocabulary = Vocabulary(tokenizer.backend_tokenizer, eos_ids)
         self.banned_ids = (*sorted(self.words.marks), *range(self.words.num_ids, text.vocab_size))
         self._normalisation = Normalisation.from_folder(checkpoint.folder)
 

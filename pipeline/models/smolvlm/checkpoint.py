@@ -10,13 +10,12 @@ from torch import Tensor
 from transformers import SmolVLMConfig
 
 from longvlm.pipeline.model_folder import load_tokenizer, read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import refuse_quantised
+from longvlm.pipeline.models.checkpoints import HEAD, is_tied, refuse_quantised, tie
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.timed_prompt import TimedPrompt
 from longvlm.schemas.errors import InputError
 
 MODEL_TYPE = "smolvlm"
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # A frame's words and marks, a token a byte: `\nFrame from 1000:00:` and three marks.
 FRAME_TOKENS = 24
 # What transformers asks about videos with, whatever template the checkpoint has for stills.
@@ -38,16 +37,11 @@ class SmolCheckpoint:
         """Its own tower."""
         return Sight(self.name, -1, num_global_tokens=0, num_marker_tokens=FRAME_TOKENS, marks_pictures=True)
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the head is the embedding."""
-        return bool(self.config.tie_word_embeddings or self.config.text_config.tie_word_embeddings)
-
     def tensors(self) -> dict[str, Tensor]:
-        """The language model's tensors by their names in transformers' *ForCausalLM, mapped; a tied head is given."""
+        """The language model's tensors by their names in transformers' *ForCausalLM, mapped; tied ones are one."""
         tensors = dict(read_tensors(self.folder, _rename))
-        if self.is_tied and EMBED in tensors:
-            tensors.setdefault(HEAD, tensors[EMBED])
+        if is_tied(self.config):
+            tie(tensors)
         return tensors
 
     def prompt(self) -> TimedPrompt:

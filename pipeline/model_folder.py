@@ -24,7 +24,6 @@ ADAPTER = "adapter_config.json"  # peft's
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 _REVISION = re.compile(r"(?!/)(?!.*\.\.)[^\s]+")  # as git's names are, near enough
-_OR_ANOTHER = ", or another revision"
 
 
 def resolve(model: str) -> Path:
@@ -61,7 +60,12 @@ def _snapshot(model: str) -> Path:
             f"the model {model} names no revision after the @; write a branch, a tag or a commit there, or nothing."
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     pinned = revision or None
     try:
@@ -79,9 +83,13 @@ def _snapshot(model: str) -> Path:
             "if it is private."
         ) from error
     except OSError as error:  # every way of not reaching the hub derives from it
+        what = f"revision {revision}" if at else "it"
+        reason = str(error).splitlines()[0].rstrip(".")
+        if isinstance(error, LocalEntryNotFoundError):  # whose words are about its options
+            reason = f"it is out of reach, and the cache here does not hold all of {what}"
         raise InputError(
-            f"the model {model} is not a folder here and could not be fetched from the hub "
-            f"({str(error).splitlines()[0]}); give the path of a downloaded copy{_OR_ANOTHER if at else ''}."
+            f"the model {model} is not a folder here and could not be fetched from the hub ({reason}); give the path "
+            "of a downloaded copy."
         ) from error
     return folder
 

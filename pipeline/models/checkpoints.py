@@ -1,6 +1,7 @@
 """What checkpoints of all families share: their tensors, end marks and chat templates, and what cannot be read."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from longvlm.pipeline.model_folder import read_json
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Precision
 
+# As some files call the parts of a model, by what transformers calls them.
+_OLDER_NAMES = {r"^(visual|language_model)\.(?!model\.|lm_head)": r"model.\1."}
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # in transformers' *ForCausalLM
 GENERATION = "generation_config.json"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
@@ -101,6 +104,35 @@ def placed(tensors: Mapping[str, Tensor], precision: Precision, device: str) -> 
     for tensor in tensors.values():
         made.setdefault(id(tensor), tensor.to(device, getattr(torch, precision)))
     return {name: made[id(tensor)] for name, tensor in tensors.items()}
+
+
+def load_with_tower(model: str, folder: Path, config: Any, dtype: Any) -> Any:
+    """A checkpoint as transformers builds the whole of it, tied as its config says anywhere.
+
+    Args:
+        model: its name.
+        folder: where it lies.
+        config: of it.
+        dtype: of torch, or "auto": as the files have it.
+
+    Raises:
+        InputError: files lack some of it, which transformers would draw at random.
+    """
+    from transformers import AutoModelForImageTextToText  # takes seconds to load
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a command shows its own
+    config = deepcopy(config)
+    config.tie_word_embeddings = is_tied(config)
+    whole, found = AutoModelForImageTextToText.from_pretrained(
+        folder, config=config, dtype=dtype, key_mapping=_OLDER_NAMES, output_loading_info=True
+    )
+    if found["missing_keys"]:
+        raise InputError(
+            f"the weights of {model} lack {_few(sorted(found['missing_keys']))}, which transformers needs for the "
+            "whole of it; copy the checkpoint again."
+        )
+    return whole
 
 
 def refuse_quantised(model: str, config: Mapping[str, Any]) -> None:

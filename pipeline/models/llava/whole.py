@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
-from transformers.utils import logging
 
+from longvlm.pipeline.models.checkpoints import load_with_tower
 from longvlm.pipeline.models.contract import View, Vocabulary
 from longvlm.pipeline.models.llava.checkpoint import find_llava
 from longvlm.pipeline.models.prefix import VideoPrefix
@@ -30,8 +29,7 @@ class WholeLlava:
     def __init__(self, model: str, precision: Precision, device: str) -> None:
         checkpoint = find_llava(model)
         config, chat = checkpoint.config, checkpoint.chat()
-        logging.disable_progress_bar()  # a command shows its own
-        llm = AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=getattr(torch, precision))
+        llm = load_with_tower(model, checkpoint.folder, checkpoint.config, getattr(torch, precision))
         self.llm: Any = llm.to(device).eval()
         self.words = chat
         self.vocabulary = Vocabulary(chat.tokenizer.backend_tokenizer, checkpoint.eos_ids(chat))

@@ -32,12 +32,12 @@ class WholeQwen:
     def __init__(self, model: str, precision: Precision, device: str) -> None:
         checkpoint = find_qwen(model)
         self.words, self._config = checkpoint.prompt(), checkpoint.config
-        llm = load_with_tower(model, checkpoint.folder, checkpoint.config, getattr(torch, precision))
-        self.llm: Any = llm.to(device).eval()
         tokenizer, text = self.words.tokenizer, self._config.text_config
         eos_ids = end_marks(model, checkpoint.folder, text, tokenizer)
         self.vocabulary = Vocabulary(tokenizer.backend_tokenizer, eos_ids)
         self.banned_ids = (*sorted(self.words.marks), *range(self.words.num_ids, text.vocab_size))
+        llm = load_with_tower(model, checkpoint.folder, checkpoint.config, getattr(torch, precision))
+        self.llm: Any = llm.to(device).eval()
         self._normalisation = Normalisation.from_folder(checkpoint.folder)
 
     def most_pictures(self, num_rows: int, tower: TowerSpec) -> int:

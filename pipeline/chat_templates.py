@@ -108,7 +108,7 @@ def serve() -> None:
     """The child's main loop: a line of JSON for each that comes, until the parent closes the pipe."""
     from transformers.utils import chat_template_utils  # before the rights are given up: it opens files
 
-    chat_template_utils.datetime = _SomeDay  # type: ignore[attr-defined] # what `strftime_now` asks
+    chat_template_utils.datetime = _SomeDay  # what `strftime_now` asks
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")

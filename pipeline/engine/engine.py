@@ -249,8 +249,8 @@ class Engine:
         thinking: str | None = None,
     ) -> None:
         attention = self.model.fold(seen_P[row.prefix.first_visual : len(row.prefix)], row.group.group.prefix)
-        said = {"text": text, "thinking": thinking, "shares": shares}
-        self._done.append(replace(self._counted(row), **said, attention=attention))
+        done = replace(self._counted(row), text=text, thinking=thinking, shares=shares, attention=attention)
+        self._done.append(done)
         row.is_open = False
         self._underway.remove(row)
 

@@ -96,14 +96,12 @@ class Plain:
         inputs = view.inputs(self._tensor(prompt.ids), prompt.first_patch)
         made_T = self.llm.generate(**inputs, max_new_tokens=room, logits_processor=held)[0]
         new = made_T[len(prompt.ids) if "input_ids" in inputs else 0 :].tolist()
-        counts = {"num_prompt_tokens": len(prompt.ids), "num_new_tokens": len(new)}
+        counted = Answer(request.key, num_prompt_tokens=len(prompt.ids), num_new_tokens=len(new))
         if request.grammar is not None:
-            return Answer(request.key, self._speller.text(new), **counts)
+            return replace(counted, text=self._speller.text(new))
         said = split_thinking(self.words.decode(new), is_open=prompt.is_thinking)
         fault = said.fault(len(new), is_ended=new[-1] in self.eos_ids)
-        return Answer(
-            request.key, said.answer if fault is None else None, thinking=said.thinking, error=fault, **counts
-        )
+        return replace(counted, text=said.answer if fault is None else None, thinking=said.thinking, error=fault)
 
     def _lay_out(self, view: View, request: Request, least: int) -> Prompt:
         """The prompt; TerminalError (PROMPT_TOO_LONG) if the context has no room for `least` more tokens."""

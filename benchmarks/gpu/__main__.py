@@ -8,6 +8,7 @@ memory  a device that is full: the engine halves, and keys and values stay withi
 encode  frames in host memory to merged tokens in host memory, at three towers' shapes
 answer  a LLaMA of 7B: questions a second, and how far that is from what the device could do
 train   a LLaMA of 7B: tokens a second and memory of training steps
+qwen3_vl  Qwen3-VL-2B: frames a second, and questions over them
 
 Each section has its share of the time, what one leaves goes to the next, and its JSON is in the folder as soon as there
 is something in it. `--device cpu --tiny` is a rehearsal. The last line is one JSON object.
@@ -30,7 +31,7 @@ from typing import Any, NoReturn
 from benchmarks.gpu.section import SectionResult, run_section
 
 # By worth, with the seconds that each is meant to need on an H100. The first is always run: it names the folder.
-SECTIONS = {"facts": 15, "right": 110, "memory": 45, "encode": 75, "answer": 110, "train": 60}
+SECTIONS = {"facts": 15, "right": 110, "memory": 45, "encode": 75, "answer": 110, "qwen3_vl": 45, "train": 60}
 MOST_FACTS_S = 90.0  # where a process has to import everything for itself
 RUNS = Path(__file__).parent / "runs"
 # Imported once, by a process that never touches a device and that all sections are forked from.
@@ -39,6 +40,7 @@ PRELOAD = [
     "transformers.models.llama.modeling_llama",
     "transformers.models.clip.modeling_clip",
     "transformers.models.siglip.modeling_siglip",
+    "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "pyarrow",
     "pandas",
     "pytest",
@@ -52,6 +54,8 @@ FIGURES = {
     "answer_bool_per_s": ("answer", "bool_per_s", "240 on an H100"),
     "decode_over_floor": ("answer", "decode_over_floor", "at most 2"),
     "host_ms_per_step": ("answer", "host_ms_per_step", ""),
+    "qwen3_vl_frames_per_s": ("qwen3_vl", "frames_per_s", ""),
+    "qwen3_vl_questions_per_s": ("qwen3_vl", "questions_per_s", ""),
 }
 
 

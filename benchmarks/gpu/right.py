@@ -21,7 +21,7 @@ FOLDERS = (
 FEW = (
     "tests/pipeline/vision/test_precision.py",
     "tests/pipeline/engine/test_precision.py",
-    "tests/pipeline/models/test_markers.py",
+    "tests/pipeline/models/test_row_layout.py",
     "tests/pipeline/test_transfer.py",
 )
 MARK, ERROR = "device", "max_error"  # of such a test, and the property in which it leaves its largest difference

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import duckdb
@@ -138,19 +138,17 @@ def _check_statistics(group: pq.RowGroupMetaData, rows: pa.Table) -> None:
 def _wrong_blobs(rows: pa.Table) -> Iterator[dict[str, Any]]:
     """Rows of tables.TOKENS whose blobs are not as long as their shapes say."""
     num_tokens, width = rows["num_tokens"], pc.multiply(rows["dim"], 2)
-    is_right = pc.and_(
-        pc.equal(rows["dtype"], "float16"),
-        pc.and_(
-            pc.equal(pc.binary_length(rows["local"]), pc.multiply(num_tokens, width)),
-            pc.and_(
-                pc.equal(pc.binary_length(rows["sizes"]), pc.multiply(num_tokens, 2)),
-                pc.equal(pc.binary_length(rows["spans"]), pc.multiply(num_tokens, 8)),
-            ),
-        ),
-    )
-    layers = pc.divide(pc.fill_null(pc.binary_length(rows["cls"]), 0), width)
-    whole = pc.equal(pc.multiply(layers, width), pc.fill_null(pc.binary_length(rows["cls"]), 0))
-    wrong = rows.filter(pc.invert(pc.fill_null(pc.and_(is_right, whole), False)))  # noqa: FBT003 - a value, not a flag
+    per_token = {"local": width, "sizes": 2, "spans": 8}
+    checks = [pc.equal(rows["dtype"], "float16")]
+    checks += [
+        pc.equal(pc.binary_length(rows[name]), pc.multiply(num_tokens, size)) for name, size in per_token.items()
+    ]
+    cls_bytes = pc.fill_null(pc.binary_length(rows["cls"]), 0)
+    checks.append(pc.equal(pc.multiply(pc.divide(cls_bytes, width), width), cls_bytes))
+    if "positions" in rows.column_names:  # older files have none
+        is_long = pc.equal(pc.binary_length(rows["positions"]), pc.multiply(num_tokens, 24))
+        checks.append(pc.or_kleene(pc.is_null(rows["positions"]), is_long))
+    wrong = rows.filter(pc.invert(pc.fill_null(reduce(pc.and_, checks), False)))  # noqa: FBT003 - a value, not a flag
     for write_id, segment in zip(wrong["write_id"].to_pylist(), wrong["segment"].to_pylist(), strict=True):
         problem = f"the blobs of segment {segment} are not as long as its shape says"
         yield {"write_id": write_id, "table": "tokens", "problem": problem}

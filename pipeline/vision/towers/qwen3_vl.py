@@ -158,7 +158,7 @@ def describe(model: str) -> TowerSpec:
     folder = resolve(model)
     config = _vision_config(model, folder)
     Normalisation.from_folder(folder)
-    return _spec(model, config, dict(_tensors(folder)))
+    return spec_of(model, weights_fingerprint(_tensors(folder)), config)
 
 
 def load(model: str, precision: Precision, device: torch.device) -> Qwen3Tower:
@@ -168,7 +168,7 @@ def load(model: str, precision: Precision, device: torch.device) -> Qwen3Tower:
     folder = resolve(model)
     config, normalisation = _vision_config(model, folder), Normalisation.from_folder(folder)
     tensors = dict(_tensors(folder))
-    spec = _spec(model, config, tensors)
+    spec = spec_of(model, weights_fingerprint(tensors.items()), config)
     with torch.device("meta"):
         tower: nn.Module = Qwen3VLVisionModel(config)
     put_weights(tower, {name: tensor.to(device, getattr(torch, precision)) for name, tensor in tensors.items()}, model)
@@ -188,12 +188,13 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     return read_tensors(folder, lambda name: name[found.end() :] if (found := _PREFIX.match(name)) else None)
 
 
-def _spec(model: str, config: Any, tensors: dict[str, Tensor]) -> TowerSpec:
+def spec_of(model: str, weights: str, config: Any) -> TowerSpec:
+    """What recipes know of a tower with a vision config, whose weights have a fingerprint."""
     num_streams, cell_px = 1 + len(config.deepstack_visual_indexes), config.patch_size * config.spatial_merge_size
     rows, columns = DEFAULT_GRID
     return TowerSpec(
         name=model,
-        weights=weights_fingerprint(tensors.items()),
+        weights=weights,
         num_layers=0,
         patch_grid=DEFAULT_GRID,
         dim=num_streams * config.out_hidden_size,

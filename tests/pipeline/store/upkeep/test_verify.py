@@ -55,7 +55,9 @@ def test_a_file_that_is_gone_is_found(store):
 
 def test_blobs_of_the_wrong_length_and_segments_that_are_missing_or_doubled(store):
     made = stores.encoded(["short", "less", "twice"]).to_pylist()
-    made[0]["segments"][2]["sizes"] += b"\0\0"
+    first, second, third = made[0]["segments"][:3]
+    first["positions"], second["positions"] = bytes(24 * first["num_tokens"]), bytes(24 * second["num_tokens"] - 8)
+    third["sizes"] += b"\0\0"
     outcomes = write_shards(store.uri, pa.Table.from_pylist(made, tables.ENCODED), stores.LONG.fingerprint)
     rows = pq.read_table(token_file(store, outcomes))
     less, twice = made[1]["write_id"], made[2]["write_id"]
@@ -66,6 +68,7 @@ def test_blobs_of_the_wrong_length_and_segments_that_are_missing_or_doubled(stor
     outcomes = outcomes.set_column(outcomes.column_names.index("tokens_shard"), "tokens_shard", shards)
     store.commit(outcomes, stores.videos(outcomes, ["short", "less", "twice"], stores.LONG.fingerprint))
     assert problems(store) == {
+        ("short", "tokens", "the blobs of segment 1 are not as long as its shape says"),
         ("short", "tokens", "the blobs of segment 2 are not as long as its shape says"),
         ("less", "tokens", "has 3 segments of 4"),
         ("twice", "tokens", "has 5 segments of 4, some repeated"),

@@ -47,6 +47,11 @@ def resolve(model: str) -> Path:
     return folder
 
 
+def short_name(model: str) -> str:
+    """The name of a folder without those it lies in, or a hub id without its owner; with its revision, if it has one."""
+    return Path(model).name if Path(model).expanduser().is_dir() else model.partition("/")[2]
+
+
 def _snapshot(model: str) -> Path:
     """The hub's snapshot of a model."""
     repository, at, revision = model.partition("@")

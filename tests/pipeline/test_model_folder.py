@@ -11,6 +11,7 @@ from longvlm.pipeline.model_folder import (
     read_json,
     read_tensors,
     resolve,
+    short_name,
     weights_fingerprint,
 )
 from longvlm.schemas.errors import InputError
@@ -174,6 +175,13 @@ def test_a_folder_whose_name_holds_an_at_stays_a_folder(tmp_path, monkeypatch):
     (tmp_path / "org" / "name@v1.0").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve("org/name@v1.0") == Path("org/name@v1.0")
+
+
+def test_a_short_name_keeps_the_revision(tmp_path):
+    (tmp_path / "a@b").mkdir()
+    assert short_name(str(tmp_path / "a@b")) == "a@b"
+    assert short_name("org/name") == "name"
+    assert short_name("org/name@refs/pr/1") == "name@refs/pr/1"
 
 
 def test_an_adapter_is_to_be_merged_first(tmp_path):

@@ -48,7 +48,7 @@ def resolve(model: str) -> Path:
 
 
 def short_name(model: str) -> str:
-    """The name of a folder without those it lies in, or a hub id without its owner; with its revision, if it has one."""
+    """The name of a folder without those it lies in, or a hub id without its owner, but with its revision."""
     return Path(model).name if Path(model).expanduser().is_dir() else model.partition("/")[2]
 
 

@@ -17,11 +17,7 @@ _OLDER_NAMES = {r"^(visual|language_model)\.(?!model\.|lm_head)": r"model.\1."}
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # in transformers' *ForCausalLM
 GENERATION = "generation_config.json"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
-_PENALTIES = {
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "no_repeat_ngram_size": 0,
-}  # what each does nothing at
+_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "no_repeat_ngram_size": 0}  # that change nothing
 NEEDED_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LLAMA_FIELDS = (  # the fields of a config that decide what the language model computes
     *NEEDED_FIELDS,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.look import Look
+from longvlm.pipeline.store.look import PROVED, Look
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ANY_CODE
@@ -141,13 +141,15 @@ SELECT video_id, $home AS source, uri, 'deleted' AS status, $run_id AS run_id,
     now()::TIMESTAMPTZ AT TIME ZONE 'UTC' AS indexed_at
 FROM gone WHERE $prune OR video_id IN (SELECT old_id FROM moves)
 """
-_LIFTED = """
+# An erasure that is not proved may still be under way, and would go on with what is indexed of the video from here on.
+_LIFTED = f"""
 SELECT video_id, $home AS source, 'deleted' AS status, $run_id AS run_id,
     now()::TIMESTAMPTZ AT TIME ZONE 'UTC' AS indexed_at
 FROM (
     SELECT video_id, arg_max(source, seq) AS source,
         arg_max(content_of(size_bytes, etag, modified_at), seq) FILTER (size_bytes > 0) AS content
-    FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id HAVING max(seq) <= $listed_seq
+    FROM ledger_videos WHERE status = 'deleted' GROUP BY video_id
+    HAVING max(seq) <= $listed_seq AND arg_max(coalesce(error, ''), seq) = '{PROVED}'
 ) SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id) ANTI JOIN listed USING (video_id)
 WHERE $prune AND source = $home
     AND NOT coalesce(content IN (SELECT content_of(size_bytes, etag, modified_at) FROM listed), false)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.look import FORGOTTEN
+from longvlm.pipeline.store.look import FORGOTTEN, PROVED
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 
 ERASED = (
@@ -49,14 +49,18 @@ THEIRS = {
     for spared in [f"error_code = '{FORGOTTEN}'" if table == "videos" else "write_id IN (SELECT write_id FROM spared)"]
 }
 # Who is kept out: the videos themselves, and the names under which they are live now; with what tells their content
-# from others', for a file that comes back under another name is the same one.
-_TOMBSTONES = """
+# from others', for a file that comes back under another name is the same one. Who is erased once more after that was
+# proved needs a tombstone that is not: a proved one may be lifted meanwhile.
+_TOMBSTONES = f"""
 SELECT video_id, arg_max(source, seq) FILTER (source IS NOT NULL) AS source,
-    unnest(arg_max({'etag': etag, 'size_bytes': size_bytes, 'modified_at': modified_at}, seq)
-        FILTER (status <> 'deleted'))
+    unnest(arg_max({{'etag': etag, 'size_bytes': size_bytes, 'modified_at': modified_at}}, seq)
+        FILTER (status <> 'deleted' OR error_code = '{FORGOTTEN}' AND size_bytes > 0))
 FROM (FROM asked UNION SELECT video_id FROM live_videos SEMI JOIN named_writes USING (write_id))
 LEFT JOIN ledger_videos USING (video_id)
-WHERE video_id NOT IN (SELECT video_id FROM deletions WHERE is_forgotten)
+WHERE video_id NOT IN (
+    SELECT video_id FROM ledger_videos SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id)
+    WHERE error_code = '{FORGOTTEN}' GROUP BY video_id HAVING arg_max(coalesce(error, ''), seq) <> '{PROVED}'
+)
 GROUP BY video_id
 """
 

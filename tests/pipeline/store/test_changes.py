@@ -5,12 +5,13 @@ import pytest
 from pyarrow import parquet
 
 from longvlm.pipeline.store.changes import ChangeCriteria, compare
+from longvlm.pipeline.store.look import PROVED
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.schemas.errors import ANY_CODE
 from longvlm.schemas.tables import LISTING, VIDEOS
 
 T0, T1 = datetime.fromisoformat("2026-01-01"), datetime.fromisoformat("2026-01-02")
-KNOWN = ("video_id", "recipe", "status", "etag", "size_bytes", "modified_at", "attempts", "error_code")
+KNOWN = ("video_id", "recipe", "status", "etag", "size_bytes", "modified_at", "attempts", "error_code", "error")
 HOME = "s3://bucket"
 
 
@@ -182,7 +183,7 @@ def test_a_moved_video_under_another_recipe_only_is_stale(hold):
     assert bookkeeping(changes) == {("new", "indexed", "r2", "w1"), ("old", "deleted", None, None)}
 
 
-TOMBSTONE = ("v", None, "deleted", "e", 5, T0, None, "forgotten")
+TOMBSTONE = ("v", None, "deleted", "e", 5, T0, None, "forgotten", PROVED)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,10 @@ def test_a_manifest_proves_of_nothing_that_it_is_gone(hold):
 
 
 def test_a_forgotten_video_stays_out_until_its_file_is_gone(hold):
-    forgotten = [("v", "r1", "indexed", "e", 5, T0, 1), ("v", None, "deleted", None, None, None, None, "forgotten")]
+    forgotten = [
+        ("v", "r1", "indexed", "e", 5, T0, 1),
+        ("v", None, "deleted", None, None, None, None, "forgotten", PROVED),
+    ]
     changes = hold([("v", "e", 5, T0)], forgotten)
     assert (changes.num_work, changes.others) == (0, {"forgotten": 1})
     late = [*forgotten, ("v", "r1", "indexed", "f", 6, T0, 1)]  # committed by a run that was under way
@@ -278,6 +282,12 @@ def test_what_came_into_the_ledger_since_the_listing_began_is_not_gone(hold):
 
 
 def test_a_video_that_was_forgotten_since_the_listing_began_stays_so(hold):
-    known = [("v", "r1", "indexed", "e", 5, T0), ("v", None, "deleted", "e", 5, T0, None, "forgotten")]
+    known = [("v", "r1", "indexed", "e", 5, T0), TOMBSTONE]
     assert bookkeeping(hold([], known, listed_seq=1), prune=True) == set()
     assert bookkeeping(hold([], known, listed_seq=2), prune=True) == {("v", "deleted", None, None)}
+
+
+def test_what_is_being_erased_is_not_lifted_before_that_is_proved(hold):
+    assert bookkeeping(hold([], [TOMBSTONE[:-1]]), prune=True) == set()  # it would go on with what is indexed next
+    assert bookkeeping(hold([], [TOMBSTONE[:-1], TOMBSTONE]), prune=True) == {("v", "deleted", None, None)}
+    assert bookkeeping(hold([], [TOMBSTONE, TOMBSTONE[:-1]]), prune=True) == set()  # it is erased once more

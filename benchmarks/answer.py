@@ -126,7 +126,7 @@ class RandomModel:
         """It is not trained."""
         raise NotImplementedError
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:  # noqa: ARG002
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:  # noqa: ARG002
         """Some ids before the video, and the question's after it."""
         number, _, length = question.partition(" ")
         vocabulary = self.llm.config.vocab_size

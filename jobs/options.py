@@ -34,8 +34,8 @@ MODEL = click.option(
     "--model",
     metavar="M",
     envvar=MODEL_VARIABLE,
-    help="Folder or hub id of a model, or tinyworld, which is small and knows only its own world; default: what the "
-    "store remembers.",
+    help="Folder or hub id (perhaps @REVISION) of a model, or tinyworld, which is small and knows only its own world; "
+    "default: what the store remembers.",
 )
 WHERE = click.option(
     "--where", metavar="SQL", help="Only videos for which this predicate over the view `videos` holds."

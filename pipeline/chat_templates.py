@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import datetime, tzinfo
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Self
 
 from longvlm.pipeline.confine import confine, isolated_python, safe_environment
 
@@ -107,6 +108,8 @@ def serve() -> None:
     """The child's main loop: a line of JSON for each that comes, until the parent closes the pipe."""
     from transformers.utils import chat_template_utils  # before the rights are given up: it opens files
 
+    chat_template_utils.datetime = _SomeDay  # what `strftime_now` asks
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no reply
@@ -119,6 +122,17 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
+
+
+class _SomeDay(datetime):
+    """The one day on which all templates are filled: a question is the same prompt tomorrow, or it would be new then.
+
+    It is the day that LLaMA's templates name where nobody tells them any other.
+    """
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls(2024, 7, 26, tzinfo=tz)
 
 
 def _reply(render_jinja_template: Any, asked: dict[str, Any]) -> dict[str, str]:

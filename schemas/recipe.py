@@ -310,6 +310,13 @@ class AnswerRecipe:
     seed: int = 0
 
     @property
+    def decoding(self) -> str:
+        """How words are chosen, for people: `greedy`, or what sampling was told."""
+        if not self.temperature:
+            return "greedy"
+        return f"temperature {self.temperature}, top_p {self.top_p}, seed {self.seed}"
+
+    @property
     def fingerprint(self) -> str:
         """Changes with whatever may change an answer; not with the folder the model lies in."""
         spec = spec_of(self)

@@ -135,6 +135,8 @@ ANSWERS = pa.schema(
         ("created_at", pa.timestamp("us")),  # by the worker's clock
         ("latency_ms", pa.float64()),
         ("seq", pa.int64()),  # of its commit, which says what is newer
+        ("thinking", pa.string()),  # what the model wrote on the way to its answer; null where it wrote nothing so
+        ("decoding", pa.string()),  # how its words were chosen: AnswerRecipe.decoding
     ]
 )
 

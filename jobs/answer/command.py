@@ -22,6 +22,7 @@ _ANSWER_FIELDS = (
     "error",
     "num_visual_tokens",
     "latency_ms",
+    "thinking",
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from longvlm.pipeline.models.contract import ModelSpec
 from longvlm.pipeline.store.ledger import RegisteredRecipe
 from longvlm.schemas.errors import InputError
-from longvlm.schemas.recipe import Focus
+from longvlm.schemas.recipe import AnswerRecipe, Focus
 
 ROOM_FOR_QUESTION = 512  # tokens: a template's own words (LongVLM's are about 70) and a question of some 300 words
 
@@ -59,6 +59,23 @@ def fit_focus(stored: RegisteredRecipe, focus: Focus | None, budget: int | None)
             "use --focus even."
         )
     return focus if focus is not None or budget is not None else "even"
+
+
+def note_decoding(spec: ModelSpec, recipe: AnswerRecipe) -> str | None:
+    """What a model asks for and a greedy run leaves out, as a note of the run; None where there is nothing."""
+    asked = {name: value for name, value in spec.asked_decoding.items() if name != "do_sample"}
+    if recipe.temperature or not spec.asked_decoding:
+        return None
+    samples = "do_sample" in spec.asked_decoding
+    named = ", ".join(f"{name} {value}" for name, value in asked.items())
+    wanted = (f"sampling ({named})" if named else "sampling") if samples else named
+    options = f"--temperature {asked.get('temperature', 1.0)}" if samples else ""
+    if samples and "top_p" in asked:
+        options += f" --top-p {asked['top_p']}"
+    without = " and ".join(name for name in asked if name not in ("temperature", "top_p"))
+    said = f"generation_config.json of {spec.name} asks for {wanted}, but answers are decoded greedily"
+    said += f"; {options} samples" if samples else ""
+    return f"{said}; there is no option for {without}." if without else f"{said}."
 
 
 def check_vocabulary(spec: ModelSpec, asked: Iterable[tuple[str, str | None, str]]) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longvlm.jobs.answer.estimate import estimate
-from longvlm.jobs.answer.options import check_vocabulary, fit_budget, fit_focus, fit_template
+from longvlm.jobs.answer.options import check_vocabulary, fit_budget, fit_focus, fit_template, note_decoding
 from longvlm.jobs.answer.plan import Asking, plan
 from longvlm.jobs.answer.stage import Answerer, AnswerTerms, failed_answer
 from longvlm.jobs.choose import choose_answer_model
@@ -150,6 +150,8 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     snapshot = store.pin()
     report = AnswerReport(new_run_id(), store, plan(snapshot, order.questions, recipe, order.where, order.limit))
     check_vocabulary(spec, report.asking.held_by_grammars())
+    if report.asking.num_pending and (note := note_decoding(spec, recipe)):
+        report.notes.append(note)
     if order.dry_run:
         report.estimate = estimate(report.asking, recipe, stored.recipe, spec.sight.num_global_tokens, snapshot)
     elif report.asking.num_pending:

@@ -167,18 +167,19 @@ class Answerer:
 
     def _row(self, answer: Answer, asked: _Asked) -> dict[str, Any]:
         group, question = asked.group, asked.question
-        counts = {
+        made = {
             "num_visual_tokens": answer.num_visual_tokens,
             "num_prompt_tokens": answer.num_prompt_tokens,
             "num_new_tokens": answer.num_new_tokens,
             "latency_ms": answer.latency_ms,
+            "thinking": answer.thinking,
         }
         if answer.error is not None:
-            return self._failed(group, question, answer.error) | counts
+            return self._failed(group, question, answer.error) | made
         value = read_value(question, answer.text or "")
         return {
             **_row(group, question, self.recipe, self.terms.run_id),
-            **counts,
+            **made,
             "status": "unparsed" if value is None and question["type"] != "text" else "answered",
             "answer": answer.text,
             "value": value,
@@ -236,6 +237,7 @@ def _row(group: GroupRow, question: AskedQuestion, recipe: AnswerRecipe, run_id:
         "run_id": run_id,
         "model": recipe.model,
         "answer_recipe": recipe.fingerprint,
+        "decoding": recipe.decoding,
         "created_at": clock.utc_now(),
     }
 

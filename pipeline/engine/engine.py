@@ -29,6 +29,7 @@ from longvlm.pipeline.engine.masks import Masks
 from longvlm.pipeline.engine.requests import Answer, Group, Stats
 from longvlm.pipeline.engine.sequences import OpenGroup, RequestRow, StemRow, read_group
 from longvlm.pipeline.models.contract import LanguageModel
+from longvlm.pipeline.models.thinking import split_thinking
 from longvlm.pipeline.transfer import Fetch, tensor_on, to_device
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
@@ -229,20 +230,32 @@ class Engine:
     def _close(self, row: RequestRow, seen_P: Tensor) -> None:
         """A row has come to its end: take its text."""
         if row.spelling is None:
-            self._finish(row, self.model.decode(row.new), seen_P)
+            said = split_thinking(self.model.decode(row.new), is_open=row.is_thinking)
+            if (fault := said.fault(len(row.new), is_ended=row.new[-1] in self.model.eos_ids)) is None:
+                self._finish(row, said.answer or "", seen_P, thinking=said.thinking)
+            else:
+                self._fail(row, fault, said.thinking)
         elif row.spelling.error is None:
             self._finish(row, self._speller.text(row.new), seen_P)
         else:
             self._fail(row, TerminalError(ErrorCode.ANSWER_FAILED, row.spelling.error))
 
-    def _finish(self, row: RequestRow, text: str, seen_P: Tensor, shares: tuple[float, ...] = ()) -> None:
+    def _finish(
+        self,
+        row: RequestRow,
+        text: str,
+        seen_P: Tensor,
+        shares: tuple[float, ...] = (),
+        thinking: str | None = None,
+    ) -> None:
         attention = self.model.fold(seen_P[row.prefix.first_visual : len(row.prefix)], row.group.group.prefix)
-        self._done.append(replace(self._counted(row), text=text, shares=shares, attention=attention))
+        done = replace(self._counted(row), text=text, thinking=thinking, shares=shares, attention=attention)
+        self._done.append(done)
         row.is_open = False
         self._underway.remove(row)
 
-    def _fail(self, row: RequestRow, error: TerminalError) -> None:
-        self._done.append(replace(self._counted(row), error=error))
+    def _fail(self, row: RequestRow, error: TerminalError, thinking: str | None = None) -> None:
+        self._done.append(replace(self._counted(row), thinking=thinking, error=error))
         row.is_open = False
         self._underway.remove(row)
 

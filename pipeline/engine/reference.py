@@ -20,6 +20,7 @@ from longvlm.pipeline.engine.masks import Masks
 from longvlm.pipeline.engine.requests import Answer, Request
 from longvlm.pipeline.models.contract import LanguageModel, Prompt, View, WholeModel, Words
 from longvlm.pipeline.models.prefix import VideoPrefix
+from longvlm.pipeline.models.thinking import split_thinking
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
 from longvlm.schemas.tower import TowerSpec
@@ -74,7 +75,7 @@ class Plain:
     def _choose(self, view: View, request: Request) -> Answer:
         """The likeliest option, by one forward pass over prompt and option each."""
         options = distinct_endings(request.options, self.words.option_ids(request.options), self.eos_ids[0])
-        prompt = self._lay_out(view, request.question, max(map(len, options)))
+        prompt = self._lay_out(view, request, max(map(len, options)))
         likelihoods = []
         for option in options:
             inputs = view.inputs(self._tensor([*prompt.ids, *option]), prompt.first_patch)
@@ -86,7 +87,7 @@ class Plain:
         return Answer(request.key, text, tuple(shares.tolist()), num_prompt_tokens=len(prompt.ids))
 
     def _generate(self, view: View, request: Request) -> Answer:
-        prompt = self._lay_out(view, request.question, 1)
+        prompt = self._lay_out(view, request, 1)
         most = min(request.max_new_tokens or self.recipe.max_new_tokens, self.recipe.max_new_tokens)
         room = min(most, self.context - len(prompt.ids))
         held = LogitsProcessorList()
@@ -95,12 +96,16 @@ class Plain:
         inputs = view.inputs(self._tensor(prompt.ids), prompt.first_patch)
         made_T = self.llm.generate(**inputs, max_new_tokens=room, logits_processor=held)[0]
         new = made_T[len(prompt.ids) if "input_ids" in inputs else 0 :].tolist()
-        text = self.words.decode(new) if request.grammar is None else self._speller.text(new)
-        return Answer(request.key, text, num_prompt_tokens=len(prompt.ids), num_new_tokens=len(new))
+        counted = Answer(request.key, num_prompt_tokens=len(prompt.ids), num_new_tokens=len(new))
+        if request.grammar is not None:
+            return replace(counted, text=self._speller.text(new))
+        said = split_thinking(self.words.decode(new), is_open=prompt.is_thinking)
+        fault = said.fault(len(new), is_ended=new[-1] in self.eos_ids)
+        return replace(counted, text=said.answer if fault is None else None, thinking=said.thinking, error=fault)
 
-    def _lay_out(self, view: View, question: str, least: int) -> Prompt:
+    def _lay_out(self, view: View, request: Request, least: int) -> Prompt:
         """The prompt; TerminalError (PROMPT_TOO_LONG) if the context has no room for `least` more tokens."""
-        one = self.words.lay_out(question, 1, self.recipe.template)
+        one = self.words.lay_out(request.question, 1, self.recipe.template, may_think=request.is_free)
         ids = (*one.ids[: one.first_patch], *view.ids, *one.ids[one.first_patch + 1 :])
         if len(ids) + least > self.context:
             raise TerminalError(
@@ -108,7 +113,7 @@ class Plain:
                 f"{view.num_rows} visual tokens and the question make a prompt of {len(ids)} tokens, but the "
                 f"model reads at most {self.context - least}; show it less, or ask less.",
             )
-        return Prompt(ids, one.first_patch, view.num_rows)
+        return Prompt(ids, one.first_patch, view.num_rows, one.is_thinking)
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.llm.device)

@@ -19,6 +19,11 @@ class Request:
     grammar: str | None = None  # of llguidance: what the text of the answer has to be
     max_new_tokens: int | None = None  # where its answer is short by nature; the recipe's limit holds as well
 
+    @property
+    def is_free(self) -> bool:
+        """Whether its answer is held to nothing, so that a model may think before it."""
+        return not self.options and self.grammar is None
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -33,8 +38,9 @@ class Answer:
     """What became of a request: a text, or the error that stands in its row. Counts are of what was reached."""
 
     key: Hashable
-    text: str | None = None
+    text: str | None = None  # without what was thought on the way to it
     shares: tuple[float, ...] = ()  # with options: each one's share of their likelihood
+    thinking: str | None = None  # that; of an answer that was cut off within it, what there was
     num_visual_tokens: int = 0
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0  # the end mark counted; 0 with options

@@ -29,6 +29,7 @@ class RequestRow(Row):
     group: "OpenGroup" = field(kw_only=True)
     request: Request = field(kw_only=True)
     options: tuple[tuple[int, ...], ...] = field(kw_only=True)  # the ids of each
+    is_thinking: bool = field(kw_only=True)  # its prompt ends within thinking
     begun: Spelling | None = field(kw_only=True)  # an answer that a grammar holds, before its first token
     spelling: Spelling | None = field(init=False)  # and how far it has come
     drawn: Tensor = field(init=False)  # the random numbers of its tokens, where they are sampled
@@ -117,7 +118,7 @@ def _lay_out_row(
             be; ANSWER_FAILED where the tokenizer cannot tell options apart, the vocabulary cannot spell the grammar, or
             the question contains a mark of the video's place.
     """
-    prompt = model.lay_out(request.question, 1, recipe.template)
+    prompt = model.lay_out(request.question, 1, recipe.template, may_think=request.is_free)
     if prompt.ids[: prompt.first_patch] != group.before:
         raise ValueError(f"the template {recipe.template} does not begin every prompt alike")
     suffix = prompt.ids[prompt.first_patch + 1 :]
@@ -135,4 +136,13 @@ def _lay_out_row(
         )
     room = least if options else min(request.max_new_tokens or recipe.max_new_tokens, recipe.max_new_tokens, free)
     begun = None if request.grammar is None else speller.begin(request.grammar, room)
-    return RequestRow(group.prefix, suffix, room=room, group=group, request=request, options=options, begun=begun)
+    return RequestRow(
+        group.prefix,
+        suffix,
+        room=room,
+        group=group,
+        request=request,
+        options=options,
+        is_thinking=prompt.is_thinking,
+        begun=begun,
+    )

@@ -1,6 +1,5 @@
 """A chat model on this machine, as a judge: the folder of a causal language model with a chat template."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.judging.judges import Messages
-from longvlm.pipeline.model_folder import load_tokenizer, read_tensors, resolve, weights_fingerprint
+from longvlm.pipeline.model_folder import load_tokenizer, read_tensors, resolve, short_name, weights_fingerprint
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
 _MAX_NEW_TOKENS = 128  # a dictionary of two, and words around it
@@ -55,7 +54,7 @@ class LocalChatModel:
             eos_token_id=end,
             pad_token_id=pad if pad is not None else self._tokenizer.eos_token_id,
         )
-        self.name = f"local:{Path(model).name}@{weights}"
+        self.name = f"local:{short_name(model)}@{weights}"
 
     @torch.inference_mode()
     def reply(self, messages: Messages) -> str:

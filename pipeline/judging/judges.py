@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from longvlm.pipeline.jsontext import compact
 from longvlm.pipeline.judging.agreement import is_right
+from longvlm.pipeline.models.thinking import split_thinking
 from longvlm.schemas.errors import ErrorCode, InputError, PipelineError
 
 Messages = list[dict[str, str]]  # role and content, as chat models take them
@@ -150,8 +151,11 @@ def messages_for(case: Case) -> Messages:
 
 
 def read_reply(reply: str, dimension: str) -> Verdict:
-    """Parse a reply: `judged` with a score from 0 to 5 (and of qa, whether the answer is right), or `unparsed`."""
-    said = reply_dict(reply)
+    """Parse a reply: `judged` with a score from 0 to 5 (and of qa, whether the answer is right), or `unparsed`.
+
+    What a judge thinks on the way to it is kept in `raw_reply` alone.
+    """
+    said = reply_dict(split_thinking(reply, is_open=False).answer or "")
     score = None if said is None else _score(said.get("score"))
     right = None if said is None or dimension != "qa" else _yes_or_no(said.get("pred"))
     if score is None or (dimension == "qa" and right is None):

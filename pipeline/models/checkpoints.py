@@ -1,6 +1,7 @@
 """What checkpoints of all families share: their tensors, end marks and chat templates, and what cannot be read."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from longvlm.pipeline.model_folder import read_json
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Precision
 
+# As some files call the parts of a model, by what transformers calls them.
+_OLDER_NAMES = {r"^(visual|language_model)\.(?!model\.|lm_head)": r"model.\1."}
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # in transformers' *ForCausalLM
 GENERATION = "generation_config.json"
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # as transformers' *ForCausalLM name them
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "no_repeat_ngram_size": 0}  # that change nothing
 NEEDED_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LLAMA_FIELDS = (  # the fields of a config that decide what the language model computes
     *NEEDED_FIELDS,
@@ -32,18 +37,61 @@ LLAMA_FIELDS = (  # the fields of a config that decide what the language model c
 )
 
 
-def end_marks(model: str, folder: Path, text_config: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer, ascending: as a checkpoint generates, or else by its language model or tokenizer.
+def end_marks(model: str, folder: Path, text_config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end an answer: as a checkpoint generates, or else by its language model or tokenizer.
+
+    The tokenizer's own comes first, since it is what closes a turn; others follow in ascending order.
 
     Raises:
-        InputError: none of them names any.
+        InputError: none of them names a token that there is, or one names something else.
     """
-    generation = read_json(folder, GENERATION) if (folder / GENERATION).is_file() else {}
-    said = (generation.get("eos_token_id"), getattr(text_config, "eos_token_id", None), tokenizer.eos_token_id)
-    eos: int | list[int] | None = next((one for one in said if one is not None), None)
-    if eos is None:
-        raise InputError(f"nothing in {model} says which token ends an answer; put eos_token_id in {GENERATION}.")
-    return sorted(eos) if isinstance(eos, list) else [eos]
+    said = {
+        GENERATION: read_generation(folder).get("eos_token_id"),
+        "config.json": getattr(text_config, "eos_token_id", None),
+        "its tokenizer": tokenizer.eos_token_id,
+    }
+    known = {i for i in tokenizer.get_vocab().values() if i < text_config.vocab_size}
+    for where, eos in said.items():
+        if found := known.intersection(token_ids(model, where, eos)):
+            return tuple(sorted(found, key=lambda i: (i != tokenizer.eos_token_id, i)))
+    raise InputError(f"nothing in {model} says which token ends an answer; put eos_token_id in {GENERATION}.")
+
+
+def token_ids(model: str, where: str, eos: Any) -> list[int]:
+    """What is called eos_token_id, as a list; empty where there is none."""
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(i) is int for i in listed):
+        raise InputError(
+            f"{where} of {model} has the eos_token_id {eos!r}; it must be a token's number, or a list of such."
+        )
+    return listed
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of how it generates; nothing where it has no such file."""
+    return read_json(folder, GENERATION) if (folder / GENERATION).is_file() else {}
+
+
+def asked_decoding(folder: Path) -> dict[str, float]:
+    """What a checkpoint asks for besides plain greedy decoding, by transformers' names; empty where nothing."""
+    said = read_generation(folder)
+    names = _PENALTIES if said.get("do_sample") is not True else ("do_sample", *_SAMPLING, *_PENALTIES)
+    numbers = {name: said[name] for name in names if isinstance(said.get(name), int | float)}
+    return {name: value for name, value in numbers.items() if value != _PENALTIES.get(name)}
+
+
+def is_tied(config: Any) -> bool:
+    """Whether a config says, at its top or of its language model, that the head is the embedding."""
+    return any(getattr(part, "tie_word_embeddings", False) for part in (config, config.text_config))
+
+
+def tie(tensors: dict[str, Tensor]) -> None:
+    """Make head and embedding one tensor: files hold either, or both. Two that differ stay two, as in transformers."""
+    embed, head = tensors.get(EMBED), tensors.get(HEAD)
+    if embed is None and head is not None:
+        tensors[EMBED] = head
+    elif embed is not None and (head is None or torch.equal(embed, head)):
+        tensors[HEAD] = embed
 
 
 def placed(tensors: Mapping[str, Tensor], precision: Precision, device: str) -> dict[str, Tensor]:
@@ -52,6 +100,35 @@ def placed(tensors: Mapping[str, Tensor], precision: Precision, device: str) -> 
     for tensor in tensors.values():
         made.setdefault(id(tensor), tensor.to(device, getattr(torch, precision)))
     return {name: made[id(tensor)] for name, tensor in tensors.items()}
+
+
+def load_with_tower(model: str, folder: Path, config: Any, dtype: Any) -> Any:
+    """A checkpoint as transformers builds the whole of it, tied as its config says anywhere.
+
+    Args:
+        model: its name.
+        folder: where it lies.
+        config: of it.
+        dtype: of torch, or "auto": as the files have it.
+
+    Raises:
+        InputError: files lack some of it, which transformers would draw at random.
+    """
+    from transformers import AutoModelForImageTextToText  # takes seconds to load
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a command shows its own
+    config = deepcopy(config)
+    config.tie_word_embeddings = is_tied(config)
+    whole, found = AutoModelForImageTextToText.from_pretrained(
+        folder, config=config, dtype=dtype, key_mapping=_OLDER_NAMES, output_loading_info=True
+    )
+    if found["missing_keys"]:
+        raise InputError(
+            f"the weights of {model} lack {_few(sorted(found['missing_keys']))}, which transformers needs for the "
+            "whole of it; copy the checkpoint again."
+        )
+    return whole
 
 
 def refuse_quantised(model: str, config: Mapping[str, Any]) -> None:
@@ -100,11 +177,19 @@ def chat_template(model: str, folder: Path, tokenizer: Any) -> str:
 
     try:
         found = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template") or tokenizer.chat_template
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the chat template of {model} cannot be read ({reason}); copy its file again.") from error
+    if isinstance(found, list):  # as tokenizer_config.json has them
+        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
     if isinstance(found, dict):
-        found = found.get("default")
+        if "default" not in found:
+            names = ", ".join(sorted(map(str, found)))
+            raise InputError(
+                f"the chat templates of {model} are called {names}, and none of them default, so nothing says which "
+                "one asks about a video; call it default."
+            )
+        found = found["default"]
     if not isinstance(found, str):
         raise InputError(
             f"the model {model} has no chat template, so nothing says how to ask it; copy chat_template.jinja (or "

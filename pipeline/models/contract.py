@@ -5,8 +5,8 @@ Shape letters: N rows of a prefix, M rows of a prompt that a video becomes, D mo
 
 # ruff: noqa: N803 - tensors are named by their shape
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +37,7 @@ class ModelSpec:
     templates: tuple[str, ...]  # prompt templates it can be asked with, the default first
     family: str  # its config's model type, or what stands for it: something to tell, not to branch on
     vocabulary: Vocabulary
+    asked_decoding: Mapping[str, float] = field(default_factory=dict)  # by its generation_config.json, if not greedy
     has_projector: bool = True  # whether stored tokens pass through one, which may be trained
 
 
@@ -47,6 +48,7 @@ class Prompt:
     ids: tuple[int, ...]
     first_patch: int
     num_patches: int
+    is_thinking: bool = False  # it ends within thinking, which an answer begins with
 
     def __post_init__(self) -> None:
         """The patches lie inside the prompt."""
@@ -156,8 +158,14 @@ class LanguageModel(Protocol):
             InputError: its prompts have no time markers.
         """
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """The prompt of a question about `num_visual_tokens` rows (M above).
+
+        Args:
+            question: what is asked.
+            num_visual_tokens: places for the video.
+            template: one of `templates`.
+            may_think: leave thinking open where the template opens it; else it is closed before the answer begins.
 
         Raises:
             InputError: the model lacks the template.
@@ -172,20 +180,20 @@ class LanguageModel(Protocol):
         """
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
-        """The ids that each option has as an answer: as a continuation of any prompt of `lay_out`.
+        """The ids that each option has as an answer: as a continuation of any prompt of `lay_out` without thinking.
 
         Raises:
             InputError: an option is empty, or its tokens run into those of the prompt.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The answer that some token ids spell, without marks and surrounding white space."""
+        """What some token ids spell, without surrounding white space and marks, but for those of thinking."""
 
 
 class Words(Protocol):
     """How a model is asked, and what its ids say: the part of a LanguageModel that needs no weights."""
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """See `LanguageModel.lay_out`."""
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:

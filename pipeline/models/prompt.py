@@ -7,6 +7,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from longvlm.pipeline.models.contract import Prompt
+from longvlm.pipeline.models.thinking import MARKS
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
 PATCH, START, END = "<vid_patch>", "<vid_start>", "<vid_end>"
@@ -146,6 +147,12 @@ def continuation(cue: str, whole: str, encode: Callable[[str], list[int]]) -> tu
         option = whole.removeprefix(cue).strip()
         raise InputError(f"the option {option!r} has no tokens of its own as an answer; word it differently.")
     return tuple(ids[len(before) :])
+
+
+def silent_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that stand for no text in an answer: special ones, but for the marks of thinking, which have to be found."""
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(i for i, token in added.items() if token.special and token.content not in MARKS)
 
 
 def tidy(text: str) -> str:

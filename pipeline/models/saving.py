@@ -4,11 +4,13 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from longvlm.pipeline.model_folder import open_to_others
+from longvlm.pipeline.models.checkpoints import load_with_tower
 
 COPIED = (  # what belongs to a checkpoint besides its weights and config.json
     "generation_config.json",
@@ -35,11 +37,25 @@ class TrainedWeights:
     projector: dict[str, Tensor]
 
 
-def save_whole(source: Path, changed: dict[str, Tensor], folder: Path) -> None:
-    """Write a checkpoint of transformers anew, its tower too, with some tensors changed, by their names in it."""
-    from transformers import AutoModelForImageTextToText  # takes seconds to load
+class WholeCheckpoint(Protocol):
+    """A checkpoint that transformers knows with its tower."""
 
-    whole = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+    @property
+    def name(self) -> str:
+        """As the user named it."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def config(self) -> Any:
+        """Transformers' own."""
+
+
+def save_whole(source: WholeCheckpoint, changed: dict[str, Tensor], folder: Path) -> None:
+    """Write a checkpoint of transformers anew, its tower too, with some tensors changed, by their names in it."""
+    whole = load_with_tower(source.name, source.folder, source.config, "auto")
     targets: dict[str, Tensor] = whole.state_dict()
     with torch.no_grad():
         for name, tensor in changed.items():
@@ -47,7 +63,7 @@ def save_whole(source: Path, changed: dict[str, Tensor], folder: Path) -> None:
     whole.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         open_to_others(path)
-    copy_files(source, folder, COPIED)
+    copy_files(source.folder, folder, COPIED)
 
 
 def renamed(weights: TrainedWeights, rename: Callable[[str], str]) -> dict[str, Tensor]:

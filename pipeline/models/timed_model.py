@@ -88,9 +88,9 @@ class TimedModel(ABC):
         """Its texts stand before the tokens, where nothing of them can be learnt; InputError."""
         raise InputError("it is a timed caption, and prompts of this model have no time markers to learn it at.")
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """See `TimedPrompt.lay_out`."""
-        return self.prompt.lay_out(question, num_visual_tokens, template)
+        return self.prompt.lay_out(question, num_visual_tokens, template, may_think=may_think)
 
     def turn_ids(self, question: str, template: str) -> tuple[int, ...]:
         """See `TimedPrompt.turn_ids`."""

@@ -10,11 +10,11 @@ from functools import lru_cache
 from typing import Any
 
 from longvlm.pipeline.models.contract import Prompt
-from longvlm.pipeline.models.prompt import continuation
+from longvlm.pipeline.models.prompt import continuation, silent_ids
+from longvlm.pipeline.models.thinking import closed, opens
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
 NAME = "chat"  # of the one prompt template that such a checkpoint has
-THINK, END_THINK = "<think>", "</think>"
 _PROBE = "What?"
 _CACHED_TEXTS = 10_000
 
@@ -42,20 +42,22 @@ class TimedPrompt:
         """Token ids; no mark is added, since these templates write their own."""
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """See `LanguageModel.lay_out`."""
         if template != NAME:
             raise InputError(
                 f"the model {self.model} has no prompt template {template!r}; it is asked with its own, {NAME}."
             )
         before_text, after_text = self.split(question)
+        after_text = after_text if may_think else closed(after_text)
         before, after = self.encode(before_text.rstrip()), self.encode(after_text)
         if self.marks & {*before, *after}:
             marks = " or ".join(sorted(self.tokenizer.convert_ids_to_tokens(list(self.marks))))
             raise TerminalError(
                 ErrorCode.ANSWER_FAILED, f"the question contains {marks}, which mark the video's place; take them out."
             )
-        return Prompt((*before, *[self.place] * num_visual_tokens, *after), len(before), num_visual_tokens)
+        ids = (*before, *[self.place] * num_visual_tokens, *after)
+        return Prompt(ids, len(before), num_visual_tokens, opens(after_text))
 
     def turn_ids(self, question: str, template: str) -> tuple[int, ...]:  # noqa: ARG002 - there are none
         """Its template lays out one question; InputError."""
@@ -67,13 +69,14 @@ class TimedPrompt:
         Raises:
             InputError: an option is empty, or its tokens run into those of the prompt.
         """
-        _, cue = self.split(_PROBE)
+        cue = closed(self.split(_PROBE)[1])
         space = "" if cue[-1:].isspace() else " "
         return [continuation(cue, f"{cue}{space}{option}", lambda text: [*self.encode(text)]) for option in options]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The answer that some ids spell, without marks and surrounding white space."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """See `LanguageModel.decode`."""
+        silent = silent_ids(self.tokenizer.backend_tokenizer)
+        text: str = self.tokenizer.decode([i for i in ids if i not in silent], skip_special_tokens=False)
         return text.strip()
 
     @property

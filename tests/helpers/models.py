@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -371,3 +373,42 @@ def _save_whole(path, model, tokenizer, template, files) -> Path:
     for name, content in files.items():
         (Path(path) / name).write_text(json.dumps(content))
     return Path(path)
+
+
+def script(folder, cue, said, *, special=False, spare="<|vision_pad|>") -> Path:
+    """Have a checkpoint write given tokens after the last one of its prompts, and then its end mark.
+
+    Each of them follows from the one before alone, so none may come twice.
+
+    Args:
+        folder: with weights that are not tied.
+        cue: what prompts end in, a character.
+        said: characters, or marks of thinking.
+        special: whether the mark that closes thinking is special to the tokenizer.
+        spare: the special token that becomes this mark.
+    """
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text().replace('"<unused>"', '"<think>"')
+        content = json.loads(text.replace(f'"{spare}"', '"</think>"'))
+        for token in content.get("added_tokens", ()):
+            token["special"] &= special or token["content"] != "</think>"
+        if not special:
+            content.pop("extra_special_tokens", None)
+        (folder / name).write_text(json.dumps(content))
+    tokenizer, model = (kind.from_pretrained(folder) for kind in (AutoTokenizer, AutoModelForImageTextToText))
+    embed, head = model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data
+    ids = [tokenizer.backend_tokenizer.token_to_id("Ċ" if text == "\n" else text) for text in (cue, *said)]
+    head.zero_()
+    for place, (before, after) in enumerate(zip(ids, [*ids[1:], tokenizer.eos_token_id], strict=True)):
+        embed[before] = torch.eye(embed.shape[1])[place] * embed.shape[1] ** 0.5
+        head[after] = embed[before]
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data.zero_()
+        elif "norm" in name:
+            parameter.data.fill_(1)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    for path in folder.glob("model*"):
+        path.unlink()
+    model.save_pretrained(folder)
+    return folder

@@ -66,6 +66,28 @@ def test_an_answer_needs_tokens_of_the_models_own_tower(store, model, tmp_path):
         choose_answer_model(store, str(tmp_path / "wide"))
 
 
+def test_a_pinned_revision_is_part_of_a_model_s_name(store, tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--org--name"
+    for revision, commit, seed in (("main", "a" * 40, 1), ("v1.0", "b" * 40, 1), ("v2.0", "c" * 40, 2)):
+        save_llava(cached / "snapshots" / commit, seed=seed)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / revision).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    recipe, named = choose_index_recipe(store, "org/name@v1.0", "tiny", None)
+    assert named == recipe.tower.name == "org/name@v1.0"
+    store.register_recipe(recipe, named)
+    assert store.active_recipe().model == "org/name@v1.0"
+    for model in (None, "org/name@v1.0", f"org/name@{'b' * 40}", "org/name"):  # the same weights
+        spec, stored = choose_answer_model(store, model)
+        assert (spec.name, stored.fingerprint) == (model or "org/name@v1.0", recipe.fingerprint)
+        assert spec.sight.tower == spec.name
+    with pytest.raises(
+        InputError, match=r"org/name@v2\.0 looks through the tower org/name@v2\.0, but .* org/name@v1\.0"
+    ):
+        choose_answer_model(store, "org/name@v2.0")
+
+
 @pytest.fixture(scope="module")
 def onevision(tmp_path_factory):
     return str(save_llava(tmp_path_factory.mktemp("models") / "onevision", "llava_onevision"))

@@ -28,6 +28,13 @@ def test_a_prompt_is_transformers_own():
     assert expected.endswith("<|me|>")
 
 
+def test_tools_are_none_and_a_day_is_always_the_same():
+    with_tools = "{%- if tools %}{{ tools | tojson }}{%- endif %}{% if tools is not none %}some{% endif %}asked"
+    assert render(with_tools, MESSAGES, TOKENS) == "asked"
+    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y, %H:%M') }}{% endif %}"
+    assert render(dated, MESSAGES, TOKENS) == "26 Jul 2024, 00:00"
+
+
 @pytest.mark.parametrize(
     ("template", "says"),
     [

@@ -1,10 +1,19 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from longvlm.pipeline.model_folder import build_module, read_json, read_tensors, resolve, weights_fingerprint
+from longvlm.pipeline.model_folder import (
+    build_module,
+    load_tokenizer,
+    read_json,
+    read_tensors,
+    resolve,
+    short_name,
+    weights_fingerprint,
+)
 from longvlm.schemas.errors import InputError
 
 TENSORS = {
@@ -109,3 +118,105 @@ def test_weights_that_do_not_fit_or_are_not_all_there():
         build_module(Linear, (2, 3), {"weight": torch.ones(3, 2)}, "somewhere")
     with pytest.raises(InputError, match=r"do not fit its config\.json"):
         build_module(Linear, (2, 3), {"weight": torch.ones(2, 3), "bias": torch.ones(3)}, "somewhere")
+
+
+REVISIONS = {"main": "a" * 40, "v1.0": "b" * 40, "refs/pr/1": "c" * 40}
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """What a machine without a network has of a model on the hub: three revisions."""
+    made = tmp_path / "hub" / "models--org--name"
+    for name, commit in REVISIONS.items():
+        snapshot = made / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        save_file({"of": torch.tensor([ord(commit[0])])}, snapshot / "model.safetensors")
+        (made / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / "refs" / name).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return made
+
+
+@pytest.mark.parametrize("said", ["", "@main", "@v1.0", "@refs/pr/1", f"@{'b' * 40}"])
+def test_a_revision_may_be_pinned(cached, said):
+    revision = said.removeprefix("@") or "main"
+    commit = REVISIONS.get(revision, revision)
+    assert resolve(f"org/name{said}") == cached / "snapshots" / commit
+    assert dict(read_tensors(resolve(f"org/name{said}"), everything))["of"].item() == ord(commit[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            "org/name@v2",
+            r"fetched from the hub \(it is out of reach, and the cache here does not hold all of revision v2",
+        ),
+        (f"org/name@{'d' * 40}", "does not hold all of revision dddd"),
+        ("org/name@", "the model org/name@ names no revision after the @; write a branch, a tag or a commit there"),
+        ("org/name@../../x", "names no revision after the @"),
+        ("org/name@a b", "names no revision after the @"),
+        ("org/other@main", "could not be fetched from the hub"),
+        ("name@main", "the model folder name@main does not exist"),
+        ("./a/b@main", "does not exist"),
+    ],
+)
+@pytest.mark.usefixtures("cached")
+def test_a_revision_that_there_is_not_is_one_sentence(model, says):
+    with pytest.raises(InputError, match=says) as caught:
+        resolve(model)
+    assert str(caught.value).count(". ") == 0
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_folder_whose_name_holds_an_at_stays_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name@v1.0").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("org/name@v1.0") == Path("org/name@v1.0")
+
+
+def test_a_short_name_keeps_the_revision(tmp_path):
+    (tmp_path / "a@b").mkdir()
+    assert short_name(str(tmp_path / "a@b")) == "a@b"
+    assert short_name("org/name") == "name"
+    assert short_name("org/name@refs/pr/1") == "name@refs/pr/1"
+
+
+def test_an_adapter_is_to_be_merged_first(tmp_path):
+    save_in(tmp_path, "safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "org/name"}')
+    with pytest.raises(
+        InputError, match=r"is an adapter of another one .* merge it into that one first \(peft's merge_"
+    ):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("more", ["pytorch_model.bin", "model.safetensors.index.json", "consolidated.safetensors"])
+def test_what_lies_beside_whole_weights_is_left_alone(tmp_path, more):
+    save_in(tmp_path, "safetensors")
+    (tmp_path / more).write_bytes(b"{}")
+    assert dict(read_tensors(tmp_path, everything)).keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', "[]"])
+def test_an_index_that_names_no_shards_is_broken(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(InputError, match=r"index\.json (has no weight_map|is JSON, but no object).*copy it again\."):
+        dict(read_tensors(tmp_path, everything))
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", '"text"'])
+def test_json_that_is_no_object(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match="is JSON, but no object with fields; copy it again"):
+        read_json(tmp_path, "config.json")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": 3}', "[]"])
+def test_a_broken_tokenizer_is_one_sentence(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=r"the tokenizer in .* cannot be loaded") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)

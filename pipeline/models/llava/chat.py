@@ -9,7 +9,8 @@ from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.model_folder import load_tokenizer
 from longvlm.pipeline.models.checkpoints import chat_template
 from longvlm.pipeline.models.contract import Prompt
-from longvlm.pipeline.models.prompt import continuation
+from longvlm.pipeline.models.prompt import continuation, silent_ids
+from longvlm.pipeline.models.thinking import closed, opens
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
 NAME = "chat"  # of the one prompt template that such a checkpoint has
@@ -52,7 +53,7 @@ class ChatTemplate:
         ).input_ids
         return ids
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """The prompt as ids. Placeholders are ids of their own, so the one is repeated after tokenizing, not before.
 
         Raises:
@@ -64,7 +65,8 @@ class ChatTemplate:
             raise InputError(
                 f"the model {self.model} has no prompt template {template!r}; it is asked with its own, {NAME}."
             )
-        ids = self.encode(self.text(question))
+        text = self.text(question) if may_think else closed(self.text(question))
+        ids = self.encode(text)
         found = [i for i, token in enumerate(ids) if token in self.marks]
         if len(found) != 1:
             marks = " or ".join(sorted(self.tokenizer.convert_ids_to_tokens(list(self.marks))))
@@ -72,7 +74,8 @@ class ChatTemplate:
                 ErrorCode.ANSWER_FAILED, f"the question contains {marks}, which mark the video's place; take them out."
             )
         first = found[0]
-        return Prompt((*ids[:first], *[self.place] * num_visual_tokens, *ids[first + 1 :]), first, num_visual_tokens)
+        ids = [*ids[:first], *[self.place] * num_visual_tokens, *ids[first + 1 :]]
+        return Prompt(tuple(ids), first, num_visual_tokens, opens(text))
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of each option after the prompt: at once where that ends in white space, after a space otherwise.
@@ -80,13 +83,14 @@ class ChatTemplate:
         Raises:
             InputError: an option is empty, or its tokens run into those of the prompt.
         """
-        cue = self.text(_PROBE)
+        cue = closed(self.text(_PROBE))
         space = "" if cue[-1:].isspace() else " "
         return [continuation(cue, f"{cue}{space}{option}", self.encode) for option in options]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The answer that some ids spell, without marks and surrounding white space."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """See `LanguageModel.decode`."""
+        silent = silent_ids(self.tokenizer.backend_tokenizer)
+        text: str = self.tokenizer.decode([i for i in ids if i not in silent], skip_special_tokens=False)
         return text.strip()
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
 
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import EMBED, HEAD, check_tensors, end_marks, refuse_quantised
+from longvlm.pipeline.models.checkpoints import check_tensors, end_marks, is_tied, refuse_quantised, tie
 from longvlm.pipeline.models.llava.chat import ChatTemplate, load_chat_template
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.schemas.errors import InputError
@@ -58,11 +58,11 @@ class LlavaCheckpoint:
     def tensors(self) -> dict[str, Tensor]:
         """Projector and language model by name, mapped rather than read, of either layout of keys.
 
-        Language model tensors have their names in transformers' *ForCausalLM; a tied head is given its embeddings.
+        Language model tensors have their names in transformers' *ForCausalLM; tied ones are one.
         """
         tensors = dict(read_tensors(self.folder, _rename))
-        if self.config.tie_word_embeddings and EMBED in tensors:
-            tensors.setdefault(HEAD, tensors[EMBED])
+        if is_tied(self.config):
+            tie(tensors)
         if self.config.model_type == "llava_next_video":
             tensors.pop(NEWLINE, None)  # ends the rows of still images only
         return tensors
@@ -96,7 +96,7 @@ class LlavaCheckpoint:
                 f"model has {text.vocab_size} tokens; correct image_token_index and video_token_index there."
             )
 
-    def eos_ids(self, chat: ChatTemplate) -> list[int]:
+    def eos_ids(self, chat: ChatTemplate) -> tuple[int, ...]:
         """Tokens that end an answer: as the checkpoint generates, or else by its language model or tokenizer.
 
         Raises:

@@ -53,4 +53,4 @@ def save(model: str, weights: TrainedWeights, template: str | None, folder: Path
         return f"model.language_model.{name.removeprefix('model.')}"
 
     projector = {f"model.multi_modal_projector.{name}": tensor for name, tensor in weights.projector.items()}
-    save_whole(find_llava(model).folder, projector | renamed(weights, in_checkpoint), folder)
+    save_whole(find_llava(model), projector | renamed(weights, in_checkpoint), folder)

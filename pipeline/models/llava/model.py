@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.checkpoints import LLAMA_FIELDS
+from longvlm.pipeline.models.checkpoints import EMBED, HEAD, LLAMA_FIELDS, asked_decoding, placed
 from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.llava.chat import NAME, ChatTemplate
 from longvlm.pipeline.models.llava.checkpoint import NEWLINE, PROJECTOR, find_llava
@@ -120,9 +120,9 @@ class Llava:
         """Its prompts have no time markers; InputError."""
         raise InputError("it is a timed caption, and prompts of this model have no time markers to learn it at.")
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:
         """See `ChatTemplate.lay_out`."""
-        return self.chat.lay_out(question, num_visual_tokens, template)
+        return self.chat.lay_out(question, num_visual_tokens, template, may_think=may_think)
 
     def turn_ids(self, question: str, template: str) -> tuple[int, ...]:  # noqa: ARG002 - there are none
         """Its template lays out one question; InputError."""
@@ -166,7 +166,8 @@ def describe_llava(model: str) -> ModelSpec:
         context=text.max_position_embeddings,
         templates=(NAME,),
         family=config.model_type,
-        vocabulary=Vocabulary(chat.tokenizer.backend_tokenizer, tuple(checkpoint.eos_ids(chat))),
+        vocabulary=Vocabulary(chat.tokenizer.backend_tokenizer, checkpoint.eos_ids(chat)),
+        asked_decoding=asked_decoding(checkpoint.folder),
     )
 
 
@@ -179,11 +180,13 @@ def load_llava(model: str, precision: Precision = "float32", device: str = "cpu"
     checkpoint = find_llava(model)
     config, tensors, chat = checkpoint.config, checkpoint.tensors(), checkpoint.chat()
     checkpoint.check(tensors, chat)
-    weights = {name: tensor.to(device, getattr(torch, precision)) for name, tensor in tensors.items()}
+    weights = placed(tensors, precision, device)
     llm, projector = checkpoint.modules()
     newline_D = weights.pop(NEWLINE, None)
     projector.load_state_dict({name: weights.pop(f"{PROJECTOR}{name}") for name in projector.state_dict()}, assign=True)
     llm.load_state_dict(weights, assign=True)
+    if tensors[HEAD] is tensors[EMBED]:
+        llm.lm_head.weight = llm.get_input_embeddings().weight  # one parameter, for training too
     with torch.device(device):
         llm.model.rotary_emb = type(llm.model.rotary_emb)(config.text_config)  # its buffers stand in no file
     return Llava(
@@ -194,7 +197,7 @@ def load_llava(model: str, precision: Precision = "float32", device: str = "cpu"
         halves_after=config.model_type == "llava_onevision",
         newline=newline_D,
         chat=chat,
-        eos_ids=tuple(checkpoint.eos_ids(chat)),
+        eos_ids=checkpoint.eos_ids(chat),
         banned_ids=(*sorted(chat.marks), *range(chat.num_ids, config.text_config.vocab_size)),
     )
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
-from transformers.utils import logging
 
+from longvlm.pipeline.models.checkpoints import load_with_tower
 from longvlm.pipeline.models.contract import View, Vocabulary
 from longvlm.pipeline.models.llava.checkpoint import find_llava
 from longvlm.pipeline.models.prefix import VideoPrefix
@@ -30,12 +29,11 @@ class WholeLlava:
     def __init__(self, model: str, precision: Precision, device: str) -> None:
         checkpoint = find_llava(model)
         config, chat = checkpoint.config, checkpoint.chat()
-        logging.disable_progress_bar()  # a command shows its own
-        llm = AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=getattr(torch, precision))
-        self.llm: Any = llm.to(device).eval()
         self.words = chat
-        self.vocabulary = Vocabulary(chat.tokenizer.backend_tokenizer, tuple(checkpoint.eos_ids(chat)))
+        self.vocabulary = Vocabulary(chat.tokenizer.backend_tokenizer, checkpoint.eos_ids(chat))
         self.banned_ids = (*sorted(chat.marks), *range(chat.num_ids, config.text_config.vocab_size))
+        llm = load_with_tower(model, checkpoint.folder, checkpoint.config, getattr(torch, precision))
+        self.llm: Any = llm.to(device).eval()
         self._pixels = Pixels.from_folder(checkpoint.folder, config.vision_config.image_size)
         self._is_video = checkpoint.family.modality == "video"
         one, two = (self._count_rows(num_frames) for num_frames in (1, 2))

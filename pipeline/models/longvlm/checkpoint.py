@@ -7,10 +7,11 @@ from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import LLAMA_FIELDS, NEEDED_FIELDS
+from longvlm.pipeline.models.checkpoints import EMBED, HEAD, LLAMA_FIELDS, NEEDED_FIELDS, tie, token_ids
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.prompt import MAX_MARKER_TOKENS, TEMPLATES, PromptLayout, template
 from longvlm.schemas.errors import InputError
@@ -105,6 +106,22 @@ class Checkpoint:
             )
         return named
 
+    def eos_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Tokens that end an answer, LLaMA's 2 where the config does not say.
+
+        Raises:
+            InputError: it names something else, or no token that there is.
+        """
+        known = set(tokenizer.get_vocab().values())
+        eos = self.config.get("eos_token_id", 2)
+        found = tuple(i for i in token_ids(self.name, "config.json", eos) if i in known)
+        if not found:
+            raise InputError(
+                f"config.json of {self.name} has the eos_token_id {eos!r}, which is no token of its tokenizer; correct "
+                "it."
+            )
+        return found
+
     @property
     def sight(self) -> Sight:
         """What it sees a video through. Raises InputError as `tower` and `layout` do."""
@@ -112,8 +129,16 @@ class Checkpoint:
         return Sight(self.tower, FEATURE_LAYER, NUM_GLOBAL_TOKENS, num_marker_tokens)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the folder's weights by name, mapped rather than read; LLaMA's old `inv_freq` left out."""
-        return dict(read_tensors(self.folder, lambda name: None if name.endswith("rotary_emb.inv_freq") else name))
+        """The tensors of the folder's weights by name, mapped rather than read.
+
+        A tied head is left out, as LLaMA's old `inv_freq` is.
+        """
+        tensors = dict(read_tensors(self.folder, lambda name: None if name.endswith("rotary_emb.inv_freq") else name))
+        if self.config.get("tie_word_embeddings"):
+            tie(tensors)
+            if tensors.get(HEAD) is tensors.get(EMBED):
+                tensors.pop(HEAD, None)
+        return tensors
 
     def projector_tensors(self) -> dict[str, Tensor]:
         """The tensors of the projector file by name; none where there is no such file.

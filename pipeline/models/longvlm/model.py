@@ -17,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.checkpoints import EMBED, HEAD, check_tensors
+from longvlm.pipeline.models.checkpoints import EMBED, HEAD, asked_decoding, check_tensors
 from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, find_checkpoint
-from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer, special_ids
+from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.prompt import (
     END,
@@ -30,6 +30,7 @@ from longvlm.pipeline.models.prompt import (
     lay_out,
     marker_ids,
     option_ids,
+    silent_ids,
     tidy,
     token_id,
     turn_ids,
@@ -122,7 +123,14 @@ class LongVLM:
         """The tokens that stand after the rows of a segment that began then; none in the layout `plain`."""
         return marker_ids(self.tokenizer, start_s) if self.layout == "time_markers" else ()
 
-    def lay_out(self, question: str, num_visual_tokens: int, template: str) -> Prompt:
+    def lay_out(
+        self,
+        question: str,
+        num_visual_tokens: int,
+        template: str,
+        *,
+        may_think: bool = False,  # noqa: ARG002 - no template of it opens thinking
+    ) -> Prompt:
         """The prompt of a question about `num_visual_tokens` rows.
 
         Raises:
@@ -141,8 +149,8 @@ class LongVLM:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The answer that some token ids spell, without marks and surrounding white space."""
-        special = special_ids(self.tokenizer)  # the tokenizer's own way of skipping overlooks normalised ones
-        return tidy(self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False))
+        silent = silent_ids(self.tokenizer)  # the tokenizer's own way of skipping overlooks normalised ones
+        return tidy(self.tokenizer.decode([i for i in ids if i not in silent], skip_special_tokens=False))
 
 
 def _starts_s(prefix: VideoPrefix) -> tuple[float, ...]:
@@ -180,7 +188,8 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
         context=config.max_position_embeddings,
         templates=checkpoint.templates,
         family="longvlm",
-        vocabulary=Vocabulary(tokenizer, _eos_ids(config)),
+        vocabulary=Vocabulary(tokenizer, checkpoint.eos_ids(tokenizer)),
+        asked_decoding=asked_decoding(checkpoint.folder),
     )
 
 
@@ -215,7 +224,7 @@ def load_longvlm(
         use_start_end=checkpoint.use_start_end,
         layout=checkpoint.layout,
         templates=checkpoint.templates,
-        eos_ids=_eos_ids(config),
+        eos_ids=checkpoint.eos_ids(tokenizer),
         banned_ids=(*video_ids, *range(tokenizer.get_vocab_size(), config.vocab_size)),
         option_temperature=checkpoint.option_temperature,
     )
@@ -264,11 +273,6 @@ def _llama_config(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> LlamaCo
     except (StrictDataclassError, ValueError, KeyError) as error:
         reason = str(error).replace("\n", " ").strip().rstrip(".")
         raise InputError(f"config.json of {checkpoint.name} describes no LLaMA ({reason}); correct it.") from error
-
-
-def _eos_ids(config: LlamaConfig) -> tuple[int, ...]:
-    eos = config.eos_token_id
-    return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
 def _check_tensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: LlamaConfig) -> None:

@@ -65,11 +65,6 @@ def from_sentencepiece(model: bytes) -> Tokenizer:
     return tokenizer
 
 
-def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that stand for no text."""
-    return frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
-
-
 def _piece(message: bytes) -> tuple[str, float, int]:
     """Text, score and kind of one `SentencePiece` message."""
     fields = dict(_fields(message))

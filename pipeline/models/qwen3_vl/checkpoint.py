@@ -11,7 +11,7 @@ from transformers import Qwen3VLConfig
 
 from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.model_folder import load_tokenizer, read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import EMBED, HEAD, chat_template, refuse_quantised
+from longvlm.pipeline.models.checkpoints import HEAD, chat_template, is_tied, refuse_quantised, tie
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.timed_prompt import TimedPrompt
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
@@ -39,16 +39,11 @@ class QwenCheckpoint:
         """Its own tower."""
         return Sight(self.name, -1, num_global_tokens=0, num_marker_tokens=TIME_TOKENS, marks_pictures=True)
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the head is the embedding."""
-        return bool(self.config.tie_word_embeddings or self.config.text_config.tie_word_embeddings)
-
     def tensors(self) -> dict[str, Tensor]:
-        """The language model's tensors by their names in transformers' *ForCausalLM, mapped; a tied head is given."""
+        """The language model's tensors by their names in transformers' *ForCausalLM, mapped; tied ones are one."""
         tensors = dict(read_tensors(self.folder, _rename))
-        if self.is_tied and EMBED in tensors:
-            tensors.setdefault(HEAD, tensors[EMBED])
+        if is_tied(self.config):
+            tie(tensors)
         return tensors
 
     def prompt(self) -> TimedPrompt:

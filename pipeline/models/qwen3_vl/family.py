@@ -52,4 +52,4 @@ def save(model: str, weights: TrainedWeights, template: str | None, folder: Path
     def in_checkpoint(name: str) -> str:
         return f"model.language_model.{name.removeprefix('model.')}"
 
-    save_whole(find_qwen(model).folder, renamed(weights, in_checkpoint), folder)
+    save_whole(find_qwen(model), renamed(weights, in_checkpoint), folder)

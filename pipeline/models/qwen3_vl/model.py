@@ -21,7 +21,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.checkpoints import LLAMA_FIELDS, check_tensors, end_marks, placed
+from longvlm.pipeline.models.checkpoints import (
+    EMBED,
+    HEAD,
+    LLAMA_FIELDS,
+    asked_decoding,
+    check_tensors,
+    end_marks,
+    placed,
+)
 from longvlm.pipeline.models.contract import Extent, ModelSpec, VideoRows, Vocabulary
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.qwen3_vl.checkpoint import QwenCheckpoint, find_qwen
@@ -143,7 +151,8 @@ def describe_qwen(model: str) -> ModelSpec:
         context=text.max_position_embeddings,
         templates=(NAME,),
         family=checkpoint.config.model_type,
-        vocabulary=Vocabulary(prompt.tokenizer.backend_tokenizer, tuple(eos_ids)),
+        vocabulary=Vocabulary(prompt.tokenizer.backend_tokenizer, eos_ids),
+        asked_decoding=asked_decoding(checkpoint.folder),
         has_projector=False,
     )
 
@@ -160,7 +169,7 @@ def load_qwen(model: str, precision: Precision = "float32", device: str = "cpu")
     config, tensors, prompt = checkpoint.config, checkpoint.tensors(), checkpoint.prompt()
     llm = _check(checkpoint, tensors)
     llm.load_state_dict(placed(tensors, precision, device), assign=True)
-    if checkpoint.is_tied:
+    if tensors[HEAD] is tensors[EMBED]:
         llm.lm_head.weight = llm.get_input_embeddings().weight  # one parameter, for training too
     with torch.device(device):
         llm.model.rotary_emb = rotary_of(config.text_config)
@@ -168,7 +177,7 @@ def load_qwen(model: str, precision: Precision = "float32", device: str = "cpu")
         name=model,
         llm=llm.eval().requires_grad_(requires_grad=False),
         prompt=prompt,
-        eos_ids=tuple(end_marks(model, checkpoint.folder, config.text_config, prompt.tokenizer)),
+        eos_ids=end_marks(model, checkpoint.folder, config.text_config, prompt.tokenizer),
         mm_hidden_size=checkpoint.num_streams * config.text_config.hidden_size,
         config=config,
     )

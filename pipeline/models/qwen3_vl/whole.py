@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
-from transformers.utils import logging
 
-from longvlm.pipeline.models.checkpoints import end_marks
+from longvlm.pipeline.models.checkpoints import end_marks, load_with_tower
 from longvlm.pipeline.models.contract import View, Vocabulary
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.qwen3_vl.checkpoint import TIME_TOKENS, find_qwen
@@ -34,13 +32,12 @@ class WholeQwen:
     def __init__(self, model: str, precision: Precision, device: str) -> None:
         checkpoint = find_qwen(model)
         self.words, self._config = checkpoint.prompt(), checkpoint.config
-        logging.disable_progress_bar()  # a command shows its own
-        llm = AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=getattr(torch, precision))
-        self.llm: Any = llm.to(device).eval()
         tokenizer, text = self.words.tokenizer, self._config.text_config
         eos_ids = end_marks(model, checkpoint.folder, text, tokenizer)
-        self.vocabulary = Vocabulary(tokenizer.backend_tokenizer, tuple(eos_ids))
+        self.vocabulary = Vocabulary(tokenizer.backend_tokenizer, eos_ids)
         self.banned_ids = (*sorted(self.words.marks), *range(self.words.num_ids, text.vocab_size))
+        llm = load_with_tower(model, checkpoint.folder, checkpoint.config, getattr(torch, precision))
+        self.llm: Any = llm.to(device).eval()
         self._normalisation = Normalisation.from_folder(checkpoint.folder)
 
     def most_pictures(self, num_rows: int, tower: TowerSpec) -> int:

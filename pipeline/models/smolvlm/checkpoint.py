@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import SmolVLMConfig
 
 from longvlm.pipeline.model_folder import load_tokenizer, read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import EMBED, HEAD, refuse_quantised
+from longvlm.pipeline.models.checkpoints import HEAD, is_tied, refuse_quantised, tie
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.timed_prompt import TimedPrompt
 from longvlm.schemas.errors import InputError
@@ -37,16 +37,11 @@ class SmolCheckpoint:
         """Its own tower."""
         return Sight(self.name, -1, num_global_tokens=0, num_marker_tokens=FRAME_TOKENS, marks_pictures=True)
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the head is the embedding."""
-        return bool(self.config.tie_word_embeddings or self.config.text_config.tie_word_embeddings)
-
     def tensors(self) -> dict[str, Tensor]:
-        """The language model's tensors by their names in transformers' *ForCausalLM, mapped; a tied head is given."""
+        """The language model's tensors by their names in transformers' *ForCausalLM, mapped; tied ones are one."""
         tensors = dict(read_tensors(self.folder, _rename))
-        if self.is_tied and EMBED in tensors:
-            tensors.setdefault(HEAD, tensors[EMBED])
+        if is_tied(self.config):
+            tie(tensors)
         return tensors
 
     def prompt(self) -> TimedPrompt:

@@ -52,4 +52,4 @@ def save(model: str, weights: TrainedWeights, template: str | None, folder: Path
     def in_checkpoint(name: str) -> str:
         return f"model.text_model.{name.removeprefix('model.')}"
 
-    save_whole(find_smol(model).folder, renamed(weights, in_checkpoint), folder)
+    save_whole(find_smol(model), renamed(weights, in_checkpoint), folder)

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.checkpoints import LLAMA_FIELDS, check_tensors, end_marks, placed
+from longvlm.pipeline.models.checkpoints import (
+    EMBED,
+    HEAD,
+    LLAMA_FIELDS,
+    asked_decoding,
+    check_tensors,
+    end_marks,
+    placed,
+)
 from longvlm.pipeline.models.contract import ModelSpec, Vocabulary
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.row_layout import TokenBlock, timed_runs
@@ -89,7 +97,8 @@ def describe_smol(model: str) -> ModelSpec:
         context=text.max_position_embeddings,
         templates=(NAME,),
         family=checkpoint.config.model_type,
-        vocabulary=Vocabulary(prompt.tokenizer.backend_tokenizer, tuple(eos_ids)),
+        vocabulary=Vocabulary(prompt.tokenizer.backend_tokenizer, eos_ids),
+        asked_decoding=asked_decoding(checkpoint.folder),
         has_projector=False,
     )
 
@@ -106,7 +115,7 @@ def load_smol(model: str, precision: Precision = "float32", device: str = "cpu")
     text, tensors, prompt = checkpoint.config.text_config, checkpoint.tensors(), checkpoint.prompt()
     llm = _check(checkpoint, tensors)
     llm.load_state_dict(placed(tensors, precision, device), assign=True)
-    if checkpoint.is_tied:
+    if tensors[HEAD] is tensors[EMBED]:
         llm.lm_head.weight = llm.get_input_embeddings().weight  # one parameter, for training too
     with torch.device(device):
         llm.model.rotary_emb = LlamaRotaryEmbedding(text)  # its buffers stand in no file
@@ -114,7 +123,7 @@ def load_smol(model: str, precision: Precision = "float32", device: str = "cpu")
         name=model,
         llm=llm.eval().requires_grad_(requires_grad=False),
         prompt=prompt,
-        eos_ids=tuple(end_marks(model, checkpoint.folder, text, prompt.tokenizer)),
+        eos_ids=end_marks(model, checkpoint.folder, text, prompt.tokenizer),
         mm_hidden_size=text.hidden_size,
     )
 

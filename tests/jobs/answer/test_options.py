@@ -3,12 +3,20 @@ from dataclasses import replace
 import pytest
 from stores import LONG
 
-from longvlm.jobs.answer.options import ROOM_FOR_QUESTION, check_vocabulary, fit_budget, fit_focus, fit_template
+from longvlm.jobs.answer.options import (
+    ROOM_FOR_QUESTION,
+    check_vocabulary,
+    fit_budget,
+    fit_focus,
+    fit_template,
+    note_decoding,
+)
 from longvlm.pipeline.models.contract import ModelSpec, Vocabulary
 from longvlm.pipeline.models.longvlm.init import word_tokenizer
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.store.ledger import RegisteredRecipe
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.recipe import AnswerRecipe
 
 WORDS = Vocabulary(word_tokenizer(["red", "car"]), (2,))
 SPEC = ModelSpec("m", Sight("t", -2, 5), "w", 64, 2048, ("one", "two"), "longvlm", WORDS)
@@ -45,6 +53,26 @@ def test_every_video_is_answered_unless_a_budget_is_named():
     assert fit_focus(BLIND, "even", 100) == "even"
     with pytest.raises(InputError, match="use --focus even"):
         fit_focus(BLIND, "question", 100)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted", "how"),
+    [
+        ({"do_sample": True}, "sampling", "--temperature 1.0 samples."),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
+            "sampling (temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05)",
+            "--temperature 0.7 --top-p 0.8 samples; there is no option for top_k and repetition_penalty.",
+        ),
+        ({"repetition_penalty": 1.05}, "repetition_penalty 1.05", "there is no option for repetition_penalty."),
+    ],
+)
+def test_what_a_model_asks_of_decoding_is_a_note_with_the_options_for_it(asked, wanted, how):
+    spec, recipe = replace(SPEC, asked_decoding=asked), AnswerRecipe("m", "w", "i")
+    said = f"generation_config.json of m asks for {wanted}, but answers are decoded greedily; {how}"
+    assert note_decoding(spec, recipe) == said
+    assert note_decoding(spec, replace(recipe, temperature=0.5)) is None
+    assert note_decoding(SPEC, recipe) is None
 
 
 def test_what_a_vocabulary_cannot_spell_is_refused_by_the_question():

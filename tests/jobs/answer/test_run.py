@@ -120,6 +120,23 @@ def test_a_shard_that_is_gone_fails_its_own_questions(store):
     assert "index.duckdb" in report.notes[0]
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_model_that_asks_for_sampling_is_noted_once_a_run(store, model, tmp_path):
+    asking = shutil.copytree(model, tmp_path / "asking")
+    (asking / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.7}')
+    args = ["answer", "--store", str(store), "--model", str(asking), "--ask", "Why?", "--ask", "Who?"]
+    done = CliRunner().invoke(main, [*args, "--ray-address", "none"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("asks for sampling (temperature 0.7), but answers are decoded greedily") == 1
+    assert {row["decoding"] for row in rows(store, "FROM answers")} == {"greedy"}
+    again = CliRunner().invoke(main, [*args, "--ray-address", "none"])
+    assert "asks for sampling" not in again.output  # nothing was left to ask
+    sampled = CliRunner().invoke(main, [*args, "--ray-address", "none", "--temperature", "0.7", "--json"])
+    assert "asks for sampling" not in sampled.output
+    found = {row["decoding"] for row in rows(store, "FROM answers")}
+    assert found == {"greedy", "temperature 0.7, top_p 1.0, seed 0"}
+
+
 def test_a_small_context_still_answers_with_what_it_holds(store, model, tmp_path):
     small = tmp_path / "small"
     shutil.copytree(model, small)

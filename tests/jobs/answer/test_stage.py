@@ -14,6 +14,7 @@ from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, StageReporter, Tally
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.models.families import describe_model, load_model, sight_of
+from longvlm.pipeline.models.longvlm.model import LongVLM
 from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
@@ -100,6 +101,22 @@ def test_typed_answers_have_values_and_those_of_options_confidence(answering):
     assert float(number["value"]) == float(number["answer"])
     assert (thing["status"], thing["error_code"]) == ("failed", "answer_failed")  # the model's words have no brace
     assert "spelt" in thing["error"]
+
+
+def test_a_row_says_what_was_thought_and_how_words_were_chosen(answering, monkeypatch):
+    make, groups = answering
+    monkeypatch.setattr(LongVLM, "decode", lambda *_: "<think>It was there.</think> Red.")
+    (row,) = rows_of(make(temperature=0.7, top_p=0.8)[0], groups(RED, count=1))
+    assert (row["answer"], row["thinking"], row["error"]) == ("Red.", "It was there.", None)
+    assert row["decoding"] == "temperature 0.7, top_p 0.8, seed 0"
+    monkeypatch.setattr(LongVLM, "decode", lambda *_: "<think>It was")
+    typed = question("typed", "Is it red?", "bool")
+    row, held = rows_of(make(max_new_tokens=1)[0], groups(RED, typed, count=1))
+    assert (row["status"], row["error_code"], row["answer"]) == ("failed", "cut_off", None)
+    assert row["thinking"] == "It was"
+    assert row["error"].endswith("raise --max-new-tokens.")
+    assert row["num_new_tokens"] == 1
+    assert (held["status"], held["thinking"], held["decoding"]) == ("answered", None, "greedy")
 
 
 def test_evidence_joins_to_the_segments_and_sums_to_one(answering, indexed):

@@ -62,6 +62,8 @@ def test_a_prompt_holds_the_criterion_and_all_texts_as_quotations(dimension):
         ("Here you are:\n```python\n{'score': 3}\n```\nI hope it helps.", "detail", 3, None),
         ("{'score': 3} as I said: {'score': 3}", "detail", 3, None),
         ("{'score': 0, 'why': 'no {braces}'}", "context", 0, None),
+        ("<think>Is it {'score': 1}?</think>\n{'score': 4}", "detail", 4, None),
+        ("Not {'score': 1}.\n</think>\n\n{'score': 4}", "detail", 4, None),
     ],
 )
 def test_a_reply_is_read_strictly_or_found_in_prose(reply, dimension, score, right):
@@ -82,6 +84,7 @@ def test_a_reply_is_read_strictly_or_found_in_prose(reply, dimension, score, rig
         ("{'points': 3}", "detail"),
         ("[{'score': 3}, {'score': 4}]", "detail"),
         ("{'score': 3} or {'score': 4}", "detail"),
+        ("<think>It is {'score': 3}", "detail"),
         ("{'score': 3}", "qa"),
         ("{'pred': 'yes'}", "qa"),
         ("{'pred': 'unknown', 'score': 2}", "qa"),

@@ -24,6 +24,11 @@ def rewrite(folder, change):
     return weights
 
 
+def configure(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
 @pytest.fixture
 def base(folder):
     """The same model as a base without video tokens, and the projector file that training would have saved."""
@@ -113,12 +118,35 @@ def test_shards_pickles_and_old_buffers_load_alike(folder, untrained):
     assert_same(load_longvlm(str(folder)), untrained)
 
 
-def test_tied_embeddings_need_no_head(folder):
-    rewrite(folder, lambda tensors: tensors.pop(HEAD))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+@pytest.mark.parametrize("held", [EMBED, HEAD, "both"])
+def test_tied_embeddings_are_one_under_either_name(folder, held):
+    def change(tensors):
+        tensors[HEAD] = tensors[EMBED].clone()
+        if held != "both":
+            del tensors[{EMBED: HEAD, HEAD: EMBED}[held]]
+
+    configure(folder, tie_word_embeddings=True)
+    rewrite(folder, change)
     model = load_longvlm(str(folder))
     assert model.llm.lm_head.weight.data_ptr() == model.llm.model.embed_tokens.weight.data_ptr()
+    whole = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if name in (EMBED, HEAD)}
+    assert torch.equal(model.llm.lm_head.weight, next(iter(whole.values())))
+    weights = describe_longvlm(str(folder)).weights
+    rewrite(folder, lambda tensors: tensors.update({EMBED: tensors.pop(HEAD, None)} if held == HEAD else {}))
+    assert describe_longvlm(str(folder)).weights == weights
+
+
+@pytest.mark.parametrize(("eos", "found"), [(2, (2,)), ([2, 1], (2, 1)), ([999_999, 2], (2,))])
+def test_answers_end_with_what_the_config_names_and_the_tokenizer_knows(folder, eos, found):
+    configure(folder, eos_token_id=eos)
+    assert load_longvlm(str(folder)).eos_ids == describe_longvlm(str(folder)).vocabulary.eos_ids == found
+
+
+@pytest.mark.parametrize("eos", [999_999, [], None])
+def test_an_end_mark_that_there_is_not_is_refused(folder, eos):
+    configure(folder, eos_token_id=eos)
+    with pytest.raises(InputError, match=r"config\.json of .* has the eos_token_id .*, which is no token of its"):
+        describe_longvlm(str(folder))
 
 
 def test_precision_is_taken_everywhere(untrained_folder):

@@ -4,8 +4,8 @@ import pytest
 from reference_outputs import read_json
 
 from longvlm.pipeline.models.longvlm.model import LongVLM
-from longvlm.pipeline.models.longvlm.tokenizer import from_sentencepiece, load_tokenizer, special_ids
-from longvlm.pipeline.models.prompt import tidy
+from longvlm.pipeline.models.longvlm.tokenizer import from_sentencepiece, load_tokenizer
+from longvlm.pipeline.models.prompt import silent_ids, tidy
 from longvlm.schemas.errors import InputError
 from support import lent, missing
 
@@ -42,7 +42,7 @@ def test_video_tokens_are_added_in_order_where_they_are_lacking(untrained_folder
         assert plain.token_to_id(token) == known.token_to_id(token)
     assert plain.get_vocab_size() == known.get_vocab_size()
     assert plain.token_to_id("<vid_patch>") + 1 == plain.token_to_id("<vid_start>")
-    assert special_ids(plain) == special_ids(known)
+    assert silent_ids(plain) == silent_ids(known)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])

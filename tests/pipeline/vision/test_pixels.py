@@ -65,11 +65,11 @@ def test_a_video_model_s_own_settings_come_first_wherever_transformers_keeps_the
         expected = {"processor_config.json": 1, "preprocessor_config.json": 2, "video_preprocessor_config.json": 4}[
             name
         ]
-        assert Pixels.from_folder(tmp_path, 56).mean == (expected,) * 3
+        assert Pixels.from_folder(tmp_path, 56).normalisation.mean == (expected,) * 3
     (tmp_path / "video_preprocessor_config.json").unlink()
     both = {**files["processor_config.json"], "video_processor": settings(3)}
     (tmp_path / "processor_config.json").write_text(json.dumps(both))
-    assert Pixels.from_folder(tmp_path, 56).mean == (3, 3, 3)
+    assert Pixels.from_folder(tmp_path, 56).normalisation.mean == (3, 3, 3)
 
 
 @pytest.mark.parametrize(

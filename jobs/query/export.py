@@ -63,7 +63,7 @@ def export_store(store_uri: str, target: str, *, segments: bool = False, force: 
 
 def _write(draft: Path, pinned: Snapshot, report: ExportReport, *, segments: bool) -> None:
     """Copy what the views show into a new file."""
-    with catalog.connect(pinned) as con, catalog.reachable(draft) as taken:
+    with catalog.connect(pinned, apart=True) as con, catalog.reachable(draft) as taken:
         con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
         con.execute(f"SET temp_directory = {catalog.quoted(f'{tempfile.gettempdir()}/longvlm-export-{uuid.uuid4()}')}")
         con.execute("SET preserve_insertion_order = false")  # would hold rows back

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import duckdb
 import pyarrow as pa
 import pytest
@@ -409,3 +412,34 @@ def test_a_connection_has_the_views_that_are_asked_for_and_what_they_stand_on(st
         found = con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         assert con.execute("SELECT content_of(1, 'a', NULL)").fetchall() == [((1, "a"),)]
     assert {name for (name,) in found} == shown | {f"ledger_{name}" for name in snapshot.tables}
+
+
+def test_connections_share_a_database_and_see_nothing_of_each_other(store):
+    stores.index(store, ["a"])
+    with (
+        connect(store.pin(), ()) as one,
+        connect(Snapshot(), ()) as other,
+        connect(Snapshot(), (), apart=True) as apart,
+    ):
+        one.execute("CREATE TEMP TABLE made AS FROM ledger_videos")
+        counts = [con.execute("SELECT count(*) FROM ledger_videos").fetchall() for con in (one, other, apart)]
+        shown = [con.execute("SELECT count(*) FROM duckdb_tables()").fetchall() for con in (one, other, apart)]
+        apart.execute("SET enable_external_access = false")
+        assert query(one, "FROM ledger_videos").num_rows == 1
+    assert counts == [[(1,)], [(0,)], [(0,)]]
+    assert shown == [[(1,)], [(0,)], [(0,)]]
+
+
+def test_a_database_that_broke_is_followed_by_another(store):
+    stores.index(store, ["a"])
+    catalog._database(os.getpid()).close()
+    assert rows(store, "SELECT uri FROM videos") == [{"uri": "/videos/a.mp4"}]
+
+
+def test_rows_of_a_file_that_is_another_now_are_not_remembered(store):
+    stores.index(store, ["a"])
+    (path,) = Path(store.uri, "videos").glob("*.parquet")
+    assert rows(store, "SELECT uri FROM videos") == [{"uri": "/videos/a.mp4"}]
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(InputError, match="gone or damaged"):
+        rows(store, "SELECT uri FROM videos")

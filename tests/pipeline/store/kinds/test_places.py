@@ -32,7 +32,7 @@ NAMES = [
 
 def uris(store: Store) -> list[str]:
     snapshot = store.pin()
-    with catalog.connect(snapshot) as con:
+    with catalog.connect(snapshot, apart=True) as con:
         access.seal(con, snapshot)
         return [uri for (uri,) in con.execute("SELECT uri FROM live_videos ORDER BY uri").fetchall()]
 

@@ -1,14 +1,11 @@
-"""DuckDB over a pinned snapshot: the views of `schemas/views.sql`, in memory or as `index.duckdb`."""
+"""DuckDB over a pinned snapshot: connections with the views of `schemas/views.sql`."""
 
 import os
 import re
-import tempfile
-import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -102,7 +99,7 @@ def connect(snapshot: Snapshot, views: Collection[str] | None = None, *, apart: 
         InputError: a file that the snapshot names is gone or out of reach.
     """
     con = without_views(snapshot, apart=apart)
-    _create_views(con, snapshot, views, "CREATE" if apart else "CREATE TEMP")
+    create_views(con, snapshot, views, "CREATE" if apart else "CREATE TEMP")
     return con
 
 
@@ -187,46 +184,6 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:
-    """Put the snapshot's views into `index.duckdb` in a local store, replacing the one before at once.
-
-    A convenience for people and tools that open DuckDB files, never authoritative. Of a remote store nothing is
-    written, and None returned: its views would need an extension and credentials wherever the file is opened.
-
-    Raises:
-        InputError: as `connect`.
-    """
-    if not is_local(store_uri):
-        return None
-    target = Path(store_uri) / "index.duckdb"
-    draft = target.with_name(f".index-{uuid.uuid4()}.duckdb")
-    con = duckdb.connect(config=_SETTINGS)
-    try:
-        with reachable(draft) as path:
-            # the storage version lets older DuckDBs open the file
-            con.execute(f"ATTACH {quoted(path)} AS index_file (STORAGE_VERSION 'v1.0.0'); USE index_file")
-            _create_views(con, snapshot, None, "CREATE")
-            con.execute("USE memory; DETACH index_file")
-        os.replace(draft, target)  # noqa: PTH105 - says best what it does
-    finally:
-        con.close()
-        draft.unlink(missing_ok=True)
-        draft.with_name(f"{draft.name}.wal").unlink(missing_ok=True)  # of a draft that a full disk broke off
-    return target
-
-
-@contextmanager
-def reachable(database: Path) -> Iterator[str]:
-    """A path by which DuckDB opens a database file: what it takes for slashes, the backslashes of a folder, is not."""
-    if "\\" not in str(database.parent):
-        yield str(database)
-        return
-    with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
-        folder = Path(scratch, "folder")
-        folder.symlink_to(database.parent)
-        yield str(folder / database.name)
-
-
 def _remote_filesystem(snapshot: Snapshot) -> Any:
     """The file system of a snapshot's files if it is not this machine's, knowing their sizes already.
 
@@ -243,7 +200,8 @@ def _remote_filesystem(snapshot: Snapshot) -> Any:
     return fs
 
 
-def _create_views(con: DuckDBPyConnection, snapshot: Snapshot, views: Collection[str] | None, create: str) -> None:
+def create_views(con: DuckDBPyConnection, snapshot: Snapshot, views: Collection[str] | None, create: str) -> None:
+    """Make the views of `connect` in a connection, each by a statement that begins with `create`."""
     needed = set(_STANDS_ON if views is None else views)
     for name, reads in reversed(_STANDS_ON.items()):
         needed |= reads if name in needed else set()
@@ -257,7 +215,7 @@ def _create_views(con: DuckDBPyConnection, snapshot: Snapshot, views: Collection
                 con.execute(f"{create}{view[0].removeprefix('CREATE')}")
                 made.add(view[1])
         if views is None and {"answers", "active_recipe"} <= made:
-            con.execute(f"{create} VIEW answers_wide AS {_answers_wide(con)}")
+            con.execute(f"{create} VIEW answers_wide AS {answers_wide(con)}")
     except duckdb.Error as error:
         if "Could not write" in str(error):  # index.duckdb itself, on a full disk
             raise
@@ -267,7 +225,7 @@ def _create_views(con: DuckDBPyConnection, snapshot: Snapshot, views: Collection
         ) from error
 
 
-def _answers_wide(con: DuckDBPyConnection) -> str:
+def answers_wide(con: DuckDBPyConnection) -> str:
     """The SELECT of the view answers_wide: one row a live video, one typed column a question id."""
     asked = con.execute(_ASKED_SQL, [MAX_WIDE_COLUMNS]).fetchall()
     if not asked:

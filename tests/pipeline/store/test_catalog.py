@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.catalog import column_names, connect, query
+from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
@@ -396,7 +397,7 @@ def test_connections_share_a_database_and_see_nothing_of_each_other(store):
 
 def test_a_database_that_broke_is_followed_by_another(store):
     stores.index(store, ["a"])
-    catalog._database(os.getpid()).close()
+    catalog._database(os.getpid(), None).close()
     assert rows(store, "SELECT uri FROM videos") == [{"uri": "/videos/a.mp4"}]
 
 
@@ -407,3 +408,12 @@ def test_rows_of_a_file_that_is_another_now_are_not_remembered(store):
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(InputError, match="gone or damaged"):
         rows(store, "SELECT uri FROM videos")
+
+
+def test_recipes_are_read_once_until_there_are_others(store, monkeypatch):
+    known = store.recipes()
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "connect", None)
+        assert Store.open(store.uri).recipes() == known
+    store.promote("tiny")
+    assert [recipe.active for recipe in store.recipes()] == [not recipe.active for recipe in known]

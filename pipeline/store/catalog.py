@@ -2,7 +2,6 @@
 
 import os
 import re
-import threading
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -48,7 +47,6 @@ _SQL_TYPES = {
     pa.float64(): "DOUBLE",
     pa.timestamp("us"): "TIMESTAMP",
 }
-_REGISTERING = threading.Lock()  # of a client in a database that several threads may ask for at once
 _UNIT_SEPARATOR = "\x1f"
 _KIND = "CASE WHEN type IN ('bool', 'choice', 'number', 'json') THEN type ELSE 'text' END"
 
@@ -108,40 +106,31 @@ def connect(snapshot: Snapshot, views: Collection[str] | None = None, *, apart: 
 def without_views(snapshot: Snapshot, *, apart: bool = False) -> DuckDBPyConnection:
     """A connection that reaches the files of a snapshot, as `connect` makes its views in."""
     remote = _remote_filesystem(snapshot)
-    con = duckdb.connect(config=_SETTINGS) if apart else _of_process(id(remote) if remote else None)
+    con = duckdb.connect(config=_SETTINGS) if apart or remote else _of_process()
     con.execute("SET TimeZone = 'UTC'")  # as all times of a store are, wherever it is read
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
         con.execute("SET enable_progress_bar = false")  # a job has its own; in notebooks it may not even be set
     if remote:
-        reach(con, remote)
+        con.register_filesystem(remote)
     return con
 
 
-def reach(con: DuckDBPyConnection, fs: Any) -> None:
-    """Let DuckDB open addresses of a file system of fsspec, unless it opens such addresses already."""
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
-    with _REGISTERING:
-        if not protocols & {*con.list_filesystems()}:
-            con.register_filesystem(fs)
-
-
-def _of_process(remote: int | None) -> DuckDBPyConnection:
+def _of_process() -> DuckDBPyConnection:
     try:
-        con = _database(os.getpid(), remote).cursor()
+        con = _database(os.getpid()).cursor()
         con.execute("SELECT 1")
     except duckdb.Error:  # one that broke takes no queries any more
         _database.cache_clear()
-        con = _database(os.getpid(), remote).cursor()
+        con = _database(os.getpid()).cursor()
     return con
 
 
-@lru_cache(2)
-def _database(_pid: int, _remote: int | None) -> DuckDBPyConnection:
+@lru_cache(1)
+def _database(_pid: int) -> DuckDBPyConnection:
     """The database in memory of a process, for it takes longer to make than most queries run; none survives a fork.
 
-    A client of a bucket, by its id, has one of its own, in which it is registered and lives as long.
-
-    It keeps nothing of the files that it reads: it outlives many connections, and a file may be damaged meanwhile.
+    It keeps nothing of the files that it reads: it outlives many connections, and a file may be damaged meanwhile. So
+    it is for this machine's files alone: of a bucket's each view that is bound would ask for them again.
     """
     return duckdb.connect(config={**_SETTINGS, "enable_external_file_cache": "false"})
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from longvlm.pipeline.store.catalog import first_line, identifier, quoted, reach
+from longvlm.pipeline.store.catalog import first_line, identifier, quoted
 from longvlm.pipeline.store.files import filesystem
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.uris import is_local
@@ -105,5 +105,7 @@ def _reach(con: duckdb.DuckDBPyConnection, address: str) -> tuple[str, bool]:
         return str(path), path.is_file()
     fs: Any
     fs, remote = filesystem(address)
-    reach(con, fs)
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if not protocols & set(con.list_filesystems()):
+        con.register_filesystem(fs)
     return str(fs.unstrip_protocol(remote)), bool(fs.isfile(remote))

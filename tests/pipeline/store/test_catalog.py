@@ -397,7 +397,7 @@ def test_connections_share_a_database_and_see_nothing_of_each_other(store):
 
 def test_a_database_that_broke_is_followed_by_another(store):
     stores.index(store, ["a"])
-    catalog._database(os.getpid(), None).close()
+    catalog._database(os.getpid()).close()
     assert rows(store, "SELECT uri FROM videos") == [{"uri": "/videos/a.mp4"}]
 
 

@@ -5,6 +5,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 TOOLS := .venv/.tools
 
+# Bytecode is kept whatever the environment says: tests are rewritten as they are imported, ten seconds a process.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test check format docs tinyworld clean
 
 demo: $(READY)

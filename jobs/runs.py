@@ -13,7 +13,8 @@ from deltalake.exceptions import DeltaError
 from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.retry import persist
 from longvlm.jobs.cluster.trouble import trouble
-from longvlm.pipeline.store.catalog import first_line, write_index_duckdb
+from longvlm.pipeline.store.catalog import first_line
+from longvlm.pipeline.store.index_file import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.compact import merge_small_files
 from longvlm.schemas import clock, tables

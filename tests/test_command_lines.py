@@ -34,7 +34,8 @@ PARSED = {
     "submit": "sends a job to a cluster: tests/jobs/operate/test_submit.py has one",
 }
 KNOWN = ("one", "private", "v_1")  # videos of the stores; the sources have one more, so that a run finds work
-ON_S3 = DOCUMENTS[0], ROOT / "docs" / "commands.md"  # where stores in a bucket stay there
+REFERENCE = ROOT / "docs" / "commands.md"
+ON_S3 = ("maintain", "recipe", "status")  # whose lines in the reference keep their stores in the bucket
 UPLOADED = (  # where a bucket holds what, of the working folder
     ("s3://bucket/videos", "videos"),
     ("s3://bucket/index", "index"),
@@ -45,20 +46,25 @@ UPLOADED = (  # where a bucket holds what, of the working folder
 def printed():
     """What is run together: the lines of a block of code, or a line of a reference's examples.
 
-    Only the documents ON_S3 have their stores in the bucket, where a command takes hundreds of requests. Those that the
-    others put there are in a folder, and lines that an earlier block has too are not run again.
+    Other stores that they put into the bucket are in a folder: a command takes hundreds of requests there, and the jobs
+    have tests of their own that do so. Lines that an earlier block has too are not run again.
     """
     found = {}
-    for path in [*ON_S3, *(path for path in DOCUMENTS if path not in ON_S3)]:
+    for path in DOCUMENTS:
         text = path.read_text()
-        if path not in ON_S3:
-            text = text.replace("s3://bucket/index", "index").replace("s3://my-index/store", "index")
         examples = [[line] for line in re.findall(r"^ {4}(longvlm .*)$", text, re.MULTILINE) if "[OPTIONS]" not in line]
         for lines in [*(list(shell_commands(f"```\n{block}```\n")) for block in blocks(text)), *examples]:
-            own = tuple(" ".join(line.split()) for line in lines if line.startswith("longvlm "))
+            own = tuple(placed(" ".join(line.split()), path) for line in lines if line.startswith("longvlm "))
             if own and not any(set(own) <= set(earlier) for earlier in found):
                 found[own] = pytest.param(own, id=f"{path.relative_to(ROOT)}: {own[0]}")
     return list(found.values())
+
+
+def placed(line, path):
+    """A line with its store where it is put here."""
+    if path == REFERENCE and line.split()[1] in ON_S3:
+        return line
+    return line.replace("s3://bucket/index", "index").replace("s3://my-index/store", "index")
 
 
 PRINTED = printed()

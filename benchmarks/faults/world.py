@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 
 from benchmarks.untrained_tower import DIM, build_untrained_tower
+from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.tinyworld.render import write_h264
 
@@ -91,9 +92,14 @@ def free_port() -> int:
 
 
 class Head:
-    """A Ray cluster on this machine that outlives its drivers: a head, and nodes that are added and lost."""
+    """A Ray cluster on this machine that outlives its drivers: a head, and nodes that are added and lost.
 
-    def __init__(self, num_cpus: int = 2) -> None:
+    Args:
+        num_cpus: of the head; with none nothing is started, and drivers do without Ray.
+        settings: more options of `ray start`, for the head.
+    """
+
+    def __init__(self, num_cpus: int = 2, *settings: str) -> None:
         # not where TMPDIR says: the names of sockets in it must be short
         self.folder = tempfile.TemporaryDirectory(prefix="lvf-", dir="/tmp", ignore_cleanup_errors=True)
         self.address = f"127.0.0.1:{free_port()}"
@@ -103,15 +109,21 @@ class Head:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        port = self.address.rpartition(":")[2]
-        self.processes = [self._start("--head", f"--port={port}", f"--ray-client-server-port={free_port()}", num_cpus)]
+        self.processes: list[psutil.Process] = []
+        if not num_cpus:
+            self.env = {"RAY_ADDRESS": IN_PROCESS}
+            return
+        ports = (f"--port={self.address.rpartition(':')[2]}", f"--ray-client-server-port={free_port()}")
+        self.processes.append(self._start("--head", *ports, *settings, num_cpus))
 
     def _start(self, *options: Any) -> psutil.Process:
         *settings, num_cpus = options
         fixed = ["--block", "--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
         fixed += [f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
         if "--head" in settings:
-            fixed += ["--include-dashboard=false", f"--temp-dir={self.folder.name}"]
+            fixed.append(f"--temp-dir={self.folder.name}")
+            if "--include-dashboard=true" not in settings:
+                fixed.append("--include-dashboard=false")
         log = Path(self.folder.name, f"start-{secrets.token_hex(4)}.log")
         ray = Path(sys.executable).with_name("ray")
         with log.open("w") as out:
@@ -268,8 +280,8 @@ class RealWorld:
     tokens: dict[str, str] = field(default_factory=dict)  # that it made, by name, as digests
 
 
-def make_world(folder: Path, num_videos: int, rng: random.Random) -> RealWorld:
-    """Write the corpus and the model, and start the cluster."""
+def make_world(folder: Path, num_videos: int, rng: random.Random, num_cpus: int = 2) -> RealWorld:
+    """Write the corpus and the model, and start a cluster with so many CPUs, or none."""
     corpus = make_corpus(folder / "corpus", num_videos, rng.randrange(1 << 32))
     make_model(folder / "model")
-    return RealWorld(folder, corpus, folder / "model", Head(), rng)
+    return RealWorld(folder, corpus, folder / "model", Head(num_cpus), rng)

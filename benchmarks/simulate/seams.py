@@ -41,7 +41,11 @@ def simulated(world: Simulation) -> Iterator[None]:
         put(delta, "stale_files", _seen_from_there(delta.stale_files))
         put(lease, "create", _creating(world, lease.create))
         put(lease.Lease, "_keep", lambda _: None)  # time goes by in turns: nobody can renew meanwhile
-        stack.enter_context(mock.patch.dict(catalog._SETTINGS, threads=1))  # noqa: SLF001 - so that replays are exact
+        # So that replays are exact; what this process had before, and will have afterwards, is none of the world's.
+        stack.enter_context(mock.patch.dict(catalog._SETTINGS, threads=1))  # noqa: SLF001
+        for remembered in (catalog._database, catalog.recipe_rows):  # noqa: SLF001
+            stack.callback(remembered.cache_clear)
+            remembered.cache_clear()
         yield
 
 

@@ -174,7 +174,7 @@ class Asking:
         They come in the order of write ids, and within a video in that of the questions.
         """
         con = self.con
-        with catalog.connect(Snapshot({"answers": snapshot.table("answers")})) as later:
+        with catalog.connect(Snapshot({"answers": snapshot.table("answers")}), ()) as later:
             for start in range(0, self.num_asked, WAVE_QUESTIONS):
                 con.execute(_KEYS, [start, start + WAVE_QUESTIONS])
                 span = _one(con, "SELECT min(write_id), max(write_id) FROM keys")
@@ -229,7 +229,7 @@ def plan(
 def _connect(snapshot: Snapshot, questions: pa.Table, views: Collection[str] | None) -> duckdb.DuckDBPyConnection:
     """A database over the snapshot with room for a plan, and the questions as `given`, numbered by `q`."""
     read = _without_tokens(snapshot)
-    con = catalog.connect(read, views)
+    con = catalog.connect(read, views, apart=True)
     con.execute(f"SET memory_limit = '{PLAN_MEMORY_GB}GB'")  # beyond that it goes to disk
     access.seal(con, read)  # the predicate is somebody's own SQL
     con.execute(HASH)

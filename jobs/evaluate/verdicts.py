@@ -179,7 +179,7 @@ class Verdicts:
         self, prompt_hashes: list[str]
     ) -> tuple[dict[str, dict[str, Any]], dict[tuple[Any, ...], dict[str, Any]]]:
         """By prompt what the judge has said of it before; and by key the rows that say so."""
-        with catalog.connect(self.store.pin(("verdicts",))) as con:
+        with catalog.connect(self.store.pin(("verdicts",)), ()) as con:
             con.register("wanted_prompts", pa.table({"prompt_hash": pa.array(prompt_hashes, pa.string())}))
             rows = con.sql(_KNOWN, params=[self.judge.name]).to_arrow_table().to_pylist()
         return {row["prompt_hash"]: row for row in rows}, {tuple(row[name] for name in _KEY): row for row in rows}

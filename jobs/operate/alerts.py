@@ -104,7 +104,7 @@ def run_alerts(
         url: of the webhook; None posts nothing.
     """
     report = AlertsReport()
-    with catalog.connect(snapshot) as con:
+    with catalog.connect(snapshot, apart=True) as con:
         con.register("run_under_way", pa.Table.from_pylist([run], tables.RUNS))
         con.execute(
             "CREATE OR REPLACE VIEW runs AS SELECT *, make_timestamp(seq) AS finished_at "

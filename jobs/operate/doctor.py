@@ -251,7 +251,7 @@ def _tables(node_check: _NodeCheck) -> str:
     store = Store.find(node_check.order.store)
     if store is None:
         return "no store yet; the first index makes it"
-    with catalog.connect(store.pin(("videos", "recipes"))) as con:
+    with catalog.connect(store.pin(("videos",)), ("live_videos",)) as con:
         ((number,),) = con.execute("SELECT count(*) FROM live_videos").fetchall()
     return f"{number} live videos"
 

@@ -12,6 +12,7 @@ import duckdb
 from longvlm.jobs.cluster.activity import doing
 from longvlm.pipeline.source.scratch import draft_file
 from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.index_file import reachable
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.uris import is_local
@@ -63,7 +64,7 @@ def export_store(store_uri: str, target: str, *, segments: bool = False, force: 
 
 def _write(draft: Path, pinned: Snapshot, report: ExportReport, *, segments: bool) -> None:
     """Copy what the views show into a new file."""
-    with catalog.connect(pinned) as con, catalog.reachable(draft) as taken:
+    with catalog.connect(pinned, apart=True) as con, reachable(draft) as taken:
         con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
         con.execute(f"SET temp_directory = {catalog.quoted(f'{tempfile.gettempdir()}/longvlm-export-{uuid.uuid4()}')}")
         con.execute("SET preserve_insertion_order = false")  # would hold rows back

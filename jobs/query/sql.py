@@ -40,7 +40,7 @@ def sealed_store(store_uri: str, attach: Iterable[str] = ()) -> Iterator[duckdb.
     """A connection to the views of a store as it is now, which reads that and what is attached; as `run_sql`."""
     doing(f"reading the store {store_uri}")
     snapshot = without_damaged(Store.open(store_uri).pin())
-    with catalog.connect(snapshot) as con:
+    with catalog.connect(snapshot, apart=True) as con:
         access.seal(con, snapshot, access.attach(con, attach))
         doing("running the query")
         yield con
@@ -113,7 +113,8 @@ def find_live(snapshot: Snapshot, video: str) -> tuple[str, str]:
     Raises:
         InputError: no live video answers to the name, or several do.
     """
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos"), "recipes": snapshot.table("recipes")})) as con:
+    asked = Snapshot({"videos": snapshot.table("videos"), "recipes": snapshot.table("recipes")})
+    with catalog.connect(asked, ("videos",)) as con:
         con.register("asked", pa.table({"q": [0], "question": [f"the tokens of {video}"], "video": [video]}))
         con.execute(_SHOWN)
         found = match_questions(con, "asked", "shown")

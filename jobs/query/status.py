@@ -19,7 +19,8 @@ def describe_store(store_uri: str) -> dict[str, Any]:
     snapshot = store.pin(("videos", "segments", "tokens", "recipes", "runs"))
     shown = {name: snapshot.table(name) for name in ("videos", "segments", "recipes", "runs")}
     damaged = damaged_files(snapshot)
-    with catalog.connect(without(Snapshot(shown), damaged)) as con:  # of tokens the files' sizes are enough
+    views = ("videos", "segments", "runs", "recipes")
+    with catalog.connect(without(Snapshot(shown), damaged), views) as con:  # of tokens the files' sizes are enough
         statuses = con.execute("SELECT status, count(*) FROM videos GROUP BY status ORDER BY status").fetchall()
         (num_segments,) = con.execute("SELECT count(*) FROM segments").fetchall()[0]
         runs, recipes = _runs(con, 1), _recipes(con)
@@ -37,7 +38,7 @@ def list_runs(store_uri: str, limit: int) -> list[dict[str, Any]]:
     """List a store's runs, the newest first: finished_at (UTC), job, run_id, wall_s, stopped (why), counts."""
     doing(f"reading the store {store_uri}")
     snapshot = Store.open(store_uri).pin(("runs",))
-    with catalog.connect(without(snapshot, damaged_files(snapshot))) as con:
+    with catalog.connect(without(snapshot, damaged_files(snapshot)), ("runs",)) as con:
         return _runs(con, limit)
 
 
@@ -55,7 +56,7 @@ def _runs(con: duckdb.DuckDBPyConnection, limit: int) -> list[dict[str, Any]]:
 
 def list_recipes(store: Store) -> list[dict[str, Any]]:
     """List the recipes that a store knows, oldest first."""
-    with catalog.connect(store.pin(("recipes",))) as con:
+    with catalog.connect(store.pin(("recipes",)), ("recipes",)) as con:
         return _recipes(con)
 
 

@@ -112,7 +112,7 @@ def plan_training(snapshot: Snapshot, conversations: pa.Table, index_recipe: str
         InputError: none is about a video that is live, or a name could mean several.
     """
     read = Snapshot({name: table for name, table in snapshot.tables.items() if name == "videos"})
-    with catalog.connect(read) as con:
+    with catalog.connect(read, apart=True) as con:
         access.seal(con, read)
         videos, missing, first = _join(con, conversations, index_recipe)
     if not len(videos):
@@ -139,7 +139,7 @@ def select_conversations(snapshot: Snapshot, sql: str) -> list[dict[str, str]]:
     Raises:
         InputError: it is no SELECT, or cannot run.
     """
-    with catalog.connect(snapshot) as con:
+    with catalog.connect(snapshot, apart=True) as con:
         access.seal(con, snapshot)
         rows: list[dict[str, str]] = catalog.query(con, sql).to_pylist()
     return rows

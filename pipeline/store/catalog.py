@@ -1,21 +1,20 @@
-"""DuckDB over a pinned snapshot: the views of `schemas/views.sql`, in memory or as `index.duckdb`."""
+"""DuckDB over a pinned snapshot: connections with the views of `schemas/views.sql`."""
 
 import os
 import re
-import tempfile
-import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import fsspec
 import pyarrow as pa
+from duckdb import DuckDBPyConnection
 
 from longvlm.pipeline.store.files import num_columns
-from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError, QueryError
 from longvlm.schemas.tables import TABLES
@@ -86,34 +85,68 @@ _WIDE_CASTS = {
 }
 
 
-def connect(snapshot: Snapshot, views: Collection[str] | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory database with views on a snapshot's tables; no extension is ever downloaded.
+def connect(snapshot: Snapshot, views: Collection[str] | None = None, *, apart: bool = False) -> DuckDBPyConnection:
+    """A connection with views on a snapshot's tables; no extension is ever downloaded.
 
     Args:
         snapshot: from `Store.pin`.
         views: those that are needed beside the tables themselves, `ledger_` and their name; by default all that stand
             on them. Each takes its time, most of all answers_wide, which looks through all answers.
+        apart: in a database of its own, for whoever changes its settings or lets somebody's own SQL in. Else it is that
+            of all connections in this process, and what is made in it has to be TEMP, as the views are.
 
     Raises:
         InputError: a file that the snapshot names is gone or out of reach.
     """
-    con = without_views(snapshot)
-    _create_views(con, snapshot, views)
+    con = without_views(snapshot, apart=apart)
+    create_views(con, snapshot, views, "CREATE" if apart else "CREATE TEMP")
     return con
 
 
-def without_views(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
-    """An in-memory database that reaches the files of a snapshot, as `connect` makes its views in."""
-    con = duckdb.connect(config=_SETTINGS)
+def without_views(snapshot: Snapshot, *, apart: bool = False) -> DuckDBPyConnection:
+    """A connection that reaches the files of a snapshot, as `connect` makes its views in."""
+    remote = _remote_filesystem(snapshot)
+    con = duckdb.connect(config=_SETTINGS) if apart or remote else _of_process()
     con.execute("SET TimeZone = 'UTC'")  # as all times of a store are, wherever it is read
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
         con.execute("SET enable_progress_bar = false")  # a job has its own; in notebooks it may not even be set
-    if remote := _remote_filesystem(snapshot):
+    if remote:
         con.register_filesystem(remote)
     return con
 
 
-def query(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+def _of_process() -> DuckDBPyConnection:
+    try:
+        con = _database(os.getpid()).cursor()
+        con.execute("SELECT 1")
+    except duckdb.Error:  # one that broke takes no queries any more
+        _database.cache_clear()
+        con = _database(os.getpid()).cursor()
+    return con
+
+
+@lru_cache(1)
+def _database(_pid: int) -> DuckDBPyConnection:
+    """The database in memory of a process, for it takes longer to make than most queries run; none survives a fork.
+
+    It keeps nothing of the files that it reads: it outlives many connections, and a file may be damaged meanwhile. So
+    it is for this machine's files alone: of a bucket's each view that is bound would ask for them again.
+    """
+    return duckdb.connect(config={**_SETTINGS, "enable_external_file_cache": "false"})
+
+
+@lru_cache(16)
+def recipe_rows(files: tuple[DataFile, ...]) -> list[tuple[Any, ...]]:
+    """Rows of the view recipes over some files of its table: every job asks several times, and files do not change.
+
+    Each has recipe, name, spec, model, active and registered_seq, and they come in the order of registration.
+    """
+    sql = "SELECT recipe, name, spec, model, active, registered_seq FROM recipes ORDER BY registered_seq, recipe"
+    with connect(Snapshot({"recipes": PinnedTable(0, files)}), ("recipes",)) as con:
+        return con.execute(sql).fetchall()
+
+
+def query(con: DuckDBPyConnection, sql: str) -> pa.Table:
     """The result of one SELECT (or WITH, VALUES, DESCRIBE, SUMMARIZE, SHOW).
 
     Raises:
@@ -124,7 +157,7 @@ def query(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
         return select(con, sql).to_arrow_table()
 
 
-def select(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+def select(con: DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
     """One SELECT as a relation, bound and not run yet. Raises duckdb.Error if it is wrong, InputError as `query`."""
     check_select(con, sql)
     (statement,) = con.extract_statements(sql)
@@ -147,7 +180,7 @@ def queries_as_sentences(name: str = "the query") -> Iterator[None]:
         raise QueryError(f"{name} cannot run: {str(error).strip()}") from error
 
 
-def check_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
+def check_select(con: DuckDBPyConnection, sql: str) -> None:
     """Raise InputError unless this is one SELECT, or duckdb.Error if it is no SQL at all."""
     if [statement.type for statement in con.extract_statements(sql)] != [duckdb.StatementType.SELECT]:
         raise InputError("the query must be one SELECT statement; a store is changed only by its own jobs.")
@@ -161,46 +194,6 @@ def without_place(error: duckdb.Error) -> str:
 def first_line(error: Exception) -> str:
     """What an error says before it goes into detail."""
     return str(error).strip().partition("\n")[0]
-
-
-def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:
-    """Put the snapshot's views into `index.duckdb` in a local store, replacing the one before at once.
-
-    A convenience for people and tools that open DuckDB files, never authoritative. Of a remote store nothing is
-    written, and None returned: its views would need an extension and credentials wherever the file is opened.
-
-    Raises:
-        InputError: as `connect`.
-    """
-    if not is_local(store_uri):
-        return None
-    target = Path(store_uri) / "index.duckdb"
-    draft = target.with_name(f".index-{uuid.uuid4()}.duckdb")
-    con = duckdb.connect(config=_SETTINGS)
-    try:
-        with reachable(draft) as path:
-            # the storage version lets older DuckDBs open the file
-            con.execute(f"ATTACH {quoted(path)} AS index_file (STORAGE_VERSION 'v1.0.0'); USE index_file")
-            _create_views(con, snapshot)
-            con.execute("USE memory; DETACH index_file")
-        os.replace(draft, target)  # noqa: PTH105 - says best what it does
-    finally:
-        con.close()
-        draft.unlink(missing_ok=True)
-        draft.with_name(f"{draft.name}.wal").unlink(missing_ok=True)  # of a draft that a full disk broke off
-    return target
-
-
-@contextmanager
-def reachable(database: Path) -> Iterator[str]:
-    """A path by which DuckDB opens a database file: what it takes for slashes, the backslashes of a folder, is not."""
-    if "\\" not in str(database.parent):
-        yield str(database)
-        return
-    with tempfile.TemporaryDirectory(prefix="longvlm-") as scratch:
-        folder = Path(scratch, "folder")
-        folder.symlink_to(database.parent)
-        yield str(folder / database.name)
 
 
 def _remote_filesystem(snapshot: Snapshot) -> Any:
@@ -219,21 +212,22 @@ def _remote_filesystem(snapshot: Snapshot) -> Any:
     return fs
 
 
-def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, views: Collection[str] | None = None) -> None:
+def create_views(con: DuckDBPyConnection, snapshot: Snapshot, views: Collection[str] | None, create: str) -> None:
+    """Make the views of `connect` in a connection, each by a statement that begins with `create`."""
     needed = set(_STANDS_ON if views is None else views)
     for name, reads in reversed(_STANDS_ON.items()):
         needed |= reads if name in needed else set()
     try:
         for name, table in snapshot.tables.items():
-            con.execute(f"CREATE VIEW ledger_{name} AS {_relation(name, table, TABLES[name])}")
+            con.execute(f"{create} VIEW ledger_{name} AS {_relation(name, table, TABLES[name])}")
         made = {f"ledger_{name}" for name in snapshot.tables}
         for view in _CREATE.finditer(VIEWS_SQL):
             is_macro = not _STANDS_ON[view[1]]
             if is_macro or (view[1] in needed and _STANDS_ON[view[1]] <= made):
-                con.execute(view[0])
+                con.execute(f"{create}{view[0].removeprefix('CREATE')}")
                 made.add(view[1])
         if views is None and {"answers", "active_recipe"} <= made:
-            con.execute(_answers_wide(con))
+            con.execute(f"{create} VIEW answers_wide AS {answers_wide(con)}")
     except duckdb.Error as error:
         if "Could not write" in str(error):  # index.duckdb itself, on a full disk
             raise
@@ -243,11 +237,11 @@ def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, views: Col
         ) from error
 
 
-def _answers_wide(con: duckdb.DuckDBPyConnection) -> str:
-    """The view answers_wide: one row a live video, one typed column a question id."""
+def answers_wide(con: DuckDBPyConnection) -> str:
+    """The SELECT of the view answers_wide: one row a live video, one typed column a question id."""
     asked = con.execute(_ASKED_SQL, [MAX_WIDE_COLUMNS]).fetchall()
     if not asked:
-        return f"CREATE VIEW answers_wide AS {_WIDE_VIDEOS_SQL}"
+        return _WIDE_VIDEOS_SQL
     names = column_names([question_id for question_id, _ in asked])
     slots = [f"{quoted(kind + _UNIT_SEPARATOR + question_id)} AS c{i}" for i, (question_id, kind) in enumerate(asked)]
     columns = [
@@ -255,7 +249,6 @@ def _answers_wide(con: duckdb.DuckDBPyConnection) -> str:
         for i, (name, (_, kind)) in enumerate(zip(names, asked, strict=True))
     ]
     return f"""
-        CREATE VIEW answers_wide AS
         SELECT v.*, {", ".join(columns)}
         FROM ({_WIDE_VIDEOS_SQL}) v
         LEFT JOIN (

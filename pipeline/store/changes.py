@@ -252,7 +252,7 @@ def compare(listing: str, snapshot: Snapshot, criteria: ChangeCriteria) -> Chang
         snapshot: with the table `videos`.
         criteria: by which files count as work, as unchanged or as gone.
     """
-    con = catalog.connect(snapshot, ("live_videos", "newest_rows"))
+    con = catalog.connect(snapshot, ("live_videos", "newest_rows"), apart=True)
     con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
     con.execute(f"SET temp_directory = {catalog.quoted(tempfile.gettempdir())}")
     con.execute(f"CREATE TEMP VIEW listed AS FROM {catalog.rows_of([listing])}")

@@ -127,9 +127,7 @@ class Store(delta.Logs):
 
     def recipes(self) -> list[RegisteredRecipe]:
         """Every recipe registered, in the order they became known."""
-        sql = "SELECT recipe, name, spec, model, active, registered_seq FROM recipes ORDER BY registered_seq, recipe"
-        with catalog.connect(self.pin(("recipes",))) as con:
-            rows = con.execute(sql).fetchall()
+        rows = catalog.recipe_rows(self.pin(("recipes",)).table("recipes").files)
         return [RegisteredRecipe(row[0], row[1], json.loads(row[2]), *row[3:]) for row in rows]
 
     def active_recipe(self) -> RegisteredRecipe | None:

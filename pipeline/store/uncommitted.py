@@ -97,6 +97,6 @@ def missing_files(table_uri: str, paths: Iterable[str]) -> set[str]:
 
 def _num_rows(table: str, pinned: PinnedTable, write_ids: set[str]) -> dict[str, int]:
     files = Snapshot({table: pinned}).files_for(table, write_ids)
-    with catalog.connect(Snapshot({table: PinnedTable(pinned.version, tuple(files))})) as con:
+    with catalog.connect(Snapshot({table: PinnedTable(pinned.version, tuple(files))}), ()) as con:
         con.register("asked", pa.table({"write_id": pa.array(sorted(write_ids), pa.string())}))
         return dict(con.execute(_COUNTED.format(table=table)).fetchall())

@@ -202,24 +202,3 @@ def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, mod
     )
     assert stopped["video_seconds"] + second["video_seconds"] == pytest.approx(3 * 30)
     assert {"wall_s", "run_id"} <= set(second)
-
-
-def test_a_store_is_readable_while_a_run_appends_to_it(store, tmp_path, clips):
-    source = tmp_path / "more"
-    source.mkdir()
-    for i in range(24):
-        os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
-    command = [*LONGVLM, "index", str(source), "--store", str(store), "--json"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    found = "(SELECT count(*) FROM tokens t WHERE t.write_id = v.write_id)"
-    query = f"SELECT count(*) AS n, count(*) FILTER (num_segments <> {found}) AS broken FROM videos v"
-    counts = []
-    while running.poll() is None:
-        counts += objects(run("sql", "--store", store, query, "--json"))
-        time.sleep(0.5)  # the run needs the cores too
-    assert running.returncode == 0, running.stderr.read()
-    assert json.loads(running.stdout.read().splitlines()[-1])["indexed"] == 24
-    assert {count["broken"] for count in counts} == {0}
-    numbers = [count["n"] for count in counts]
-    assert numbers == sorted(numbers)
-    assert numbers[0] == 12

@@ -57,7 +57,7 @@ def attach(con: duckdb.DuckDBPyConnection, inputs: Iterable[str]) -> list[str]:
 
 
 def seal(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, also: Iterable[str] = ()) -> None:
-    """Close a connection of `catalog.connect` to all files but those of the snapshot and `also`; for good.
+    """Close a connection that `catalog.connect` made apart to all files but those of the snapshot and `also`; for good.
 
     Files are named one by one, because into a folder that is allowed DuckDB would also write. What does not fit into
     memory goes to a new folder of this connection's own, which DuckDB removes at the end; set a limit before.

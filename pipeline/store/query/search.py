@@ -80,7 +80,7 @@ def search(
     if not norm > 0 or not np.isfinite(norm):
         raise InputError("the query vector is zero or not finite; search for something else.")
     query_E = (query / norm).astype(np.float32)  # noqa: N806 - E: width of the search embedding
-    with catalog.connect(snapshot) as con:
+    with catalog.connect(snapshot, apart=True) as con:
         access.seal(con, snapshot)  # the predicate is somebody's own SQL
         try:
             sql = _CANDIDATES.format(where=where or "true")

@@ -192,7 +192,7 @@ def _mostly_dead(snapshot: Snapshot, table: str, dead: Dead) -> set[str]:
     candidates = snapshot.files_for(table, dead.fresh.to_pylist())
     if not candidates:
         return set()
-    with catalog.connect(Snapshot({table: PinnedTable(0, tuple(candidates))})) as con:
+    with catalog.connect(Snapshot({table: PinnedTable(0, tuple(candidates))}), ()) as con:
         con.register("dead", pa.table({"write_id": dead.write_ids}))
         sql = _MOSTLY_DEAD.format(rows=catalog.rows_of(file.uri for file in candidates), share=_DEAD_SHARE)
         return {uri for (uri,) in con.execute(sql).fetchall()}

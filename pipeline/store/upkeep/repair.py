@@ -72,7 +72,7 @@ def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
             repaired.rows_lost[table] = _replace(store, table, damaged, tombstones)
             repaired.tombstones += tombstones.num_rows if tombstones else 0
     lost = [problem["write_id"] for problem in verified.problems]
-    with catalog.connect(store.pin(("videos",))) as con:
+    with catalog.connect(store.pin(("videos",)), ("live_videos",)) as con:
         repaired.videos = _delete(store, con, lost, run_id)
     for table in _SHARDED:
         _drop(store, table, verified)
@@ -137,7 +137,7 @@ def _unless_damaged(uri: str, look: Callable[[Any], T]) -> T | None:
 def _lost_tombstones(store: Store, damaged: Sequence[DataFile]) -> pa.Table:
     """The tombstones that may have stood in damaged files of the ledger alone."""
     copies, _ = read_copies(store.uri)
-    with catalog.connect(without(store.pin(("videos",)), {file.uri: "" for file in damaged})) as con:
+    with catalog.connect(without(store.pin(("videos",)), {file.uri: "" for file in damaged}), ()) as con:
         con.register("copies", copies)
         return con.sql(_LOST_TOMBSTONES).to_arrow_table().cast(tables.VIDEOS)
 
@@ -145,7 +145,7 @@ def _lost_tombstones(store: Store, damaged: Sequence[DataFile]) -> pa.Table:
 def _renew_copies(store: Store) -> None:
     """Copy the tombstones of which there is no copy that can be read, and remove copies that are damaged."""
     copies, damaged = read_copies(store.uri)
-    with catalog.connect(store.pin(("videos",))) as con:
+    with catalog.connect(store.pin(("videos",)), ("deletions",)) as con:
         con.register("copies", copies)
         uncopied = con.sql(_UNCOPIED_TOMBSTONES, params={"tombstone": FORGOTTEN}).to_arrow_table()
     copy_tombstones(store.uri, uncopied.cast(tables.VIDEOS))

@@ -2,24 +2,20 @@
 
 import json
 import os
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.faults.world import kill_tree
+from benchmarks.faults.world import Head
 from clips import write_clip
 from longvlm.jobs.cli import main
 from longvlm.jobs.operate.submit import JobSubmission, SubmittedJob, read_env
@@ -39,45 +35,30 @@ def free_ports(number):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head with token authentication beside the session's local Ray: all its ports and its folder are its own."""
-    token = secrets.token_hex(32)
-    env = {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    env.pop("RAY_ADDRESS", None)
-    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
-    names += ("metrics-export-port", "ray-client-server-port", "runtime-env-agent-port", "node-manager-port")
+    """A head that wants a token, beside the session's local Ray: all its ports and its folder are its own."""
+    names = ("dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+    names += ("metrics-export-port", "runtime-env-agent-port", "node-manager-port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path may have 107 characters
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=3"]
-    command += ["--node-ip-address=127.0.0.1", "--include-dashboard=true", f"--temp-dir={folder}", *options]
-    log = Path(folder) / "head.log"
-    with log.open("wb") as sink:
-        head = subprocess.Popen(command, env=env, stdout=sink, stderr=sink, start_new_session=True)
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
-    try:
-        wait_for(address, token, head, log)
-        yield SimpleNamespace(address=address, env=env)
-    finally:
-        kill_tree(psutil.Process(head.pid))  # Ray's own way takes ten seconds
-        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # where a job finds its python
+        with Head(3, "--include-dashboard=true", *(f"--{name}={port}" for name, port in ports.items())) as head:
+            env = {**os.environ, **head.env}
+            del env["RAY_ADDRESS"]
+            wait_for(address, head.env["RAY_AUTH_TOKEN"])
+            yield SimpleNamespace(address=address, env=env)
 
 
-def wait_for(address, token, head, log):
+def wait_for(address, token):
     request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
     end = time.monotonic() + START_S
-    while time.monotonic() < end and head.poll() is None:
+    while True:
         try:
             with urllib.request.urlopen(request, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
-            time.sleep(1)
-    pytest.fail(f"no head came up: {log.read_text()}")
+            assert time.monotonic() < end, "no dashboard came up"
+            time.sleep(0.2)
 
 
 def submit(cluster, job, *args, **env):

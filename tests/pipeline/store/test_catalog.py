@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import duckdb
 import pyarrow as pa
 import pytest
@@ -6,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.catalog import column_names, connect, query, write_index_duckdb
+from longvlm.pipeline.store.catalog import column_names, connect, query
+from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
@@ -335,48 +339,12 @@ def test_addresses_with_quotes_work(tmp_path):
     assert len(rows(store, "FROM segments")) == 4
 
 
-# --- index.duckdb ---
-
-
-def test_index_duckdb_opens_alone_and_is_replaced_at_once(store, tmp_path):
-    stores.index(store, ["a"])
-    path = write_index_duckdb(store.uri, store.pin())
-    assert path == tmp_path / "store" / "index.duckdb"
-    with duckdb.connect(str(path), read_only=True) as before:
-        stores.index(store, ["b"])
-        write_index_duckdb(store.uri, store.pin())
-        assert before.execute("SELECT count(*) FROM segments").fetchone() == (4,)
-    with duckdb.connect(str(path), read_only=True) as after:
-        assert after.execute("SELECT count(*) FROM segments").fetchone() == (8,)
-        assert after.execute("SELECT external_id FROM videos ORDER BY 1").fetchall() == [("x-a",), ("x-b",)]
-        tags = after.execute("SELECT tags FROM duckdb_databases() WHERE path IS NOT NULL").fetchall()
-        assert "v1.0.0" in str(tags)
-    assert not list(path.parent.glob(".index-*"))
-
-
-def test_index_duckdb_holds_the_wide_view_too(store):
-    first = stores.index(store, ["a"])["write_id"][0].as_py()
-    made = [answer(first, "x", i, question_id=f"it's {i}", type="json", value='{"a":1}') for i in range(30)]
-    add_answers(store, *made)
-    path = write_index_duckdb(store.uri, store.pin())
-    add_answers(store, answer(first, "x", 99, question_id="later"))  # the file shows what it was written of
-    with duckdb.connect(str(path), read_only=True, config={"autoinstall_known_extensions": "false"}) as con:
-        assert con.execute("SELECT \"it's 29\"->>'$.a', * FROM answers_wide").fetchone()[0] == "1"
-        assert len(con.sql("FROM answers_wide").columns) == 34
-        assert con.execute("SELECT count(*) FROM answers_wide WHERE uri LIKE '%a.mp4'").fetchone() == (1,)
-
-
-def test_a_remote_store_gets_no_index_duckdb():
-    assert write_index_duckdb("s3://bucket/store", Snapshot()) is None
-
-
 def test_a_file_that_is_gone_is_a_sentence(store, tmp_path):
     stores.index(store, ["a"])
     snapshot = store.pin()
     next((tmp_path / "store" / "segments").glob("*.parquet")).unlink()
-    for attempt in (lambda: connect(snapshot), lambda: write_index_duckdb(store.uri, snapshot)):
-        with pytest.raises(InputError, match="gone or damaged"):
-            attempt()
+    with pytest.raises(InputError, match="gone or damaged"):
+        connect(snapshot)
 
 
 @pytest.mark.parametrize(
@@ -409,3 +377,43 @@ def test_a_connection_has_the_views_that_are_asked_for_and_what_they_stand_on(st
         found = con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         assert con.execute("SELECT content_of(1, 'a', NULL)").fetchall() == [((1, "a"),)]
     assert {name for (name,) in found} == shown | {f"ledger_{name}" for name in snapshot.tables}
+
+
+def test_connections_share_a_database_and_see_nothing_of_each_other(store):
+    stores.index(store, ["a"])
+    with (
+        connect(store.pin(), ()) as one,
+        connect(Snapshot(), ()) as other,
+        connect(Snapshot(), (), apart=True) as apart,
+    ):
+        one.execute("CREATE TEMP TABLE made AS FROM ledger_videos")
+        counts = [con.execute("SELECT count(*) FROM ledger_videos").fetchall() for con in (one, other, apart)]
+        shown = [con.execute("SELECT count(*) FROM duckdb_tables()").fetchall() for con in (one, other, apart)]
+        apart.execute("SET enable_external_access = false")
+        assert query(one, "FROM ledger_videos").num_rows == 1
+    assert counts == [[(1,)], [(0,)], [(0,)]]
+    assert shown == [[(1,)], [(0,)], [(0,)]]
+
+
+def test_a_database_that_broke_is_followed_by_another(store):
+    stores.index(store, ["a"])
+    catalog._database(os.getpid()).close()
+    assert rows(store, "SELECT uri FROM videos") == [{"uri": "/videos/a.mp4"}]
+
+
+def test_rows_of_a_file_that_is_another_now_are_not_remembered(store):
+    stores.index(store, ["a"])
+    (path,) = Path(store.uri, "videos").glob("*.parquet")
+    assert rows(store, "SELECT uri FROM videos") == [{"uri": "/videos/a.mp4"}]
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(InputError, match="gone or damaged"):
+        rows(store, "SELECT uri FROM videos")
+
+
+def test_recipes_are_read_once_until_there_are_others(store, monkeypatch):
+    known = store.recipes()
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "connect", None)
+        assert Store.open(store.uri).recipes() == known
+    store.promote("tiny")
+    assert [recipe.active for recipe in store.recipes()] == [not recipe.active for recipe in known]

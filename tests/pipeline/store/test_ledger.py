@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 import stores
 
-from longvlm.pipeline.store.catalog import connect, query, write_index_duckdb
+from longvlm.pipeline.store.catalog import connect, query
+from longvlm.pipeline.store.index_file import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens, write_shards
 from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files

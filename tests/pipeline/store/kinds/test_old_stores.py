@@ -18,6 +18,7 @@ from longvlm.jobs.query.export import export_store
 from longvlm.jobs.query.status import describe_store
 from longvlm.pipeline.answering.questions import read_questions
 from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store.index_file import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.query.search import search
 from longvlm.pipeline.store.shards import read_segments, read_tokens, write_shards
@@ -137,7 +138,7 @@ def test_more_is_appended_and_read_beside_what_was_there(old, widened):
     # of `videos` and `tokens` there are columns that 0.1.0 did not have
     found = {name: metadata_commits(old, name) - 1 for name in ("videos", "segments", "tokens", "answers")}
     assert found == {"videos": 1, "segments": int(widened), "tokens": 1, "answers": 0}
-    with duckdb.connect(str(catalog.write_index_duckdb(old.uri, old.pin()))) as con:
+    with duckdb.connect(str(write_index_duckdb(old.uri, old.pin()))) as con:
         assert con.execute("SELECT count(*), count(DISTINCT uri) FROM tokens").fetchall() == [(7, 3)]
 
 

@@ -8,6 +8,7 @@ import stores
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import canonical
+from longvlm.pipeline.store.index_file import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.query import access
 from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files
@@ -32,7 +33,7 @@ NAMES = [
 
 def uris(store: Store) -> list[str]:
     snapshot = store.pin()
-    with catalog.connect(snapshot) as con:
+    with catalog.connect(snapshot, apart=True) as con:
         access.seal(con, snapshot)
         return [uri for (uri,) in con.execute("SELECT uri FROM live_videos ORDER BY uri").fetchall()]
 
@@ -63,7 +64,7 @@ def test_upkeep_reaches_a_folder_of_any_name(tmp_path):
     found = verify(opened.pin())
     assert (found.num_videos, found.damaged_files, found.problems) == (8, {}, [])
     assert uris(Store.open(str(place))) == [stores.uri_of(video) for video in "bcdefghi"]
-    assert catalog.write_index_duckdb(opened.uri, opened.pin()) == place / "index.duckdb"
+    assert write_index_duckdb(opened.uri, opened.pin()) == place / "index.duckdb"
     assert (place / "index.duckdb").is_file()
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
 
@@ -79,7 +80,7 @@ def test_a_store_is_not_taken_for_the_one_that_its_name_decodes_to(tmp_path):
 def test_index_duckdb_shows_what_is_there(tmp_path):
     store = Store.create(str(tmp_path / "q'uo%20te"))
     stores.index(store, ["a"])
-    with duckdb.connect(str(catalog.write_index_duckdb(store.uri, store.pin())), read_only=True) as con:
+    with duckdb.connect(str(write_index_duckdb(store.uri, store.pin())), read_only=True) as con:
         assert con.execute("SELECT count(*) FROM live_videos").fetchall() == [(1,)]
 
 

@@ -1,8 +1,11 @@
 """The whole room on S3's protocol: a moto server on the loopback, reached by deltalake, s3fs and DuckDB alike."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import stores
+from werkzeug.serving import WSGIRequestHandler
 
 from longvlm.pipeline.store.catalog import _remote_filesystem, connect, query
 from longvlm.pipeline.store.ledger import Store
@@ -52,6 +55,22 @@ def test_connections_share_a_client_and_each_reads_what_its_snapshot_names():
             assert query(late, counts).to_pylist() == [{"videos": 2, "tokens": 8}]
             assert query(early, counts).to_pylist() == [{"videos": 1, "tokens": 4}]
     assert _remote_filesystem(before) is _remote_filesystem(after)
+
+
+def test_a_file_is_asked_for_once_however_many_views_stand_on_it(monkeypatch):
+    store = Store.create(f"{BUCKET}/store")
+    store.register_recipe(stores.LONG, "some/model")
+    stores.index(store, ["a"])
+    asked, serve = Counter(), WSGIRequestHandler.run_wsgi
+
+    def counted(handler):
+        asked[handler.path] += handler.command == "GET" and ".parquet" in handler.path
+        serve(handler)
+
+    monkeypatch.setattr(WSGIRequestHandler, "run_wsgi", counted)
+    with connect(store.pin()) as con:
+        assert query(con, "FROM videos JOIN segments USING (write_id)").num_rows == 4
+    assert max(asked.values()) == 1
 
 
 def test_small_files_in_a_bucket_are_merged(monkeypatch):

@@ -26,7 +26,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def sealed(home):
     snapshot = Store.open(str(home / "store")).pin()
-    with connect(snapshot) as con:
+    with connect(snapshot, apart=True) as con:
         con.execute("SET memory_limit = '100MB'")
         seal(con, snapshot)
         yield con
@@ -91,7 +91,7 @@ def test_a_folder_whose_name_begins_alike_is_another(store, tmp_path):
     (tmp_path / "store" / "segments-secret").mkdir()
     parquet.write_table(pa.table({"x": [1]}), tmp_path / "store" / "segments-secret" / "a.parquet")
     snapshot = store.pin()
-    with connect(snapshot) as con:
+    with connect(snapshot, apart=True) as con:
         seal(con, snapshot)
         with pytest.raises(InputError, match="Cannot access"):
             query(con, f"FROM '{tmp_path}/store/segments-secret/a.parquet'")
@@ -130,7 +130,7 @@ def inputs(tmp_path):
 def test_an_input_of_every_form_joins(store, inputs, name):
     stores.index(store, ["a"])
     snapshot = store.pin()
-    with connect(snapshot) as con:
+    with connect(snapshot, apart=True) as con:
         seal(con, snapshot, attach(con, [f"meta={inputs / name}"]))
         table = "meta.owners" if name.endswith("duckdb") else "meta"
         assert query(con, f"SELECT owner FROM videos JOIN {table} USING (uri)").to_pylist() == [{"owner": "it's me"}]
@@ -140,7 +140,7 @@ def test_an_input_of_every_form_joins(store, inputs, name):
 
 def test_a_view_of_an_attached_database_reaches_no_further(store, inputs):
     snapshot = store.pin()
-    with connect(snapshot) as con:
+    with connect(snapshot, apart=True) as con:
         seal(con, snapshot, attach(con, [f"meta={inputs}/m.duckdb", f"more={inputs}/m.csv"]))
         assert query(con, "FROM more").num_rows == 2
         for sql in ("FROM meta.sly", f"FROM {quoted(f'{inputs}/m.parquet')}"):
@@ -170,13 +170,13 @@ def test_a_view_of_an_attached_database_reaches_no_further(store, inputs):
 def test_what_cannot_be_attached_is_told_in_a_sentence(store, inputs, given, sentence):
     for name in ("broken.parquet", "broken.duckdb"):
         (inputs / name).write_text("x" * 9000)
-    with connect(store.pin()) as con, pytest.raises(InputError, match=sentence) as caught:
+    with connect(store.pin(), apart=True) as con, pytest.raises(InputError, match=sentence) as caught:
         attach(con, [given.replace("INPUTS", str(inputs))])
     assert "\n" not in str(caught.value)
 
 
 def test_a_name_serves_once(store, inputs):
-    with connect(store.pin()) as con, pytest.raises(InputError, match="taken"):
+    with connect(store.pin(), apart=True) as con, pytest.raises(InputError, match="taken"):
         attach(con, [f"meta={inputs}/m.csv", f"META={inputs}/m.json"])
 
 
@@ -187,7 +187,7 @@ def test_a_store_in_a_bucket_opens_that_bucket_s_tables_only(s3, inputs):
     s3.put_object(Bucket="bucket", Key="secret.parquet", Body=(inputs / "m.parquet").read_bytes())
     s3.put_object(Bucket="bucket", Key="meta/m.csv", Body=(inputs / "m.csv").read_bytes())
     snapshot = store.pin()
-    with connect(snapshot) as con:
+    with connect(snapshot, apart=True) as con:
         also = attach(con, ["meta=s3://bucket/meta/m.csv", f"here={inputs}/m.json"])
         seal(con, snapshot, also)
         assert query(con, "SELECT count(*) AS n FROM tokens").to_pylist() == [{"n": 4}]
@@ -202,7 +202,7 @@ def test_inputs_of_a_bucket_join_a_local_store(s3, store, inputs):
     stores.index(store, ["a"])
     s3.put_object(Bucket="bucket", Key="m.parquet", Body=(inputs / "m.parquet").read_bytes())
     snapshot = store.pin()
-    with connect(snapshot) as con:
+    with connect(snapshot, apart=True) as con:
         seal(con, snapshot, attach(con, ["meta=s3://bucket/m.parquet"]))
         assert query(con, "FROM videos JOIN meta USING (uri)").num_rows == 1
         with pytest.raises(InputError, match="Cannot access"):

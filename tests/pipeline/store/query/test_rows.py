@@ -13,7 +13,7 @@ from longvlm.pipeline.store.snapshot import Snapshot
 @pytest.fixture
 def con(monkeypatch):
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    with catalog.connect(Snapshot()) as con:
+    with catalog.connect(Snapshot(), apart=True) as con:
         access.seal(con, Snapshot())
         yield con
 

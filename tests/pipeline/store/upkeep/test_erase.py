@@ -10,8 +10,8 @@ import stores
 from fsspec.implementations.local import LocalFileOpener
 from stores import rows
 
-from longvlm.pipeline.store.catalog import write_index_duckdb
 from longvlm.pipeline.store.health import OutOfReachError, damaged_files
+from longvlm.pipeline.store.index_file import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens, write_shards
 from longvlm.pipeline.store.upkeep import erase

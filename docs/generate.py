@@ -23,8 +23,8 @@ from longvlm.jobs.operate.alerts import read_alerts
 from longvlm.pipeline.decode.video import fitted
 from longvlm.pipeline.models.longvlm.checkpoint import NUM_GLOBAL_TOKENS
 from longvlm.pipeline.models.prefix import Sight
-from longvlm.pipeline.models.qwen3_vl.checkpoint import TIME_TOKENS
-from longvlm.pipeline.models.smolvlm.checkpoint import FRAME_TOKENS
+from longvlm.pipeline.models.qwen3_vl.checkpoint import QwenCheckpoint
+from longvlm.pipeline.models.smolvlm.checkpoint import SmolCheckpoint
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.towers.qwen3_vl import DEFAULT_GRID
@@ -49,7 +49,11 @@ MERGER = TowerSpec(
     has_positions=True,
 )
 CONNECTOR = TowerSpec("", "", 0, (8, 8), 960, 512, has_cls=False, search_dim=None, has_positions=True)
-PLAIN, TIMES, FRAME_TIMES = Sight("", -2, 0), Sight("", -1, 0, TIME_TOKENS), Sight("", -1, 0, FRAME_TOKENS)
+PLAIN, TIMES, FRAME_TIMES = (
+    Sight("", -2, 0),
+    Sight("", -1, 0, QwenCheckpoint.num_text_tokens),
+    Sight("", -1, 0, SmolCheckpoint.num_text_tokens),
+)
 CHECKPOINTS = {
     "LongVLM over CLIP-L/14": (CLIP_L, Sight("", -2, NUM_GLOBAL_TOKENS), 2048),
     "LLaVA-1.5 7B, 13B": (replace(CLIP_L, patch_grid=(24, 24), image_size=336), PLAIN, 4096),

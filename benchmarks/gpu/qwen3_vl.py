@@ -26,7 +26,7 @@ from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request, Stats
 from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.pipeline.models.qwen3_vl.model import QwenModel
-from longvlm.pipeline.models.qwen3_vl.modules import Qwen3VLForCausalLM, rotary_of
+from longvlm.pipeline.models.qwen3_vl.modules import Qwen3VLForCausalLM
 from longvlm.pipeline.models.timed_prompt import NAME, TimedPrompt
 from longvlm.pipeline.vision.encode import encode_units
 from longvlm.pipeline.vision.pixels import Normalisation
@@ -179,7 +179,7 @@ def random_model(config: Any, device: torch.device) -> QwenModel:
     text = config.text_config
     with torch.device(device):
         llm = Qwen3VLForCausalLM(text).to(torch.bfloat16)
-        llm.model.rotary_emb = rotary_of(text)
+        llm.model.rotary_emb = type(llm.model.rotary_emb)(text)  # in float32
     llm.lm_head.weight = llm.get_input_embeddings().weight
     tokenizer = _byte_tokenizer()
     prompt = TimedPrompt("random", tokenizer, lambda question: ("user\n", question), 5, frozenset({4, 5}))

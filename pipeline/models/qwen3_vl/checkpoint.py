@@ -1,50 +1,40 @@
-"""A Qwen3-VL checkpoint on disk: what its config says, and the tensors and words that answering needs."""
+"""A Qwen3-VL checkpoint on disk: how it is asked, and its language model."""
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
 from transformers import Qwen3VLConfig
 
 from longvlm.pipeline.chat_templates import ChatTemplateError, render
-from longvlm.pipeline.model_folder import load_tokenizer, read_json, read_tensors, resolve
-from longvlm.pipeline.models.checkpoints import HEAD, chat_template, is_tied, refuse_quantised, tie
-from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.model_folder import load_tokenizer
+from longvlm.pipeline.models.checkpoints import chat_template
+from longvlm.pipeline.models.timed_checkpoint import TimedCheckpoint
 from longvlm.pipeline.models.timed_prompt import TimedPrompt
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
 MODEL_TYPE = "qwen3_vl"
-TIME_TOKENS = 24  # of `<359999.9 seconds>` a token a byte, and the marks around the tokens: more than is ever needed
-_TEXT_PREFIX = re.compile(r"^(?:model\.)?language_model\.")
 
 
 @dataclass(frozen=True, eq=False)
-class QwenCheckpoint:
+class QwenCheckpoint(TimedCheckpoint):
     """A checkpoint whose config was found to be one that can be answered with."""
 
-    name: str  # as the user named it
-    folder: Path
-    config: Any  # transformers' own, text_config and vision_config inside
+    family = "Qwen3-VL"
+    config_class = Qwen3VLConfig
+    text_prefix = re.compile(r"^(?:model\.)?language_model\.")
+    num_text_tokens = 24  # of `<359999.9 seconds>` a token a byte, and the marks around the tokens
 
     @property
     def num_streams(self) -> int:
-        """Outputs of the tower that the language model reads of each token."""
+        """The merger's output, and those of the deepstack mergers."""
         return 1 + len(self.config.vision_config.deepstack_visual_indexes)
 
-    @property
-    def sight(self) -> Sight:
-        """Its own tower."""
-        return Sight(self.name, -1, num_global_tokens=0, num_marker_tokens=TIME_TOKENS, marks_pictures=True)
+    def build_llm(self) -> Any:
+        """See `TimedCheckpoint.build_llm`."""
+        from longvlm.pipeline.models.qwen3_vl.modules import Qwen3VLForCausalLM  # takes seconds to load
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The language model's tensors by their names in transformers' *ForCausalLM, mapped; tied ones are one."""
-        tensors = dict(read_tensors(self.folder, _rename))
-        if is_tied(self.config):
-            tie(tensors)
-        return tensors
+        return Qwen3VLForCausalLM(self.config.text_config)
 
     def prompt(self) -> TimedPrompt:
         """How it is asked.
@@ -80,30 +70,3 @@ class QwenCheckpoint:
             raise InputError(
                 f"{self.name}: {error.message.rstrip('.')}; take the template that comes with the checkpoint."
             ) from error
-
-
-def find_qwen(model: str) -> QwenCheckpoint:
-    """A checkpoint by its config.json alone.
-
-    Raises:
-        InputError: it is none of the family, or its weights are quantised.
-    """
-    folder = resolve(model)
-    raw = read_json(folder, "config.json")
-    refuse_quantised(model, raw)
-    try:
-        config = Qwen3VLConfig.from_dict(raw)
-    except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).replace("\n", " ").strip().rstrip(".")
-        raise InputError(f"config.json of {model} describes no Qwen3-VL ({reason}); correct it.") from error
-    return QwenCheckpoint(model, folder, config)
-
-
-def _rename(name: str) -> str | None:
-    """A tensor's name among those of the language model; None for the tower's and for counted buffers."""
-    if name == HEAD:
-        return name
-    inner = _TEXT_PREFIX.match(name)
-    if inner is None or name.endswith("rotary_emb.inv_freq"):
-        return None
-    return f"model.{name[inner.end() :]}"

@@ -20,24 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.checkpoints import (
-    EMBED,
-    HEAD,
-    LLAMA_FIELDS,
-    asked_decoding,
-    check_tensors,
-    end_marks,
-    placed,
-)
-from longvlm.pipeline.models.contract import Extent, ModelSpec, VideoRows, Vocabulary
+from longvlm.pipeline.models.contract import Extent, ModelSpec, VideoRows
 from longvlm.pipeline.models.prefix import VideoPrefix
-from longvlm.pipeline.models.qwen3_vl.checkpoint import QwenCheckpoint, find_qwen
+from longvlm.pipeline.models.qwen3_vl.checkpoint import QwenCheckpoint
 from longvlm.pipeline.models.row_layout import TokenBlock, interleave, is_text, timed_runs
 from longvlm.pipeline.models.timed_model import TimedModel
-from longvlm.pipeline.models.timed_prompt import NAME, TimedPrompt
+from longvlm.pipeline.models.timed_prompt import TimedPrompt
 from longvlm.pipeline.transfer import to_device
-from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.recipe import Precision
 
 _POSITION_RULE = 1  # where text goes on after a run of tokens; part of the fingerprint of the weights
@@ -125,69 +114,11 @@ def positions_of(prefix: VideoPrefix, blocks: list[TokenBlock]) -> tuple[Tensor,
 
 
 def describe_qwen(model: str) -> ModelSpec:
-    """What a checkpoint is, without building the model; its weights are only mapped and hashed.
-
-    Raises:
-        InputError: the checkpoint lacks something, or its parts do not fit together.
-    """
-    checkpoint = find_qwen(model)
-    tensors, prompt, text = checkpoint.tensors(), checkpoint.prompt(), checkpoint.config.text_config
-    _check(checkpoint, tensors)
-    eos_ids = end_marks(model, checkpoint.folder, text, prompt.tokenizer)
-    decisive = {
-        "tensors": weights_fingerprint(tensors.items()),
-        "tokenizer": prompt.tokenizer.backend_tokenizer.to_str(),
-        "prompt": prompt.split("What?"),
-        "text": {"model_type": text.model_type, **{name: getattr(text, name, None) for name in LLAMA_FIELDS}},
-        "places": [prompt.place, sorted(prompt.marks)],
-        "positions": _POSITION_RULE,
-        "eos": eos_ids,
-    }
-    return ModelSpec(
-        name=model,
-        sight=checkpoint.sight,
-        weights=fingerprint(decisive),
-        mm_hidden_size=checkpoint.num_streams * text.hidden_size,
-        context=text.max_position_embeddings,
-        templates=(NAME,),
-        family=checkpoint.config.model_type,
-        vocabulary=Vocabulary(prompt.tokenizer.backend_tokenizer, eos_ids),
-        asked_decoding=asked_decoding(checkpoint.folder),
-        has_projector=False,
-    )
+    """See `TimedCheckpoint.describe`."""
+    return QwenCheckpoint.find(model).describe({"positions": _POSITION_RULE})
 
 
 def load_qwen(model: str, precision: Precision = "float32", device: str = "cpu") -> QwenModel:
-    """The language model of a checkpoint on a device; its tower is not loaded.
-
-    Raises:
-        InputError: as `describe_qwen`.
-    """
-    from longvlm.pipeline.models.qwen3_vl.modules import rotary_of
-
-    checkpoint = find_qwen(model)
-    config, tensors, prompt = checkpoint.config, checkpoint.tensors(), checkpoint.prompt()
-    llm = _check(checkpoint, tensors)
-    llm.load_state_dict(placed(tensors, precision, device), assign=True)
-    if tensors[HEAD] is tensors[EMBED]:
-        llm.lm_head.weight = llm.get_input_embeddings().weight  # one parameter, for training too
-    with torch.device(device):
-        llm.model.rotary_emb = rotary_of(config.text_config)
-    return QwenModel(
-        name=model,
-        llm=llm.eval().requires_grad_(requires_grad=False),
-        prompt=prompt,
-        eos_ids=end_marks(model, checkpoint.folder, config.text_config, prompt.tokenizer),
-        mm_hidden_size=checkpoint.num_streams * config.text_config.hidden_size,
-        config=config,
-    )
-
-
-def _check(checkpoint: QwenCheckpoint, tensors: dict[str, Tensor]) -> Any:
-    """The language model without weights; InputError unless the files hold exactly what it needs."""
-    from longvlm.pipeline.models.qwen3_vl.modules import Qwen3VLForCausalLM  # takes seconds to load
-
-    with torch.device("meta"):
-        llm = Qwen3VLForCausalLM(checkpoint.config.text_config)
-    check_tensors(checkpoint.name, {name: list(tensor.shape) for name, tensor in llm.state_dict().items()}, tensors)
-    return llm
+    """See `TimedCheckpoint.load`."""
+    checkpoint = QwenCheckpoint.find(model)
+    return QwenModel(**checkpoint.load(precision, device), config=checkpoint.config)

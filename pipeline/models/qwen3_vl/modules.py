@@ -7,11 +7,7 @@ from typing import Any
 
 from torch import nn
 from transformers import GenerationMixin
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLPreTrainedModel,
-    Qwen3VLTextModel,
-    Qwen3VLTextRotaryEmbedding,
-)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLPreTrainedModel, Qwen3VLTextModel
 
 
 class Qwen3VLForCausalLM(Qwen3VLPreTrainedModel, GenerationMixin):
@@ -23,9 +19,3 @@ class Qwen3VLForCausalLM(Qwen3VLPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = Qwen3VLTextModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-
-def rotary_of(text_config: Any) -> nn.Module:
-    """Its RoPE, whose buffers stand in no file."""
-    rotary: nn.Module = Qwen3VLTextRotaryEmbedding(text_config)
-    return rotary

@@ -6,7 +6,7 @@ from typing import Any
 from longvlm.pipeline.models.contract import LanguageModel, ModelSpec, WholeModel
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.saving import TrainedWeights, renamed, save_whole
-from longvlm.pipeline.models.smolvlm.checkpoint import MODEL_TYPE, find_smol
+from longvlm.pipeline.models.smolvlm.checkpoint import MODEL_TYPE, SmolCheckpoint
 from longvlm.schemas.recipe import Precision
 
 
@@ -17,7 +17,7 @@ def recognises(config: dict[str, Any]) -> bool:
 
 def sight(model: str) -> Sight:
     """See `families.sight_of`."""
-    return find_smol(model).sight
+    return SmolCheckpoint.find(model).sight
 
 
 def describe(model: str) -> ModelSpec:
@@ -38,7 +38,7 @@ def load_whole(model: str, precision: Precision, device: str) -> WholeModel | No
     """See `families.load_whole`."""
     from longvlm.pipeline.models.smolvlm.whole import WholeSmol
 
-    return WholeSmol(model, precision, device)
+    return WholeSmol(SmolCheckpoint.find(model), precision, device)
 
 
 def base_for_training(model: str, folder: Path, seed: int) -> str:  # noqa: ARG001 - it is whole
@@ -52,4 +52,4 @@ def save(model: str, weights: TrainedWeights, template: str | None, folder: Path
     def in_checkpoint(name: str) -> str:
         return f"model.text_model.{name.removeprefix('model.')}"
 
-    save_whole(find_smol(model), renamed(weights, in_checkpoint), folder)
+    save_whole(SmolCheckpoint.find(model), renamed(weights, in_checkpoint), folder)

@@ -7,29 +7,14 @@ token. Once tokens are merged a run is a segment, with the middle of its time, a
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from longvlm.pipeline.model_folder import weights_fingerprint
-from longvlm.pipeline.models.checkpoints import (
-    EMBED,
-    HEAD,
-    LLAMA_FIELDS,
-    asked_decoding,
-    check_tensors,
-    end_marks,
-    placed,
-)
-from longvlm.pipeline.models.contract import ModelSpec, Vocabulary
+from longvlm.pipeline.models.contract import ModelSpec
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.models.row_layout import TokenBlock, timed_runs
-from longvlm.pipeline.models.smolvlm.checkpoint import FAKE, GLOBAL, SmolCheckpoint, find_smol
+from longvlm.pipeline.models.smolvlm.checkpoint import FAKE, GLOBAL, SmolCheckpoint
 from longvlm.pipeline.models.smolvlm.words import in_words
 from longvlm.pipeline.models.timed_model import TimedModel
-from longvlm.pipeline.models.timed_prompt import NAME, TimedPrompt
-from longvlm.schemas.fingerprint import fingerprint
+from longvlm.pipeline.models.timed_prompt import TimedPrompt
 from longvlm.schemas.recipe import Precision
 
 
@@ -72,67 +57,10 @@ def _time_text(time_s: float) -> str:
 
 
 def describe_smol(model: str) -> ModelSpec:
-    """What a checkpoint is, without building the model; its weights are only mapped and hashed.
-
-    Raises:
-        InputError: the checkpoint lacks something, or its parts do not fit together.
-    """
-    checkpoint = find_smol(model)
-    tensors, prompt, text = checkpoint.tensors(), checkpoint.prompt(), checkpoint.config.text_config
-    _check(checkpoint, tensors)
-    eos_ids = end_marks(model, checkpoint.folder, text, prompt.tokenizer)
-    decisive = {
-        "tensors": weights_fingerprint(tensors.items()),
-        "tokenizer": prompt.tokenizer.backend_tokenizer.to_str(),
-        "prompt": prompt.split("What?"),
-        "text": {"model_type": text.model_type, **{name: getattr(text, name, None) for name in LLAMA_FIELDS}},
-        "place": prompt.place,
-        "eos": eos_ids,
-    }
-    return ModelSpec(
-        name=model,
-        sight=checkpoint.sight,
-        weights=fingerprint(decisive),
-        mm_hidden_size=text.hidden_size,
-        context=text.max_position_embeddings,
-        templates=(NAME,),
-        family=checkpoint.config.model_type,
-        vocabulary=Vocabulary(prompt.tokenizer.backend_tokenizer, eos_ids),
-        asked_decoding=asked_decoding(checkpoint.folder),
-        has_projector=False,
-    )
+    """See `TimedCheckpoint.describe`."""
+    return SmolCheckpoint.find(model).describe()
 
 
 def load_smol(model: str, precision: Precision = "float32", device: str = "cpu") -> SmolModel:
-    """The language model of a checkpoint on a device; its tower and connector are not loaded.
-
-    Raises:
-        InputError: as `describe_smol`.
-    """
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    checkpoint = find_smol(model)
-    text, tensors, prompt = checkpoint.config.text_config, checkpoint.tensors(), checkpoint.prompt()
-    llm = _check(checkpoint, tensors)
-    llm.load_state_dict(placed(tensors, precision, device), assign=True)
-    if tensors[HEAD] is tensors[EMBED]:
-        llm.lm_head.weight = llm.get_input_embeddings().weight  # one parameter, for training too
-    with torch.device(device):
-        llm.model.rotary_emb = LlamaRotaryEmbedding(text)  # its buffers stand in no file
-    return SmolModel(
-        name=model,
-        llm=llm.eval().requires_grad_(requires_grad=False),
-        prompt=prompt,
-        eos_ids=end_marks(model, checkpoint.folder, text, prompt.tokenizer),
-        mm_hidden_size=text.hidden_size,
-    )
-
-
-def _check(checkpoint: SmolCheckpoint, tensors: dict[str, Tensor]) -> Any:
-    """The language model without weights; InputError unless the files hold exactly what it needs."""
-    from transformers import LlamaForCausalLM  # takes seconds to load
-
-    with torch.device("meta"):
-        llm = LlamaForCausalLM(checkpoint.config.text_config)
-    check_tensors(checkpoint.name, {name: list(tensor.shape) for name, tensor in llm.state_dict().items()}, tensors)
-    return llm
+    """See `TimedCheckpoint.load`."""
+    return SmolModel(**SmolCheckpoint.find(model).load(precision, device))

@@ -232,7 +232,10 @@ def _choose_model(store: Store, _: str | None) -> tuple[Any, Any]:
     if active is None:
         raise InputError("the store holds no videos yet.")
     sight = SimpleNamespace(num_global_tokens=0)
-    return SimpleNamespace(name="stand-in", weights="feed", context=4096, templates=("plain",), sight=sight), active
+    spec = SimpleNamespace(
+        name="stand-in", weights="feed", context=4096, templates=("plain",), sight=sight, asked_decoding={}
+    )
+    return spec, active
 
 
 def _file(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -96,7 +96,7 @@ def test_credentials_stay_with_the_parent(monkeypatch):
 def test_decoding_goes_on(decoder, tmp_path, mode, resize):
     path = str(write_clip(tmp_path / "a.mp4", 50, gop=10))
     assert decoder.probe(path, mode).num_frames == 50
-    decoded = decoder.decode(path, [0, 20, 40], 64, mode, resize)
+    decoded = decoder.decode(path, [0, 20, 40], (64, 64), mode, resize)
     assert decoded.shown == (0, 20, 40)
     if mode == "exact" and resize == "decoder":
         assert decoded.decoder == "decord"

@@ -4,7 +4,6 @@ import os
 import shutil
 from dataclasses import replace
 
-import pyarrow as pa
 import pytest
 from stores import rows
 
@@ -20,7 +19,6 @@ from longvlm.pipeline.store.upkeep.erase import erase
 from longvlm.pipeline.store.upkeep.vacuum import vacuum
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import video_id
-from longvlm.schemas.tables import VIDEOS
 
 
 def order_for(source, store, **settings):
@@ -117,8 +115,7 @@ def test_only_what_the_patterns_show_is_pruned(night):
 def test_a_forgotten_video_is_not_indexed_again(night):
     source, store = night
     uri = str(source / "clip-01.mp4")
-    row = {"video_id": video_id(uri), "source": str(source), "status": "deleted", "error_code": "forgotten"}
-    Store.open(str(store)).append("videos", pa.Table.from_pylist([row], VIDEOS))
+    erase(Store.open(str(store)), [video_id(uri)], "run")
     kept_out = run_index(order_for(source, store, prune=True))
     assert (kept_out.counts.forgotten, kept_out.counts.unchanged, kept_out.counts.deleted) == (1, 3, 0)
     (source / "clip-01.mp4").unlink()

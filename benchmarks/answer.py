@@ -29,6 +29,7 @@ from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request, Stats
 from longvlm.pipeline.models.contract import Extent, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.prefix import VideoPrefix
+from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import AnswerRecipe
 
 CONTEXT, NUM_VISUAL, TOWER_DIM = 2048, 305, 1024
@@ -122,9 +123,9 @@ class RandomModel:
         """None."""
         return 0
 
-    def caption_row(self, prefix: VideoPrefix, at_s: float) -> int:
-        """It is not trained."""
-        raise NotImplementedError
+    def caption_row(self, prefix: VideoPrefix, at_s: float) -> int:  # noqa: ARG002
+        """Its prompts have no time markers; InputError."""
+        raise InputError("it is a timed caption, and prompts of this model have no time markers to learn it at.")
 
     def lay_out(self, question: str, num_visual_tokens: int, template: str, *, may_think: bool = False) -> Prompt:  # noqa: ARG002
         """Some ids before the video, and the question's after it."""

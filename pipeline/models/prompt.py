@@ -149,6 +149,16 @@ def continuation(cue: str, whole: str, encode: Callable[[str], list[int]]) -> tu
     return tuple(ids[len(before) :])
 
 
+def options_after(cue: str, options: Sequence[str], encode: Callable[[str], list[int]]) -> list[tuple[int, ...]]:
+    """The ids of each option after a cue: at once where that ends in white space, after a space otherwise.
+
+    Raises:
+        InputError: an option is empty, or its tokens run into those of the cue.
+    """
+    space = "" if cue[-1:].isspace() else " "
+    return [continuation(cue, f"{cue}{space}{option}", encode) for option in options]
+
+
 def silent_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that stand for no text in an answer: special ones, but for the marks of thinking, which have to be found."""
     added = tokenizer.get_added_tokens_decoder()

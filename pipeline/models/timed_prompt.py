@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from longvlm.pipeline.models.contract import Prompt
-from longvlm.pipeline.models.prompt import continuation, silent_ids
+from longvlm.pipeline.models.prompt import options_after, silent_ids
 from longvlm.pipeline.models.thinking import closed, opens
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
@@ -69,9 +69,7 @@ class TimedPrompt:
         Raises:
             InputError: an option is empty, or its tokens run into those of the prompt.
         """
-        cue = closed(self.split(_PROBE)[1])
-        space = "" if cue[-1:].isspace() else " "
-        return [continuation(cue, f"{cue}{space}{option}", lambda text: [*self.encode(text)]) for option in options]
+        return options_after(closed(self.split(_PROBE)[1]), options, lambda text: [*self.encode(text)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """See `LanguageModel.decode`."""

@@ -9,7 +9,7 @@ from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.model_folder import load_tokenizer
 from longvlm.pipeline.models.checkpoints import chat_template
 from longvlm.pipeline.models.contract import Prompt
-from longvlm.pipeline.models.prompt import continuation, silent_ids
+from longvlm.pipeline.models.prompt import options_after, silent_ids
 from longvlm.pipeline.models.thinking import closed, opens
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
@@ -83,9 +83,7 @@ class ChatTemplate:
         Raises:
             InputError: an option is empty, or its tokens run into those of the prompt.
         """
-        cue = closed(self.text(_PROBE))
-        space = "" if cue[-1:].isspace() else " "
-        return [continuation(cue, f"{cue}{space}{option}", self.encode) for option in options]
+        return options_after(closed(self.text(_PROBE)), options, self.encode)
 
     def decode(self, ids: Iterable[int]) -> str:
         """See `LanguageModel.decode`."""

@@ -57,6 +57,9 @@ SEGMENTS = pa.schema(
         ("num_frames", pa.int32()),
         ("embedding", pa.list_(pa.float32())),  # search vector, L2-normalised; null without a text encoder
         ("thumbnail", pa.binary()),
+        ("frames", pa.list_(pa.int64())),  # F: the numbers of its frames, each once; null before they were kept
+        ("times_s", pa.list_(pa.float64())),  # F: when each begins to be shown
+        ("frame_embeddings", pa.binary()),  # [F, E] int8: of each frame, 127 its largest value; null as embedding
     ]
 )
 
@@ -68,13 +71,14 @@ TOKENS = pa.schema(
         ("segment", pa.int32()),
         ("num_tokens", pa.int32()),
         ("dim", pa.int32()),
-        ("dtype", pa.string()),  # of `local` and `cls`: float16
+        ("dtype", pa.string()),  # of `local`: float16 | int8; `cls` is float16
         ("local", pa.binary()),  # [K, D] little-endian
         ("sizes", pa.binary()),  # [K] uint16: patch tokens merged into each
         ("spans", pa.binary()),  # [K, 2] uint32: first and last frame number each token draws on, inclusive
         ("cls", pa.binary()),  # [G, D]: mean over the segment's frames, per layer; null without CLS
         ("num_frames", pa.int32()),
         ("positions", pa.binary()),  # [K, 3] float64: seconds into the video, row, column; means; null without
+        ("scales", pa.binary()),  # [K, D / 64] float16: what an int8 of 64 channels is times; null for float16
     ]
 )
 
@@ -137,6 +141,8 @@ ANSWERS = pa.schema(
         ("seq", pa.int64()),  # of its commit, which says what is newer
         ("thinking", pa.string()),  # what the model wrote on the way to its answer; null where it wrote nothing so
         ("decoding", pa.string()),  # how its words were chosen: AnswerRecipe.decoding
+        ("focus", pa.string()),  # question | even: what gave way to the budget; null where nothing had to
+        ("kept_segments", pa.list_(pa.int32())),  # of focus question: which were shown as stored
     ]
 )
 
@@ -248,15 +254,13 @@ _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code n
     ]
 )
 
-_SPAN = [SEGMENTS.field(name) for name in ("segment", "start_s", "end_s")]
-
-# in time order: the numbers of a segment's frames, and when in the video each begins to be shown
-_SHOWN = [("frames", pa.list_(pa.int64())), ("times_s", pa.list_(pa.float64()))]
+# frames and times of a segment before it is merged: one that is shown twice stands there twice
+_SHOWN = [SEGMENTS.field(name) for name in ("segment", "start_s", "end_s", "frames", "times_s")]
 
 FRAMES = pa.schema(  # one row a unit; of a failed unit, segments is empty and frames null
     [
         *_UNIT,
-        ("segments", pa.list_(pa.struct([*_SPAN, *_SHOWN]))),
+        ("segments", pa.list_(pa.struct(_SHOWN))),
         ("num_pictures", pa.int64()),  # that the tower sees of the whole video, repeats counted
         ("frame_height", pa.int32()),  # pixels
         ("frame_width", pa.int32()),
@@ -264,8 +268,8 @@ FRAMES = pa.schema(  # one row a unit; of a failed unit, segments is empty and f
     ]
 )
 
-_SEGMENT_TOKENS = [f for f in [*SEGMENTS, *TOKENS] if f.name not in ("video_id", "recipe", "write_id")]
-ENCODED_SEGMENT = pa.struct(list({field.name: field for field in _SEGMENT_TOKENS}.values()))
+_SEGMENT_TOKENS = {f.name: f for f in [*SEGMENTS, *TOKENS] if f.name not in ("video_id", "recipe", "write_id")}
+ENCODED_SEGMENT = pa.struct([*_SEGMENT_TOKENS.values()])
 
 ENCODED = pa.schema([*_UNIT, ("encode_ms", pa.float64()), ("segments", pa.list_(ENCODED_SEGMENT))])  # one row a unit
 
@@ -318,12 +322,8 @@ class OutcomeRow(TypedDict):
 
 _ASKED = pa.struct(
     [
-        ("question_id", pa.string()),
-        ("question", pa.string()),
-        ("question_hash", pa.string()),
-        ("type", pa.string()),
-        ("choices", pa.list_(pa.string())),
-        ("schema", pa.string()),
+        *(ANSWERS.field(name) for name in ("question_id", "question", "question_hash", "type")),
+        *(QUESTIONS.field(name) for name in ("choices", "schema")),
     ]
 )
 

@@ -35,6 +35,7 @@ FRAMES_PER_BATCH = {"cpu": 100, "cuda": 256}
 # Batches that are launched before an earlier one's results are waited for. One is enough for a GPU to find work queued
 # whenever it is done with a batch. A CPU has computed a batch when it has launched it.
 BATCHES_AHEAD = {"cpu": 0, "cuda": 1}
+MAX_INT8 = 127
 
 Row = dict[str, Any]
 
@@ -49,6 +50,7 @@ class MergedSegment:
     positions: Tensor | None = None  # [K, 3], seconds into the video, row and column
     cls: Tensor | None = None  # [G, D]
     embedding: Tensor | None = None  # [E]
+    frame_embeddings: Tensor | None = None  # [B, E] int8; a tower with a text encoder sees frames one by one
 
 
 @dataclass(frozen=True)
@@ -244,8 +246,16 @@ def _merge_group(
     if encoded.cls is not None:
         parts["cls"] = at(encoded.cls).float().mean(dim=1)
     if encoded.embedding is not None:
-        parts["embedding"] = normalize(at(encoded.embedding).mean(dim=1), dim=-1)
+        embedding_SBE = at(encoded.embedding)
+        parts["embedding"] = normalize(embedding_SBE.mean(dim=1), dim=-1)
+        parts["frame_embeddings"] = _as_int8(embedding_SBE)
     return parts
+
+
+def _as_int8(embedding_SBE: Tensor) -> Tensor:
+    """Embeddings as int8, each as long as fits: only which way one points is asked for, and that they keep."""
+    largest_SB1 = embedding_SBE.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (embedding_SBE / largest_SB1 * MAX_INT8).round().to(torch.int8)
 
 
 def _positions(segments: Sequence[SegmentPictures], recipe: IndexRecipe, device: torch.device) -> Tensor:
@@ -317,6 +327,9 @@ def _stored(segment: Row, merged: MergedSegment) -> Row:
     )
     if merged.embedding is not None and not merged.embedding.isfinite().all():
         raise ValueError(f"the search embedding of segment {segment['segment']} is not finite")
+    distinct = {number: place for place, number in reversed(list(enumerate(frames)))}  # those shown twice, once
+    places = [distinct[number] for number in sorted(distinct)]
+    of_frames = merged.frame_embeddings
     return {
         **tokens.to_row(),
         "start_s": segment["start_s"],
@@ -324,6 +337,9 @@ def _stored(segment: Row, merged: MergedSegment) -> Row:
         "first_frame": frames[0],
         "last_frame": frames[-1],
         "embedding": None if merged.embedding is None else merged.embedding.numpy(),
+        "frames": [frames[place] for place in places],
+        "times_s": [segment["times_s"][place] for place in places],
+        "frame_embeddings": None if of_frames is None else of_frames[places].numpy().tobytes(),
     }
 
 

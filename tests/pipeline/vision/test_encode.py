@@ -152,7 +152,15 @@ def test_a_frame_shown_twice_is_encoded_once_and_stands_twice(tower, monkeypatch
     first, second = encode_units(frames_table(*units), tower, recipe).to_pylist()
     assert sum(seen) == 7 + 4
     assert len(second["segments"]) == 1
+    assert [segment["frames"] for segment in first["segments"]] == [[0, 7], [7, 9], [12, 13, 14, 15]]
+    assert all(len(segment["frames"]) == len(segment["times_s"]) for segment in first["segments"])
     for segment, merged in zip(first["segments"], by_hand, strict=True):
+        of_frames = np.frombuffer(segment["frame_embeddings"], np.int8).reshape(len(segment["frames"]), -1)
+        places = [segment["frames"].index(number) for number in numbers[segment["segment"]]]  # with the repeated ones
+        unit = of_frames / np.linalg.norm(of_frames.astype(float), axis=1, keepdims=True)
+        mean = unit[places].mean(axis=0)
+        assert (of_frames.max(axis=1) == 127).any() or (of_frames.min(axis=1) == -127).any()
+        np.testing.assert_allclose(mean / np.linalg.norm(mean), segment["embedding"], atol=0.01)
         sizes = np.frombuffer(segment["sizes"], "<u2")
         assert segment["num_frames"] == 4
         assert sizes.sum() == recipe.patches_per_segment
@@ -214,7 +222,8 @@ def test_towers_without_cls_or_text(tmp_path):
     assert len(segment["embedding"]) == 64
     alone = load_tower(str(save_clip_tower(tmp_path / "clip", text=False)))
     segment = encode_units(table, alone, recipe_for(alone)).to_pylist()[0]["segments"][0]
-    assert segment["embedding"] is None
+    assert segment["embedding"] is segment["frame_embeddings"] is None
+    assert segment["frames"] == [0, 1, 2, 3]
     assert len(segment["cls"]) == 5 * 64 * 2
 
 

@@ -15,7 +15,7 @@ from longvlm.pipeline.store import catalog, delta
 from longvlm.pipeline.store.files import files_on_disk, remove_files
 from longvlm.pipeline.store.health import OutOfReachError, look_into, why_damaged
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.look import FORGOTTEN, PROVED
+from longvlm.pipeline.store.look import FORGOTTEN, PROVED, Look
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
 from longvlm.pipeline.store.upkeep.compact import batches, rewrite
 from longvlm.pipeline.store.upkeep.dead import recent_files
@@ -43,11 +43,16 @@ SELECT video_id FROM (
     UNION ALL SELECT video_id, write_id FROM ledger_verdicts
 ) SEMI JOIN forgotten USING (video_id) ANTI JOIN (SELECT write_id FROM live_videos) USING (write_id)
 """
+_NAMED = """
+SELECT DISTINCT uri FROM ledger_videos SEMI JOIN (FROM kept_out UNION FROM vacant) USING (video_id)
+WHERE uri <> '' ORDER BY uri
+"""
+# Of those tombstones upon which the erasure rests: later ones are of others, who have not proved theirs yet.
 _PROOF = """
 SELECT * REPLACE ($proof AS error, $run_id AS run_id) FROM (
-    FROM ledger_videos SEMI JOIN family USING (video_id)
+    FROM ledger_videos SEMI JOIN kept_out USING (video_id)
     WHERE error_code = $tombstone QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY seq DESC) = 1
-) WHERE error IS DISTINCT FROM $proof
+) WHERE error IS DISTINCT FROM $proof AND seq <= (SELECT seq FROM looked)
 """
 
 logger = logging.getLogger(__name__)
@@ -87,10 +92,10 @@ def foresee(store: Store, video_ids: Sequence[str]) -> Foreseen:
     """What forgetting videos known to the store would take from it as it is now."""
     snapshot = store.pin(ERASED)
     family, _ = find_family(snapshot, video_ids)
+    family = family.with_writes(family.not_live(snapshot))
     with catalog.connect(Snapshot({"videos": snapshot.table("videos")}), ()) as con:
         family.register(con)
-        uris = con.execute("SELECT DISTINCT uri FROM ledger_videos SEMI JOIN family USING (video_id) ORDER BY uri")
-        named = [uri for (uri,) in uris.fetchall() if uri]
+        named = [uri for (uri,) in con.execute(_NAMED).fetchall()]
         rows = {}
         for table in ERASED:
             files = catalog.rows_of(file.uri for file in snapshot.table(table).files)
@@ -115,21 +120,26 @@ def erase(store: Store, video_ids: Sequence[str], run_id: str) -> Erased:
         CommitFailedError: other writers kept coming in between.
     """
     family = _hide(store, video_ids, run_id)
-    erased = Erased(len(family.video_ids), dict.fromkeys(ERASED, 0))
+    erased = Erased(family.num_names, dict.fromkeys(ERASED, 0))
     damaged: dict[str, str] = {}
-    for table in filter(store.has, ERASED):
-        # With the note that this begins with, every commit to the table from now on is one that knows the tombstones.
-        with store.taking(table, partial(_unnamed_holders, store, table, family)) as holders:
-            _delete(store, table, holders, erased)
-            _rewrite_holders(store, table, family, erased, damaged)
-            _delete(store, table, unreferenced(store, table, 0, full=False), erased)
-            _delete(store, table, _unnamed_holders(store, table, family, store.handle(table)), erased)
+    *first, ledger = filter(store.has, ERASED)
+    for table in (*first, ledger):
+        # With the note that this begins with, every commit to the table from now on is one that knows the tombstones,
+        # and what was written under their names before is named by now, or never will be.
+        _delete_unnamed(store, table, family, erased)
+    with store.taking("videos", lambda _: family.not_live(store.pin(ERASED))) as not_live:
+        family = family.with_writes(not_live)
+        for table in first:
+            _erase_from(store, table, family, erased, damaged)
+        left = _still_there(store, family, first)
+        if not left:
+            _erase_from(store, ledger, family, erased, damaged)
     for table in set(filter(store.has, tables.TABLES)) - set(ERASED):
         _delete(store, table, unreferenced(store, table, 0, full=False), erased)
     if damaged:
         erased.videos_torn = delete_torn(store, run_id)
     erased.versions_deleted, kept = delete_old_versions(store.uri, ERASED)
-    erased.still_there = [*kept, *_still_there(store, family)]
+    erased.still_there = [*kept, *(left or _still_there(store, family, [*first, ledger]))]
     if not erased.still_there:
         _note_proof(store, family, run_id)
     return erased
@@ -152,23 +162,40 @@ def left_over(store: Store, retention_hours: float) -> list[str]:
 
 def _hide(store: Store, video_ids: Sequence[str], run_id: str) -> VideoFamily:
     """Write the rows that keep the videos out, and find all that is theirs."""
-    pinned = store.pin(("videos",))
-    family, tombstones = find_family(pinned, video_ids)
-    seq = max(clock.now_us(), *((file.max_seq or 0) + 1 for file in pinned.table("videos").files))
-    said = {"status": "deleted", "error_code": FORGOTTEN, "run_id": run_id, "seq": seq}
-    rows = pa.Table.from_pylist([{**row, **said} for row in tombstones.to_pylist()], tables.VIDEOS)
-    copy_tombstones(store.uri, rows)
-    store.append("videos", rows)
-    return family
+    while True:
+        pinned = store.pin(("videos",))
+        family, tombstones = find_family(pinned, video_ids)
+        if not tombstones.num_rows:
+            return family
+        seq = max(clock.now_us(), pinned.newest_seq("videos") + 1)
+        said = {"status": "deleted", "error_code": FORGOTTEN, "run_id": run_id, "seq": seq}
+        rows = pa.Table.from_pylist([{**row, **said} for row in tombstones.to_pylist()], tables.VIDEOS)
+        copy_tombstones(store.uri, rows)
+        store.append("videos", rows)  # and once more for a name to which one of them was moved meanwhile
 
 
 def _note_proof(store: Store, family: VideoFamily, run_id: str) -> None:
     """Write once more the rows that keep the videos out, as those of videos of which nothing is left."""
-    with catalog.connect(store.pin(("videos",)), ()) as con:
+    pinned = store.pin(("videos",))
+    with catalog.connect(pinned, ()) as con:
         family.register(con)
         values = {"tombstone": FORGOTTEN, "proof": PROVED, "run_id": run_id}
         proof = con.sql(_PROOF, params=values).to_arrow_table().cast(tables.VIDEOS)
-    store.append("videos", proof)
+    store.append("videos", proof, Look(pinned.newest_seq("videos")))  # where another proved it, it may be lifted by now
+
+
+def _erase_from(store: Store, table: str, family: VideoFamily, erased: Erased, damaged: dict[str, str]) -> None:
+    """Let the videos leave the files that a table's log names, and delete those that it dropped."""
+    _rewrite_holders(store, table, family, erased, damaged)
+    _delete(store, table, unreferenced(store, table, 0, full=False), erased)
+    if _unnamed_holders(store, table, family, store.handle(table)):
+        _delete_unnamed(store, table, family, erased)
+
+
+def _delete_unnamed(store: Store, table: str, family: VideoFamily, erased: Erased) -> None:
+    """Delete the files that the log does not name and that hold the videos, or may; no commit will name them."""
+    with store.taking(table, partial(_unnamed_holders, store, table, family)) as holders:
+        _delete(store, table, holders, erased)
 
 
 def _rewrite_holders(store: Store, table: str, family: VideoFamily, erased: Erased, damaged: dict[str, str]) -> None:
@@ -221,11 +248,11 @@ def _look_into_unnamed(
 
 
 def _may_hold(store: Store, table: str, path: str, family: VideoFamily) -> bool:
-    """Whether a file has rows of the family, or is no whole file, as one whose writer is at it or was killed at it.
+    """Whether rows of a file may be theirs, or it is no whole one, as where its writer is at it or was killed at it.
 
     Raises OutOfReachError where its bytes cannot be had, which says nothing about them.
     """
-    names = ["video_id", "write_id", *(["error_code"] if table == "videos" else [])]
+    names = ["video_id", "write_id", *(["uri", "error_code", "seq"] if table == "videos" else [])]
     try:
         rows = look_into(f"{store.uri}/{table}/{path}", partial(pq.read_table, columns=names))
     except FileNotFoundError:  # vacuumed meanwhile
@@ -234,13 +261,13 @@ def _may_hold(store: Store, table: str, path: str, family: VideoFamily) -> bool:
         raise
     except Exception:  # noqa: BLE001 - half a file, or a rotten one, raises anything
         return True
-    return bool(pc.any(family.are_theirs(table, rows)).as_py())
+    return bool(pc.any(family.may_be_theirs(table, rows)).as_py())
 
 
-def _still_there(store: Store, family: VideoFamily) -> list[str]:
-    """The proof: every file of the tables is looked into once more, those that no log names too."""
+def _still_there(store: Store, family: VideoFamily, some: Sequence[str]) -> list[str]:
+    """The proof: every file of some tables is looked into once more, those that no log names too."""
     found: list[str] = []
-    for table in filter(store.has, ERASED):
+    for table in some:
         named = family.holders(table, store.pin((table,)).table(table).files)
         found += [f"{file.uri} holds rows that were committed meanwhile" for file in named]
         unnamed, out_of_reach = _look_into_unnamed(store, table, family, store.handle(table))

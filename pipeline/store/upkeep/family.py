@@ -1,7 +1,7 @@
 """Whose rows go when some videos are forgotten: those of their names, and of the writes that moved along with them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
 import pyarrow as pa
@@ -21,33 +21,48 @@ ERASED = (
 
 # A video that was moved shares its writes with the name it has now and with those it had before. All that stands under
 # such a name goes too, unless another video is live under it now; what lives on elsewhere, being another video, stays.
+# Nothing comes after the tombstone of a name that is kept out. Under an old name another video may come at any time,
+# and under one whose tombstone was lifted: so rows go by their writes, of the ledger by `seq`, and never by name alone.
 _FAMILY = """
 CREATE TEMP TABLE named_writes AS
 SELECT DISTINCT write_id FROM ledger_videos SEMI JOIN asked USING (video_id) WHERE write_id IS NOT NULL;
 
-CREATE TEMP TABLE family AS
-FROM asked UNION SELECT video_id FROM ledger_videos SEMI JOIN named_writes USING (write_id)
-ANTI JOIN (SELECT video_id FROM live_videos ANTI JOIN named_writes USING (write_id)) USING (video_id);
+CREATE TEMP TABLE kept_out AS
+FROM asked UNION SELECT video_id FROM live_videos SEMI JOIN named_writes USING (write_id)
+UNION SELECT video_id FROM ledger_videos SEMI JOIN named_writes USING (write_id)
+SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id);
 
-CREATE TEMP TABLE spared AS
-SELECT DISTINCT write_id FROM ledger_videos SEMI JOIN family USING (video_id)
-SEMI JOIN (SELECT write_id FROM live_videos ANTI JOIN family USING (video_id)) USING (write_id)
-ANTI JOIN named_writes USING (write_id);
+CREATE TEMP TABLE old_names AS
+SELECT DISTINCT video_id FROM ledger_videos SEMI JOIN named_writes USING (write_id) ANTI JOIN kept_out USING (video_id);
+
+CREATE TEMP TABLE vacant AS
+FROM old_names ANTI JOIN live_videos USING (video_id);
 
 CREATE TEMP TABLE writes AS
-FROM named_writes UNION SELECT write_id FROM ledger_videos SEMI JOIN family USING (video_id)
-ANTI JOIN spared USING (write_id) WHERE write_id IS NOT NULL;
+SELECT DISTINCT write_id FROM ledger_videos SEMI JOIN (FROM kept_out UNION FROM vacant) USING (video_id)
+ANTI JOIN (SELECT write_id FROM live_videos ANTI JOIN kept_out USING (video_id)) USING (write_id)
+WHERE write_id IS NOT NULL;
 """
-# Which rows of a table are a family's: of the ledger all of their own, but for the tombstones; as
-# `VideoFamily.are_theirs`.
-THEIRS = {
-    table: f"""
-    (video_id IN (SELECT video_id FROM family) AND NOT coalesce({spared}, false))
-    OR write_id IN (SELECT write_id FROM writes)
+# Which rows of a table are a family's, as `VideoFamily.are_theirs`. Of the ledger the tombstones stay, and what lifted
+# those of an old name, of which neither has a uri.
+THEIRS = dict.fromkeys(ERASED, "write_id IN (SELECT write_id FROM writes)") | {
+    "videos": f"""
+    write_id IN (SELECT write_id FROM writes) OR seq <= (SELECT seq FROM looked) AND (
+        video_id IN (SELECT video_id FROM kept_out) AND coalesce(error_code, '') <> '{FORGOTTEN}'
+        OR video_id IN (SELECT video_id FROM vacant) AND uri IS NOT NULL
+    )
     """
-    for table in ERASED
-    for spared in [f"error_code = '{FORGOTTEN}'" if table == "videos" else "write_id IN (SELECT write_id FROM spared)"]
 }
+_NOT_LIVE = """
+SELECT DISTINCT write_id FROM (
+    SELECT video_id, write_id FROM ledger_tokens
+    UNION ALL SELECT video_id, write_id FROM ledger_segments
+    UNION ALL SELECT video_id, write_id FROM ledger_answers
+    UNION ALL SELECT video_id, write_id FROM ledger_verdicts
+) SEMI JOIN (FROM kept_out UNION FROM old_names) USING (video_id)
+ANTI JOIN (SELECT write_id FROM live_videos) USING (write_id)
+WHERE write_id IS NOT NULL ORDER BY write_id
+"""
 # Who is kept out: the videos themselves, and the names under which they are live now; with what tells their content
 # from others', for a file that comes back under another name is the same one. Who is erased once more after that was
 # proved needs a tombstone that is not: a proved one may be lifted meanwhile.
@@ -55,8 +70,7 @@ _TOMBSTONES = f"""
 SELECT video_id, arg_max(source, seq) FILTER (source IS NOT NULL) AS source,
     unnest(arg_max({{'etag': etag, 'size_bytes': size_bytes, 'modified_at': modified_at}}, seq)
         FILTER (status <> 'deleted' OR error_code = '{FORGOTTEN}' AND size_bytes > 0))
-FROM (FROM asked UNION SELECT video_id FROM live_videos SEMI JOIN named_writes USING (write_id))
-LEFT JOIN ledger_videos USING (video_id)
+FROM kept_out LEFT JOIN ledger_videos USING (video_id)
 WHERE video_id NOT IN (
     SELECT video_id FROM ledger_videos SEMI JOIN (FROM deletions WHERE is_forgotten) USING (video_id)
     WHERE error_code = '{FORGOTTEN}' GROUP BY video_id HAVING arg_max(coalesce(error, ''), seq) <> '{PROVED}'
@@ -69,24 +83,40 @@ GROUP BY video_id
 class VideoFamily:
     """Whose rows go: those of some videos, and of some writes under whatever name."""
 
-    video_ids: pa.Array
+    kept_out: pa.Array  # videos that have tombstones, or are to have them
+    old_names: pa.Array  # those that shared a write with these, and are not kept out
+    vacant: pa.Array  # of these: where no other video is live
     write_ids: pa.Array
-    spared: pa.Array  # writes that are live under other names
+    seq: int  # the largest of the ledger that was looked at: what it was told of a name later is another video's
+
+    @property
+    def num_names(self) -> int:
+        """How many names are erased."""
+        return len(self.kept_out) + len(self.vacant)
 
     def register(self, con: duckdb.DuckDBPyConnection) -> None:
         """Show it to a database, as `THEIRS` reads it."""
-        con.register("family", pa.table({"video_id": self.video_ids}))
+        for name in ("kept_out", "old_names", "vacant"):
+            con.register(name, pa.table({"video_id": getattr(self, name)}))
         con.register("writes", pa.table({"write_id": self.write_ids}))
-        con.register("spared", pa.table({"write_id": self.spared}))
+        con.register("looked", pa.table({"seq": [self.seq]}))
 
     def are_theirs(self, table: str, rows: pa.Table) -> pa.ChunkedArray:
-        """Which rows of a table go; of the ledger all of their own, but for the tombstones."""
-        is_own = pc.is_in(rows["video_id"], self.video_ids)
+        """Which rows of a table go."""
+        are_written = pc.is_in(rows["write_id"], self.write_ids)
+        if table != "videos":
+            return are_written
+        is_tombstone = pc.equal(pc.fill_null(rows["error_code"], ""), FORGOTTEN)
+        are_own = pc.and_not(pc.is_in(rows["video_id"], self.kept_out), is_tombstone)
+        are_old = pc.and_(pc.is_in(rows["video_id"], self.vacant), pc.is_valid(rows["uri"]))
+        return pc.or_(are_written, pc.and_(pc.or_(are_own, are_old), pc.less_equal(rows["seq"], self.seq)))
+
+    def may_be_theirs(self, table: str, rows: pa.Table) -> pa.ChunkedArray:
+        """Which rows of a file that no log names may be theirs: all under their names, whatever the write."""
+        are_named = pc.or_(*(pc.is_in(rows["video_id"], names) for names in (self.kept_out, self.old_names)))
         if table == "videos":
-            is_own = pc.and_(is_own, pc.not_equal(pc.fill_null(rows["error_code"], ""), FORGOTTEN))
-        else:
-            is_own = pc.and_not(is_own, pc.is_in(rows["write_id"], self.spared))
-        return pc.or_(is_own, pc.is_in(rows["write_id"], self.write_ids))
+            are_named = pc.and_(are_named, pc.is_valid(rows["uri"]))  # tombstones may stay
+        return pc.or_(are_named, self.are_theirs(table, rows))
 
     def without(self, table: str, rows: pa.Table) -> pa.Table:
         """The rows of others."""
@@ -104,11 +134,22 @@ class VideoFamily:
             }
         return [file for file in files if file.uri in found]
 
+    def not_live(self, snapshot: Snapshot) -> list[str]:
+        """The writes under their names, in all tables of ERASED, that are not live: they died, or never were."""
+        with catalog.connect(snapshot, ("live_videos",)) as con:
+            self.register(con)
+            return [write_id for (write_id,) in con.execute(_NOT_LIVE).fetchall()]
+
+    def with_writes(self, write_ids: Sequence[str]) -> "VideoFamily":
+        """It and the rows of some more writes."""
+        return replace(self, write_ids=pa.concat_arrays([self.write_ids, pa.array(write_ids, pa.string())]))
+
 
 def find_family(snapshot: Snapshot, video_ids: Sequence[str]) -> tuple[VideoFamily, pa.Table]:
-    """All that is theirs, and who is to be kept out (video_id, source)."""
+    """All that is theirs by the ledger, and who is to be kept out and is not yet (video_id, source, content)."""
     with catalog.connect(Snapshot({"videos": snapshot.table("videos")}), ("live_videos",)) as con:
         con.register("asked", pa.table({"video_id": pa.array(video_ids, pa.string())}))
         con.execute(_FAMILY)
-        found = [con.sql(f"FROM {name}").to_arrow_table()[0] for name in ("family", "writes", "spared")]
-        return VideoFamily(*(column.combine_chunks() for column in found)), con.sql(_TOMBSTONES).to_arrow_table()
+        names = ("kept_out", "old_names", "vacant", "writes")
+        found = [con.sql(f"FROM {name}").to_arrow_table()[0].combine_chunks() for name in names]
+        return VideoFamily(*found, snapshot.newest_seq("videos")), con.sql(_TOMBSTONES).to_arrow_table()

@@ -1,12 +1,12 @@
 """Files that are not what was written: told by their footers and from files out of reach, left out of what is read."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import duckdb
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
@@ -22,6 +22,30 @@ T = TypeVar("T")
 
 class OutOfReachError(OSError):
     """A file that could not be read, which says nothing about its content; the error of the last try is its cause."""
+
+
+class DamagedError(Exception):
+    """A file that is not what was written."""
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(uri, reason)
+        self.uri = uri
+        self.reason = reason
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Take whatever the body raises for damage of a file (DamagedError): a flipped bit may make anything of it.
+
+    So the body is pyarrow's alone. A mistake of our own in it would name every file, and a repair would drop them all;
+    what judges what was read stands outside, and what it raises beside DamagedError ends the command.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise DamagedError(uri, why_damaged(error)) from error
 
 
 class TracedFile:
@@ -71,28 +95,31 @@ def look_into(uri: str, look: Callable[[Any], T]) -> T:
 
 
 def check_footer(table: str, file: DataFile, parquet: pq.ParquetFile) -> None:
-    """Raise pa.ArrowInvalid unless a footer has as many rows as the log says, and the columns of its table."""
-    if parquet.metadata.num_rows != file.num_rows:
-        raise pa.ArrowInvalid(f"it has {parquet.metadata.num_rows} rows, and the log says {file.num_rows}")
-    found = parquet.schema_arrow
+    """Raise DamagedError unless a footer has as many rows as the log says, and the columns of its table."""
+    with reading(file.uri):
+        num_rows, found = parquet.metadata.num_rows, {field.name: field.type for field in parquet.schema_arrow}
+    if num_rows != file.num_rows:
+        raise DamagedError(file.uri, f"it has {num_rows} rows, and the log says {file.num_rows}")
     for field in list(TABLES[table])[: num_columns(table, file.uri)]:
-        if field.name not in found.names:
-            raise pa.ArrowInvalid(f"it lacks the column {field.name}")
-        if found.field(field.name).type != field.type:
-            raise pa.ArrowInvalid(f"its column {field.name} is of type {found.field(field.name).type}")
+        if field.name not in found:
+            raise DamagedError(file.uri, f"it lacks the column {field.name}")
+        if found[field.name] != field.type:
+            raise DamagedError(file.uri, f"its column {field.name} is of type {found[field.name]}")
 
 
-def damaged_files(snapshot: Snapshot) -> dict[str, str]:
+def damaged_files(snapshot: Snapshot, *, with_statistics: bool = False) -> dict[str, str]:
     """Files of a snapshot whose footers cannot be read or are not theirs: uri -> what is wrong, in words.
 
-    Tables of more files than can be looked at in a moment are not looked at.
+    Tables of more files than can be looked at in a moment are not looked at. That DuckDB also takes what footers say of
+    each row group is looked at if asked: that takes longer.
     """
     asked = {table: pinned for table, pinned in snapshot.tables.items() if len(pinned.files) <= _MOST_FILES}
     files = [(table, file) for table, pinned in asked.items() for file in pinned.files]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = pool.map(lambda one: _damage(*one), files)
         damaged = {file.uri: why for (_, file), why in zip(files, found, strict=True) if why}
-    return damaged | _unreadable(without(Snapshot(asked), damaged))
+    what = "parquet_metadata" if with_statistics else "parquet_schema"
+    return damaged | _unreadable(without(Snapshot(asked), damaged), what)
 
 
 def without(snapshot: Snapshot, damaged: Mapping[str, str]) -> Snapshot:
@@ -110,14 +137,14 @@ def why_damaged(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _unreadable(snapshot: Snapshot) -> dict[str, str]:
+def _unreadable(snapshot: Snapshot, what: str) -> dict[str, str]:
     """Files that DuckDB cannot make anything of, though Arrow could."""
     uris = [file.uri for pinned in snapshot.tables.values() for file in pinned.files]
     with catalog.without_views(snapshot) as con:
 
         def refusal(some: list[str]) -> str | None:
             try:
-                con.execute(f"SELECT count(*) FROM parquet_schema([{', '.join(map(catalog.quoted, some))}])").fetchall()
+                con.execute(f"SELECT count(*) FROM {what}([{', '.join(map(catalog.quoted, some))}])").fetchall()
             except duckdb.Error as error:
                 return catalog.first_line(error)
             return None
@@ -128,12 +155,15 @@ def _unreadable(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _damage(table: str, file: DataFile) -> str | None:
+    def look(source: Any) -> None:
+        with reading(file.uri):
+            parquet = pq.ParquetFile(source)
+        check_footer(table, file, parquet)
+
     try:
-        look_into(file.uri, lambda source: check_footer(table, file, pq.ParquetFile(source)))
+        look_into(file.uri, look)
     except FileNotFoundError:
         return "it is gone"
-    except OutOfReachError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a flipped bit may make anything of a footer
-        return why_damaged(error)
+    except DamagedError as error:
+        return error.reason
     return None

@@ -17,7 +17,7 @@ from deltalake.exceptions import CommitFailedError
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import conformed, filesystem, write_pieces
-from longvlm.pipeline.store.health import OutOfReachError, TracedFile, why_damaged
+from longvlm.pipeline.store.health import DamagedError, OutOfReachError, TracedFile, why_damaged
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.upkeep.dead import Dead
@@ -46,15 +46,6 @@ class Rewritten(NamedTuple):
 
     num_files: int  # new ones
     num_left_out: int  # rows
-
-
-class DamagedError(Exception):
-    """A file that cannot be copied because it is not what was written."""
-
-    def __init__(self, uri: str, reason: str) -> None:
-        super().__init__(uri, reason)
-        self.uri = uri
-        self.reason = reason
 
 
 def merge_small_files(store: Store) -> dict[str, int]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +14,7 @@ from deltalake.exceptions import CommitFailedError
 
 from longvlm.pipeline.store import catalog, delta
 from longvlm.pipeline.store.files import files_on_disk, remove_files
-from longvlm.pipeline.store.health import OutOfReachError, look_into, why_damaged
+from longvlm.pipeline.store.health import DamagedError, OutOfReachError, look_into, reading, why_damaged
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.look import FORGOTTEN, PROVED, Look
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
@@ -253,13 +254,17 @@ def _may_hold(store: Store, table: str, path: str, family: VideoFamily) -> bool:
     Raises OutOfReachError where its bytes cannot be had, which says nothing about them.
     """
     names = ["video_id", "write_id", *(["uri", "error_code", "seq"] if table == "videos" else [])]
+    uri = f"{store.uri}/{table}/{path}"
+
+    def read(source: Any) -> pa.Table:
+        with reading(uri):
+            return pq.read_table(source, columns=names)
+
     try:
-        rows = look_into(f"{store.uri}/{table}/{path}", partial(pq.read_table, columns=names))
+        rows = look_into(uri, read)
     except FileNotFoundError:  # vacuumed meanwhile
         return False
-    except OutOfReachError:
-        raise
-    except Exception:  # noqa: BLE001 - half a file, or a rotten one, raises anything
+    except DamagedError:  # half a file, or a rotten one
         return True
     return bool(pc.any(family.may_be_theirs(table, rows)).as_py())
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import conformed, write_pieces
-from longvlm.pipeline.store.health import OutOfReachError, check_footer, look_into, without
+from longvlm.pipeline.store.health import DamagedError, check_footer, look_into, reading, without
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.look import FORGOTTEN, Look
 from longvlm.pipeline.store.snapshot import DataFile
@@ -111,26 +111,26 @@ def _readable(table: str, file: DataFile, schema: pa.Schema) -> Iterator[pa.Tabl
     """The row groups of a file whose pages have their checksums; none where its footer is not its own."""
 
     def num_groups(source: Any) -> int:
-        parquet = pq.ParquetFile(source)
+        with reading(file.uri):
+            parquet = pq.ParquetFile(source)
         check_footer(table, file, parquet)
         return int(parquet.num_row_groups)
 
     def read(group: int, source: Any) -> pa.Table:
-        parquet = pq.ParquetFile(source, page_checksum_verification=True)
-        return conformed(parquet.read_row_group(group, use_threads=False), schema)
+        with reading(file.uri):
+            parquet = pq.ParquetFile(source, page_checksum_verification=True)
+            return parquet.read_row_group(group, use_threads=False)
 
     for group in range(_unless_damaged(file.uri, num_groups) or 0):
         if (rows := _unless_damaged(file.uri, partial(read, group))) is not None:
-            yield rows
+            yield conformed(rows, schema)
 
 
 def _unless_damaged(uri: str, look: Callable[[Any], T]) -> T | None:
     """As `look_into`; None where it is gone, or what is looked at is not what was written."""
     try:
         return look_into(uri, look)
-    except OutOfReachError:
-        raise
-    except Exception:  # noqa: BLE001 - a flipped bit may make anything of a file
+    except (FileNotFoundError, DamagedError):
         return None
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import lease
 from longvlm.pipeline.store.files import conformed, filesystem
-from longvlm.pipeline.store.health import why_damaged
+from longvlm.pipeline.store.health import DamagedError, reading
 from longvlm.schemas import tables
 
 
@@ -41,10 +41,9 @@ def read_copies(store_uri: str) -> tuple[pa.Table, dict[str, str]]:
         fs, path = filesystem(uri)
         content = fs.cat_file(path)
         try:
-            rows = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
-            found.append(conformed(rows, tables.VIDEOS))
-        except Exception as error:  # noqa: BLE001 - a flipped bit may make anything of a file
-            damaged[uri] = why_damaged(error)
+            found.append(conformed(_read(uri, content), tables.VIDEOS))
+        except DamagedError as error:
+            damaged[uri] = error.reason
     return pa.concat_tables(found), damaged
 
 
@@ -52,6 +51,18 @@ def remove_copy(uri: str) -> None:
     """Remove a copy, which is damaged."""
     fs, path = filesystem(uri)
     fs.rm_file(path)
+
+
+def _read(uri: str, content: bytes) -> pa.Table:
+    """The rows of a copy. Raises DamagedError where it is not what was written."""
+    with reading(uri):
+        rows = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+        rows.validate(full=True)
+        found = {field.name: field.type for field in rows.schema}
+    for name in tables.VIDEOS.names:
+        if name in found and found[name] != tables.VIDEOS.field(name).type:
+            raise DamagedError(uri, f"its column {name} is of type {found[name]}")
+    return rows
 
 
 def _folder(store_uri: str) -> str:

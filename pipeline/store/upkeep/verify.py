@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.health import (
-    OutOfReachError,
+    DamagedError,
     check_footer,
     damaged_files,
     look_into,
-    why_damaged,
+    reading,
     without,
 )
 from longvlm.pipeline.store.logfiles import log_damage
@@ -80,17 +80,17 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
         for file in pinned.files:
             try:
                 found += look_into(file.uri, partial(_check_file, table, file))
-            except OutOfReachError:
-                raise
-            except Exception as error:  # noqa: BLE001 - a flipped bit may make anything of a file
-                damaged[file.uri] = why_damaged(error)
+            except FileNotFoundError:
+                damaged[file.uri] = "it is gone"
+            except DamagedError as error:
+                damaged[file.uri] = error.reason
             progress(file.size_bytes)
         if pinned.files:
             folder = pinned.files[0].uri.rpartition("/")[0]
             damaged |= log_damage(f"{folder}/_delta_log")
             if table == "videos":
                 damaged |= read_copies(folder.rpartition("/")[0])[1]
-    damaged |= damaged_files(without(snapshot, damaged))
+    damaged |= damaged_files(without(snapshot, damaged), with_statistics=True)
     asked = Snapshot({table: snapshot.table(table) for table in ("videos", *_COUNTED)})
     with catalog.connect(without(asked, damaged), ("live_videos",)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
@@ -111,28 +111,35 @@ _FOUND = pa.schema([("write_id", pa.string()), ("table", pa.string()), ("problem
 
 
 def _check_file(table: str, file: DataFile, source: Any) -> list[dict[str, Any]]:
-    """What is wrong with rows of a file; raises where the file itself cannot be read."""
+    """What is wrong with rows of a file; raises DamagedError where the file itself is not what was written."""
     problems: list[dict[str, Any]] = []
-    parquet = pq.ParquetFile(source, page_checksum_verification=True)
+    with reading(file.uri):
+        parquet = pq.ParquetFile(source, page_checksum_verification=True)
     check_footer(table, file, parquet)
     for group in range(parquet.num_row_groups):
-        rows = parquet.read_row_group(group, use_threads=False)
-        _check_statistics(parquet.metadata.row_group(group), rows)
+        with reading(file.uri):
+            rows = parquet.read_row_group(group, use_threads=False)
+            rows.validate(full=True)
+        _check_statistics(file, parquet.metadata.row_group(group), rows)
         if table == "tokens":
             problems += _wrong_blobs(rows)
     return problems
 
 
-def _check_statistics(group: pq.RowGroupMetaData, rows: pa.Table) -> None:
-    """Raise pa.ArrowInvalid where a footer says of a row group what its rows do not have: SQL leaves out rows by it."""
-    for chunk in map(group.column, range(group.num_columns)):
-        name, said = chunk.path_in_schema, chunk.statistics
-        if said is None or name not in rows.column_names:
-            continue
-        ends = pc.min_max(rows[name]).as_py()
-        is_right = chunk.num_values == rows.num_rows and said.null_count in (None, rows[name].null_count)
-        if not is_right or (said.has_min_max and [said.min, said.max] != [ends["min"], ends["max"]]):
-            raise pa.ArrowInvalid(f"its footer says of the column {name} what its rows do not have")
+def _check_statistics(file: DataFile, group: pq.RowGroupMetaData, rows: pa.Table) -> None:
+    """Raise DamagedError where a footer says of a row group what its rows do not have: SQL leaves out rows by it."""
+    for number in range(group.num_columns):
+        with reading(file.uri):
+            chunk = group.column(number)
+            name, said = chunk.path_in_schema, chunk.statistics
+            if said is None or name not in rows.column_names:
+                continue
+            ends, num_nulls = pc.min_max(rows[name]).as_py(), rows[name].null_count
+            said_ends = (said.min, said.max) if said.has_min_max else None
+            said_numbers = chunk.num_values, said.null_count
+        is_right = said_numbers in ((rows.num_rows, None), (rows.num_rows, num_nulls))
+        if not is_right or said_ends not in (None, (ends["min"], ends["max"])):
+            raise DamagedError(file.uri, f"its footer says of the column {name} what its rows do not have")
 
 
 def _wrong_blobs(rows: pa.Table) -> Iterator[dict[str, Any]]:
@@ -144,7 +151,7 @@ def _wrong_blobs(rows: pa.Table) -> Iterator[dict[str, Any]]:
         pc.equal(pc.binary_length(rows[name]), pc.multiply(num_tokens, size)) for name, size in per_token.items()
     ]
     cls_bytes = pc.fill_null(pc.binary_length(rows["cls"]), 0)
-    checks.append(pc.equal(pc.multiply(pc.divide(cls_bytes, width), width), cls_bytes))
+    checks.append(pc.equal(pc.multiply(pc.divide(cls_bytes, pc.max_element_wise(width, 1)), width), cls_bytes))
     if "positions" in rows.column_names:  # older files have none
         is_long = pc.equal(pc.binary_length(rows["positions"]), pc.multiply(num_tokens, 24))
         checks.append(pc.or_kleene(pc.is_null(rows["positions"]), is_long))

@@ -6,6 +6,7 @@ import pytest
 import stores
 from pyarrow import parquet
 
+from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import write_pieces
 from longvlm.pipeline.store.upkeep import tombstones
@@ -161,3 +162,51 @@ def test_a_damaged_copy_of_tombstones_is_told_and_made_again(store):
     assert verify(store.pin()).damaged_files == {}
     rows, _ = tombstones.read_copies(store.uri)
     assert rows["video_id"].to_pylist().count(video_id(stores.uri_of("private"))) > 0
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("upkeep.verify", "_wrong_blobs"),
+        ("upkeep.verify", "_check_statistics"),
+        ("upkeep.repair", "conformed"),
+        ("upkeep.tombstones", "conformed"),
+        ("health", "num_columns"),
+    ],
+)
+def test_a_mistake_of_our_own_is_no_damage_and_nothing_is_dropped_for_it(store, monkeypatch, owner, name):
+    stores.index(store, ["well", "private"])
+    erase(store, [video_id(stores.uri_of("private"))], "run")
+    store.append("answers", pa.Table.from_pylist([ROWS["answers"] | {"write_id": "a-write"}], tables.ANSWERS))
+    (damaged,) = (Path(file.uri) for file in store.pin().table("answers").files)
+    content = damaged.read_bytes()
+    at = content.rindex(b"a-write")  # in the footer's statistics: the row itself can be read
+    damaged.write_bytes(content[:at] + b"b" + content[at + 1 :])
+    before = store.pin()
+
+    def mistaken(*_):
+        raise TypeError("a mistake")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"longvlm.pipeline.store.{owner}.{name}", mistaken)
+        with pytest.raises(TypeError, match="a mistake"):
+            run_maintain(MaintainOrder(store.uri, repair=True))
+    assert store.pin() == before
+    assert run_maintain(MaintainOrder(store.uri, repair=True)).repaired.rows_lost == {"answers": 0}
+
+
+def test_whatever_bit_of_a_footer_flips_it_is_damage_or_does_no_harm(store):
+    stores.index(store, ["well", "private"])
+    erase(store, [video_id(stores.uri_of("private"))], "run")
+    files = [file for table in ("tokens", "videos") for file in store.pin().table(table).files[:1]]
+    paths = [*(Path(file.uri) for file in files), next(Path(store.uri, "forgotten").glob("*.parquet"))]
+    for path in paths:
+        content = path.read_bytes()
+        length = int.from_bytes(content[-8:-4], "little")
+        for bit in range(0, 8 * length, max(1, 8 * length // 40)):
+            flipped = bytearray(content)
+            flipped[-8 - length + bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            assert {*verify(store.pin()).damaged_files} <= {str(path)}
+        path.write_bytes(content)
+    assert verify(store.pin()).damaged_files == {}

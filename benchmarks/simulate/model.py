@@ -36,6 +36,7 @@ class Model:
         self.forgotten: dict[str, int] = {}  # videos that have to stay away -> step
         self.contents_forgotten: dict[int, int] = {}
         self.erased: set[str] = set()  # videos of which no log may name a row again, until their names are free
+        self.deleted: dict[str, int] = {}  # videos that were plainly deleted last, which lifts a tombstone -> step
         self.hurt_writes: set[str] = set()
         self.answers: dict[tuple[str, str], str] = {}  # write and question -> run that gave the newest answer
         self.rows_of_run: dict[str, list[Row]] = defaultdict(list)
@@ -94,8 +95,8 @@ class Model:
 
     # --- what jobs report ---
 
-    def judge(self, actor: Actor, job: str, about: str) -> None:
-        """Hold what a job said when it ended against what is there. Raises PromiseError."""
+    def judge(self, actor: Actor, job: str, about: str, begun: int) -> None:
+        """Hold what a job, begun at a step, said when it ended against what is there. Raises PromiseError."""
         error = actor.error
         if isinstance(error, Killed):
             return
@@ -110,7 +111,7 @@ class Model:
         if job in _INDEXING:
             self._judge_index(actor.returned)
         elif job == "forget" and not actor.returned.stopped:
-            self._judge_forget(about)
+            self._judge_forget(about, begun)
         elif job == "read":
             self._judge_read(actor.returned)
 
@@ -126,11 +127,13 @@ class Model:
         if again := [video for video, n in Counter(row["video_id"] for row in new + failed).items() if n > 1]:
             raise PromiseError(f"one run wrote several rows about {again}")
 
-    def _judge_forget(self, video: str) -> None:
+    def _judge_forget(self, video: str, begun: int) -> None:
+        if video not in self.read.kept_out():
+            if self.deleted.get(video, -1) >= begun:
+                return  # somebody else erased it too, its file was gone, and what has its name now is another video
+            raise PromiseError(f"forget says that {self._name(video)} is forgotten, and nothing keeps it out")
         if left := self.read.holders(video):
             raise PromiseError(f"forget says that nothing is left of {self._name(video)}, which is in {left}")
-        if video not in self.read.kept_out():
-            raise PromiseError(f"forget says that {self._name(video)} is forgotten, and nothing keeps it out")
         self.erased.add(video)
 
     def _judge_read(self, found: list[tuple[str, bytes | PipelineError]]) -> None:
@@ -179,6 +182,7 @@ class Model:
             self._let_go(video)
             return
         self.erased.discard(video)
+        self.deleted[video] = self.step
         if str(row["source"]).endswith(".csv"):  # a manifest's owner may leave out what is there
             self._let_go(video)
 

@@ -71,7 +71,7 @@ class _History:
         self.jobs = Jobs(self.world, self.bucket)
         self.model = Model(self.world, self.bucket)
         self.played = played
-        self.about: dict[int, tuple[str, str]] = {}  # actor -> its job and the video that it is about
+        self.about: dict[int, tuple[str, str, int]] = {}  # actor -> its job, the video that it is about, since when
 
     def play(self, turns: Sequence[Turn], view_every: int) -> None:
         with ExitStack() as stack:
@@ -109,7 +109,7 @@ class _History:
 
     def _go_on(self, actor: Actor, turn: Turn) -> str:
         if not actor.is_busy:
-            self.about[actor.number] = turn.what, video_id(self.jobs.video(turn.number))
+            self.about[actor.number] = turn.what, video_id(self.jobs.video(turn.number)), self.bucket.step
             actor.begin(turn.what, self.jobs.call(turn.what, turn.number))
             self.played.num_jobs += 1
         job = actor.job
@@ -121,10 +121,10 @@ class _History:
     def _check(self, step: int, *, views: bool) -> None:
         """Hold all against the model; first what is there, since what jobs say is about that."""
         self.model.check(step)
-        for number, (job, about) in [*self.about.items()]:
+        for number, (job, about, begun) in [*self.about.items()]:
             if not self.world.actors[number].is_busy:
                 del self.about[number]
-                self.model.judge(self.world.actors[number], job, about)
+                self.model.judge(self.world.actors[number], job, about, begun)
         if views:
             self.model.check_views()
 

@@ -97,3 +97,13 @@ def test_a_footer_that_says_of_its_rows_what_they_do_not_have_is_damage(store, t
     assert at > len(content) - int.from_bytes(content[-8:-4], "little") - 8
     Path(file.uri).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     assert "its footer says of the column write_id" in verify(store.pin()).damaged_files[file.uri]
+
+
+def test_statistics_that_only_sql_refuses_are_damage_too(store):
+    stores.index(store, ["a"])
+    (file,) = store.pin().table("tokens").files
+    content = Path(file.uri).read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    at = content.index(bytes.fromhex("16002804"), footer)  # thrift: no nulls, and a largest value of four bytes
+    Path(file.uri).write_bytes(content[: at + 2] + b"\x08" + content[at + 3 :])  # the smallest, of three
+    assert "stats size" in verify(store.pin()).damaged_files[file.uri]

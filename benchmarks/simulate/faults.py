@@ -14,7 +14,7 @@ from longvlm.jobs.index import run
 from longvlm.jobs.operate import maintain
 from longvlm.pipeline.store import catalog, changes, delta, lease, ledger, logfiles, look
 from longvlm.pipeline.store.changes import ChangeCriteria
-from longvlm.pipeline.store.upkeep import compact, erase, repair
+from longvlm.pipeline.store.upkeep import compact, erase, family, repair
 from longvlm.schemas import clock
 
 Fault = Callable[[], AbstractContextManager[None]]
@@ -89,6 +89,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "forgotten-under-one-name": _instead(_worded(changes, "_MOVES", "IS NOT NULL OR alike = 1;", "IS NULL AND false;")),
     "copies-heal-checksums": _instead((compact, "pq", _Unchecked)),
+    "erasing-by-name": _instead(
+        _worded(family, "_NOT_LIVE", "ANTI JOIN (SELECT write_id FROM live_videos) USING (write_id)", "")
+    ),
     "torn-videos-stay": _instead((erase, "delete_torn", lambda *_: 0)),
     # --- looks that grew stale ---
     "gone-files-are-named": _instead(

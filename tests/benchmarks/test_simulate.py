@@ -18,6 +18,16 @@ LISTED = [
     Turn("job", "index", 0),
     Turn("job", "prune", 1),
 ]
+# A video is forgotten under its new name; while that is under way another one gets its old name, and is indexed.
+FORGOTTEN = [
+    Turn("people", "add", number=9),
+    Turn("job", "index", 0),
+    Turn("people", "rename"),
+    Turn("job", "prune", 0),
+    Turn("job", "forget", 1, points=30),
+    Turn("people", "add", number=8),
+    Turn("job", "index", 0),
+]
 
 
 def test_a_history_plays_to_its_end_and_all_is_well():
@@ -33,6 +43,15 @@ def test_a_fault_is_found_where_its_mending_is_taken_out():
     assert played.problem.endswith("was live, is in the bucket as it was, and is live no more")
     assert "prune: done" in played.told[-1]
     assert play(LISTED, 0).problem is None
+
+
+def test_a_video_that_an_erasure_takes_by_its_name_is_missed():
+    with FAULTS["erasing-by-name"]():
+        played = play(FORGOTTEN, 0)
+    assert (played.step, played.problem) == (
+        None,
+        "clip-09.mp4 was live, is in the bucket as it was, and is live no more",
+    )
 
 
 def test_a_seed_draws_one_history():

@@ -122,8 +122,9 @@ def open_moments(snapshot: Snapshot) -> Moments:
 
 def drop_moments(snapshot: Snapshot) -> None:
     """Remove what was built for a store on this machine, since it holds vectors of videos that are to be forgotten."""
-    for left in private_folder(_FOLDER).glob(f"{_names(snapshot)[0]}-*"):
-        left.unlink(missing_ok=True)
+    with suppress(PermissionError):  # then nothing there was made by this user
+        for left in private_folder(_FOLDER).glob(f"{_names(snapshot)[0]}-*"):
+            left.unlink(missing_ok=True)
 
 
 def _names(snapshot: Snapshot) -> tuple[str, str]:
@@ -189,9 +190,11 @@ def _opened(path: Path) -> Moments:
         rows = pa.ipc.open_file(source).read_all()
     segment_M = np.repeat(np.arange(len(rows)), pc.list_value_length(rows["times_s"]).to_numpy())
     return Moments(
-        rows.select(["write_id", "segment", "uri", "external_id", "end_s"]),
-        segment_M,
-        *(pc.list_flatten(rows[name]).to_numpy() for name in ("starts_s", "times_s", "lengths")),
-        tuple(_vectors(batch) for batch in rows.to_batches()),
-        pc.rank(rows["write_id"], tiebreaker="dense").to_numpy()[segment_M],
+        segments=rows.select(["write_id", "segment", "uri", "external_id", "end_s"]),
+        segment=segment_M,
+        starts_s=pc.list_flatten(rows["starts_s"]).to_numpy(),
+        times_s=pc.list_flatten(rows["times_s"]).to_numpy(),
+        lengths=pc.list_flatten(rows["lengths"]).to_numpy(),
+        vectors=tuple(_vectors(batch) for batch in rows.to_batches()),
+        video=pc.rank(rows["write_id"], tiebreaker="dense").to_numpy()[segment_M],
     )

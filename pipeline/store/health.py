@@ -89,7 +89,8 @@ def look_into(uri: str, look: Callable[[Any], T]) -> T:
             if source is not None and source.error is None:
                 raise
             if pause_s is None:
-                raise OutOfReachError(f"{uri} cannot be read ({why_damaged(error)})") from error
+                cause = error if source is None else source.error or error
+                raise OutOfReachError(f"{uri} cannot be read ({why_damaged(cause)})") from cause
         time.sleep(pause_s)
     raise AssertionError
 

@@ -151,5 +151,7 @@ def find_family(snapshot: Snapshot, video_ids: Sequence[str]) -> tuple[VideoFami
         con.register("asked", pa.table({"video_id": pa.array(video_ids, pa.string())}))
         con.execute(_FAMILY)
         names = ("kept_out", "old_names", "vacant", "writes")
-        found = [con.sql(f"FROM {name}").to_arrow_table()[0].combine_chunks() for name in names]
-        return VideoFamily(*found, snapshot.newest_seq("videos")), con.sql(_TOMBSTONES).to_arrow_table()
+        found = (con.sql(f"FROM {name}").to_arrow_table()[0].combine_chunks() for name in names)
+        kept_out, old_names, vacant, writes = found
+        family = VideoFamily(kept_out, old_names, vacant, writes, snapshot.newest_seq("videos"))
+        return family, con.sql(_TOMBSTONES).to_arrow_table()

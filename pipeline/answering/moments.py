@@ -5,6 +5,7 @@ Shape letters: S segments, V search vectors of a video, E search channels.
 
 # ruff: noqa: N803, N806 - tensors are named by their shape
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-PEAK = 1.0  # standard deviations above the mean: how near the best segment is at least, if it is a moment's
+MOST = 0.75  # of a video: what is seen for longer is no moment of it
 # Words that only ask. Text encoders learnt from captions, which have none of them, so that what is left of a question
 # is nearer to what it is about: on the tiny world the nearest frame was right in 93 % of cases, with all words in 41 %.
 _WORDS = """
@@ -130,12 +131,12 @@ def is_of_a_moment(question: str, nearness_S: Tensor) -> bool:
     """Whether a question that names no time is about a moment of a video, and not about the whole.
 
     Words decide first: those that ask for the whole, then those that ask for what comes after or before something. Else
-    it is about the whole if what it asks about is to be seen most of the time: if nearness had two values, the upper
-    one in a part p of the segments, the best would lie sqrt((1 - p) / p) deviations above the mean, which is less than
-    `PEAK` where p is more than a half.
+    it is about the whole if what it asks about is to be seen `MOST` of the time or longer: were segments either near or
+    far, and a part p of them near, the best would lie sqrt((1 - p) / p) standard deviations above the mean.
     """
     if _WHOLE.search(question):
         return False
     if _AFTER.search(question) or _BEFORE.search(question):
         return True
-    return bool(nearness_S.max() - nearness_S.mean() >= PEAK * nearness_S.std(correction=0))
+    peak = math.sqrt((1 - MOST) / MOST)
+    return bool(nearness_S.max() - nearness_S.mean() >= peak * nearness_S.std(correction=0))

@@ -57,16 +57,14 @@ BAR, AUTO_BAR = 2.0, 1.0  # points
 Answers = dict[str, dict[str, Any]]  # rows of `answers` by question_id
 
 
-def index_world(work: Path, seed: int, videos: int) -> Path:
+def index_world(work: Path, seed: int, videos: int, recipe: str = tinyworld.RECIPE) -> Path:
     """The store of a world, made unless it is there."""
-    store = work / f"store-{seed}-{videos}"
+    store = work / f"{Path(recipe).stem}-{seed}-{videos}"
     if not store.exists():
         folder = work / f"world-{seed}-{videos}"
         make_world(folder, seed, videos)
         source = Source(str(folder))
-        run_index(
-            IndexOrder(source, str(store), model=tinyworld.MODEL, recipe=tinyworld.RECIPE, ray_address=IN_PROCESS)
-        )
+        run_index(IndexOrder(source, str(store), model=tinyworld.MODEL, recipe=recipe, ray_address=IN_PROCESS))
     return store
 
 

@@ -21,6 +21,8 @@ _ANSWER_FIELDS = (
     "error_code",
     "error",
     "num_visual_tokens",
+    "focus",
+    "kept_segments",
     "latency_ms",
     "thinking",
 )

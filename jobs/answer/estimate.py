@@ -15,8 +15,9 @@ def estimate(
     """Tokens to prefill and to decode, and seconds.
 
     A video's visual tokens follow from its segments: the recipe's tokens for each (fewer for a short last one) and the
-    global ones, within the budget; with a focus on questions, as if no two saw the same of a video. Decoding is taken to be as long as the last run's answers were; where no run was
-    measured yet, as long as it may be, and the seconds are None.
+    global ones, within the budget; with a focus on questions, as if no two saw the same of a video. Decoding is taken
+    to be as long as the last run's answers were; where no run was measured yet, as long as it may be, and the seconds
+    are None.
 
     Args:
         asking: the plan.

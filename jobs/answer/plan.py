@@ -108,7 +108,8 @@ GROUP BY n, piece, video_id, uri, write_id ORDER BY n, piece
 _CHARACTERS_PER_TOKEN = 4  # of English in the tokenizers of these models, about
 _WORKLOAD = f"""
 WITH videos_now AS (
-    SELECT $1 * any_value(num_segments) + $2 AS stored, count(*) AS num_questions FROM live JOIN pending USING (n) GROUP BY n
+    SELECT $1 * any_value(num_segments) + $2 AS stored, count(*) AS num_questions
+    FROM live JOIN pending USING (n) GROUP BY n
 ),
 questions_now AS (SELECT length(question) AS num_characters, "type" FROM pending JOIN given USING (q))
 SELECT (SELECT coalesce(sum(least(stored, $3) * if($4 AND stored > $3, num_questions, 1)), 0) FROM videos_now)::BIGINT,

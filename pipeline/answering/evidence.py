@@ -17,10 +17,9 @@ from longvlm.pipeline.models.prompt import clock
 from longvlm.pipeline.vision.tokens import VideoTokens
 
 NUM_SPANS = 3  # more are not read, and attention beyond the strongest few is spread thin
-# Of a segment's frames: a token that draws on no more than this part of them says when in the segment.
-_NARROW = 0.5
+# A few frames are told instead of their segment where no more than this part of its frames has this part of its weight.
+_OF_FRAMES, _OF_WEIGHT = 1 / 3, 1 / 2
 _ROUNDING = 1e-9  # of sums
-_HELD = 0.5  # part of what such tokens drew that the frames told hold
 
 
 def fold(
@@ -30,9 +29,11 @@ def fold(
 
     What a local token drew is shared out over the segments whose frames it draws on, in proportion to how many frames
     of its span are theirs; a token whose span lies between segments counts for nothing. Global tokens have no time and
-    are left out. Each span lies within one stored segment, and its weight is the segment's. It is the whole segment,
-    unless most of that weight comes from tokens that draw on half of the segment's frames or fewer: then it is the
-    shortest run of frames that holds half of what those drew.
+    are left out. Each span lies within one stored segment, and its weight is the segment's.
+
+    A token that draws on a third of a segment's frames or fewer says when in the segment that was: its weight is spread
+    over these, and that of others over all. If a third of the frames or fewer, one after the other, hold half of the
+    weight, the shortest such run is told, and else the whole segment.
 
     Args:
         attention: [N], mean attention from the answer's tokens to each row of the prefix; None where there is none.
@@ -108,19 +109,19 @@ def _within(
     frames_F = np.array(segment.get("frames") or [])  # null in rows of before
     from_E = np.searchsorted(frames_F, spans_E2[:, 0])
     to_E = np.searchsorted(frames_F, spans_E2[:, 1], side="right")
-    is_narrow_E = (from_E < to_E) & (to_E - from_E <= _NARROW * len(frames_F))
-    drawn = weight_E[is_narrow_E].sum()
-    if drawn * 2 <= weight_E.sum():
-        return start_s, end_s
+    is_wide_E = (to_E - from_E > _OF_FRAMES * len(frames_F)) | (from_E == to_E)
+    from_E, to_E = np.where(is_wide_E, 0, from_E), np.where(is_wide_E, len(frames_F), to_E)
+    per_frame_E = weight_E / np.maximum(to_E - from_E, 1)
     changes = np.zeros(len(frames_F) + 1)  # of a frame's weight against that of the one before it
-    per_frame_E = (weight_E / np.maximum(to_E - from_E, 1))[is_narrow_E]
-    np.add.at(changes, from_E[is_narrow_E], per_frame_E)
-    np.add.at(changes, to_E[is_narrow_E], -per_frame_E)
+    np.add.at(changes, from_E, per_frame_E)
+    np.add.at(changes, to_E, -per_frame_E)
     held = np.concatenate([[0.0], np.cumsum(np.cumsum(changes[:-1]))])  # by the first 0, 1, ... F frames
-    # for each first frame the run that is long enough; of equally long ones that which holds most, then the earlier
-    enough = _HELD * drawn * (1 - _ROUNDING)
+    enough = _OF_WEIGHT * weight_E.sum() * (1 - _ROUNDING)
     firsts = np.flatnonzero(held[-1] - held[:-1] >= enough)
-    ends = np.searchsorted(held, held[firsts] + enough)
+    ends = np.minimum(np.searchsorted(held, held[firsts] + enough), len(frames_F))  # which a sum's rounding may pass
+    if not len(firsts) or (ends - firsts).min() > _OF_FRAMES * len(frames_F):
+        return start_s, end_s
+    # of equally short runs that which holds most, then the earlier
     best = min(range(len(firsts)), key=lambda i: (ends[i] - firsts[i], -(held[ends[i]] - held[firsts[i]])))
     shown = pairwise(zip(segment["frames"], segment["times_s"], strict=True))
     edges_s = [start_s, *(_edge(*a, *b) for a, b in shown), end_s]

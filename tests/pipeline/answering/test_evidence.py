@@ -117,7 +117,7 @@ def test_tokens_of_few_frames_say_when_in_a_segment_it_was():
 
 def test_where_tokens_of_many_frames_drew_most_the_whole_segment_is_told():
     tokens = video([(75, 100), (175, 175), (0, 225)])
-    assert seconds(fold(torch.tensor([1.0, 0.2, 1.2]), tokens, 0, ONE_A_SECOND)) == [(0.0, 10.0)]
+    assert seconds(fold(torch.tensor([1.0, 0.2, 3.0]), tokens, 0, ONE_A_SECOND)) == [(0.0, 10.0)]
     assert seconds(fold(torch.tensor([1.0]), video([(25, 150)]), 0, ONE_A_SECOND)) == [(0.0, 10.0)]  # six of ten
 
 
@@ -129,11 +129,10 @@ def test_the_shortest_run_that_holds_half_is_told_and_of_equals_the_one_that_hol
 
 
 def test_a_frame_that_stays_on_the_screen_is_told_as_long_as_it_stays():
-    slides = [
-        {"start_s": 0.0, "end_s": 10.0, "first_frame": 4, "last_frame": 5, "frames": [4, 5], "times_s": [0.0, 9.0]}
-    ]
-    assert seconds(fold(torch.tensor([1.0, 0.0]), video([(4, 4), (5, 5)]), 0, slides)) == [(0.0, 9.0)]
-    assert seconds(fold(torch.tensor([0.0, 1.0]), video([(4, 4), (5, 5)]), 0, slides)) == [(9.0, 10.0)]
+    slides = [{**segments((4, 6))[0], "frames": [4, 5, 6], "times_s": [0.0, 2.0, 9.0]}]
+    for frame, shown in ((4, (0.0, 2.0)), (5, (2.0, 9.0)), (6, (9.0, 10.0))):
+        tokens = video([(frame, frame), (4, 6)])
+        assert seconds(fold(torch.tensor([0.8, 0.2]), tokens, 0, slides)) == [shown]
 
 
 def test_rows_of_before_and_tokens_of_several_segments_tell_whole_segments():
@@ -153,15 +152,15 @@ def test_what_is_told_is_the_shortest_that_holds_half_by_counting(spans, seed):
     attention = torch.rand(len(spans), generator=torch.Generator().manual_seed(seed)) + 0.01
     row = {**FOUR[0], "frames": list(range(10)), "times_s": [float(frame) for frame in range(10)]}
     (found,) = fold(attention, video(spans), 0, [row])
-    narrow = [(first, last, w) for (first, last), w in zip(spans, attention.tolist(), strict=True) if last - first < 5]
-    held = sum(w for *_, w in narrow)
-    if held <= attention.double().sum() / 2:
-        assert (found["start_s"], found["end_s"]) == (0.0, 10.0)
-        return
-    frames = [sum(w / (last - first + 1) for first, last, w in narrow if first <= f <= last) for f in range(10)]
+    total, frames = float(attention.double().sum()), [0.0] * 10
+    for (first, last), weight in zip(spans, attention.tolist(), strict=True):
+        drawn_on = range(first, last + 1) if last - first < 3 else range(10)
+        for frame in drawn_on:
+            frames[frame] += weight / len(drawn_on)
+    lengths = [n for n in (1, 2, 3) if any(sum(frames[f : f + n]) >= total / 2 - 1e-9 for f in range(10))]
     start, end = int(found["start_s"]), int(found["end_s"])
-    assert sum(frames[start:end]) >= held / 2 - 1e-6
-    assert all(sum(frames[f : f + end - start - 1]) < held / 2 + 1e-6 for f in range(10))
+    assert end - start == (lengths or [10])[0]
+    assert sum(frames[start:end]) >= total / 2 - 1e-6
 
 
 def test_evidence_reads_as_times_and_percent():

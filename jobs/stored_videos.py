@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from longvlm.pipeline.answering.moments import SearchVectors, search_vectors
+from longvlm.pipeline.answering.about import SearchVectors, search_vectors
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from longvlm.jobs.answer.view import View, Viewer
+from longvlm.jobs.answer.view import VideoView, Viewer
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.resources import AnswerResources
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, StageReporter
@@ -50,7 +50,7 @@ class _Asked:
 
     group: GroupRow
     question: AskedQuestion
-    view: View
+    view: VideoView
     segments: list[dict[str, Any]]
 
 
@@ -140,7 +140,7 @@ class Answerer:
             yield self._row(answer, asked.pop(answer.key))
         yield from failed
 
-    def _views(self, group: GroupRow, video: StoredVideo) -> Iterator[tuple[View | PipelineError, list[int]]]:
+    def _views(self, group: GroupRow, video: StoredVideo) -> Iterator[tuple[VideoView | PipelineError, list[int]]]:
         """What is shown of a video within the budget, and the places of the questions that see it so."""
         num_beside = max(self.model.num_text_rows(one["start_s"], one["end_s"]) for one in video.segments)
         recipe = self.recipe

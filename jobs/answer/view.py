@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from longvlm.jobs.stored_videos import StoredVideo
-from longvlm.pipeline.answering.moments import around, asked_about, is_of_a_moment, near_text, near_times, times_named
+from longvlm.pipeline.answering.about import around, asked_about, is_of_a_moment, near_text, near_times, times_named
 from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.pipeline.vision.focus import Layout, gives_way, lay_out, show
 from longvlm.pipeline.vision.text_encoder import TextEncoder
@@ -18,7 +18,7 @@ _CACHED_TEXTS = 10_000  # questions about all videos come up again and again
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class VideoView:
     """A video as some questions see it."""
 
     tokens: VideoTokens
@@ -41,7 +41,7 @@ class Viewer:
 
     def views(
         self, video: StoredVideo, budget: Budget, questions: Sequence[str]
-    ) -> Iterator[tuple[View | PipelineError, list[int]]]:
+    ) -> Iterator[tuple[VideoView | PipelineError, list[int]]]:
         """What questions see of a video, or why they cannot be asked, and the places of those that see the same."""
         places: dict[Layout | None, list[int]] = defaultdict(list)
         follows = self.focus in ("question", "auto") and gives_way(video.tokens, budget)
@@ -76,8 +76,8 @@ class Viewer:
         return lay_out(video.tokens, budget, around(question, nearness))
 
 
-def _view(tokens: VideoTokens, budget: Budget, layout: Layout | None) -> View:
+def _view(tokens: VideoTokens, budget: Budget, layout: Layout | None) -> VideoView:
     if layout is not None:
-        return View(show(tokens, layout, budget), "question", layout.kept)
+        return VideoView(show(tokens, layout, budget), "question", layout.kept)
     fitted = fit(tokens, budget)
-    return View(fitted, None if fitted is tokens else "even", None)
+    return VideoView(fitted, None if fitted is tokens else "even", None)

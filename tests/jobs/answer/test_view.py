@@ -6,7 +6,7 @@ from stores import segment_of, token_video
 
 from longvlm.jobs.answer.view import Viewer
 from longvlm.jobs.stored_videos import StoredVideo
-from longvlm.pipeline.answering.moments import search_vectors
+from longvlm.pipeline.answering.about import search_vectors
 from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, PipelineError

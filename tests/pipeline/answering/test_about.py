@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from longvlm.pipeline.answering.moments import (
+from longvlm.pipeline.answering.about import (
     around,
     asked_about,
     is_of_a_moment,

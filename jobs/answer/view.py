@@ -8,7 +8,7 @@ from functools import lru_cache
 from longvlm.jobs.stored_videos import StoredVideo
 from longvlm.pipeline.answering.about import around, asked_about, is_of_a_moment, near_text, near_times, times_named
 from longvlm.pipeline.vision.budget import Budget, fit
-from longvlm.pipeline.vision.focus import Layout, gives_way, lay_out, show
+from longvlm.pipeline.vision.focus import Layout, coarsened, gives_way, lay_out, show
 from longvlm.pipeline.vision.text_encoder import TextEncoder
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
@@ -52,11 +52,17 @@ class Viewer:
                 yield error, [place]
             else:
                 places[layout].append(place)
+        coarse = coarsened(video.tokens, budget) if any(places) else None
         for layout, some in places.items():
+            if layout is not None and coarse is not None:
+                yield VideoView(show(video.tokens, coarse, layout, budget), "question", layout.kept), some
+                continue
             try:
-                yield _view(video.tokens, budget, layout), some
+                fitted = fit(video.tokens, budget)
             except TerminalError as error:
                 yield error, some
+            else:
+                yield VideoView(fitted, None if fitted is video.tokens else "even", None), some
 
     def _layout(self, video: StoredVideo, budget: Budget, question: str) -> Layout | None:
         """How a question sees a video; None where all of it is shown alike.
@@ -74,10 +80,3 @@ class Viewer:
         if self.focus == "auto" and not is_of_a_moment(question, nearness):
             return None
         return lay_out(video.tokens, budget, around(question, nearness))
-
-
-def _view(tokens: VideoTokens, budget: Budget, layout: Layout | None) -> VideoView:
-    if layout is not None:
-        return VideoView(show(tokens, layout, budget), "question", layout.kept)
-    fitted = fit(tokens, budget)
-    return VideoView(fitted, None if fitted is tokens else "even", None)

@@ -8,11 +8,13 @@ so that an answer still knows what came before and after.
 Shape letters: S segments, B blocks.
 """
 
-# ruff: noqa: N806 - arrays are named by their shape
+# ruff: noqa: N803, N806 - arrays are named by their shape
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from longvlm.pipeline.vision.budget import Budget, even_sizes, joined, merged, r
 from longvlm.pipeline.vision.tokens import VideoTokens
 
 SKELETON_TOKENS = 2  # of a block of the rest
+COARSE_TOKENS = 8  # of each segment, that the rest is merged from: so far merging is the same for all questions
 SKELETON_SHARE = 1 / 3  # of what a budget leaves for segments: at most so much goes to the rest
 
 
@@ -29,7 +32,8 @@ class Layout:
 
     members: tuple[int, ...]  # B: segments of each block, in time order
     targets: tuple[int, ...]  # B: tokens of each
-    kept: tuple[int, ...]  # the segments that keep all their tokens, or all that `tokens_per_segment` allows
+    alone: tuple[int, ...]  # the segments nearest to the question, each a block; the other blocks are the rest
+    kept: tuple[int, ...]  # those of them that keep all their tokens, or all that `tokens_per_segment` allows
 
 
 def gives_way(video: VideoTokens, budget: Budget) -> bool:
@@ -77,21 +81,47 @@ def lay_out(video: VideoTokens, budget: Budget, nearness: Tensor) -> Layout | No
     num_alone = num_kept + has_next
     members, is_alone_B = _blocks(nearest[:num_alone], len(caps_S), int(skeleton_S[num_alone - 1]), beside)
     starts_B = np.cumsum(members) - members
-    caps_B = np.add.reduceat(caps_S, starts_B)
-    targets_B = caps_B.copy()
+    targets_B = caps_S[starts_B]
     if has_next:
         targets_B[starts_B == nearest[num_kept]] = next_tokens
     for_rest = room - beside * len(members) - int(targets_B[is_alone_B].sum())
+    caps_B = np.add.reduceat(np.minimum(caps_S, COARSE_TOKENS), starts_B)
     targets_B[~is_alone_B] = shares(caps_B[~is_alone_B], for_rest)
-    kept = np.sort(nearest[: num_kept + (has_next and next_tokens == caps_S[nearest[num_kept]])])
-    return Layout(tuple(members.tolist()), tuple(targets_B.tolist()), tuple(kept.tolist()))
+    num_kept += has_next and next_tokens == caps_S[nearest[num_kept]]
+    alone, kept = (tuple(sorted(nearest[:number].tolist())) for number in (num_alone, num_kept))
+    return Layout(tuple(members.tolist()), tuple(targets_B.tolist()), alone, kept)
 
 
-def show(video: VideoTokens, layout: Layout, budget: Budget) -> VideoTokens:
-    """The video as a layout has it: segments that are kept bit for bit, the others merged on."""
-    members, targets = np.array(layout.members), np.array(layout.targets)
-    is_alone_S = np.repeat(members == 1, members)
-    return merged(joined(video, layout.members, budget, is_alone_S), targets, budget)
+def coarsened(video: VideoTokens, budget: Budget) -> VideoTokens:
+    """The video as the rest of any layout is merged from it, whatever the question."""
+    return merged(video, np.minimum(video.counts, COARSE_TOKENS), budget)
+
+
+def show(video: VideoTokens, coarse: VideoTokens, layout: Layout, budget: Budget) -> VideoTokens:
+    """The video as a layout has it: segments that are kept bit for bit, the others merged on from `coarsened`."""
+    is_alone_S = np.zeros(len(video.counts), bool)
+    is_alone_S[list(layout.alone)] = True
+    mixed = _mixed(video, coarse, is_alone_S)
+    return merged(joined(mixed, layout.members, budget, is_alone_S), np.array(layout.targets), budget)
+
+
+def _mixed(video: VideoTokens, coarse: VideoTokens, is_fine_S: NDArray[np.bool_]) -> VideoTokens:
+    """Some segments as they are, the others coarse."""
+    edges = [0, *(np.flatnonzero(np.diff(is_fine_S)) + 1).tolist(), len(is_fine_S)]
+    parts = []
+    for start, end in pairwise(edges):
+        source = video if is_fine_S[start] else coarse
+        parts.append((source, slice(sum(source.counts[:start]), sum(source.counts[:end]))))
+    return replace(
+        video,
+        local=torch.cat([source.local[rows].float() for source, rows in parts]),
+        sizes=torch.cat([source.sizes[rows] for source, rows in parts]),
+        spans=torch.cat([source.spans[rows] for source, rows in parts]),
+        counts=tuple(np.where(is_fine_S, video.counts, coarse.counts).tolist()),
+        positions=None
+        if video.positions is None
+        else torch.cat([source.positions[rows] for source, rows in parts if source.positions is not None]),
+    )
 
 
 def _most_tokens(video: VideoTokens, budget: Budget) -> NDArray[np.int64]:

@@ -6,7 +6,15 @@ from stores import segment_of
 from stores import token_video as video
 
 from longvlm.pipeline.vision.budget import Budget
-from longvlm.pipeline.vision.focus import SKELETON_SHARE, SKELETON_TOKENS, Layout, gives_way, lay_out, show
+from longvlm.pipeline.vision.focus import (
+    SKELETON_SHARE,
+    SKELETON_TOKENS,
+    Layout,
+    coarsened,
+    gives_way,
+    lay_out,
+)
+from longvlm.pipeline.vision.focus import show as show_coarse
 
 
 def near(number, **places):
@@ -17,11 +25,15 @@ def near(number, **places):
     return nearness
 
 
+def show(tokens, layout, budget):
+    return show_coarse(tokens, coarsened(tokens, budget), layout, budget)
+
+
 def test_the_nearest_stay_bit_for_bit_and_the_rest_keeps_a_few_tokens_each():
     tokens = video((16,) * 12)
     budget = Budget(2 + 16 * 4 + SKELETON_TOKENS * 8, focus="question", num_global=2)
     layout = lay_out(tokens, budget, near(12, s3=0.9, s7=0.8, s8=0.7, s2=0.6))
-    assert layout == Layout((1,) * 12, (2, 2, 16, 16, 2, 2, 2, 16, 16, 2, 2, 2), (2, 3, 7, 8))
+    assert layout == Layout((1,) * 12, (2, 2, 16, 16, 2, 2, 2, 16, 16, 2, 2, 2), (2, 3, 7, 8), (2, 3, 7, 8))
     shown = show(tokens, layout, budget)
     assert shown.counts == layout.targets
     for segment in layout.kept:
@@ -61,12 +73,12 @@ def test_where_the_rest_would_take_too_much_neighbours_are_joined_on_either_side
 
 def test_a_segment_may_be_all_that_is_shown_better_and_merged_itself():
     layout = lay_out(video((80,) * 4), Budget(30, focus="question"), near(4, s2=0.9))
-    assert layout == Layout((1,) * 4, (2, 2, 24, 2), ())
+    assert layout == Layout((1,) * 4, (2, 2, 24, 2), (2,), ())
 
 
 def test_no_more_than_the_cap_of_a_segment_is_shown():
     layout = lay_out(video((80,) * 4), Budget(34, tokens_per_segment=12, focus="question"), near(4, s2=0.9, s1=0.8))
-    assert layout == Layout((1,) * 4, (8, 12, 12, 2), (1, 2))
+    assert layout == Layout((1,) * 4, (8, 12, 12, 2), (0, 1, 2), (1, 2))
 
 
 def test_all_that_stands_beside_blocks_counts():

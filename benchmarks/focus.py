@@ -146,7 +146,8 @@ def run(work: Path, seed: int, videos: int) -> dict[str, Any]:
     lengths = {video_name(seed, number): draw_scene(seed, number).num_segments for number in range(videos)}
     questions = question_rows(seed, videos)
     truth = {one["question_id"]: normalised(one["answer"]) for one in questions}
-    by_length, by_kind = defaultdict(list), defaultdict(list)
+    by_length: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    by_kind: dict[str, list[str]] = defaultdict(list)
     for one in questions:
         by_length[lengths[one["video"]]].append(one)
         by_kind[one["kind"]].append(one["question_id"])
@@ -158,8 +159,8 @@ def run(work: Path, seed: int, videos: int) -> dict[str, Any]:
     budgets = {}
     for part in PARTS:
         print(f"one in {part}", flush=True)
-        answers = {way: ask_part(store, by_length, way, part) for way in WAYS}
-        right = {"stored": whole, **{way: marks(rows) for way, rows in answers.items()}}
+        answers: dict[str, Answers] = {way: ask_part(store, by_length, way, part) for way in WAYS}
+        right: dict[str, dict[str, bool]] = {"stored": whole, **{way: marks(rows) for way, rows in answers.items()}}
         rows = {way: round(mean(row["num_visual_tokens"] for row in of.values()), 1) for way, of in answers.items()}
         budgets[f"1/{part}"] = {"mean_visual_tokens": rows, **compare(by_kind, right, answers["auto"])}
     return {"benchmark": "focus", "seed": seed, "videos": videos, "questions": len(questions), "budgets": budgets}

@@ -64,8 +64,9 @@ class Answerer:
         self.stage.start_logs()
         self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
         self.engine = Engine(self.model, self.recipe, resources.kv_bytes)
-        follows = self.recipe.focus in ("question", "auto") and terms.search_model is not None
-        self.viewer = Viewer(self.recipe.focus, load_text_encoder(terms.search_model) if follows else None)
+        follows = self.recipe.focus in ("question", "auto")
+        texts = load_text_encoder(terms.search_model) if follows and terms.search_model else None
+        self.viewer = Viewer(self.recipe.focus, texts)
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
         """Rows of GROUPS in, rows of tables.ANSWERS out, in any order.

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def near_times(times_s: Sequence[float], segments: Sequence[Mapping[str, Any]]) 
 
 def near_text(vectors: SearchVectors, text_E: Tensor) -> Tensor:
     """How near segments are to a text, [S]: the best cosine of a segment's search vectors."""
-    starts = np.cumsum(vectors.counts) - vectors.counts
+    starts = [0, *accumulate(vectors.counts)][:-1]
     return torch.from_numpy(np.maximum.reduceat((vectors.unit @ text_E).numpy(), starts))
 
 

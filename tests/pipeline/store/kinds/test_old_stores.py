@@ -107,7 +107,7 @@ def test_its_tokens_are_read_and_its_segments_found(old, widened):
     assert tokens.num_rows == 3
     assert not widened or tokens["added"].null_count == 3
     best = search(snapshot, segments["embedding"][0].values.to_numpy()).rows[0]
-    assert best.score == pytest.approx(1)
+    assert best.score == pytest.approx(1, abs=1e-3)  # searched as int8
 
 
 @pytest.mark.parametrize(("changes", "reused"), [({}, {"answered": 2}), ({"seed": 1}, {})])
@@ -135,9 +135,9 @@ def test_more_is_appended_and_read_beside_what_was_there(old, widened):
             {"w": None, "n": 3},
         ]
         assert rows(old, "SELECT uri FROM videos WHERE added IS NOT NULL") == [{"uri": stores.uri_of("new")}]
-    # of `videos` and `tokens` there are columns that 0.1.0 did not have
+    # of `videos`, `segments` and `tokens` there are columns that 0.1.0 did not have
     found = {name: metadata_commits(old, name) - 1 for name in ("videos", "segments", "tokens", "answers")}
-    assert found == {"videos": 1, "segments": int(widened), "tokens": 1, "answers": 0}
+    assert found == {"videos": 1, "segments": 1, "tokens": 1, "answers": 0}
     with duckdb.connect(str(write_index_duckdb(old.uri, old.pin()))) as con:
         assert con.execute("SELECT count(*), count(DISTINCT uri) FROM tokens").fetchall() == [(7, 3)]
 

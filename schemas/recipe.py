@@ -15,6 +15,7 @@ from longvlm.schemas.tower import TOWER_SETTINGS, TowerSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Decode = Literal["exact", "keyframe"]
+TokenDtype = Literal["float16", "int8"]
 Focus = Literal["question", "even"]
 METRIC_HEADS = 16  # LONGVLM.md section 1: the head count of the merge metric, whatever the tower has
 
@@ -79,6 +80,7 @@ class IndexRecipe:
     max_frames: int | None = field(default=None, metadata=ADDED)  # spread: most frames per video
     frames_per_s: float | None = field(default=None, metadata=ADDED)  # spread: of videos that have no more than that
     skip_ends_s: float = field(default=0.0, metadata=ADDED)  # spread: left out at either end of those that have more
+    dtype: TokenDtype = field(default="float16", metadata=ADDED)  # in which local tokens are stored
 
     def __post_init__(self) -> None:
         """Refuse, in a sentence, a recipe that cannot be carried out."""
@@ -201,6 +203,7 @@ _CHOICES = {
     "decode": ("exact", "keyframe"),
     "resize": ("decoder", "nearest"),
     "precision": ("float32", "bfloat16", "float16"),
+    "dtype": ("float16", "int8"),
 }
 
 

@@ -9,6 +9,8 @@ from typing import TypedDict
 
 import pyarrow as pa
 
+CHANNELS_PER_SCALE = 64  # of a token as int8; the last of a width that is no multiple has fewer
+
 # --- tables of a store (Delta Lake; rows are only ever added, the newest wins) ---
 
 VIDEOS = pa.schema(

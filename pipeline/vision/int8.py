@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-GROUP = 64  # channels that share a scale
+from longvlm.schemas.tables import CHANNELS_PER_SCALE
+
 MAX_INT8 = 127
 MAX_SCALE = 515.5  # of float16, so that 127 of it are no infinity; 127 of them are as many as 126.99 of what 65504 needs
 _BLOCK_ELEMENTS = 1 << 17  # half a megabyte of float32
@@ -20,7 +21,7 @@ _BLOCK_ELEMENTS = 1 << 17  # half a megabyte of float32
 
 def num_groups(dim: int) -> int:
     """Scales of a token of so many channels."""
-    return -(-dim // GROUP)
+    return -(-dim // CHANNELS_PER_SCALE)
 
 
 def quantise(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,13 +66,13 @@ def _scales(largest_NG: Tensor) -> Tensor:
 def _blocks(from_ND: Tensor, to_ND: Tensor, scales_NG: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Blocks of rows of both tensors by group, [n, G, C], with their scales [n, G]; a short last group by itself."""
     dim = from_ND.shape[1]
-    whole = dim - dim % GROUP
+    whole = dim - dim % CHANNELS_PER_SCALE
     num_rows = max(_BLOCK_ELEMENTS // dim, 1)
     for start in range(0, len(from_ND), num_rows):
         block = slice(start, start + num_rows)
         rows_nD, to_nD, scales_nG = from_ND[block], to_ND[block], scales_NG[block]
-        if dim % GROUP:
+        if dim % CHANNELS_PER_SCALE:
             yield rows_nD[:, None, whole:], to_nD[:, None, whole:], scales_nG[:, -1:]
             rows_nD, to_nD, scales_nG = rows_nD[:, :whole], to_nD[:, :whole], scales_nG[:, :-1]
         if whole:
-            yield rows_nD.unflatten(1, (-1, GROUP)), to_nD.unflatten(1, (-1, GROUP)), scales_nG
+            yield rows_nD.unflatten(1, (-1, CHANNELS_PER_SCALE)), to_nD.unflatten(1, (-1, CHANNELS_PER_SCALE)), scales_nG

@@ -18,6 +18,7 @@ Decode = Literal["exact", "keyframe"]
 TokenDtype = Literal["float16", "int8"]
 Focus = Literal["question", "even"]
 METRIC_HEADS = 16  # LONGVLM.md section 1: the head count of the merge metric, whatever the tower has
+CHANNELS_PER_SCALE = 64  # of a local token as int8; of a width that is no multiple the last scale has fewer
 
 # What decides, beside their fields, what recipes give; schemas/fingerprint.py says when to raise a number.
 INDEX_RULES = {
@@ -39,6 +40,11 @@ TYPE_RULES = {
     "number": 2,  # 2: decoded by a grammar, never asked for once more
     "json": 2,  # 2: as numbers
 }
+
+
+def channel_bytes(dim: int, dtype: TokenDtype) -> int:
+    """What the channels of a local token take: two bytes each, or one and a float16 scale for every 64."""
+    return 2 * dim if dtype == "float16" else dim + 2 * -(-dim // CHANNELS_PER_SCALE)
 
 
 def halving_schedule(num_tokens: int, keep: int) -> tuple[int, ...]:

@@ -194,9 +194,12 @@ def test_the_table_of_costs_is_of_the_default_recipe():
     """By hand, for two rows: the generator could be wrong as well as the table."""
     costs = DOCS["families.md"].split("<!-- generated: costs -->")[1].split("<!-- end")[0]
     bytes_of_2b = 360 * 80 * (4 * 2048 * 2 + 2 + 8 + 24)
-    assert f"| Qwen3-VL 2B | 320 x 512 | 800 | 16.00 KiB | {bytes_of_2b / 1e9:.2f} GB |" in costs
+    int8_of_2b = 360 * 80 * (4 * 2048 + 2 * 128 + 2 + 8 + 24)
+    assert f"| Qwen3-VL 2B | 320 x 512 | 800 | 16.00 KiB | {bytes_of_2b / 1e9:.2f} GB | 8.25 KiB | {int8_of_2b / 1e9:.2f} GB |" in costs
     bytes_of_clip = 360 * (80 * (1024 * 2 + 2 + 8) + 5 * 1024 * 2)
-    assert f"| 2.00 KiB | {bytes_of_clip / 1e9:.2f} GB | {360 * 80 + 5:,} |" in costs
+    int8_of_clip = 360 * (80 * (1024 + 2 * 16 + 2 + 8) + 5 * 1024 * 2)
+    stored = f"2.00 KiB | {bytes_of_clip / 1e9:.2f} GB | 1.03 KiB | {int8_of_clip / 1e9:.2f} GB"
+    assert f"| {stored} | {360 * 80 + 5:,} |" in costs
 
 
 def test_the_example_of_conversations_can_be_learnt_from(tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from longvlm.schemas.tables import CHANNELS_PER_SCALE
+from longvlm.schemas.recipe import CHANNELS_PER_SCALE
 
 MAX_INT8 = 127
 MAX_SCALE = 515.5  # of float16, so that 127 of it are no infinity; 127 of them are as many as 126.99 of what 65504 needs

@@ -22,7 +22,7 @@ from longvlm.pipeline.store.health import (
 from longvlm.pipeline.store.logfiles import log_damage
 from longvlm.pipeline.store.snapshot import DataFile, Snapshot
 from longvlm.pipeline.store.upkeep.tombstones import read_copies
-from longvlm.schemas.tables import CHANNELS_PER_SCALE
+from longvlm.schemas.recipe import CHANNELS_PER_SCALE
 
 _COUNTED = ("tokens", "segments")
 # Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.

@@ -23,9 +23,10 @@ _HIT = pa.schema(
     [
         ("uri", pa.string()),
         ("external_id", pa.string()),
-        ("segment", pa.int32()),
+        ("segment", pa.int32()),  # of the best moment
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
+        ("best_s", pa.float64()),
         ("score", pa.float64()),
     ]
 )
@@ -140,19 +141,19 @@ class VideoIndex:
         return StoredTokens(uri, write_id, segments, from_arrow(read_tokens(snapshot, [write_id])))
 
     def search(self, text: str, *, limit: int = 10, where: str | None = None) -> pa.Table:
-        """The segments whose frames look most like a text, best first: uri, external_id, segment, times and score.
+        """The moments that look most like a text, best first: uri, external_id, segment, times and score.
 
         Args:
             text: in the words of the tower's text encoder.
-            limit: how many segments.
+            limit: how many hits.
             where: only of videos for which this predicate over the view `videos` holds.
 
         Raises:
             InputError: the store is empty, its tower has no text encoder, or the predicate cannot run.
         """
-        from longvlm.jobs.query.search import find_segments
+        from longvlm.jobs.query.search import find_moments
 
-        hits = find_segments(self.store, text, limit=limit, where=where).rows
+        hits = find_moments(self.store, text, limit=limit, where=where).rows
         return pa.Table.from_pylist([asdict(hit) for hit in hits], schema=_HIT)
 
     def ask(

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import stat
 import tempfile
 import time
 import weakref
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from longvlm.pipeline.private import private_folder
 from longvlm.schemas.errors import ErrorCode, TerminalError, TransientError
 
 WAIT_S = 600.0  # for room that other decoders hold: about as long as one of them may keep a video
@@ -30,11 +30,7 @@ class ScratchFolder:
     """
 
     def __init__(self, parent: str | None = None) -> None:
-        root = Path(parent or tempfile.gettempdir()) / f"{_ROOT}{os.getuid()}"
-        root.mkdir(mode=0o700, exist_ok=True)
-        facts = root.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-            raise PermissionError(f"{root} must be a folder of this user's alone; remove it, or set TMPDIR.")
+        root = private_folder(_ROOT, parent)
         _held_below(root)
         self.name = tempfile.mkdtemp(dir=root)
         lock = os.open(self.name, os.O_RDONLY)

@@ -1,21 +1,30 @@
-"""Search: the segments nearest to a query vector, by brute force over stored embeddings in bounded batches.
+"""Search: the moments nearest to a query vector, by brute force over the stored vectors of all frames.
 
-Up to a million segments a scan takes seconds and needs no index.
+Up to some millions of moments a scan takes less than a second and needs no index.
+
+Shape letters: M moments, E search channels.
 """
+
+# ruff: noqa: N803, N806 - arrays are named by their shape
 
 from dataclasses import dataclass
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.query import access
+from longvlm.pipeline.store.query.moments import Moments, open_moments
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas.errors import InputError
 
-_BATCH_ROWS = 16_384  # 50 MB of 768-d vectors
+# A hit reaches from its best moment as far as scores are within this much of the best one's, measured in standard
+# deviations of all scores: cosines of one query to all there is lie close together, and differently for every query.
+JOINED_WITHIN = 0.5
+_FIRST_LOOK = 4096  # of the best moments; more are looked at only where these are neighbours of each other
 
 # what `where` may speak of: a segment and its video
 _CANDIDATES = """
@@ -30,107 +39,144 @@ WHERE (
 {where}
 )
 """
-_EMBEDDINGS = """
-SELECT write_id, segment, embedding
-FROM ledger_segments SEMI JOIN candidates USING (write_id, segment)
-WHERE embedding IS NOT NULL
-"""
-_FOUND = """
-SELECT write_id, segment, uri, external_id, start_s, end_s FROM segments WHERE list_contains($1, write_id)
-"""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A segment and how near it is: the cosine, 1 at most."""
+    """Neighbouring moments of a video and how near the best of them is: the cosine, 1 at most."""
 
     uri: str
     external_id: str | None
-    segment: int
+    segment: int  # of the best moment
     start_s: float
     end_s: float
+    best_s: float  # when the frame of the best moment begins to be shown
     score: float
+    write_id: str
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The nearest segments, best first, and what was looked at to find them."""
+    """The nearest hits, best first, and what was looked at to find them."""
 
     rows: list[Hit]
-    num_scanned: int  # segments
-    bytes_scanned: int  # of their embeddings
+    num_scanned: int  # moments
+    bytes_scanned: int  # of their vectors
 
 
-def search(
-    snapshot: Snapshot, query: npt.NDArray[np.float32], limit: int = 10, where: str | None = None
-) -> SearchResult:
-    """The live segments of the active recipe whose embeddings are nearest to a query by cosine.
+def search(snapshot: Snapshot, query: NDArray[np.float32], limit: int = 10, where: str | None = None) -> SearchResult:
+    """The live moments of the active recipe that are nearest to a query by cosine, neighbours joined.
+
+    A hit is a moment with its neighbours in time whose scores are within `JOINED_WITHIN` standard deviations of its
+    own; what belongs to a better hit is no other one's.
 
     Args:
         snapshot: from `Store.pin`.
         query: [E], of any length but zero.
-        limit: how many segments to return at most.
+        limit: how many hits to return at most.
         where: SQL predicate over the columns of the `segments` view and of its video, such as `duration_s > 60`.
 
     Raises:
-        InputError: the store holds no embeddings, they are of another width than the query, the query has no
+        InputError: the store holds no search vectors, they are of another width than the query, the query has no
             direction, or DuckDB refuses the predicate.
     """
     norm = float(np.linalg.norm(query))
     if not norm > 0 or not np.isfinite(norm):
         raise InputError("the query vector is zero or not finite; search for something else.")
-    query_E = (query / norm).astype(np.float32)  # noqa: N806 - E: width of the search embedding
-    with catalog.connect(snapshot, apart=True) as con:
+    chosen = None if where is None else _chosen(snapshot, where)
+    moments = open_moments(snapshot)
+    if not moments.num_moments:
+        _explain_nothing_found(snapshot)
+        return SearchResult([], 0, 0)
+    scores_M = moments.cosines((query / norm).astype(np.float32))
+    if chosen is not None:
+        scores_M[~_is_among(moments, chosen)] = -np.inf
+    num_scanned = int(np.isfinite(scores_M).sum())
+    hits = [_hit(moments, scores_M, *span) for span in _spans(scores_M, moments.video, limit)]
+    return SearchResult(hits, num_scanned, num_scanned * len(query))
+
+
+def _chosen(snapshot: Snapshot, where: str) -> pa.Table:
+    """The segments for which a predicate holds: write_id and segment."""
+    with catalog.connect(snapshot, ("segments", "videos"), apart=True) as con:
         access.seal(con, snapshot)  # the predicate is somebody's own SQL
+        sql = _CANDIDATES.format(where=where)
         try:
-            sql = _CANDIDATES.format(where=where or "true")
             catalog.check_select(con, sql)
-            con.execute(f"CREATE TEMP TABLE candidates AS {sql}")
+            return con.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise InputError(f"the search cannot run: {catalog.without_place(error)}") from error
-        best, num_scanned = _scan(con, query_E, limit)
-        if not num_scanned:
-            _explain_nothing_found(con)
-        found = con.execute(_FOUND, [[write_id for _, write_id, _ in best]]).fetchall()
-    facts = {(row[0], row[1]): (row[2], row[3], row[1], row[4], row[5]) for row in found}
-    hits = [Hit(*facts[write_id, segment], score) for score, write_id, segment in best]
-    return SearchResult(hits, num_scanned, num_scanned * query_E.nbytes)
 
 
-def _scan(
-    con: duckdb.DuckDBPyConnection,
-    query_E: npt.NDArray[np.float32],  # noqa: N803
-    limit: int,
-) -> tuple[list[tuple[float, str, int]], int]:
-    """The best (score, write id, segment) of the candidates, and how many had an embedding."""
-    # left to itself, DuckDB may build its hash table of the embeddings instead of the candidates
-    con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
-    best: list[tuple[float, str, int]] = []
-    num_scanned = 0
-    for batch in con.sql(_EMBEDDINGS).to_arrow_reader(_BATCH_ROWS):
-        if not batch.num_rows:
+def _is_among(moments: Moments, chosen: pa.Table) -> NDArray[np.bool_]:
+    """Which moments are of chosen segments, [M]."""
+
+    def keys(rows: pa.Table) -> pa.ChunkedArray:
+        return pc.binary_join_element_wise(rows["write_id"], pc.cast(rows["segment"], pa.string()), "/")
+
+    is_chosen_S = pc.is_in(keys(moments.segments), keys(chosen).combine_chunks()).to_numpy()
+    return np.asarray(is_chosen_S[moments.segment])
+
+
+def _spans(scores_M: NDArray[np.float32], video_M: NDArray[np.int64], limit: int) -> list[tuple[int, int, int]]:
+    """The hits, best first: each its best, first and last moment."""
+    scanned = scores_M[np.isfinite(scores_M)]
+    within = JOINED_WITHIN * float(scanned.std()) if len(scanned) else 0.0
+    num_looked = min(_FIRST_LOOK, len(scores_M))
+    while True:
+        hits = _joined(scores_M, video_M, _best(scores_M, num_looked), within, limit)
+        if len(hits) == limit or num_looked == len(scores_M):
+            return hits
+        num_looked = min(8 * num_looked, len(scores_M))
+
+
+def _best(scores_M: NDArray[np.float32], number: int) -> list[int]:
+    """The best so many moments that were scanned, best first and of equals the earlier."""
+    places = np.argpartition(-scores_M, number - 1)[:number]
+    places = np.sort(places[np.isfinite(scores_M[places])])
+    return places[np.argsort(-scores_M[places], kind="stable")].tolist()
+
+
+def _joined(
+    scores_M: NDArray[np.float32], video_M: NDArray[np.int64], best: list[int], within: float, limit: int
+) -> list[tuple[int, int, int]]:
+    """Hits of the moments `best`, taken in their order, until there are enough."""
+    hits: list[tuple[int, int, int]] = []
+    is_taken_M = np.zeros(len(scores_M), bool)
+    for place in best:
+        if len(hits) == limit:
+            break
+        if is_taken_M[place]:
             continue
-        values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-        width, rest = divmod(len(values), batch.num_rows)
-        if width != len(query_E) or rest:
-            raise InputError(
-                f"the store's embeddings are {width} wide and the query's is {len(query_E)}; "
-                "search with the model that the store was indexed with."
-            )
-        scores = values.reshape(-1, width) @ query_E
-        top = np.argsort(-scores, kind="stable")[:limit]
-        keys = [batch[name].take(pa.array(top)).to_pylist() for name in ("write_id", "segment")]
-        best = sorted([*best, *zip(scores[top].tolist(), *keys, strict=True)], key=lambda hit: (-hit[0], *hit[1:]))
-        best = best[:limit]
-        num_scanned += batch.num_rows
-    con.execute("RESET disabled_optimizers")
-    return best, num_scanned
+        start, end = (int(np.searchsorted(video_M, video_M[place], side)) for side in ("left", "right"))
+        is_apart = (scores_M[start:end] < scores_M[place] - within) | is_taken_M[start:end]
+        before, after = np.flatnonzero(is_apart[: place - start]), np.flatnonzero(is_apart[place - start :])
+        first = start + int(before[-1]) + 1 if len(before) else start
+        last = place + int(after[0]) - 1 if len(after) else end - 1
+        hits.append((place, first, last))
+        is_taken_M[first : last + 1] = True
+    return hits
 
 
-def _explain_nothing_found(con: duckdb.DuckDBPyConnection) -> None:
-    """Nothing was scanned: because of the predicate, an empty store, or a tower that gives no embeddings."""
-    counts = con.execute("SELECT count(*), count(embedding) FROM segments").fetchone()
-    if counts and counts[0] and not counts[1]:
+def _hit(moments: Moments, scores_M: NDArray[np.float32], best: int, first: int, last: int) -> Hit:
+    row = {name: moments.segments[name][int(moments.segment[best])].as_py() for name in moments.segments.column_names}
+    return Hit(
+        row["uri"],
+        row["external_id"],
+        row["segment"],
+        float(moments.starts_s[first]),
+        float(moments.end_s(last)),
+        float(moments.times_s[best]),
+        float(scores_M[best]),
+        row["write_id"],
+    )
+
+
+def _explain_nothing_found(snapshot: Snapshot) -> None:
+    """Nothing can be scanned: because the store is empty, or its tower gives no search vectors."""
+    with catalog.connect(snapshot, ("segments",)) as con:
+        counts = con.execute("SELECT count(*) FROM segments").fetchone()
+    if counts and counts[0]:
         raise InputError(
             f"none of the {counts[0]} segments has a search embedding, because the tower they were indexed with has no "
             "text encoder; index the videos with a model whose tower has one (CLIP, SigLIP) to search them."

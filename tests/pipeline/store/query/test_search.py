@@ -1,9 +1,15 @@
+import os
+import tempfile
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import stores
+from hypothesis import given
+from hypothesis import strategies as st
 from stores import segment, unit
 
+from longvlm.pipeline.store.query import moments
 from longvlm.pipeline.store.query import search as module
 from longvlm.pipeline.store.query.search import search
 from longvlm.pipeline.store.shards import write_shards
@@ -18,19 +24,105 @@ def vectors(made: pa.Table) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 10_000])
-def test_the_nearest_segments_come_first_whatever_the_batches(store, monkeypatch, batch_rows):
-    monkeypatch.setattr(module, "_BATCH_ROWS", batch_rows)
+def test_segments_of_before_are_moments_and_the_nearest_come_first_whatever_the_batches(store, monkeypatch, batch_rows):
+    monkeypatch.setattr(moments, "_SEGMENTS_PER_BATCH", batch_rows)
+    monkeypatch.setattr(moments, "_ROWS_AT_ONCE", min(batch_rows, 3))
+    monkeypatch.setattr(module, "JOINED_WITHIN", 0)
     made = stores.index(store, [f"v{i}" for i in range(10)])
     query = np.random.default_rng(5).normal(size=stores.WIDTH)
     result = search(store.pin(), query, limit=6)
     scores = vectors(made) @ (query / np.linalg.norm(query))
-    order = np.argsort(-scores)[:6]
-    assert [(hit.uri, hit.segment) for hit in result.rows] == [(stores.uri_of(f"v{i // 4}"), i % 4) for i in order]
-    np.testing.assert_allclose([hit.score for hit in result.rows], scores[order], atol=1e-6)
     best = result.rows[0]
-    assert (best.start_s, best.end_s) == (best.segment * 10.0, best.segment * 10.0 + 10)
+    assert (best.uri, best.segment) == (stores.uri_of(f"v{scores.argmax() // 4}"), scores.argmax() % 4)
+    assert best.start_s <= best.best_s == best.segment * 10.0 < best.end_s
     assert best.external_id == "x-" + best.uri.split("/")[-1].removesuffix(".mp4")
-    assert (result.num_scanned, result.bytes_scanned) == (40, 40 * stores.WIDTH * 4)
+    found = [scores[int(hit.uri[9:-4]) * 4 + hit.segment] for hit in result.rows]
+    assert found == sorted(found, reverse=True)
+    np.testing.assert_allclose([hit.score for hit in result.rows], found, atol=0.01)
+    assert (result.num_scanned, result.bytes_scanned) == (40, 40 * stores.WIDTH)
+
+
+SCORES = st.lists(st.integers(-20, 20), min_size=1, max_size=40)
+
+
+@given(st.lists(SCORES, min_size=1, max_size=5), st.integers(1, 6))
+def test_hits_are_runs_of_one_video_that_touch_no_other_one(videos, limit):
+    scores = np.array([score for video in videos for score in video], np.float32)
+    video = np.repeat(np.arange(len(videos)), [len(one) for one in videos])
+    hits = module._spans(scores, video, limit)
+    assert len(hits) == min(limit, len(hits))
+    peaks = [scores[best] for best, _, _ in hits]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] == scores.max()
+    owned = np.full(len(scores), -1)
+    for number, (best, first, last) in enumerate(hits):
+        assert first <= best <= last
+        assert video[first] == video[last]
+        assert (owned[first : last + 1] == -1).all()
+        owned[first : last + 1] = number
+        assert scores[first : last + 1].max() == scores[best]
+        assert scores[first : last + 1].min() >= scores[best] - module.JOINED_WITHIN * scores.std() - 1e-4
+    if len(hits) < limit:  # then all there is belongs to one
+        assert (owned >= 0).all()
+    assert module._spans(scores, video, limit + 3)[: len(hits)] == hits
+
+
+def framed(store, scores: list[list[float]]) -> None:
+    """A video of segments whose frames, a second each, have these cosines to the first axis."""
+    parts = []
+    for number, of_segment in enumerate(scores):
+        rows = np.zeros((len(of_segment), stores.WIDTH))
+        rows[:, 0], rows[:, 1] = of_segment, np.sqrt(1 - np.square(of_segment))
+        as_int8 = np.rint(rows / np.abs(rows).max(axis=1, keepdims=True) * 127).astype(np.int8)
+        start_s = number * 10.0
+        times_s = [start_s + 0.25 + i for i in range(len(of_segment))]
+        part = segment(number, np.random.default_rng(0))
+        frames = [number * 100 + i for i in range(len(of_segment))]
+        parts.append({**part, "frames": frames, "times_s": times_s, "frame_embeddings": as_int8.tobytes()})
+    made = pa.Table.from_pylist([unit("a", new_write_id(), segments=parts)], tables.ENCODED)
+    outcomes = write_shards(store.uri, made, stores.LONG.fingerprint)
+    store.commit(outcomes, stores.videos(outcomes, ["a"], stores.LONG.fingerprint))
+
+
+def test_a_hit_is_the_seconds_around_its_best_one_across_segments(store):
+    framed(store, [[0.1] * 7 + [0.1, 0.9, 0.93], [0.95, 0.1, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1]])
+    axis = np.eye(stores.WIDTH)[0]
+    first, second = search(store.pin(), axis, limit=2).rows
+    assert (first.start_s, first.best_s, first.end_s, first.segment) == (8.25, 10.25, 11.25, 1)
+    assert (second.start_s, second.best_s, second.end_s) == (14.25, 14.25, 15.25)
+    assert first.score == pytest.approx(0.95, abs=0.01)
+    (whole,) = search(store.pin(), np.eye(stores.WIDTH)[2], limit=5).rows  # nothing stands out
+    assert (whole.start_s, whole.end_s) == (0.0, 20.0)
+
+
+def test_the_vectors_of_a_snapshot_are_laid_out_once_and_those_of_before_go(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    stores.index(store, ["a"])
+    query = np.ones(stores.WIDTH)
+    search(store.pin(), query)
+    (first,) = tmp_path.glob("longvlm-search-*/*")
+    made = first.stat().st_mtime_ns, first.stat().st_ino
+    search(store.pin(), query)
+    store.append("answers", tables.ANSWERS.empty_table())
+    search(store.pin(), query)
+    assert (first.stat().st_mtime_ns, first.stat().st_ino) == made
+    old = store.pin()
+    stores.index(store, ["b"])
+    assert search(store.pin(), query).num_scanned == 8
+    (second,) = tmp_path.glob("longvlm-search-*/*")
+    assert second != first
+    assert search(old, query).num_scanned == 4  # of a reader that pinned before
+    moments.drop_moments(store.pin())
+    assert not [*tmp_path.glob("longvlm-search-*/*")]
+
+
+def test_no_room_for_the_vectors_is_a_sentence(store, tmp_path, monkeypatch):
+    stores.index(store, ["a"])
+    (tmp_path / f"longvlm-search-{os.getuid()}").mkdir(mode=0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(InputError, match=r"this user's alone.* set TMPDIR"):
+        search(store.pin(), np.ones(stores.WIDTH))
 
 
 def test_where_chooses_among_segments_and_their_videos(store):
@@ -38,7 +130,8 @@ def test_where_chooses_among_segments_and_their_videos(store):
     query = vectors(made)[1]
     where = "external_id = 'x-b' AND duration_s > 39 AND start_s >= 10 -- the rest of b"
     result = search(store.pin(), query, where=where)
-    assert {(hit.uri, hit.segment) for hit in result.rows} == {(stores.uri_of("b"), i) for i in (1, 2, 3)}
+    assert {hit.uri for hit in result.rows} == {stores.uri_of("b")}
+    assert {hit.segment for hit in result.rows} <= {1, 2, 3}
     assert result.num_scanned == 3
     assert search(store.pin(), query, where="duration_s > 1e6").rows == []
 
@@ -72,7 +165,8 @@ def test_segments_without_an_embedding_are_passed_over(store):
     outcomes = write_shards(store.uri, made, stores.LONG.fingerprint)
     store.commit(outcomes, stores.videos(outcomes, ["a"], stores.LONG.fingerprint))
     result = search(store.pin(), np.array(parts[2]["embedding"]))
-    assert [hit.segment for hit in result.rows] == [2, 0]
+    assert result.num_scanned == 2
+    assert result.rows[0].segment == 2
 
 
 def test_another_width_names_both(store):

@@ -3,8 +3,8 @@
     python -m benchmarks.int8 [--seed 1] [--videos 100] [--benchmark tinyworld]
 
 The videos are made and indexed once, as `longvlm evaluate --benchmark tinyworld` does it; then their tokens are stored
-again by `longvlm maintain --dtype int8`, that recipe is promoted, and the same questions are asked. Pairs are told apart:
-right as float16 alone, right as int8 alone. The last line is one JSON object.
+again by `longvlm maintain --dtype int8`, that recipe is promoted, and the same questions are asked. Of each of the two
+is counted what it alone answers rightly. The last line is one JSON object.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     python -m benchmarks.read [--rounds 9]
 
 Shards as a writer closes them, a hundred videos each, 1024 wide with five global layers, in float16 and in int8. The
-way is the engine's: `read_tokens` for eight videos at a time, `videos_from_arrow`, and the one copy into a prefix. Cases
-run in turn; files are in the page cache. MB are those of the float16 shard, whichever is read, so that they stand for
-tokens. Bytes are the ranges asked for through fsspec, as an object store is asked, footers included, one video or eight
-of a shard whose footer was not read before. The last line is one JSON object.
+way is the engine's: `read_tokens` for eight videos at a time, `videos_from_arrow`, and the one copy into a prefix.
+Cases run in turn; files are in the page cache. MB are those of the float16 shard, whichever is read, so that they stand
+for tokens. Bytes are the ranges asked for through fsspec, as an object store is asked, footers included, one video or
+eight of a shard whose footer was not read before. The last line is one JSON object.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def main() -> None:
         writers = {case: partial(write_parquet, folder, "tokens", rows) for case, rows in made.items()}
         read_s, write_s = cpu_seconds(readers, rounds), cpu_seconds(writers, 2)
         result: dict[str, dict[str, float]] = {}
-        print(f"{'':18} {'MB':>6}  read MB/CPU s  write MB/CPU s  bytes of 1 video  of 8  of float16: read  local  blobs")
+        print(f"{'':19} {'MB':>6}  read MB/CPU s  write MB/CPU s  bytes of 1 video  of 8  to float16: read  local  all")
         for case, rows in made.items():
             float16 = f"{case.partition(',')[0]}, float16"
             num_mb, plain = shards[float16]["size_bytes"] / 1e6, made[float16]
@@ -155,7 +155,8 @@ def main() -> None:
                 "blob_bytes_of_float16": rows.select(BLOBS).nbytes / plain.select(BLOBS).nbytes,
             }
             reads, writes, one, eight, *shares = found.values()
-            told = f"{reads:13.0f}  {writes:14.0f}  {one:15.2f}x  {eight:.2f}x  " + "  ".join(f"{x:.3f}" for x in shares)
+            told = f"{reads:13.0f}  {writes:14.0f}  {one:15.2f}x  {eight:.2f}x  {shares[0]:16.3f}"
+            told += "".join(f"  {share:.3f}" for share in shares[1:])
             print(f"{case:19} {num_mb:6.1f}  {told}")
             result[case] = {key: round(value, 3) for key, value in found.items()}
     print(json.dumps(result))

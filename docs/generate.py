@@ -178,7 +178,7 @@ def alerts() -> str:
 def costs() -> str:
     """What an hour of video costs under the default recipe, by family."""
     lines = [
-        "| model | frames | tokens of 10 s, before merging | a token | stored an hour | as int8: a token | stored an hour | prompt an hour | context |",
+        "| model | frames | of 10 s unmerged | a token | an hour | a token as int8 | an hour | prompt | context |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (tower, sight, context) in CHECKPOINTS.items():

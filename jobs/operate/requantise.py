@@ -63,8 +63,8 @@ class RequantiseReport:
         if not self.problems:
             return None
         return (
-            f"videos that could not be stored as int8: {len(self.problems):,}; `longvlm maintain --verify` says what is "
-            "damaged, and after `--repair` the next index run watches them again"
+            f"videos that could not be stored as int8: {len(self.problems):,}; `longvlm maintain --verify` says what "
+            "is damaged, and after `--repair` the next index run watches them again"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -39,8 +39,8 @@ _MOST_SHOWN = 10  # names of videos, before somebody is asked whether they are t
 @click.option(
     "--dtype",
     metavar="D",
-    help="int8: instead of all that, store the tokens of the active recipe again in half the bytes, without their videos, "
-    "under a recipe of their own, which the command names.",
+    help="int8: instead of all that, store the tokens of the active recipe again in half the bytes, without their "
+    "videos, under a recipe of their own, which the command names.",
 )
 @AS_JSON
 def maintain(

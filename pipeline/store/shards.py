@@ -189,7 +189,7 @@ def _runs(rows: pa.Table, wanted: set[str]) -> Iterator[_RowRun]:
 
 
 def _joined(runs: list[_RowRun]) -> Iterator[pa.RecordBatch]:
-    """The rows of all runs in order, those together that lie together: of videos in one chunk all are looked at at once."""
+    """The rows of all runs in order, in one piece what lies in one: videos of a piece can be looked at together."""
     at = 0
     while at < len(runs):
         batch, start, end = runs[at].batch, runs[at].start, runs[at].end

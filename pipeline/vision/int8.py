@@ -5,7 +5,7 @@ Shape letters: N tokens, D channels, G groups of a token's channels, C channels 
 width that is no multiple).
 """
 
-# ruff: noqa: N806 - tensors are named by their shape
+# ruff: noqa: N803, N806 - tensors are named by their shape
 
 from collections.abc import Iterator
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from longvlm.schemas.recipe import CHANNELS_PER_SCALE
 
 MAX_INT8 = 127
-MAX_SCALE = 515.5  # of float16, so that 127 of it are no infinity; 127 of them are as many as 126.99 of what 65504 needs
+MAX_SCALE = (
+    515.5  # of float16, so that 127 of it are no infinity; 127 of them are as many as 126.99 of what 65504 needs
+)
 _BLOCK_ELEMENTS = 1 << 17  # half a megabyte of float32
 
 
@@ -27,8 +29,8 @@ def num_groups(dim: int) -> int:
 def quantise(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Round float16 numbers [N, D], all finite, to the nearest int8 [N, D] of a scale, float16 [N, G].
 
-    A scale is the smallest that clips nothing, 1/127 of the largest magnitude of its group rounded up; 0 where all are 0.
-    Rounding is exact and to even, so that equal numbers give equal bytes on every machine.
+    A scale is the smallest that clips nothing: 1/127 of the largest magnitude of its group, rounded up; 0 where all are
+    0. Rounding is exact and to even, so that equal numbers give equal bytes on every machine.
     """
     quantised_ND = torch.empty(rows_ND.shape, dtype=torch.int8)
     scales_NG = torch.empty(len(rows_ND), num_groups(rows_ND.shape[1]), dtype=torch.float16)
@@ -75,4 +77,5 @@ def _blocks(from_ND: Tensor, to_ND: Tensor, scales_NG: Tensor) -> Iterator[tuple
             yield rows_nD[:, None, whole:], to_nD[:, None, whole:], scales_nG[:, -1:]
             rows_nD, to_nD, scales_nG = rows_nD[:, :whole], to_nD[:, :whole], scales_nG[:, :-1]
         if whole:
-            yield rows_nD.unflatten(1, (-1, CHANNELS_PER_SCALE)), to_nD.unflatten(1, (-1, CHANNELS_PER_SCALE)), scales_nG
+            shape = (len(rows_nD), -1, CHANNELS_PER_SCALE)
+            yield rows_nD.view(shape), to_nD.view(shape), scales_nG

@@ -1,7 +1,10 @@
 """Stored float16 tokens as int8, without their video."""
 
+# ruff: noqa: N806 - tensors are named by their shape
+
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longvlm.pipeline.vision.int8 import quantise
@@ -31,7 +34,7 @@ def as_int8(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _blobs(values: Tensor, ends: "np.typing.NDArray[np.int64]") -> pa.Array:
+def _blobs(values: Tensor, ends: NDArray[np.int64]) -> pa.Array:
     """A blob of each segment's rows of a tensor, over its very bytes."""
     row_bytes = values.shape[1] * values.itemsize
     offsets = pa.py_buffer((ends * row_bytes).astype(np.int32))

@@ -3,7 +3,7 @@
 Shape letters: S segments, K kept tokens of a segment, N of all segments, D channels, G global layers.
 """
 
-# ruff: noqa: N806 - tensors are named by their shape
+# ruff: noqa: N803, N806 - tensors are named by their shape
 
 import math
 from collections.abc import Iterator
@@ -104,7 +104,7 @@ class VideoTokens:
     num_frames: tuple[int, ...]  # S
     global_tokens: Tensor  # [G, D] float32: CLS, mean over all frames of the video, per layer; G may be 0
     positions: Tensor | None = None  # [N, 3] float64: seconds into the video, row, column; means over what was merged
-    _prefix_MD: Tensor | None = field(init=False, default=None)  # in which `local` lies, where that was copied already
+    _prefix: Tensor | None = field(init=False, default=None)  # in which `local` lies, where that was copied already
 
     def __post_init__(self) -> None:
         """All parts speak of the same tokens, and every segment has one."""
@@ -146,8 +146,8 @@ class VideoTokens:
         never a view of them. It is float16 as they are, or float32 once they were merged further: a projector converts
         to its own type anyway, where it lies.
         """
-        if self._prefix_MD is not None:
-            return self._prefix_MD if with_global else self.local
+        if self._prefix is not None:
+            return self._prefix if with_global else self.local
         global_GD = self.global_tokens if with_global else self.global_tokens[:0]
         return torch.cat([global_GD.to(self.local.dtype), self.local])
 
@@ -245,7 +245,7 @@ def _parts(batch: pa.RecordBatch, dtype: str) -> Iterator[tuple[str, VideoTokens
         video = VideoTokens(
             rows_ND, sizes_N[own], spans_N2[own], tuple(counts[start:end]), tuple(own_frames), global_GD, positions
         )
-        object.__setattr__(video, "_prefix_MD", prefix_MD)
+        object.__setattr__(video, "_prefix", prefix_MD)
         yield write_id, video
 
 

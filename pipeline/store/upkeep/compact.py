@@ -242,7 +242,7 @@ def _pieces(
 def row_groups(
     file: DataFile, schema: pa.Schema, damaged: dict[str, str] | None, write_ids: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The row groups of a file, or those that may hold some writes, which are in order; all pages as their checksums say.
+    """The row groups of a file, or those that may hold some writes, which are in order; checksums are verified.
 
     Those that are damaged are noted and left out, or raise DamagedError.
     """

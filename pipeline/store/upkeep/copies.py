@@ -142,7 +142,9 @@ class _Wave:
     seen: dict[tuple[str, str], set[int]] = field(default_factory=lambda: defaultdict(set))  # by table and old write id
     damaged: dict[str, str] = field(default_factory=dict)  # uri -> what is wrong
     problems: dict[str, str] = field(default_factory=dict)  # by old write id
-    num_bytes: dict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))  # by old write id
+    num_bytes: dict[str, tuple[int, int]] = field(
+        default_factory=lambda: defaultdict(lambda: (0, 0))
+    )  # by old write id
 
     def pieces(self, table: str, change: Callable[[pa.Table], pa.Table] | None) -> Iterator[pa.Table]:
         """All rows of a table under their new names, some MB at a time, each piece in order."""
@@ -155,7 +157,7 @@ class _Wave:
                 self.problems.setdefault(write_id, error.message)
                 continue
             if table == "tokens":
-                before, after = self.num_bytes[write_id]
+                before, after = self.num_bytes.get(write_id, (0, 0))
                 self.num_bytes[write_id] = (before + rows.nbytes, after + changed.nbytes)
             held.append(self._renamed(changed, *self.named[write_id]))
             num_bytes += changed.nbytes
@@ -188,7 +190,7 @@ class _Wave:
                     firsts = {number: at for at, number in reversed(list(enumerate(segments))) if number not in seen}
                     seen.update(firsts)
                     if len(firsts) < len(segments):  # a repeated write names equal blobs twice
-                        rows = rows.take(sorted(firsts.values()))
+                        rows = rows.take(pa.array(sorted(firsts.values()), pa.int64()))
                     if rows.num_rows:
                         yield write_id, rows
 

@@ -2,12 +2,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from stores import rows
 
-from longvlm.jobs.answer.run import AnswerOrder, run_answer
-from longvlm.jobs.choose import choose_index_recipe
 from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
@@ -20,6 +19,7 @@ from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.tables import VIDEOS
 
 _KEPT = "* EXCLUDE (recipe, write_id, seq, run_id)"
 
@@ -78,8 +78,8 @@ def test_a_run_that_was_killed_goes_on_where_it_was(store, monkeypatch):
     rest = run_requantise(RequantiseOrder(store, "int8"))
     assert (rest.videos, rest.stopped) == (7, None)
     assert run_requantise(RequantiseOrder(store, "int8")).videos == 0
-    (counted,) = rows(store, "SELECT count(*) AS n, count(DISTINCT video_id) AS d FROM live_videos GROUP BY recipe LIMIT 1")
-    assert counted == {"n": 12, "d": 12}
+    counted = rows(store, "SELECT count(*) AS n, count(DISTINCT video_id) AS d FROM live_videos GROUP BY recipe")
+    assert counted == [{"n": 12, "d": 12}] * 2
     assert run_maintain(MaintainOrder(store, verify=True)).stopped is None
 
 
@@ -112,7 +112,7 @@ def test_what_happens_to_a_video_meanwhile_holds(store, monkeypatch):
             gone = {"status": "deleted", "recipe": None, "write_id": None}
             new = {**moved, "video_id": "f" * 32, "uri": "/elsewhere/moved.mp4"}
             changed = [new, *({**row, **gone} for row in (moved, deleted))]
-            other.append("videos", requantise_rows(changed))
+            other.append("videos", pa.Table.from_pylist(changed, VIDEOS))
             run_forget(find_videos(store, [forgotten["uri"]]))
         return kept(self, *args)
 
@@ -126,19 +126,11 @@ def test_what_happens_to_a_video_meanwhile_holds(store, monkeypatch):
     assert uris.isdisjoint({moved["uri"], deleted["uri"], forgotten["uri"]})
 
 
-def requantise_rows(changed):
-    import pyarrow as pa
-
-    from longvlm.schemas.tables import VIDEOS
-
-    return pa.Table.from_pylist(changed, VIDEOS)
-
-
 def test_a_video_whose_file_changed_is_left_to_the_next_run(store):
     opened = Store.open(store)
     (row,) = rows(store, "SELECT * EXCLUDE (outdated) FROM videos ORDER BY uri LIMIT 1")
-    failed = {**row, "status": "failed", "error_code": "truncated", "error": "it ends early", "size_bytes": 1, "write_id": "w"}
-    opened.append("videos", requantise_rows([failed]))
+    failed = {"status": "failed", "error_code": "truncated", "error": "it ends early", "size_bytes": 1, "write_id": "w"}
+    opened.append("videos", pa.Table.from_pylist([row | failed], VIDEOS))
     report = run_requantise(RequantiseOrder(store, "int8"))
     assert (report.videos, report.outdated, report.stopped) == (11, 1, None)
     assert "the next index run watches them" in report.notes[0]
@@ -154,16 +146,22 @@ def test_forgetting_erases_both_writes(store):
     assert rows(store, "SELECT count(*) AS n FROM live_videos") == [{"n": 22}]
 
 
-def test_a_promoted_recipe_is_what_a_night_goes_on_with(store, clips, tmp_path):
+def test_a_promoted_recipe_is_what_a_night_goes_on_with_and_answers_come_from(store, clips, tmp_path):
     run_requantise(RequantiseOrder(store, "int8"))
     Store.open(store).promote("tiny-int8")
     some = tmp_path / "clips"
     some.mkdir()
     shutil.copy(clips / "clip-00.mp4", some / "new.mp4")
-    report = run_index(IndexOrder(Source(str(some)), store))
-    assert report.counts.indexed == 1
-    assert choose_index_recipe(Store.open(store), None, None, None)[0].dtype == "int8"
-    assert rows(store, "SELECT DISTINCT dtype FROM tokens") == [{"dtype": "int8"}]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question_id": "fall", "question": "Does anybody fall?", "type": "bool"}))
+    night = run_nightly(NightlyOrder(IndexOrder(Source(str(some)), store), questions=str(questions)))
+    assert (night.stopped, night.parts["index"]["indexed"], night.parts["answer"]["answered"]) == (None, 1, 13)
+    assert rows(store, "SELECT dtype, count(DISTINCT video_id) AS n FROM tokens GROUP BY ALL") == [
+        {"dtype": "int8", "n": 13}
+    ]
+    assert rows(store, "SELECT count(*) AS n FROM answers WHERE write_id IN (SELECT write_id FROM tokens)") == [
+        {"n": 13}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_another_dtype_is_refused(store, dtype, said):
 def test_a_store_that_is_int8_already_is_refused(store):
     run_requantise(RequantiseOrder(store, "int8"))
     Store.open(store).promote("tiny-int8")
-    with pytest.raises(InputError, match="tiny-int8 of the store .* is int8 already"):
+    with pytest.raises(InputError, match=r"tiny-int8 of the store .* is int8 already"):
         run_requantise(RequantiseOrder(store, "int8"))
     done = longvlm("maintain", "--store", store, "--dtype", "int8", "--verify")
     assert (done.exit_code, "--dtype goes alone" in done.stderr) == (2, True)

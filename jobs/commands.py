@@ -16,7 +16,7 @@ GROUPS: dict[str, str] = {  # group -> its options, of one command alone or of a
     MODEL: "model recipe decode budget budgets tokens_per_segment focus template precision max_new_tokens temperature "
     "top_p kv_gb answer.seed",
     CLUSTER: "ray_address workers max_hours max_failed gpu_price cpu_price address working_dir pip env no_wait",
-    OUTPUT: "as_json form quiet dry_run evidence report out yes search.limit",
+    OUTPUT: "as_json form quiet dry_run evidence report out yes by search.limit",
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 

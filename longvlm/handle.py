@@ -1,7 +1,7 @@
 """A handle on a store for notebooks and pipelines: SQL, tables, tokens, search and answers, as Arrow and numpy."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ _HIT = pa.schema(
         ("score", pa.float64()),
     ]
 )
+_VERIFIED_HIT = _HIT.append(pa.field("yes", pa.float64()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,21 +141,32 @@ class VideoIndex:
         segments = read_segments(snapshot, [write_id])
         return StoredTokens(uri, write_id, segments, from_arrow(read_tokens(snapshot, [write_id])))
 
-    def search(self, text: str, *, limit: int = 10, where: str | None = None) -> pa.Table:
+    def search(
+        self,
+        text: str,
+        *,
+        limit: int = 10,
+        where: str | None = None,
+        verify: str | None = None,
+        model: str | None = None,
+    ) -> pa.Table:
         """The moments that look most like a text, best first: uri, external_id, segment, times and score.
 
         Args:
             text: in the words of the tower's text encoder.
             limit: how many hits.
             where: only of videos for which this predicate over the view `videos` holds.
+            verify: a question that a model answers from the tokens around each hit; `yes` is the likelihood of its yes.
+            model: which one, if not that which the store remembers.
 
         Raises:
-            InputError: the store is empty, its tower has no text encoder, or the predicate cannot run.
+            InputError: the store is empty, its tower has no text encoder, the predicate cannot run, or the model cannot
+                answer.
         """
-        from longvlm.jobs.query.search import find_moments
+        from longvlm.jobs.query.search import SearchOrder, find_moments
 
-        hits = find_moments(self.store, text, limit=limit, where=where).rows
-        return pa.Table.from_pylist([asdict(hit) for hit in hits], schema=_HIT)
+        found = find_moments(SearchOrder(self.store, text, limit, where, verify, model))
+        return pa.Table.from_pylist(found.hits, schema=_HIT if verify is None else _VERIFIED_HIT)
 
     def ask(
         self,

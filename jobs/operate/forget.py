@@ -8,6 +8,7 @@ from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.figures import counted
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.query.moments import drop_moments
 from longvlm.pipeline.store.upkeep.erase import Erased, Foreseen, erase, foresee, unknown_videos
 from longvlm.pipeline.store.upkeep.versions import versioned
 from longvlm.pipeline.table_files import Column, is_table, read_batches
@@ -84,6 +85,7 @@ def run_forget(order: ForgetOrder) -> ForgetReport:
     run_id = new_run_id()
     doing(f"erasing {counted(len(order.video_ids), 'video')}")
     erased = erase(order.store, order.video_ids, run_id)
+    drop_moments(order.store.pin())
     report = ForgetReport(run_id, erased, time.time() - started)
     if not erased.versions_deleted and (said := order.kept_elsewhere):
         report.notes.append(said)

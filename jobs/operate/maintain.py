@@ -13,6 +13,7 @@ from longvlm.jobs.cluster.activity import doing, make_room
 from longvlm.jobs.cluster.resources import MAX_RETENTION_HOURS, MIN_RETENTION_HOURS
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.query.moments import drop_moments
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.store.upkeep.compact import compact
 from longvlm.pipeline.store.upkeep.dead import Dead, dead_writes
@@ -130,6 +131,7 @@ def maintain_store(store: Store, retention_hours: float = MIN_RETENTION_HOURS) -
     report = MaintainReport()
     if come_back := left_over(store, retention_hours):
         report.erased = erase(store, come_back, report.run_id)
+        drop_moments(store.pin())
     doing("looking for dead rows")
     with _dead_writes(store, retention_hours) as dead:
         report.dead_writes = len(dead.write_ids)

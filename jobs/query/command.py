@@ -1,12 +1,12 @@
 """The commands `sql`, `search` and `status`, which only read a store, and `recipe`, which sets what its views show."""
 
-from dataclasses import asdict
+from typing import Any
 
 import click
 
 from longvlm.jobs.commands import Command
 from longvlm.jobs.figures import counted, spell_bytes
-from longvlm.jobs.options import AS_JSON, STORE, WHERE, say, tell, tell_notes
+from longvlm.jobs.options import AS_JSON, MODEL, STORE, WHERE, say, tell, tell_notes
 
 
 class _SqlCommand(Command):
@@ -59,26 +59,48 @@ def sql(*, store: str, query: str | None, file: str | None, attach: tuple[str, .
     examples=(
         'longvlm search --store index "a forklift near people"',
         'longvlm search --store index "an empty street" --where "duration_s > 60" --limit 3 --json',
+        'longvlm search --store index "a forklift" --verify "Is anybody near the forklift?" --by yes',
     ),
 )
 @STORE
 @click.argument("text")
 @WHERE
-@click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="How many segments to show.")
+@click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits to show.")
+@click.option(
+    "--verify",
+    is_flag=False,
+    flag_value="",
+    metavar="[QUESTION]",
+    help="Ask a model about what is stored of each hit, and show its yes; default question: is there TEXT?",
+)
+@MODEL
+@click.option(
+    "--by",
+    type=click.Choice(["score", "yes"]),
+    default="score",
+    show_default=True,
+    help="What comes first: the nearest, or what the model says yes to.",
+)
 @AS_JSON
-def search(*, store: str, text: str, where: str | None, limit: int, as_json: bool) -> None:
-    """Find the segments whose frames look most like TEXT says."""
-    from longvlm.jobs.query.search import find_segments
+def search(*, as_json: bool, **options: Any) -> None:
+    """Find the moments that look most like TEXT says, to the second.
+
+    A hit is a moment and those beside it that are about as near. --verify opens no video: it reads the tokens of the
+    segment and its neighbours. It is written behind TEXT, since what follows it is taken for its question.
+    """
+    from longvlm.jobs.query.search import SearchOrder, find_moments
     from longvlm.jobs.terminal import print_rows
 
-    found = find_segments(store, text, limit=limit, where=where)
+    found = find_moments(SearchOrder(**options))
     if as_json:
-        for hit in found.rows:
-            tell(asdict(hit), "segment")
-        tell({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned}, "summary")
+        for hit in found.hits:
+            tell(hit, "moment")
+        asked = {} if found.question is None else {"question": found.question}
+        tell({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned, **asked}, "summary")
     else:
-        print_rows([asdict(hit) for hit in found.rows])
-        say(f"scanned {counted(found.num_scanned, 'segment')}, {spell_bytes(found.bytes_scanned)}")
+        print_rows(found.hits)
+        say(f"scanned {counted(found.num_scanned, 'moment')}, {spell_bytes(found.bytes_scanned)}")
+    tell_notes(found.notes)
 
 
 @click.command(

@@ -1,24 +1,70 @@
-"""Search of a store, without Ray: which moments look like a text."""
+"""Search of a store, without Ray: which moments look like a text, and whether a model says that they do."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from longvlm.jobs.cluster.activity import doing
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.query.search import SearchResult, search
+from longvlm.pipeline.store.query.search import search
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
 from longvlm.schemas.errors import InputError
 
+By = Literal["score", "yes"]
 
-def find_moments(store_uri: str, text: str, *, limit: int, where: str | None) -> SearchResult:
-    """Search moments: those of a store whose search vectors are nearest to a text.
+
+@dataclass(frozen=True)
+class SearchOrder:
+    """What to search for, and where."""
+
+    store: str
+    text: str
+    limit: int = 10  # hits
+    where: str | None = None  # an SQL predicate over the view `segments` and what it says of videos
+    verify: str | None = None  # a question that a model answers with yes or no about each hit; "": whether it is there
+    model: str | None = None  # which one; None: the one that the store remembers
+    by: By = "score"  # which comes first
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found, best first, and what was looked at to find it."""
+
+    hits: list[dict[str, Any]]  # uri, external_id, segment, start_s, end_s, best_s, score and, if verified, yes
+    num_scanned: int  # moments
+    bytes_scanned: int  # of their vectors
+    question: str | None = None  # that was asked about each
+    notes: list[str] = field(default_factory=list)
+
+
+def find_moments(order: SearchOrder) -> Found:
+    """Search moments: those of a store whose search vectors are nearest to a text, verified by a model if wanted.
 
     Raises:
-        InputError: the store is empty, or its tower has no text encoder.
+        InputError: the store is empty, its tower has no text encoder, or the model cannot answer.
     """
-    doing(f"reading the store {store_uri}")
-    store = Store.open(store_uri)
+    doing(f"reading the store {order.store}")
+    store = Store.open(order.store)
     active = store.active_recipe()
     if active is None:
         raise InputError(f"the store {store.uri} holds no videos yet; run `longvlm index` first.")
+    if order.by == "yes" and order.verify is None:
+        raise InputError("--by yes sorts by what a model says; add --verify.")
     doing("reading the text")
-    query = load_text_encoder(active.recipe.tower.name).encode([text])[0]
+    query = load_text_encoder(active.recipe.tower.name).encode([order.text])[0]
     doing("comparing it with all moments")
-    return search(store.pin(), query.numpy(), limit=limit, where=where)
+    snapshot = store.pin()
+    result = search(snapshot, query.numpy(), limit=order.limit, where=order.where)
+    hits = [asdict(hit) for hit in result.rows]
+    for hit in hits:
+        del hit["write_id"]
+    if order.verify is None:
+        return Found(hits, result.num_scanned, result.bytes_scanned)
+    from longvlm.jobs.query.verify import verify
+
+    doing("asking the model about what was found")
+    question = order.verify or f"Is there {order.text}?"
+    told = verify(store, snapshot, result.rows, question, order.model)
+    hits = [{**hit, "yes": yes} for hit, yes in zip(hits, told.yes, strict=True)]
+    if order.by == "yes":
+        hits.sort(key=lambda hit: -1.0 if hit["yes"] is None else hit["yes"], reverse=True)
+    return Found(hits, result.num_scanned, result.bytes_scanned, question, [*told.problems, told.calibration])

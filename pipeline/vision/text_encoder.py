@@ -10,20 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    SiglipTextConfig,
-    SiglipTextModel,
-)
+from transformers import CLIPTextConfig, SiglipTextConfig
 
 from longvlm.pipeline.model_folder import build_module, load_tokenizer, read_json, read_tensors, resolve
 from longvlm.schemas.errors import InputError
 
-_TEXT_ENCODERS: dict[str, tuple[Any, Any]] = {
-    "clip": (CLIPTextConfig, CLIPTextModel),
-    "siglip": (SiglipTextConfig, SiglipTextModel),
-}
+_CONFIGS: dict[str, Any] = {"clip": CLIPTextConfig, "siglip": SiglipTextConfig}
 _NO_SPECIAL_IDS = {"siglip": {"bos_token_id": None, "eos_token_id": None}}  # its defaults lie outside its vocabulary
 _TEXT_PROJECTION = "text_projection.weight"
 
@@ -61,13 +53,15 @@ def load_text_encoder(model: str) -> TextEncoder:
     """
     folder = resolve(model)
     raw = read_json(folder, "config.json")
-    if raw.get("model_type") not in _TEXT_ENCODERS:
+    kind = raw.get("model_type")
+    if kind not in _CONFIGS:
         raise InputError(
             f"{model} has no text encoder, and searching by text needs one; index with a whole CLIPModel or "
             "SiglipModel, such as openai/clip-vit-large-patch14."
         )
-    config_class, model_class = _TEXT_ENCODERS[raw["model_type"]]
-    config = config_class.from_dict({**_NO_SPECIAL_IDS.get(raw["model_type"], {}), **(raw.get("text_config") or {})})
+    from transformers import CLIPTextModel, SiglipTextModel  # takes seconds to load
+
+    config = _CONFIGS[kind].from_dict({**_NO_SPECIAL_IDS.get(kind, {}), **(raw.get("text_config") or {})})
 
     def rename(name: str) -> str | None:
         inner = name.removeprefix("text_model.")
@@ -76,4 +70,5 @@ def load_text_encoder(model: str) -> TextEncoder:
     tensors = {name: tensor.float() for name, tensor in read_tensors(folder, rename)}
     projection = tensors.pop(_TEXT_PROJECTION, None)
     tokenizer = load_tokenizer(folder)
+    model_class = {"clip": CLIPTextModel, "siglip": SiglipTextModel}[kind]
     return TextEncoder(build_module(model_class, config, tensors, model), tokenizer, projection)

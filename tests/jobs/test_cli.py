@@ -98,9 +98,10 @@ def test_sql_search_status_and_recipes_speak_json(store, clips):
     *hits, scan = objects(run("search", "--store", store, "red, green, blue", "--limit", 3, "--json"))
     assert len(hits) == 3
     assert hits[0]["score"] >= hits[-1]["score"]
-    assert [hit["kind"] for hit in [*hits, scan]] == ["segment"] * 3 + ["summary"]
+    assert [hit["kind"] for hit in [*hits, scan]] == ["moment"] * 3 + ["summary"]
     assert hits[0]["uri"].startswith(str(clips))
-    assert scan["num_scanned"] == 18
+    assert all(hit["start_s"] <= hit["best_s"] < hit["end_s"] for hit in hits)
+    assert scan["num_scanned"] > 18  # segments: each has several frames
     (status,) = objects(run("status", "--store", store, "--json"))
     assert status["videos"] == {"indexed": 12}
     assert status["segments"] == 18

@@ -90,11 +90,14 @@ def test_a_video_that_nobody_knows_or_that_could_be_several_is_a_sentence(index)
         index.tokens("nobody")
 
 
-def test_a_search_gives_segments_best_first(index):
+def test_a_search_gives_moments_best_first(index):
     found = index.search("a red square", limit=3, where="duration_s > 1.5")
     assert len(found) == 3
     assert found["score"].to_pylist() == sorted(found["score"].to_pylist(), reverse=True)
-    assert {*found.column_names} >= {"uri", "segment", "start_s", "end_s"}
+    assert {*found.column_names} >= {"uri", "segment", "start_s", "end_s", "best_s"}
+    verified = index.search("a red square", limit=3, verify="Is it red?")
+    assert verified["uri"].to_pylist() == index.search("a red square", limit=3)["uri"].to_pylist()
+    assert all(0 < yes < 1 for yes in verified["yes"].to_pylist())
 
 
 def test_questions_are_answered_once_one_or_many(copied):

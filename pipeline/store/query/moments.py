@@ -11,7 +11,9 @@ Shape letters: M moments, S segments, E search channels.
 # ruff: noqa: N803, N806 - arrays are named by their shape
 
 import hashlib
+import shutil
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from longvlm.pipeline.private import private_folder
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas import clock
 from longvlm.schemas.errors import InputError
 
 _FOLDER = "longvlm-search-"
@@ -48,6 +51,7 @@ _FILE = pa.schema(
 _SEGMENTS_PER_BATCH = 1024  # 8 MB of ten frames each, 768 wide
 _ROWS_AT_ONCE = 1024  # whose vectors are floats at a time, so that they stay in the cache
 _MEMORY_GB = 2  # of DuckDB's, which sorts on the disk beyond that
+_DRAFT_S = 3600.0  # without a change, and nobody is at a draft any more
 _MAX_INT8 = 127
 
 
@@ -110,7 +114,7 @@ def open_moments(snapshot: Snapshot) -> Moments:
     try:
         path = private_folder(_FOLDER) / f"{store}-{state}.arrow"
         while True:
-            with suppress(FileNotFoundError):  # or whoever builds the next one took it away
+            with suppress(FileNotFoundError, pa.ArrowInvalid):  # taken away by who built the next one, or cut off
                 return _opened(path)
             _build(snapshot, path)
     except OSError as error:
@@ -122,8 +126,8 @@ def open_moments(snapshot: Snapshot) -> Moments:
 
 def drop_moments(snapshot: Snapshot) -> None:
     """Remove what was built for a store on this machine, since it holds vectors of videos that are to be forgotten."""
-    for left in private_folder(_FOLDER).glob(f"{_names(snapshot)[0]}-*"):
-        left.unlink(missing_ok=True)
+    with suppress(PermissionError):  # then nothing there was made by this user
+        _remove(private_folder(_FOLDER).glob(f"{_names(snapshot)[0]}-*"))
 
 
 def _names(snapshot: Snapshot) -> tuple[str, str]:
@@ -146,11 +150,25 @@ def _build(snapshot: Snapshot, path: Path) -> None:
                     if batch.num_rows:
                         file.write_batch(_as_moments(batch))
         draft.replace(path)
-        for other in path.parent.glob(f"{path.name.partition('-')[0]}-*.arrow"):
-            if other != path:
-                other.unlink(missing_ok=True)
+        others = path.parent.glob(f"{path.name.partition('-')[0]}-*")
+        _remove(other for other in others if other != path and (other.suffix == ".arrow" or _is_left(other)))
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _is_left(draft: Path) -> bool:
+    """Whether a draft, or what DuckDB sorted for one, is that of somebody who was killed."""
+    with suppress(FileNotFoundError):
+        return draft.stat().st_mtime < clock.now_s() - _DRAFT_S
+    return False
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _as_moments(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -189,9 +207,11 @@ def _opened(path: Path) -> Moments:
         rows = pa.ipc.open_file(source).read_all()
     segment_M = np.repeat(np.arange(len(rows)), pc.list_value_length(rows["times_s"]).to_numpy())
     return Moments(
-        rows.select(["write_id", "segment", "uri", "external_id", "end_s"]),
-        segment_M,
-        *(pc.list_flatten(rows[name]).to_numpy() for name in ("starts_s", "times_s", "lengths")),
-        tuple(_vectors(batch) for batch in rows.to_batches()),
-        pc.rank(rows["write_id"], tiebreaker="dense").to_numpy()[segment_M],
+        segments=rows.select(["write_id", "segment", "uri", "external_id", "end_s"]),
+        segment=segment_M,
+        starts_s=pc.list_flatten(rows["starts_s"]).to_numpy(),
+        times_s=pc.list_flatten(rows["times_s"]).to_numpy(),
+        lengths=pc.list_flatten(rows["lengths"]).to_numpy(),
+        vectors=tuple(_vectors(batch) for batch in rows.to_batches()),
+        video=pc.rank(rows["write_id"], tiebreaker="dense").to_numpy()[segment_M],
     )

@@ -1,5 +1,6 @@
 import json
 import shutil
+import tempfile
 from io import StringIO
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
 from longvlm.jobs.operate.forget import find_videos, read_uris
 from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
+from longvlm.jobs.query.search import SearchOrder, find_moments
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store.files import write_parquet
 from longvlm.pipeline.store.ledger import Store
@@ -30,7 +32,10 @@ def live(store):
     return {row["uri"] for row in rows(store, "SELECT uri FROM live_videos")}
 
 
-def test_a_video_is_forgotten_by_its_path_and_not_indexed_again(store, clips):
+def test_a_video_is_forgotten_by_its_path_and_not_indexed_again(store, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    find_moments(SearchOrder(store, "a red square"))
+    assert len([*tmp_path.glob("longvlm-search-*/*")]) == 1
     done = CliRunner().invoke(
         main, ["forget", "--store", store, "--uri", str(clips / "clip-03.mp4"), "--yes", "--json"]
     )
@@ -44,6 +49,7 @@ def test_a_video_is_forgotten_by_its_path_and_not_indexed_again(store, clips):
     again = run_index(IndexOrder(Source(str(clips)), store))
     assert (again.counts.forgotten, again.counts.unchanged) == (1, 11)
     assert len(live(store)) == 11
+    assert not [*tmp_path.glob("longvlm-search-*/*")]  # its vectors that a search laid out
 
 
 def test_unknown_videos_are_named_and_nothing_is_erased(store, clips):

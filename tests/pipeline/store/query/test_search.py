@@ -108,11 +108,20 @@ def test_the_vectors_of_a_snapshot_are_laid_out_once_and_those_of_before_go(stor
     search(store.pin(), query)
     assert (first.stat().st_mtime_ns, first.stat().st_ino) == made
     old = store.pin()
+    left, under_way = (first.with_name(f"{first.stem}-{name}.draft") for name in ("left", "now"))
+    for draft in (left, under_way):
+        draft.write_bytes(b"half")
+    os.utime(left, (1, 1))  # of who was killed
     stores.index(store, ["b"])
     assert search(store.pin(), query).num_scanned == 8
+    assert not left.exists()
+    under_way.unlink()
     (second,) = tmp_path.glob("longvlm-search-*/*")
     assert second != first
     assert search(old, query).num_scanned == 4  # of a reader that pinned before
+    (third,) = tmp_path.glob("longvlm-search-*/*")
+    third.write_bytes(third.read_bytes()[:-100])  # as a machine that lost its power leaves a file
+    assert search(old, query).num_scanned == 4
     moments.drop_moments(store.pin())
     assert not [*tmp_path.glob("longvlm-search-*/*")]
 

@@ -1,7 +1,7 @@
 """An ablation on the tiny world: do local tokens in time order with global ones beat pooled features?
 
     python -m benchmarks.ablation [--work build/ablation] [--steps 3200] [--videos 1500] [--seeds 3] [--only NAME ...]
-        [--results benchmarks/ablation-runs]
+        [--results benchmarks/ablation/runs]
 
 Every variant is a small LongVLM from random weights that learns from the same videos and questions for the same number
 of steps, three seeds each; only what stands in its prefix differs. `pooled` are Video-ChatGPT's features (arXiv
@@ -30,7 +30,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.ablation_tokens import KEPT, KeptRows, read_rows
+from benchmarks.ablation.tokens import KEPT, KeptRows, read_rows
 from longvlm import tinyworld
 from longvlm.pipeline.models.longvlm.init import Shape, build_untrained
 from longvlm.pipeline.models.longvlm.model import load_longvlm
@@ -47,7 +47,7 @@ from longvlm.tinyworld.questions import draw_questions
 from longvlm.tinyworld.scenes import SEGMENT_S, draw_scene
 from longvlm.tinyworld.tower import DIM
 
-RESULTS = Path(__file__).parent / "ablation-runs"
+RESULTS = Path(__file__).parent / "runs"
 NUM_TESTED = 200  # videos
 QUARTERS = 4
 STUDIED = {**SHAPE, "layers": 4}  # one layer less than what ships: there are 30 runs

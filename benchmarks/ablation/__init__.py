@@ -1,0 +1,1 @@
+"""What local tokens with global ones are worth beside pooled features, measured on the tiny world."""

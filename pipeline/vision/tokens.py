@@ -104,7 +104,7 @@ class VideoTokens:
     num_frames: tuple[int, ...]  # S
     global_tokens: Tensor  # [G, D] float32: CLS, mean over all frames of the video, per layer; G may be 0
     positions: Tensor | None = None  # [N, 3] float64: seconds into the video, row, column; means over what was merged
-    _prefix: Tensor | None = field(init=False, default=None)  # in which `local` lies, where that was copied already
+    _prefix: Tensor | None = field(init=False, default=None)  # [G + N, D], of which `local` is the end: of int8
 
     def __post_init__(self) -> None:
         """All parts speak of the same tokens, and every segment has one."""
@@ -143,8 +143,8 @@ class VideoTokens:
         """What a projector is given: [G + N, D], global tokens first, then local ones in time order.
 
         Without global tokens, for projectors that never saw CLS, [N, D]. This is the one copy of the stored tokens, and
-        never a view of them. It is float16 as they are, or float32 once they were merged further: a projector converts
-        to its own type anyway, where it lies.
+        never a view of them; of int8 `local` is a view of it. It is float16 as they are, or float32 once they were
+        merged further: a projector converts to its own type anyway, where it lies.
         """
         if self._prefix is not None:
             return self._prefix if with_global else self.local
@@ -179,7 +179,7 @@ def videos_from_arrow(rows: pa.Table) -> dict[str, VideoTokens | TerminalError]:
         rows: of `tokens`, ordered by write id and segment, each once, as `read_tokens` gives them.
     """
     try:
-        return {**_by_write(rows)}
+        return dict(_by_write(rows))
     except ValueError:
         return {write_id: _or_error(rows.slice(start, end - start)) for write_id, start, end in _writes(rows)}
 
@@ -205,8 +205,7 @@ def _by_write(rows: pa.Table) -> dict[str, VideoTokens]:
     """The video of each write; raises ValueError if there is anything wrong with any."""
     dtypes = set(rows["dtype"].to_pylist())
     if unknown := dtypes - _LOCAL_KINDS.keys():
-        known = " and ".join(_LOCAL_KINDS)
-        raise ValueError(f"they are stored as {', '.join(map(str, unknown))}, and only {known} are known")
+        raise ValueError(f"they are stored as {', '.join(map(str, unknown))}, and only float16 and int8 are known")
     if len(dtypes) > 1:
         raise ValueError(f"segments are stored as {' and '.join(sorted(dtypes))}, and those of a video as one of them")
     parts: dict[str, list[VideoTokens]] = {}
@@ -241,11 +240,10 @@ def _parts(batch: pa.RecordBatch, dtype: str) -> Iterator[tuple[str, VideoTokens
             prefix_MD[: len(global_GD)] = global_GD
             dequantise(rows_ND, scales_NG[own], prefix_MD[len(global_GD) :])
             rows_ND = prefix_MD[len(global_GD) :]
+        of_segments = tuple(counts[start:end]), tuple(own_frames)
         positions = None if positions_N3 is None else positions_N3[own]
-        video = VideoTokens(
-            rows_ND, sizes_N[own], spans_N2[own], tuple(counts[start:end]), tuple(own_frames), global_GD, positions
-        )
-        object.__setattr__(video, "_prefix", prefix_MD)
+        video = VideoTokens(rows_ND, sizes_N[own], spans_N2[own], *of_segments, global_GD, positions)
+        object.__setattr__(video, "_prefix", prefix_MD)  # not a field of its making: `replace` leaves it out
         yield write_id, video
 
 

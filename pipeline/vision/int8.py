@@ -51,10 +51,19 @@ def check(quantised_ND: Tensor, scales_NG: Tensor) -> None:
         raise ValueError(f"some values in local are below -{MAX_INT8}")
 
 
-def dequantise(quantised_ND: Tensor, scales_NG: Tensor, out_ND: Tensor) -> None:
-    """Write what int8 [N, D] and scales [N, G] stand for into float16 [N, D], each number rounded once."""
-    for quantised_NGC, out_NGC, scale_NG in _blocks(quantised_ND, out_ND, scales_NG):
-        out_NGC.copy_(quantised_NGC.float().mul_(scale_NG.float().unsqueeze(-1)))
+def dequantise(quantised_ND: Tensor, scales_NG: Tensor, out_ND: Tensor, scratch: Tensor) -> None:
+    """Write what int8 [N, D] and scales [N, G], in float32, stand for into float16 [N, D], each number rounded once.
+
+    `scratch`, as `make_scratch` gives it, serves many calls: to allocate it takes as long as a short video.
+    """
+    for quantised_NGC, out_NGC, scales_NG1 in _blocks(quantised_ND, out_ND, scales_NG.unsqueeze(-1)):
+        values_NGC = scratch[: quantised_NGC.numel()].view(quantised_NGC.shape)
+        out_NGC.copy_(values_NGC.copy_(quantised_NGC).mul_(scales_NG1))
+
+
+def make_scratch(dim: int) -> Tensor:
+    """Memory for a block of tokens of so many channels."""
+    return torch.empty(max(_BLOCK_ELEMENTS, dim))
 
 
 def _scales(largest_NG: Tensor) -> Tensor:
@@ -66,16 +75,18 @@ def _scales(largest_NG: Tensor) -> Tensor:
 
 
 def _blocks(from_ND: Tensor, to_ND: Tensor, scales_NG: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Blocks of rows of both tensors by group, [n, G, C], with their scales [n, G]; a short last group by itself."""
-    dim = from_ND.shape[1]
+    """Blocks of rows of both tensors by group, [n, G, C], with scales [n, G, ..]; a short last group by itself."""
+    num_rows, dim = from_ND.shape
     whole = dim - dim % CHANNELS_PER_SCALE
-    num_rows = max(_BLOCK_ELEMENTS // dim, 1)
-    for start in range(0, len(from_ND), num_rows):
-        block = slice(start, start + num_rows)
-        rows_nD, to_nD, scales_nG = from_ND[block], to_ND[block], scales_NG[block]
-        if dim % CHANNELS_PER_SCALE:
+    most_rows = max(_BLOCK_ELEMENTS // dim, 1)
+    for start in range(0, num_rows, most_rows):
+        rows_nD, to_nD, scales_nG = from_ND, to_ND, scales_NG
+        if num_rows > most_rows:  # views of all of a short video take longer than to compute it
+            block = slice(start, start + most_rows)
+            rows_nD, to_nD, scales_nG = from_ND[block], to_ND[block], scales_NG[block]
+        if dim != whole:
             yield rows_nD[:, None, whole:], to_nD[:, None, whole:], scales_nG[:, -1:]
             rows_nD, to_nD, scales_nG = rows_nD[:, :whole], to_nD[:, :whole], scales_nG[:, :-1]
         if whole:
-            shape = (len(rows_nD), -1, CHANNELS_PER_SCALE)
+            shape = (rows_nD.shape[0], -1, CHANNELS_PER_SCALE)
             yield rows_nD.view(shape), to_nD.view(shape), scales_nG

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from longvlm.pipeline.vision.blobs import all_finite, as_tensor, bounds
-from longvlm.pipeline.vision.int8 import check, dequantise, num_groups, quantise
+from longvlm.pipeline.vision.int8 import check, dequantise, make_scratch, num_groups, quantise
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import TokenDtype
 
@@ -230,7 +230,7 @@ def _parts(batch: pa.RecordBatch, dtype: str) -> Iterator[tuple[str, VideoTokens
     sizes_N = _whole_numbers(batch, "sizes", counts, pa.uint16(), 1).view(-1)
     spans_N2 = _whole_numbers(batch, "spans", counts, pa.uint32(), 2)
     positions_N3, cls_SGD = _positions(batch, counts), _cls(batch, dims[0])
-    ends = list(accumulate(counts, initial=0))
+    ends, scratch = list(accumulate(counts, initial=0)), make_scratch(dims[0])
     for write_id, start, end in _writes(batch):
         own, own_frames = slice(ends[start], ends[end]), frames[start:end]
         global_GD = _mean(cls_SGD[start:end], own_frames)
@@ -238,8 +238,8 @@ def _parts(batch: pa.RecordBatch, dtype: str) -> Iterator[tuple[str, VideoTokens
         if scales_NG is not None:
             prefix_MD = torch.empty(len(global_GD) + len(rows_ND), dims[0], dtype=torch.float16)
             prefix_MD[: len(global_GD)] = global_GD
-            dequantise(rows_ND, scales_NG[own], prefix_MD[len(global_GD) :])
-            rows_ND = prefix_MD[len(global_GD) :]
+            quantised_ND, rows_ND = rows_ND, prefix_MD[len(global_GD) :]
+            dequantise(quantised_ND, scales_NG[own], rows_ND, scratch)
         of_segments = tuple(counts[start:end]), tuple(own_frames)
         positions = None if positions_N3 is None else positions_N3[own]
         video = VideoTokens(rows_ND, sizes_N[own], spans_N2[own], *of_segments, global_GD, positions)

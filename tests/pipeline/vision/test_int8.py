@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from longvlm.pipeline.vision.int8 import MAX_SCALE, check, dequantise, num_groups, quantise
+from longvlm.pipeline.vision.int8 import MAX_SCALE, check, dequantise, make_scratch, num_groups, quantise
 
 LEAST = 2.0**-24  # the smallest float16 above 0
 
@@ -10,7 +10,7 @@ LEAST = 2.0**-24  # the smallest float16 above 0
 def back(quantised, scales):
     check(quantised, scales)
     rows = torch.empty(quantised.shape, dtype=torch.float16)
-    dequantise(quantised, scales, rows)
+    dequantise(quantised, scales.float(), rows, make_scratch(rows.shape[1]))
     return rows
 
 

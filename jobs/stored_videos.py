@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from longvlm.pipeline.answering.about import SearchVectors, search_vectors
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.tokens import VideoTokens, videos_from_arrow
@@ -15,6 +16,7 @@ from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, Tran
 
 VIDEOS_PER_READ = 8  # one read serves several: their shards' footers are looked at once
 READS_AHEAD = 2  # so that nobody waits for an object store
+_SHOWN_WHEN = ("start_s", "end_s", "first_frame", "last_frame", "frames", "times_s")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +24,8 @@ class StoredVideo:
     """What the store holds of a video."""
 
     tokens: VideoTokens
-    segments: list[dict[str, Any]]  # start_s, end_s, first_frame and last_frame of each, in time order
-    embeddings: pa.ChunkedArray | None  # of the segments, where they were asked for
+    segments: list[dict[str, Any]]  # _SHOWN_WHEN of each, in time order
+    vectors: SearchVectors | None  # where they were asked for, and every segment has some
 
 
 def read_videos(
@@ -66,6 +68,5 @@ def _stored(tokens: VideoTokens | TerminalError | None, segments: pa.Table | Non
         return tokens
     if tokens is None or segments is None or len(segments) != len(tokens.counts):
         return TerminalError(ErrorCode.BAD_TOKENS, "the video's segments and tokens differ; index the video again.")
-    embeddings = segments["embedding"] if "embedding" in segments.column_names else None
-    times = segments.select(["start_s", "end_s", "first_frame", "last_frame"])
-    return StoredVideo(tokens, times.to_pylist(), embeddings)
+    vectors = search_vectors(segments) if "embedding" in segments.column_names else None
+    return StoredVideo(tokens, segments.select(_SHOWN_WHEN).to_pylist(), vectors)

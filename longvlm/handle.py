@@ -195,7 +195,7 @@ class VideoIndex:
             limit: at most so many videos.
             budget: most visual tokens of a video; None: as stored, or what the model's context holds.
             tokens_per_segment: most visual tokens of a segment.
-            focus: what gives way where the budget cannot hold all segments.
+            focus: what gives way to the budget: all alike, what is far from the question, or as each question has it.
             precision: of the model.
             max_new_tokens: of an answer.
             ray_address: a Ray cluster; None: RAY_ADDRESS or a local Ray; "none": this process alone.

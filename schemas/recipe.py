@@ -16,7 +16,7 @@ from longvlm.schemas.tower import TOWER_SETTINGS, TowerSpec
 Precision = Literal["float32", "bfloat16", "float16"]
 Decode = Literal["exact", "keyframe"]
 TokenDtype = Literal["float16", "int8"]
-Focus = Literal["question", "even"]
+Focus = Literal["question", "even", "auto"]
 METRIC_HEADS = 16  # LONGVLM.md section 1: the head count of the merge metric, whatever the tower has
 CHANNELS_PER_SCALE = 64  # of a local token as int8; of a width that is no multiple the last scale has fewer
 
@@ -33,7 +33,12 @@ ANSWER_RULES = {
     "budgets": 1,  # how stored tokens are merged on or left out
     "prompts": 1,  # the words around a question of each type
     "decoding": 1,  # how options are weighed, and how words are drawn
-    "reading": 1,  # from the words of an answer to its value, and from attention to evidence
+    "reading": 1,  # from the words of an answer to its value; evidence alone makes no answer stale
+}
+# The same for answers of one focus alone: which segments a question keeps, and what becomes of the others.
+FOCUS_RULES = {
+    "question": 2,  # 2: all other segments are merged to a few tokens, where some were shown and others left out
+    "auto": 1,  # the same, and when a question is about a moment; raise it together with the one above
 }
 # The same for answers of one type alone. These stand in the hash of a question, so that others stay as they are.
 TYPE_RULES = {
@@ -312,7 +317,7 @@ class AnswerRecipe:
     precision: Precision = "bfloat16"
     budget: int | None = None  # most visual tokens of a prefix, global ones included; None: as many as are stored
     tokens_per_segment: int | None = None  # most local tokens of a segment; None: as many as are stored
-    focus: Focus | None = None  # what gives way when the budget cannot hold every segment; None: such a video fails
+    focus: Focus | None = None  # what gives way to the budget; None: not even a token a segment, such a video fails
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0
@@ -330,4 +335,5 @@ class AnswerRecipe:
         """Changes with whatever may change an answer; not with the folder the model lies in."""
         spec = spec_of(self)
         del spec["model"]
-        return fingerprint(spec | raised(ANSWER_RULES))
+        of_focus = {f"focus {self.focus}": FOCUS_RULES[self.focus]} if self.focus in FOCUS_RULES else {}
+        return fingerprint(spec | raised(ANSWER_RULES | of_focus))

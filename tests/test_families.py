@@ -85,6 +85,8 @@ def test_places_are_stored_and_survive_house_keeping(indexed, tmp_path):
 def test_what_needs_a_text_encoder_says_so(indexed):
     focus = run("answer", "--store", indexed / "store", "--ask", "What?", "--focus", "question", "--budget", 20, code=2)
     assert "has no text encoder; use --focus even" in focus.output
+    rows = answers_of(indexed, "--focus", "auto", "--budget", 40)
+    assert {row["focus"] for row in rows} - {None} == {"even"}  # no time is named; a short video is held
     assert "has no text encoder" in run("search", "--store", indexed / "store", "a box", code=2).output
 
 

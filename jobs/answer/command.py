@@ -21,6 +21,8 @@ _ANSWER_FIELDS = (
     "error_code",
     "error",
     "num_visual_tokens",
+    "focus",
+    "kept_segments",
     "latency_ms",
     "thinking",
 )
@@ -68,8 +70,9 @@ _ANSWER_FIELDS = (
 @click.option("--tokens-per-segment", type=click.IntRange(min=1), help="Most visual tokens of a segment.")
 @click.option(
     "--focus",
-    type=click.Choice(["question", "even"]),
-    help="Where the budget cannot hold all segments: keep those nearest to the question, or merge neighbours.",
+    type=click.Choice(["question", "even", "auto"]),
+    help="Where the budget is less than what is stored: keep the segments nearest to the question, treat all alike, or "
+    "let each question decide.",
 )
 @click.option("--template", metavar="T", help="Prompt template; default: the model's own.")
 @click.option(

@@ -15,8 +15,9 @@ def estimate(
     """Tokens to prefill and to decode, and seconds.
 
     A video's visual tokens follow from its segments: the recipe's tokens for each (fewer for a short last one) and the
-    global ones, within the budget. Decoding is taken to be as long as the last run's answers were; where no run was
-    measured yet, as long as it may be, and the seconds are None.
+    global ones, within the budget; with a focus on questions, as if no two saw the same of a video. Decoding is taken
+    to be as long as the last run's answers were; where no run was measured yet, as long as it may be, and the seconds
+    are None.
 
     Args:
         asking: the plan.
@@ -26,7 +27,8 @@ def estimate(
         last: a snapshot whose `runs` are looked at.
     """
     per_segment = min(stored.tokens_per_segment, recipe.tokens_per_segment or stored.tokens_per_segment)
-    visual, text, num_decoded = asking.workload(per_segment, num_global, recipe.budget)
+    follows = recipe.focus in ("question", "auto")
+    visual, text, num_decoded = asking.workload(per_segment, num_global, recipe.budget, follows_questions=follows)
     run = last_measured_run(last)
     mean_length = run["decode_tokens"] / run["questions"] if run else 0.0
     found = {

@@ -56,7 +56,7 @@ def fit_focus(stored: RegisteredRecipe, focus: Focus | None, budget: int | None)
     if focus == "question" and stored.recipe.tower.search_dim is None:
         raise InputError(
             f"--focus question needs search embeddings, but the tower {stored.recipe.tower.name} has no text encoder; "
-            "use --focus even."
+            "use --focus even, or --focus auto, which follows the times that questions name."
         )
     return focus if focus is not None or budget is not None else "even"
 

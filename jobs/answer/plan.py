@@ -107,9 +107,12 @@ GROUP BY n, piece, video_id, uri, write_id ORDER BY n, piece
 """
 _CHARACTERS_PER_TOKEN = 4  # of English in the tokenizers of these models, about
 _WORKLOAD = f"""
-WITH videos_now AS (SELECT num_segments FROM live SEMI JOIN pending USING (n)),
+WITH videos_now AS (
+    SELECT $1 * any_value(num_segments) + $2 AS stored, count(*) AS num_questions
+    FROM live JOIN pending USING (n) GROUP BY n
+),
 questions_now AS (SELECT length(question) AS num_characters, "type" FROM pending JOIN given USING (q))
-SELECT (SELECT coalesce(sum(least($1 * num_segments + $2, $3)), 0) FROM videos_now)::BIGINT,
+SELECT (SELECT coalesce(sum(least(stored, $3) * if($4 AND stored > $3, num_questions, 1)), 0) FROM videos_now)::BIGINT,
     coalesce(sum(ceil(num_characters / {_CHARACTERS_PER_TOKEN})), 0)::BIGINT,
     count(*) FILTER ("type" NOT IN ('bool', 'choice'))
 FROM questions_now
@@ -160,9 +163,15 @@ class Asking:
         for (wave,) in self.con.execute("SELECT DISTINCT wave FROM pending ORDER BY wave").fetchall():
             yield self.con.sql(_WAVE, params=[questions_per_group, wave]).to_arrow_table().cast(tables.GROUPS)
 
-    def workload(self, tokens_per_segment: int, num_global: int, budget: int | None) -> tuple[int, int, int]:
-        """Of what is to be asked: visual tokens, each video's once; tokens of text, about; questions to decode for."""
-        return self.con.execute(_WORKLOAD, [tokens_per_segment, num_global, budget]).fetchall()[0]
+    def workload(
+        self, tokens_per_segment: int, num_global: int, budget: int | None, *, follows_questions: bool
+    ) -> tuple[int, int, int]:
+        """Of what is to be asked: visual tokens; tokens of text, about; questions to decode for.
+
+        Visual tokens are each video's once, but of a video that is over the budget once for every question, where the
+        focus follows these.
+        """
+        return self.con.execute(_WORKLOAD, [tokens_per_segment, num_global, budget, follows_questions]).fetchall()[0]
 
     def held_by_grammars(self) -> list[tuple[str, str | None, str]]:
         """Each type and schema of numbers and JSON to be asked for, and one question that does."""

@@ -156,7 +156,9 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
         report.estimate = estimate(report.asking, recipe, stored.recipe, spec.sight.num_global_tokens, snapshot)
     elif report.asking.num_pending:
         executor = open_executor(order.ray_address)
-        terms = AnswerTerms(recipe, spec.sight, snapshot, report.run_id, search_model=stored.recipe.tower.name)
+        tower = stored.recipe.tower
+        search_model = None if tower.search_dim is None else tower.name
+        terms = AnswerTerms(recipe, spec.sight, snapshot, report.run_id, search_model)
         resources = for_answer(executor.resources(), report.asking.num_pending, order.kv_gb)
         logs.begun("answer", report.run_id, store=store.uri, model=recipe.model)
         end_s = None if order.max_hours is None else started_s + order.max_hours * 3600

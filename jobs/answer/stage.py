@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from longvlm.jobs.answer.view import VideoView, Viewer
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.resources import AnswerResources
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, StageReporter
@@ -21,9 +22,7 @@ from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.models.families import load_model
 from longvlm.pipeline.models.prefix import Sight, prefix_of
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.vision.budget import fit, follows_question
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
-from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas import clock, tables
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.recipe import AnswerRecipe
@@ -42,7 +41,7 @@ class AnswerTerms:
     sight: Sight  # of its model
     snapshot: Snapshot
     run_id: str
-    search_model: str  # whose text encoder is beside the stored search embeddings
+    search_model: str | None  # whose text encoder is beside the stored search vectors; None where there are none
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +50,7 @@ class _Asked:
 
     group: GroupRow
     question: AskedQuestion
-    tokens: VideoTokens
+    view: VideoView
     segments: list[dict[str, Any]]
 
 
@@ -65,7 +64,9 @@ class Answerer:
         self.stage.start_logs()
         self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
         self.engine = Engine(self.model, self.recipe, resources.kv_bytes)
-        self.texts = load_text_encoder(terms.search_model) if self.recipe.focus == "question" else None
+        follows = self.recipe.focus in ("question", "auto")
+        texts = load_text_encoder(terms.search_model) if follows and terms.search_model else None
+        self.viewer = Viewer(self.recipe.focus, texts)
 
     def __call__(self, groups: pa.Table) -> Iterator[pa.Table]:
         """Rows of GROUPS in, rows of tables.ANSWERS out, in any order.
@@ -120,16 +121,19 @@ class Answerer:
 
         def source() -> Iterator[Group]:
             write_ids = [group["write_id"] for group in groups]
-            videos = stream_videos(self.terms.snapshot, write_ids, with_embedding=self.texts is not None)
+            videos = stream_videos(self.terms.snapshot, write_ids, with_embedding=self.viewer.reads_vectors)
             for number, (group, video) in enumerate(zip(groups, videos, strict=True)):
                 if isinstance(video, PipelineError):
                     failed.extend(self._failed(group, question, video) for question in group["questions"])
                     continue
-                for tokens, places in self._fitted(group, video, failed):
+                for view, places in self._views(group, video):
                     about = {(number, place): group["questions"][place] for place in places}
-                    asked.update((key, _Asked(group, one, tokens, video.segments)) for key, one in about.items())
+                    if isinstance(view, PipelineError):
+                        failed.extend(self._failed(group, question, view) for question in about.values())
+                        continue
+                    asked.update((key, _Asked(group, one, view, video.segments)) for key, one in about.items())
                     requests = [as_request(key, question) for key, question in about.items()]
-                    yield Group(prefix_of(tokens, video.segments, self.terms.sight), requests)
+                    yield Group(prefix_of(view.tokens, video.segments, self.terms.sight), requests)
 
         for answer in self.engine.answer(source()):
             while failed:
@@ -137,33 +141,12 @@ class Answerer:
             yield self._row(answer, asked.pop(answer.key))
         yield from failed
 
-    def _fitted(
-        self, group: GroupRow, video: StoredVideo, failed: deque[dict[str, Any]]
-    ) -> Iterator[tuple[VideoTokens, list[int]]]:
-        """The video within the budget, and the places of the questions that see it so: all, or each its own."""
-        questions, recipe = group["questions"], self.recipe
+    def _views(self, group: GroupRow, video: StoredVideo) -> Iterator[tuple[VideoView | PipelineError, list[int]]]:
+        """What is shown of a video within the budget, and the places of the questions that see it so."""
         num_beside = max(self.model.num_text_rows(one["start_s"], one["end_s"]) for one in video.segments)
+        recipe = self.recipe
         budget = self.terms.sight.budget(recipe.budget, recipe.tokens_per_segment, recipe.focus, num_beside)
-        own = self.texts is not None and follows_question(video.tokens, budget)
-        for places in [[i] for i in range(len(questions))] if own else [list(range(len(questions)))]:
-            try:
-                nearness = self._nearness(questions[places[0]], video) if own else None
-                tokens = fit(video.tokens, budget, nearness)
-            except TerminalError as error:
-                failed.extend(self._failed(group, questions[place], error) for place in places)
-            else:
-                yield tokens, places
-
-    def _nearness(self, question: AskedQuestion, video: StoredVideo) -> torch.Tensor:
-        """Cosine of a question's text to each segment's search embedding, [S].
-
-        Raises:
-            TerminalError: (bad_tokens) a segment has no embedding.
-        """
-        if self.texts is None or video.embeddings is None or video.embeddings.null_count:
-            raise TerminalError(ErrorCode.BAD_TOKENS, "a segment has no search embedding; ask with --focus even.")
-        vectors = torch.tensor(video.embeddings.combine_chunks().flatten().to_numpy())
-        return vectors.view(len(video.segments), -1) @ self.texts.encode([question["question"]])[0]
+        return self.viewer.views(video, budget, [question["question"] for question in group["questions"]])
 
     def _row(self, answer: Answer, asked: _Asked) -> dict[str, Any]:
         group, question = asked.group, asked.question
@@ -173,6 +156,8 @@ class Answerer:
             "num_new_tokens": answer.num_new_tokens,
             "latency_ms": answer.latency_ms,
             "thinking": answer.thinking,
+            "focus": asked.view.focus,
+            "kept_segments": asked.view.kept,
         }
         if answer.error is not None:
             return self._failed(group, question, answer.error) | made
@@ -184,7 +169,7 @@ class Answerer:
             "answer": answer.text,
             "value": value,
             "confidence": answer.confidence,
-            "evidence": fold(answer.attention, asked.tokens, self.terms.sight.num_global_tokens, asked.segments),
+            "evidence": fold(answer.attention, asked.view.tokens, self.terms.sight.num_global_tokens, asked.segments),
         }
 
     def _failed(self, group: GroupRow, question: AskedQuestion, error: PipelineError) -> dict[str, Any]:

@@ -88,13 +88,14 @@ def read_segments(snapshot: Snapshot, write_ids: Iterable[str], *, with_embeddin
     """When the segments of some videos are, and on request their search embeddings, as `read_tokens` reads.
 
     Returns:
-        write_id, segment, start_s, end_s, first_frame, last_frame and embedding, as in `tables.SEGMENTS`.
+        write_id, segment, start_s, end_s, first_frame, last_frame, frames, times_s, and on request embedding and
+        frame_embeddings, as in `tables.SEGMENTS`.
 
     Raises:
         TerminalError, OSError: as `read_tokens`.
     """
-    names = ["write_id", "segment", "start_s", "end_s", "first_frame", "last_frame"]
-    names += ["embedding"] if with_embedding else []
+    names = ["write_id", "segment", "start_s", "end_s", "first_frame", "last_frame", "frames", "times_s"]
+    names += ["embedding", "frame_embeddings"] if with_embedding else []
     return _read(snapshot, "segments", pa.schema([tables.SEGMENTS.field(name) for name in names]), write_ids)
 
 

@@ -1,4 +1,4 @@
-"""Stored tokens cut to a budget when they are read: merged further, and where that is not enough, focused.
+"""Stored tokens cut to a budget when they are read: merged further, and where that is not enough, neighbours joined.
 
 Merging goes on where the stored merge stopped, in float32 and with its sizes, so that a segment stored with 80 tokens
 and read with 30 is what an index of 30 would have held, up to the rounding of float16.
@@ -6,7 +6,7 @@ and read with 30 is what an index of 30 would have held, up to the rounding of f
 Shape letters: S segments, K tokens of a segment, N of all segments, D channels.
 """
 
-# ruff: noqa: N806 - tensors are named by their shape
+# ruff: noqa: N803, N806 - tensors and arrays are named by their shape
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,6 @@ from itertools import accumulate, chain
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from longvlm.pipeline.vision.merge import Merged, MergeMetric, merge_on
 from longvlm.pipeline.vision.tokens import VideoTokens
@@ -37,7 +36,7 @@ class Budget:
 
     max_tokens: int | None = None  # visual tokens of a prefix, global ones included; None: as many as are stored
     tokens_per_segment: int | None = None  # local ones of a segment, at most; None: as many as are stored
-    focus: Focus | None = None  # what gives way when not every segment can be held; None: such a video fails
+    focus: Focus | None = None  # what gives way (see `fit` and `focus.lay_out`); None: nothing but detail does
     num_global: int = 0  # rows that the prefix will have ahead of its segments; they count
     num_beside: int = 0  # rows that it will have beside each block of tokens (markers of time); they count as well
     frames_per_block: int | None = None  # of a video of which nothing is merged; None, and once it is: a segment
@@ -48,30 +47,20 @@ class Budget:
         return self.max_tokens is None or self.num_global + _stored_rows(video, self) <= self.max_tokens
 
 
-def fit(video: VideoTokens, budget: Budget, nearness: Tensor | None = None) -> VideoTokens:
+def fit(video: VideoTokens, budget: Budget) -> VideoTokens:
     """A video's tokens within a budget, in time order; the same object if they are within it already.
 
     `tokens_per_segment` caps every segment, `max_tokens` caps their sum: every segment gets the same share, or all that
     it has, and what is left is handed out evenly over time. If that would leave segments with fewer than `HELD_TOKENS`
-    (or `tokens_per_segment`), so that only H of them can be held, the `focus` decides:
-
-    * even: H runs of neighbours, equally long up to one segment, are merged as if each were a segment.
-    * question: the nearest two thirds of the H (rounded up) are kept, and of the others a third, evenly over time. The
-      global tokens stay those of the whole video.
-    * None: segments get what there is, one token at least.
-
-    Args:
-        video: as stored.
-        budget: what the prompt may hold of it.
-        nearness: [S], for focus question: how near each segment's search embedding is to the question's; NaN where a
-            segment has none, which is farther than any.
+    (or `tokens_per_segment`), so that only H of them can be held, H runs of neighbours, equally long up to one segment,
+    are merged as if each were a segment. Without a focus they are not: segments get what there is, one token at least.
+    What focus question shows, where there is room for it, is said by `focus.lay_out`.
 
     Raises:
         TerminalError: (budget_too_small) there is no room beside the global tokens, or without a focus none for one
             token a segment.
-        ValueError: focus question without a nearness for every segment.
     """
-    counts, beside, room = np.array(video.counts), budget.num_beside, _room(video, budget)
+    counts, beside, room = np.array(video.counts), budget.num_beside, room_for(video, budget)
     cap = budget.tokens_per_segment or int(counts.sum())
     if room < 1 + beside:
         raise TerminalError(
@@ -87,26 +76,16 @@ def fit(video: VideoTokens, budget: Budget, nearness: Tensor | None = None) -> V
                 f"for each of the {len(counts)} segments; raise --budget, or use --focus even to merge neighbouring "
                 "segments or --focus question to keep those nearest to the question.",
             )
-        num_held = max(room // (_held_tokens(counts, budget) + beside), 1)
-        if budget.focus == "even":
-            video = _neighbours_joined(video, num_held, budget)
-        elif budget.focus == "question":
-            video = _selected(video, _nearest_and_skeleton(nearness, len(counts), num_held))
-    shares = _shares(np.minimum(video.counts, cap), room - beside * len(video.counts))
-    if _stored_rows(video, budget) > room and (shares == video.counts).all():
-        shares[shares.argmax()] -= 1  # a block a segment would do, and that is what a video has once it is merged
-    return _merged(video, shares, budget)
+        if budget.focus is not None:
+            num_held = max(room // (_held_tokens(counts, budget) + beside), 1)
+            video = joined(video, even_sizes(len(counts), num_held), budget)
+    targets = shares(np.minimum(video.counts, cap), room - beside * len(video.counts))
+    if _stored_rows(video, budget) > room and (targets == video.counts).all():
+        targets[targets.argmax()] -= 1  # a block a segment would do, and that is what a video has once it is merged
+    return merged(video, targets, budget)
 
 
-def follows_question(video: VideoTokens, budget: Budget) -> bool:
-    """Whether `fit` keeps other segments for another question, so that each question has a prefix of its own."""
-    room = _room(video, budget)
-    return (
-        budget.focus == "question" and room > budget.num_beside and not _is_held(np.array(video.counts), budget, room)
-    )
-
-
-def _room(video: VideoTokens, budget: Budget) -> int:
+def room_for(video: VideoTokens, budget: Budget) -> int:
     """How many rows the budget leaves for local tokens and what stands beside them."""
     return _stored_rows(video, budget) if budget.max_tokens is None else budget.max_tokens - budget.num_global
 
@@ -128,15 +107,15 @@ def _is_held(counts: NDArray[np.int64], budget: Budget, room: int) -> bool:
     return bool((np.minimum(counts, _held_tokens(counts, budget)) + budget.num_beside).sum() <= room)
 
 
-def _shares(caps: NDArray[np.int64], room: int) -> NDArray[np.int64]:
+def shares(caps: NDArray[np.int64], room: int) -> NDArray[np.int64]:
     """The largest equal share of `room` for all, at most their caps; what is left goes one each, evenly over time."""
     if caps.sum() <= room:
         return caps
     share = int(np.searchsorted([np.minimum(caps, k).sum() for k in range(int(caps.max()) + 1)], room, "right")) - 1
-    shares = np.minimum(caps, share)
+    given = np.minimum(caps, share)
     wanting = np.flatnonzero(caps > share)
-    shares[wanting[_spread(len(wanting), room - int(shares.sum()))]] += 1
-    return shares
+    given[wanting[_spread(len(wanting), room - int(given.sum()))]] += 1
+    return given
 
 
 def _spread(num_places: int, num_chosen: int) -> NDArray[np.int64]:
@@ -144,66 +123,56 @@ def _spread(num_places: int, num_chosen: int) -> NDArray[np.int64]:
     return (2 * np.arange(num_chosen) + 1) * num_places // (2 * max(num_chosen, 1))
 
 
-def _nearest_and_skeleton(nearness: Tensor | None, num_segments: int, num_held: int) -> NDArray[np.int64]:
-    """Which segments focus question keeps, in time order."""
-    if nearness is None or nearness.shape != (num_segments,):
-        raise ValueError(f"focus question needs the nearness of each of the {num_segments} segments")
-    far = -nearness.double().numpy()
-    num_skeleton = num_held // 3
-    nearest_first = far.argsort(kind="stable")  # NaN comes last, and of equals the earlier first
-    others = np.sort(nearest_first[num_held - num_skeleton :])
-    return np.sort(
-        np.concatenate([nearest_first[: num_held - num_skeleton], others[_spread(len(others), num_skeleton)]])
-    )
+def joined(
+    video: VideoTokens, members: Sequence[int], budget: Budget, is_alone_S: NDArray[np.bool_] | None = None
+) -> VideoTokens:
+    """Runs of neighbours as one segment each, none with more tokens than a merge can take.
 
-
-def _selected(video: VideoTokens, chosen: NDArray[np.int64]) -> VideoTokens:
-    """Some of the segments; the global tokens stay."""
-    is_chosen_S = np.zeros(len(video.counts), bool)
-    is_chosen_S[chosen] = True
-    rows_N = torch.from_numpy(np.repeat(is_chosen_S, video.counts))
-    return VideoTokens(
-        video.local[rows_N],
-        video.sizes[rows_N],
-        video.spans[rows_N],
-        tuple(np.array(video.counts)[chosen].tolist()),
-        tuple(np.array(video.num_frames)[chosen].tolist()),
-        video.global_tokens,
-        None if video.positions is None else video.positions[rows_N],
-    )
-
-
-def _neighbours_joined(video: VideoTokens, num_runs: int, budget: Budget) -> VideoTokens:
-    """Runs of neighbours as one segment each, none with more tokens than a merge can take."""
-    members = _even_sizes(len(video.counts), num_runs)
+    Args:
+        video: with all its segments.
+        members: how many segments each run has, in time order.
+        budget: says of how many streams a token is.
+        is_alone_S: which segments are left as they are, however many tokens they have; each is a run by itself.
+    """
+    is_alone_S = np.zeros(len(video.counts), bool) if is_alone_S is None else is_alone_S
     while True:
-        joined = _joined(video, members)
-        if max(joined.counts) <= _MAX_RUN_TOKENS:
-            return joined
-        within = [_even_sizes(number, -(-number // _NEIGHBOURS)) for number in members]
-        video = _capped(video, budget)
-        if max(_joined(video, members).counts) > _MAX_RUN_TOKENS:
-            video = _capped(_joined(video, list(chain.from_iterable(within))), budget)
+        starts = np.cumsum(members) - members
+        runs, is_alone_R = _side_by_side(video, members), is_alone_S[starts]
+        if _longest(runs, is_alone_R) <= _MAX_RUN_TOKENS:
+            return runs
+        within = [even_sizes(number, -(-number // _NEIGHBOURS)) for number in members]
+        video = _capped(video, budget, is_alone_S)
+        if _longest(_side_by_side(video, members), is_alone_R) > _MAX_RUN_TOKENS:
+            sizes = list(chain.from_iterable(within))
+            is_alone_S = is_alone_S[np.cumsum(sizes) - sizes]
+            video = _capped(_side_by_side(video, sizes), budget, is_alone_S)
             members = [len(parts) for parts in within]
 
 
-def _capped(video: VideoTokens, budget: Budget) -> VideoTokens:
-    return _merged(video, np.minimum(video.counts, _MAX_RUN_TOKENS // _NEIGHBOURS), budget)
+def _longest(runs: VideoTokens, is_alone_R: NDArray[np.bool_]) -> int:
+    """Tokens of the longest run that is to be merged."""
+    return int(np.where(is_alone_R, 0, runs.counts).max())
 
 
-def _joined(video: VideoTokens, members: Sequence[int]) -> VideoTokens:
+def _capped(video: VideoTokens, budget: Budget, is_alone_S: NDArray[np.bool_]) -> VideoTokens:
+    counts = np.array(video.counts)
+    targets = np.where(is_alone_S, counts, np.minimum(counts, _MAX_RUN_TOKENS // _NEIGHBOURS))
+    return merged(video, targets, budget)
+
+
+def _side_by_side(video: VideoTokens, members: Sequence[int]) -> VideoTokens:
     """Each run of so many neighbours as one segment: their tokens lie side by side already."""
     starts = [0, *accumulate(members)][:-1]
     counts, num_frames = (np.add.reduceat(part, starts).tolist() for part in (video.counts, video.num_frames))
     return replace(video, counts=tuple(counts), num_frames=tuple(num_frames))
 
 
-def _even_sizes(number: int, num_parts: int) -> list[int]:
+def even_sizes(number: int, num_parts: int) -> list[int]:
     """Sizes of parts that differ by at most one."""
     return np.diff(np.arange(num_parts + 1) * number // num_parts).tolist()
 
 
-def _merged(video: VideoTokens, targets: NDArray[np.int64], budget: Budget) -> VideoTokens:
+def merged(video: VideoTokens, targets: NDArray[np.int64], budget: Budget) -> VideoTokens:
     """Every segment merged on to its target, segments with equal counts and targets together."""
     counts = np.array(video.counts)
     if (counts == targets).all():
@@ -220,12 +189,12 @@ def _merged(video: VideoTokens, targets: NDArray[np.int64], budget: Budget) -> V
         for part in (members[i : i + at_once] for i in range(0, len(members), at_once)):
             from_SK, to_SK = from_S[part, None] + torch.arange(count), to_S[part, None] + torch.arange(target)
             positions = None if video.positions is None else video.positions[from_SK]
-            merged = Merged(video.local[from_SK], video.sizes[from_SK], video.spans[from_SK], positions)
+            on = Merged(video.local[from_SK], video.sizes[from_SK], video.spans[from_SK], positions)
             if target < count:  # a segment that stays is copied bit for bit
-                merged = merge_on(merged, halving_schedule(count, target), metric)
-            local_ND[to_SK], sizes_N[to_SK], spans_N2[to_SK] = merged.tokens.float(), merged.sizes, merged.spans
-            if positions_N3 is not None and merged.positions is not None:
-                positions_N3[to_SK] = merged.positions
+                on = merge_on(on, halving_schedule(count, target), metric)
+            local_ND[to_SK], sizes_N[to_SK], spans_N2[to_SK] = on.tokens.float(), on.sizes, on.spans
+            if positions_N3 is not None and on.positions is not None:
+                positions_N3[to_SK] = on.positions
     return replace(
         video,
         local=local_ND,

@@ -1,13 +1,16 @@
 """Stores of made-up videos: encoded units with random blobs, and what a driver would write of them."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import write_shards
+from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas import recipe, tables
 from longvlm.schemas.identity import new_write_id, video_id
 
@@ -128,3 +131,25 @@ def create(uri: str, start) -> None:
     """Makes a store in a process of its own, when the others are ready to do so too."""
     start.wait()
     Store.create(uri)
+
+
+@cache
+def token_video(counts: tuple[int, ...], num_global: int = 2, seed: int = 0) -> VideoTokens:
+    """A video whose segments cover ten frames each; frame 10 * i + j is the j-th of segment i."""
+    random = torch.Generator().manual_seed(seed)
+    num_tokens = sum(counts)
+    firsts = torch.cat([torch.randint(10 * i, 10 * i + 5, (n,), generator=random) for i, n in enumerate(counts)])
+    return VideoTokens(
+        torch.randn(num_tokens, DIM, generator=random).half(),
+        torch.randint(1, 9, (num_tokens,), generator=random),
+        torch.stack([firsts, firsts + 4], dim=-1),
+        counts,
+        (10,) * len(counts),
+        torch.randn(num_global, DIM, generator=random),
+    )
+
+
+def segment_of(tokens: VideoTokens, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    stop = sum(tokens.counts[: index + 1])
+    part = slice(stop - tokens.counts[index], stop)
+    return tokens.local[part], tokens.sizes[part], tokens.spans[part]

@@ -47,6 +47,8 @@ def test_answer_prints_an_object_an_answer_and_a_last_one(store):
         "value",
         "status",
         "num_visual_tokens",
+        "focus",
+        "kept_segments",
         "latency_ms",
     }
     assert all(needed <= set(answer) for answer in answers)

@@ -32,9 +32,9 @@ def test_videos_come_in_the_order_they_are_asked_for_and_as_often(store):
         stored = from_arrow(read_tokens(store.pin(), [write_id]))
         assert video.tokens.local.equal(stored.local)
         assert [part["start_s"] for part in video.segments] == [10.0 * i for i in range(len(stored.counts))]
-        assert video.embeddings is None
+        assert video.vectors is None
     (video,) = read_videos(store.pin(), [first], with_embedding=True)
-    assert len(video.embeddings) == 4
+    assert video.vectors.counts == (1,) * 4
     assert read_videos(store.pin(), []) == []
 
 

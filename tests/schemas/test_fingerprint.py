@@ -74,7 +74,6 @@ def values(of) -> dict:
         (replace(ANSWER, template="vicuna_v1"), "57ed84dfc7cd55bc"),
         (replace(ANSWER, precision="float32"), "f85a234d55eae444"),
         (replace(ANSWER, budget=300), "45ffc8392e2d3c50"),
-        (replace(ANSWER, budget=300, focus="question"), "464cf8a765dbd2ea"),
         (replace(ANSWER, tokens_per_segment=8, focus="even"), "85c7c87cf1d42e8f"),
         (replace(ANSWER, max_new_tokens=64, temperature=0.7, top_p=0.9, seed=3), "9aea3db15b1bf990"),
         (training.projector(), "4c22590b3cbfca2f"),
@@ -135,6 +134,18 @@ def test_each_rule_is_hashed_from_its_second_number_on(rules, of, monkeypatch):
     before = of.fingerprint
     monkeypatch.setitem(rules, "a rule that is new", 1)
     assert of.fingerprint == before
+
+
+def test_rules_of_one_focus_are_hashed_of_answers_with_that_focus_alone(monkeypatch):
+    of = {focus: replace(ANSWER, budget=300, focus=focus) for focus in (None, "even", "question", "auto")}
+    before = {focus: answer.fingerprint for focus, answer in of.items()}
+    assert before["question"] != "464cf8a765dbd2ea"  # as it was by its first rule
+    for focus in recipe.FOCUS_RULES:
+        with monkeypatch.context() as patched:
+            patched.setitem(recipe.FOCUS_RULES, focus, 9)
+            assert [name for name, answer in of.items() if answer.fingerprint != before[name]] == [focus]
+    monkeypatch.setitem(recipe.FOCUS_RULES, "question", 1)
+    assert of["question"].fingerprint == "464cf8a765dbd2ea"
 
 
 def test_rules_of_one_type_leave_the_fingerprints_of_recipes_alone(monkeypatch):

@@ -39,6 +39,9 @@ def test_tokens_follow_from_segments_and_seconds_from_the_last_run(tmp_path):
         "rates_of_run": None,
     }
     assert estimated(store, replace(RECIPE, budget=100))["prefill_tokens"] == 3 * (100 + 21)
+    for focus, each in (("even", 100), ("question", 2 * 100), ("auto", 2 * 100)):  # perhaps a prefix a question
+        assert estimated(store, replace(RECIPE, budget=100, focus=focus))["prefill_tokens"] == 3 * (each + 21)
+        assert estimated(store, replace(RECIPE, focus=focus))["prefill_tokens"] == 3 * (visual + 21)
     assert estimated(store, replace(RECIPE, tokens_per_segment=8), 0)["prefill_tokens"] == 3 * (32 + 21)
 
     rates = {"prefill_tokens": 1000, "prefill_s": 2.0, "decode_tokens": 50, "decode_s": 5.0, "questions": 5}

@@ -51,6 +51,7 @@ def test_every_video_is_answered_unless_a_budget_is_named():
     assert fit_focus(SEEN, None, 100) is None
     assert fit_focus(SEEN, "question", None) == "question"
     assert fit_focus(BLIND, "even", 100) == "even"
+    assert fit_focus(BLIND, "auto", 100) == "auto"
     with pytest.raises(InputError, match="use --focus even"):
         fit_focus(BLIND, "question", 100)
 

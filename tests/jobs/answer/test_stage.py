@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-import torch
 from stores import rows
 
 from longvlm.jobs.answer.stage import Answerer, AnswerTerms
@@ -119,14 +118,15 @@ def test_a_row_says_what_was_thought_and_how_words_were_chosen(answering, monkey
     assert (held["status"], held["thinking"], held["decoding"]) == ("answered", None, "greedy")
 
 
-def test_evidence_joins_to_the_segments_and_sums_to_one(answering, indexed):
+def test_evidence_lies_within_segments_and_sums_to_one(answering, indexed):
     make, groups = answering
     con = catalog.connect(Store.open(indexed).pin())
     for row in rows_of(make()[0], groups(RED, question("bool", "Is it red?", "bool"))):
-        found = {(span["start_s"], span["end_s"]) for span in row["evidence"]}
         sql = f"SELECT start_s, end_s FROM segments WHERE write_id = '{row['write_id']}'"
-        assert found
-        assert found <= set(con.execute(sql).fetchall())
+        segments = con.execute(sql).fetchall()
+        assert row["evidence"]
+        for span in row["evidence"]:
+            assert any(start <= span["start_s"] < span["end_s"] <= end for start, end in segments)
         assert sum(span["weight"] for span in row["evidence"]) == pytest.approx(1)
 
 
@@ -148,9 +148,9 @@ def test_a_budget_that_is_too_small_fails_its_questions_and_says_what_to_do(answ
     assert {row["status"] for row in rows_of(make(budget=6, focus="even")[0], groups(RED, count=4))} == {"answered"}
 
 
-def test_a_focus_gives_each_question_the_segments_nearest_to_it(answering):
+def test_a_focus_gives_each_question_the_segments_nearest_to_it_and_its_row_says_which(answering):
     make, groups = answering
-    answerer, _ = make(budget=6, focus="question", tokens_per_segment=1)
+    answerer, _ = make(budget=5 + 8 + 2, focus="question")
     seen = []
     answer = answerer.engine.answer
 
@@ -163,13 +163,26 @@ def test_a_focus_gives_each_question_the_segments_nearest_to_it(answering):
         return answer(noted())
 
     answerer.engine.answer = watched
-    asked = [question(str(i), text) for i, text in enumerate(("A red square.", "zzz qqq", "Is it dark? 7 7 7"))]
-    rows = rows_of(answerer, groups(*asked, count=4))
-    assert [row["status"] for row in rows] == ["answered"] * 12
-    long = [group for group in seen if len(group.requests) == 1]
-    assert len(long) == 6  # two of the four clips have two segments, of which the budget holds one
-    assert {len(group.prefix.rows) for group in long} == {6}
-    assert all(torch.equal(group.prefix.rows[:5], long[0].prefix.rows[:5]) for group in long[:3])
+    texts = ("What is seen at 0:00?", "And at 0:01?", "What is at 0:02?", "A red square.")
+    rows = rows_of(answerer, groups(*(question(str(i), text) for i, text in enumerate(texts)), count=4))
+    assert [row["status"] for row in rows] == ["answered"] * 16
+    of_two = [row for row in rows if row["focus"]]
+    assert len(of_two) == 8  # two of the four clips have two segments, of which the budget holds one
+    assert {row["focus"] for row in of_two} == {"question"}
+    assert [row["kept_segments"] for row in of_two if row["question_id"] in "012"] == [[0], [0], [1]] * 2
+    assert {row["num_visual_tokens"] for row in of_two} == {15}
+    assert all(row["kept_segments"] is None for row in rows if not row["focus"])
+    shared = [len(group.requests) for group in seen if len(group.prefix.rows) == 15]
+    assert max(shared) >= 2  # who keeps the same segments shares a prefix
+    assert sum(shared) == 8
+
+
+def test_auto_says_what_it_decided(answering):
+    make, groups = answering
+    asked = (question("1", "How many are there?"), question("2", "What is seen at 0:02?"))
+    rows = rows_of(make(budget=5 + 8 + 2, focus="auto")[0], groups(*asked, count=4))
+    told = [(row["focus"], row["kept_segments"]) for row in rows if row["focus"]]
+    assert told == [("even", None), ("question", [1])] * 2
 
 
 def test_questions_that_kill_their_workers_fail_and_those_beside_them_are_asked_alone(answering):
@@ -224,6 +237,8 @@ def test_a_model_with_time_markers_is_told_when_segments_began(answering, model,
     marked = {"model": str(folder), "weights": describe_model(str(folder)).weights}
     rows = rows_of(make(**marked)[0], groups(RED, count=4))
     (fitted,) = rows_of(make(**marked, budget=40, focus="even")[0], groups(RED, count=4).slice(3))
+    at = question("at", "What is seen at 0:02?")
+    (focused,) = rows_of(make(**marked, budget=17, focus="question")[0], groups(at, count=4).slice(3))
     for row in rows:
         snapshot = Store.open(indexed).pin()
         segments = read_segments(snapshot, [row["write_id"]]).to_pylist()
@@ -237,3 +252,5 @@ def test_a_model_with_time_markers_is_told_when_segments_began(answering, model,
         assert row["evidence"]
     assert fitted["status"] == "answered"
     assert fitted["num_visual_tokens"] <= 40
+    assert (focused["status"], focused["focus"], focused["kept_segments"]) == ("answered", "question", [1])
+    assert focused["num_visual_tokens"] == 17

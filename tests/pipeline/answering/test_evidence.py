@@ -100,6 +100,69 @@ def test_shares_are_those_of_counting_frame_by_frame(spans, cuts, seed):
         ]
 
 
+def seconds(found):
+    return [(span["start_s"], span["end_s"]) for span in found]
+
+
+ONE_A_SECOND = [{**FOUR[0], "frames": list(range(0, 250, 25)), "times_s": [i + 0.5 for i in range(10)]}]
+ONE_A_SECOND[0]["last_frame"] = 225
+
+
+def test_tokens_of_few_frames_say_when_in_a_segment_it_was():
+    tokens = video([(75, 100), (175, 175), (0, 225)])
+    found = fold(torch.tensor([1.0, 0.2, 0.1]), tokens, 0, ONE_A_SECOND)
+    assert found == [{"start_s": 3.0, "end_s": 5.0, "weight": pytest.approx(1)}]  # halfway between frames
+    assert seconds(fold(torch.tensor([0.1, 1.0, 0.1]), tokens, 0, ONE_A_SECOND)) == [(7.0, 8.0)]
+
+
+def test_where_tokens_of_many_frames_drew_most_the_whole_segment_is_told():
+    tokens = video([(75, 100), (175, 175), (0, 225)])
+    assert seconds(fold(torch.tensor([1.0, 0.2, 3.0]), tokens, 0, ONE_A_SECOND)) == [(0.0, 10.0)]
+    assert seconds(fold(torch.tensor([1.0]), video([(25, 150)]), 0, ONE_A_SECOND)) == [(0.0, 10.0)]  # six of ten
+
+
+def test_the_shortest_run_that_holds_half_is_told_and_of_equals_the_one_that_holds_most():
+    tokens = video([(25, 25), (50, 50), (150, 150), (175, 175)])
+    assert seconds(fold(torch.tensor([0.25, 0.25, 0.25, 0.25]), tokens, 0, ONE_A_SECOND)) == [(1.0, 3.0)]
+    assert seconds(fold(torch.tensor([0.2, 0.3, 0.35, 0.2]), tokens, 0, ONE_A_SECOND)) == [(6.0, 8.0)]
+    assert seconds(fold(torch.tensor([0.6, 0.1, 0.1, 0.1]), tokens, 0, ONE_A_SECOND)) == [(1.0, 2.0)]
+
+
+def test_a_frame_that_stays_on_the_screen_is_told_as_long_as_it_stays():
+    slides = [{**segments((4, 6))[0], "frames": [4, 5, 6], "times_s": [0.0, 2.0, 9.0]}]
+    for frame, shown in ((4, (0.0, 2.0)), (5, (2.0, 9.0)), (6, (9.0, 10.0))):
+        tokens = video([(frame, frame), (4, 6)])
+        assert seconds(fold(torch.tensor([0.8, 0.2]), tokens, 0, slides)) == [shown]
+
+
+def test_rows_of_before_and_tokens_of_several_segments_tell_whole_segments():
+    before = [{**ONE_A_SECOND[0], "frames": None, "times_s": None}]
+    assert seconds(fold(torch.tensor([1.0]), video([(75, 75)]), 0, before)) == [(0.0, 10.0)]
+    timed = [row | {"frames": list(range(row["first_frame"], row["last_frame"] + 1))} for row in FOUR]
+    timed = [row | {"times_s": [float(frame) for frame in row["frames"]]} for row in timed]
+    assert seconds(fold(torch.tensor([1.0]), video([(0, 19)]), 0, timed)) == [(0.0, 10.0), (10.0, 20.0)]
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted), min_size=1, max_size=12),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60)
+def test_what_is_told_is_the_shortest_that_holds_half_by_counting(spans, seed):
+    attention = torch.rand(len(spans), generator=torch.Generator().manual_seed(seed)) + 0.01
+    row = {**FOUR[0], "frames": list(range(10)), "times_s": [float(frame) for frame in range(10)]}
+    (found,) = fold(attention, video(spans), 0, [row])
+    total, frames = float(attention.double().sum()), [0.0] * 10
+    for (first, last), weight in zip(spans, attention.tolist(), strict=True):
+        drawn_on = range(first, last + 1) if last - first < 3 else range(10)
+        for frame in drawn_on:
+            frames[frame] += weight / len(drawn_on)
+    lengths = [n for n in (1, 2, 3) if any(sum(frames[f : f + n]) >= total / 2 - 1e-9 for f in range(10))]
+    start, end = int(found["start_s"]), int(found["end_s"])
+    assert end - start == (lengths or [10])[0]
+    assert sum(frames[start:end]) >= total / 2 - 1e-6
+
+
 def test_evidence_reads_as_times_and_percent():
     evidence = [
         {"start_s": 12.0, "end_s": 18.9, "weight": 0.41},

@@ -130,7 +130,8 @@ def test_segments_are_read_by_video_too(store, with_embedding):
     commit(store, made)
     wanted = made["write_id"][0].as_py()
     rows = read_segments(store.pin(), [wanted], with_embedding=with_embedding)
-    names = ["write_id", "segment", "start_s", "end_s", "first_frame", "last_frame", *["embedding"] * with_embedding]
+    names = ["write_id", "segment", "start_s", "end_s", "first_frame", "last_frame", "frames", "times_s"]
+    names += ["embedding", "frame_embeddings"] * with_embedding
     assert rows.schema == pa.schema([tables.SEGMENTS.field(name) for name in names])
     segments = made["segments"][0].as_py()
     want = [{"write_id": wanted} | {name: part[name] for name in names[1:]} for part in segments]

@@ -1,40 +1,15 @@
-from functools import cache
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import segment_of
+from stores import token_video as video
 
-from longvlm.pipeline.vision.budget import Budget, fit, follows_question
+from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.pipeline.vision.merge import merge
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import halving_schedule
-
-DIM = 32
-
-
-@cache
-def video(counts: tuple[int, ...], num_global: int = 2, seed: int = 0) -> VideoTokens:
-    """A video whose segments cover ten frames each; frame 10 * i + j is the j-th of segment i."""
-    random = torch.Generator().manual_seed(seed)
-    num_tokens = sum(counts)
-    firsts = torch.cat([torch.randint(10 * i, 10 * i + 5, (n,), generator=random) for i, n in enumerate(counts)])
-    return VideoTokens(
-        torch.randn(num_tokens, DIM, generator=random).half(),
-        torch.randint(1, 9, (num_tokens,), generator=random),
-        torch.stack([firsts, firsts + 4], dim=-1),
-        counts,
-        (10,) * len(counts),
-        torch.randn(num_global, DIM, generator=random),
-    )
-
-
-def segment_of(tokens: VideoTokens, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    stop = sum(tokens.counts[: index + 1])
-    part = slice(stop - tokens.counts[index], stop)
-    return tokens.local[part], tokens.sizes[part], tokens.spans[part]
 
 
 def test_where_there_is_nothing_to_do_the_tokens_are_the_very_same():
@@ -105,7 +80,7 @@ def test_global_rows_count_against_the_budget_and_stay_as_they_are():
 @pytest.mark.parametrize("focus", [None, "even", "question"])
 def test_a_budget_that_global_rows_fill_is_too_small(focus):
     with pytest.raises(TerminalError, match="2 visual tokens has no room beside 2 global ones") as caught:
-        fit(video((8, 8)), Budget(2, focus=focus, num_global=2), nearness=torch.zeros(2))
+        fit(video((8, 8)), Budget(2, focus=focus, num_global=2))
     assert caught.value.code == ErrorCode.BUDGET_TOO_SMALL
 
 
@@ -121,9 +96,6 @@ def test_a_focus_changes_nothing_where_every_segment_is_held():
         fitted = fit(tokens, Budget(62, focus=focus, num_global=2))
         assert fitted.counts == (10,) * 6
         assert torch.equal(fitted.local, fit(tokens, Budget(62, num_global=2)).local)
-        assert not follows_question(tokens, Budget(62, focus=focus, num_global=2))
-    assert follows_question(tokens, Budget(61, focus="question", num_global=2))
-    assert not follows_question(tokens, Budget(61, focus="even", num_global=2))
 
 
 def test_even_focus_merges_neighbours_in_runs_that_differ_by_one_segment_at_most():
@@ -148,35 +120,6 @@ def test_runs_too_long_for_one_merge_are_merged_in_rounds():
     assert fit(unmerged, Budget(10, focus="even")).counts == (10,)
 
 
-def test_question_focus_keeps_the_nearest_and_an_even_skeleton_in_time_order():
-    tokens = video((16,) * 30)
-    nearness = torch.zeros(30)
-    nearness[[20, 3, 21, 22]] = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    fitted = fit(tokens, Budget(62, focus="question", num_global=2), nearness)
-    kept = [int(segment_of(fitted, i)[2].min()) // 10 for i in range(6)]
-    assert kept == [3, 7, 20, 21, 22, 23]  # two of the 26 others, in the middles of their halves
-    assert fitted.counts == (10,) * 6
-    assert torch.equal(fitted.global_tokens, tokens.global_tokens)
-
-
-def test_segments_without_an_embedding_are_the_farthest():
-    nearness = torch.full((4,), torch.nan)
-    nearness[2] = -0.5
-    fitted = fit(video((16,) * 4), Budget(10, focus="question"), nearness)
-    assert int(fitted.spans.min()) // 10 == 2
-
-
-def test_question_focus_needs_a_nearness_for_each_segment():
-    for nearness in (None, torch.zeros(3)):
-        with pytest.raises(ValueError, match="nearness of each of the 4 segments"):
-            fit(video((16,) * 4), Budget(10, focus="question"), nearness)
-
-
-def test_small_segments_use_the_budget_up_all_the_same():
-    fitted = fit(video((8,) * 40), Budget(200, focus="question"), nearness=torch.linspace(0, 1, 40))
-    assert fitted.counts == (8,) * 25
-
-
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=25).map(tuple),
     budget=st.integers(3, 400),
@@ -188,12 +131,11 @@ def test_small_segments_use_the_budget_up_all_the_same():
 def test_whatever_is_asked_the_budget_holds_and_nothing_is_made_up(counts, budget, cap, focus, seed):
     tokens = video(counts, seed=seed)
     asked = Budget(budget, tokens_per_segment=cap, focus=focus, num_global=2)
-    nearness = torch.rand(len(counts), generator=torch.Generator().manual_seed(seed))
     if focus is None and len(counts) > budget - 2:
         with pytest.raises(TerminalError):
             fit(tokens, asked)
         return
-    fitted = fit(tokens, asked, nearness)
+    fitted = fit(tokens, asked)
     assert len(fitted.prefix()) <= budget
     assert max(fitted.counts) <= (cap or max(sum(counts), 1))
     spans = [segment_of(fitted, i)[2] for i in range(len(fitted.counts))]
@@ -203,13 +145,10 @@ def test_whatever_is_asked_the_budget_holds_and_nothing_is_made_up(counts, budge
     assert (fitted.spans[:, 0] <= fitted.spans[:, 1]).all()
     assert int(fitted.spans.min()) >= 0
     assert int(fitted.spans.max()) <= int(tokens.spans.max())
-    if focus != "question":
-        assert fitted.sizes.sum() == tokens.sizes.sum()
-        assert sum(fitted.num_frames) == sum(tokens.num_frames)
-        sums = [(part.local.double() * part.sizes[:, None]).sum(0) for part in (tokens, fitted)]
-        torch.testing.assert_close(sums[1], sums[0], atol=2e-3, rtol=1e-3)
-    else:
-        assert np.isin(fitted.num_frames, tokens.num_frames).all()
+    assert fitted.sizes.sum() == tokens.sizes.sum()
+    assert sum(fitted.num_frames) == sum(tokens.num_frames)
+    sums = [(part.local.double() * part.sizes[:, None]).sum(0) for part in (tokens, fitted)]
+    torch.testing.assert_close(sums[1], sums[0], atol=2e-3, rtol=1e-3)
 
 
 def test_rows_beside_each_segment_count_against_the_budget():

@@ -2,10 +2,11 @@
 
     python -m benchmarks.read [--rounds 9]
 
-Shards as a writer closes them, a hundred videos each, 1024 wide in float16 with five global layers. The way is the
-engine's: `read_tokens` for eight videos at a time, `from_arrow`, and the one copy into a prefix. Cases run in
-turn; files are in the page cache. Bytes are the ranges asked for through fsspec, as an object store is asked, footers
-included, one video or eight of a shard whose footer was not read before. The last line is one JSON object.
+Shards as a writer closes them, a hundred videos each, 1024 wide with five global layers, in float16 and in int8. The
+way is the engine's: `read_tokens` for eight videos at a time, `videos_from_arrow`, and the one copy into a prefix.
+Cases run in turn; files are in the page cache. MB are those of the float16 shard, whichever is read, so that they stand
+for tokens. Bytes are the ranges asked for through fsspec, as an object store is asked, footers included, one video or
+eight of a shard whose footer was not read before. The last line is one JSON object.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from statistics import median
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import torch
 from fsspec.implementations.local import LocalFileSystem
@@ -26,13 +26,16 @@ from fsspec.implementations.local import LocalFileSystem
 from benchmarks.measure import interleave
 from longvlm.pipeline.store.files import write_parquet
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.shards import by_video, read_tokens
+from longvlm.pipeline.store.shards import read_tokens
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
-from longvlm.pipeline.vision.tokens import from_arrow
+from longvlm.pipeline.vision.tokens import SegmentTokens, VideoTokens, videos_from_arrow
 from longvlm.schemas import tables
 from longvlm.schemas.identity import new_write_id
+from longvlm.schemas.recipe import TokenDtype
 
 DIM, LAYERS, VIDEOS_PER_READ = 1024, 5, 8
+DTYPES: tuple[TokenDtype, ...] = ("float16", "int8")
+BLOBS = ["local", "scales", "sizes", "spans", "cls"]
 CASES = {  # videos, segments, tokens a segment
     "paper": (100, 10, 30),
     "long 60 s": (60, 6, 80),
@@ -60,24 +63,27 @@ class Counted(LocalFileSystem):
         return file
 
 
-def make_rows(num_videos: int, num_segments: int, num_tokens: int) -> pa.Table:
+def make_rows(num_videos: int, num_segments: int, num_tokens: int, dtype: TokenDtype = "float16") -> pa.Table:
     """Rows of `tokens` of some videos, ordered as a writer orders them."""
-    random = np.random.default_rng(0)
-    blobs = [random.normal(size=(num_tokens, DIM)).astype("<f2").tobytes() for _ in range(8)]
+    random = torch.Generator().manual_seed(0)
+    blobs = [
+        SegmentTokens(
+            segment=0,
+            num_frames=10,
+            local=torch.randn(num_tokens, DIM, generator=random),
+            sizes=torch.full((num_tokens,), 2560 // num_tokens),
+            spans=torch.tensor([[0, 9]]).expand(num_tokens, 2),
+            cls=torch.randn(LAYERS, DIM, generator=random),
+        ).to_row(dtype)
+        for _ in range(8)
+    ]
     rows = [
         {
+            **blobs[segment % len(blobs)],
             "video_id": write_id[-16:],
             "recipe": "0123456789abcdef",
             "write_id": write_id,
             "segment": segment,
-            "num_tokens": num_tokens,
-            "dim": DIM,
-            "dtype": "float16",
-            "local": blobs[segment % len(blobs)],
-            "sizes": np.full(num_tokens, 2560 // num_tokens, "<u2").tobytes(),
-            "spans": np.tile(np.array([segment, segment + 9], "<u4"), (num_tokens, 1)).tobytes(),
-            "cls": blobs[segment % len(blobs)][: LAYERS * DIM * 2],
-            "num_frames": 10,
         }
         for write_id in sorted(new_write_id() for _ in range(num_videos))
         for segment in range(num_segments)
@@ -96,8 +102,9 @@ def pin(folder: str, shard: dict[str, Any], scheme: str = "") -> Snapshot:
 def read(snapshot: Snapshot, write_ids: list[str]) -> None:
     """Some videos as the engine reads them."""
     for start in range(0, len(write_ids), VIDEOS_PER_READ):
-        for rows in by_video(read_tokens(snapshot, write_ids[start : start + VIDEOS_PER_READ])).values():
-            from_arrow(rows).prefix()
+        for video in videos_from_arrow(read_tokens(snapshot, write_ids[start : start + VIDEOS_PER_READ])).values():
+            assert isinstance(video, VideoTokens)
+            video.prefix()
 
 
 def bytes_ratio(folder: str, rows: pa.Table, num_wanted: int) -> float:
@@ -108,7 +115,7 @@ def bytes_ratio(folder: str, rows: pa.Table, num_wanted: int) -> float:
     shard = write_parquet(folder, "tokens", rows)
     Counted.num_bytes = 0
     found = read_tokens(pin(folder, shard, "counted://"), wanted)
-    return Counted.num_bytes / found.select(["local", "sizes", "spans", "cls"]).nbytes
+    return Counted.num_bytes / found.select(BLOBS).nbytes
 
 
 def cpu_seconds(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -125,24 +132,33 @@ def main() -> None:
     pa.set_cpu_count(1)
     with tempfile.TemporaryDirectory() as folder:
         Store.create(folder)
-        made = {name: make_rows(*case) for name, case in CASES.items()}
-        shards = {name: write_parquet(folder, "tokens", rows) for name, rows in made.items()}
+        made = {f"{name}, {dtype}": make_rows(*case, dtype) for name, case in CASES.items() for dtype in DTYPES}
+        shards = {case: write_parquet(folder, "tokens", rows) for case, rows in made.items()}
         readers = {
-            name: partial(read, pin(folder, shards[name]), rows["write_id"].unique().to_pylist())
-            for name, rows in made.items()
+            case: partial(read, pin(folder, shards[case]), rows["write_id"].unique().to_pylist())
+            for case, rows in made.items()
         }
-        writers = {name: partial(write_parquet, folder, "tokens", rows) for name, rows in made.items()}
+        writers = {case: partial(write_parquet, folder, "tokens", rows) for case, rows in made.items()}
         read_s, write_s = cpu_seconds(readers, rounds), cpu_seconds(writers, 2)
-        result = {}
-        print(f"{'':10} {'MB':>6}  read MB/CPU s  write MB/CPU s  bytes of 1 video  of 8")
-        for name, rows in made.items():
-            num_mb = shards[name]["size_bytes"] / 1e6
-            speeds = num_mb / read_s[name], num_mb / write_s[name]
-            ratios = bytes_ratio(folder, rows, 1), bytes_ratio(folder, rows, 8)
-            columns = f"{speeds[0]:13.0f}  {speeds[1]:14.0f}  {ratios[0]:15.2f}x  {ratios[1]:.2f}x"
-            print(f"{name:10} {num_mb:6.1f}  {columns}")
-            keys = ("read_mb_per_cpu_s", "write_mb_per_cpu_s", "bytes_ratio_1", "bytes_ratio_8")
-            result[name] = dict(zip(keys, (round(value, 3) for value in (*speeds, *ratios)), strict=True))
+        result: dict[str, dict[str, float]] = {}
+        print(f"{'':19} {'MB':>6}  read MB/CPU s  write MB/CPU s  bytes of 1 video  of 8  to float16: read  local  all")
+        for case, rows in made.items():
+            float16 = f"{case.partition(',')[0]}, float16"
+            num_mb, plain = shards[float16]["size_bytes"] / 1e6, made[float16]
+            found = {
+                "read_mb_per_cpu_s": num_mb / read_s[case],
+                "write_mb_per_cpu_s": num_mb / write_s[case],
+                "bytes_ratio_1": bytes_ratio(folder, rows, 1),
+                "bytes_ratio_8": bytes_ratio(folder, rows, 8),
+                "read_of_float16": read_s[float16] / read_s[case],
+                "local_bytes_of_float16": rows.select(BLOBS[:2]).nbytes / plain.select(BLOBS[:1]).nbytes,
+                "blob_bytes_of_float16": rows.select(BLOBS).nbytes / plain.select(BLOBS).nbytes,
+            }
+            reads, writes, one, eight, *shares = found.values()
+            told = f"{reads:13.0f}  {writes:14.0f}  {one:15.2f}x  {eight:.2f}x  {shares[0]:16.3f}"
+            told += "".join(f"  {share:.3f}" for share in shares[1:])
+            print(f"{case:19} {num_mb:6.1f}  {told}")
+            result[case] = {key: round(value, 3) for key, value in found.items()}
     print(json.dumps(result))
 
 

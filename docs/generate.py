@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -28,7 +28,7 @@ from longvlm.pipeline.models.smolvlm.checkpoint import SmolCheckpoint
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.towers.qwen3_vl import DEFAULT_GRID
-from longvlm.schemas.recipe import long
+from longvlm.schemas.recipe import TokenDtype, channel_bytes, long
 from longvlm.schemas.tables import TABLES
 from longvlm.schemas.tower import TowerSpec
 
@@ -178,8 +178,8 @@ def alerts() -> str:
 def costs() -> str:
     """What an hour of video costs under the default recipe, by family."""
     lines = [
-        "| model | frames | tokens of 10 s, before merging | a token | stored an hour | prompt an hour | context |",
-        "|---|---|---|---|---|---|---|",
+        "| model | frames | of 10 s unmerged | a token | an hour | a token as int8 | an hour | prompt | context |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (tower, sight, context) in CHECKPOINTS.items():
         recipe = replace(long(tower), num_global_layers=sight.num_global_tokens)
@@ -187,12 +187,19 @@ def costs() -> str:
         num_segments = 3600 / recipe.segment_s
         rows = sight.num_global_tokens + num_segments * (recipe.tokens_per_segment + sight.num_marker_tokens)
         height, width = tower.frame_size
+        stored = [
+            said
+            for dtype in get_args(TokenDtype)
+            for said in (
+                f"{channel_bytes(tower.dim, dtype) / 1024:.2f} KiB",
+                f"{num_segments * segment_bytes_of(replace(recipe, dtype=dtype)) / 1e9:.2f} GB",
+            )
+        ]
         cells = (
             name,
             f"{height} x {width}",
             f"{recipe.patches_per_segment:,}",
-            f"{tower.dim * 2 / 1024:.2f} KiB",
-            f"{num_segments * segment_bytes_of(recipe) / 1e9:.2f} GB",
+            *stored,
             f"{rows:,.0f}",
             f"{context:,}",
         )

@@ -11,8 +11,7 @@ import pyarrow as pa
 from longvlm.pipeline.answering.about import SearchVectors, search_vectors
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
-from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow
-from longvlm.schemas import tables
+from longvlm.pipeline.vision.tokens import VideoTokens, videos_from_arrow
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, TransientError
 
 VIDEOS_PER_READ = 8  # one read serves several: their shards' footers are looked at once
@@ -34,7 +33,7 @@ def read_videos(
 ) -> list[StoredVideo | PipelineError]:
     """Some videos in one read, or why one has none; a broken shard fails only the videos that it holds."""
     try:
-        tokens = by_video(read_tokens(snapshot, write_ids))
+        tokens = videos_from_arrow(read_tokens(snapshot, write_ids))
         segments = by_video(read_segments(snapshot, write_ids, with_embedding=with_embedding))
     except (PipelineError, OSError) as error:
         if len(set(write_ids)) > 1:
@@ -63,13 +62,11 @@ def stream_videos(
             yield from ahead.popleft().result()
 
 
-def _stored(tokens: pa.Table | None, segments: pa.Table | None) -> StoredVideo | PipelineError:
-    """One video out of its rows."""
-    try:
-        video = from_arrow(tables.TOKENS.empty_table() if tokens is None else tokens)
-    except TerminalError as error:
-        return error
-    if segments is None or len(segments) != len(video.counts):
+def _stored(tokens: VideoTokens | TerminalError | None, segments: pa.Table | None) -> StoredVideo | PipelineError:
+    """One video out of what was read of it."""
+    if isinstance(tokens, TerminalError):
+        return tokens
+    if tokens is None or segments is None or len(segments) != len(tokens.counts):
         return TerminalError(ErrorCode.BAD_TOKENS, "the video's segments and tokens differ; index the video again.")
     vectors = search_vectors(segments) if "embedding" in segments.column_names else None
-    return StoredVideo(video, segments.select(_SHOWN_WHEN).to_pylist(), vectors)
+    return StoredVideo(tokens, segments.select(_SHOWN_WHEN).to_pylist(), vectors)

@@ -15,8 +15,10 @@ from longvlm.schemas.tower import TOWER_SETTINGS, TowerSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Decode = Literal["exact", "keyframe"]
+TokenDtype = Literal["float16", "int8"]
 Focus = Literal["question", "even", "auto"]
 METRIC_HEADS = 16  # LONGVLM.md section 1: the head count of the merge metric, whatever the tower has
+CHANNELS_PER_SCALE = 64  # of a local token as int8; of a width that is no multiple the last scale has fewer
 
 # What decides, beside their fields, what recipes give; schemas/fingerprint.py says when to raise a number.
 INDEX_RULES = {
@@ -43,6 +45,11 @@ TYPE_RULES = {
     "number": 2,  # 2: decoded by a grammar, never asked for once more
     "json": 2,  # 2: as numbers
 }
+
+
+def channel_bytes(dim: int, dtype: TokenDtype) -> int:
+    """What the channels of a local token take: two bytes each, or one and a float16 scale for every 64."""
+    return 2 * dim if dtype == "float16" else dim + 2 * -(-dim // CHANNELS_PER_SCALE)
 
 
 def halving_schedule(num_tokens: int, keep: int) -> tuple[int, ...]:
@@ -84,6 +91,7 @@ class IndexRecipe:
     max_frames: int | None = field(default=None, metadata=ADDED)  # spread: most frames per video
     frames_per_s: float | None = field(default=None, metadata=ADDED)  # spread: of videos that have no more than that
     skip_ends_s: float = field(default=0.0, metadata=ADDED)  # spread: left out at either end of those that have more
+    dtype: TokenDtype = field(default="float16", metadata=ADDED)  # in which local tokens are stored
 
     def __post_init__(self) -> None:
         """Refuse, in a sentence, a recipe that cannot be carried out."""
@@ -206,6 +214,7 @@ _CHOICES = {
     "decode": ("exact", "keyframe"),
     "resize": ("decoder", "nearest"),
     "precision": ("float32", "bfloat16", "float16"),
+    "dtype": ("float16", "int8"),
 }
 
 

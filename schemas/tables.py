@@ -78,7 +78,7 @@ TOKENS = pa.schema(
         ("cls", pa.binary()),  # [G, D]: mean over the segment's frames, per layer; null without CLS
         ("num_frames", pa.int32()),
         ("positions", pa.binary()),  # [K, 3] float64: seconds into the video, row, column; means; null without
-        ("scales", pa.binary()),  # [K, D / 64] float16: what an int8 of 64 channels is times; null for float16
+        ("scales", pa.binary()),  # [K, ceil(D / 64)] float16: what 64 int8 are times; null for float16
     ]
 )
 

@@ -19,6 +19,8 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import write_shards
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.training.conversations import read_conversations
+from longvlm.pipeline.vision.requantise import as_int8
+from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.schemas import recipe, tables, training
 from longvlm.schemas.errors import ErrorCode, InputError
 from longvlm.schemas.identity import new_write_id, video_id
@@ -194,9 +196,13 @@ def test_the_table_of_costs_is_of_the_default_recipe():
     """By hand, for two rows: the generator could be wrong as well as the table."""
     costs = DOCS["families.md"].split("<!-- generated: costs -->")[1].split("<!-- end")[0]
     bytes_of_2b = 360 * 80 * (4 * 2048 * 2 + 2 + 8 + 24)
-    assert f"| Qwen3-VL 2B | 320 x 512 | 800 | 16.00 KiB | {bytes_of_2b / 1e9:.2f} GB |" in costs
+    int8_of_2b = 360 * 80 * (4 * 2048 + 2 * 128 + 2 + 8 + 24)
+    stored = f"16.00 KiB | {bytes_of_2b / 1e9:.2f} GB | 8.25 KiB | {int8_of_2b / 1e9:.2f} GB"
+    assert f"| Qwen3-VL 2B | 320 x 512 | 800 | {stored} |" in costs
     bytes_of_clip = 360 * (80 * (1024 * 2 + 2 + 8) + 5 * 1024 * 2)
-    assert f"| 2.00 KiB | {bytes_of_clip / 1e9:.2f} GB | {360 * 80 + 5:,} |" in costs
+    int8_of_clip = 360 * (80 * (1024 + 2 * 16 + 2 + 8) + 5 * 1024 * 2)
+    stored = f"2.00 KiB | {bytes_of_clip / 1e9:.2f} GB | 1.03 KiB | {int8_of_clip / 1e9:.2f} GB"
+    assert f"| {stored} | {360 * 80 + 5:,} |" in costs
 
 
 def test_the_example_of_conversations_can_be_learnt_from(tmp_path):
@@ -261,6 +267,8 @@ def test_a_store_is_read_without_this_program(tmp_path):
     stored = made["segments"][0].as_py()[2]
     for name, values in (("local", local), ("sizes", sizes), ("spans", spans), ("cls", cls)):
         assert values.tobytes() == stored[name]
+    small = as_int8(pa.Table.from_pylist([row], tables.TOKENS))
+    assert np.array_equal(found["decode"](small.to_pylist()[0])[0], from_arrow(small).local.numpy())
     assert found["decode"]({**row, "cls": None})[3] is None
     placed = found["decode"]({**row, "positions": np.arange(24.0).tobytes()})[4]
     assert placed.tolist() == np.arange(24.0).reshape(8, 3).tolist()

@@ -35,12 +35,12 @@ from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas.errors import InputError, TerminalError
-from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, Precision
+from longvlm.schemas.recipe import AnswerRecipe, IndexRecipe, Precision, TokenDtype, channel_bytes
 from longvlm.schemas.tables import QuestionRow
 
 BUDGETS = (1024, 512, 128)  # where none are named: those of them that the model's context holds
 # Of each channel of a stored token, beside them, and where it says where it lies.
-_FLOAT16_BYTES, _SIZE_AND_SPAN_BYTES, _POSITION_BYTES = 2, 2 + 2 * 4, 3 * 8
+_SIZE_AND_SPAN_BYTES, _POSITION_BYTES = 2 + 2 * 4, 3 * 8
 
 T = TypeVar("T")
 
@@ -234,7 +234,7 @@ class _CompareRun:
         def groups() -> Iterator[Group]:
             for number, video in enumerate(self.seen):
                 tokens = see(video)
-                stored_bytes.append(bytes_of(tokens))
+                stored_bytes.append(bytes_of(tokens, self.index_recipe.dtype))
                 questions = ((place, self.comparison.questions[place]) for place in video.places)
                 requests = [as_request((number, place), question) for place, question in questions]
                 yield Group(self.prefix(tokens, video), requests)
@@ -260,11 +260,12 @@ def read_budgets(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def bytes_of(tokens: VideoTokens) -> int:
-    """What a store's blobs take for a video: tokens and CLS in float16, a size and a span for each token, its place."""
+def bytes_of(tokens: VideoTokens, dtype: TokenDtype) -> int:
+    """What a store's blobs take for a video: tokens, CLS in float16, a size and a span for each token, its place."""
     num_cls = len(tokens.counts) * tokens.num_global_tokens
     beside = _SIZE_AND_SPAN_BYTES + (_POSITION_BYTES if tokens.positions is not None else 0)
-    return _FLOAT16_BYTES * tokens.dim * (len(tokens.local) + num_cls) + beside * len(tokens.local)
+    of_token = channel_bytes(tokens.dim, dtype) + beside
+    return of_token * len(tokens.local) + channel_bytes(tokens.dim, "float16") * num_cls
 
 
 def _whole(video: _Seen) -> VideoTokens:

@@ -26,7 +26,7 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id
-from longvlm.schemas.recipe import IndexRecipe
+from longvlm.schemas.recipe import IndexRecipe, channel_bytes
 
 _LEDGER_SUMS = """
 SELECT coalesce(sum(duration_s), 0.0) AS video_s, coalesce(sum(num_segments), 0)::BIGINT AS segments,
@@ -158,11 +158,11 @@ def _segments(recipe: IndexRecipe, video_s: float, num_videos: float) -> float:
 
 
 def segment_bytes_of(recipe: IndexRecipe) -> float:
-    """What a full segment's blobs take: float16 tokens with what is known of each, float16 CLS, float32 search vector.
+    """What a full segment's blobs take: tokens with what is known of each, float16 CLS, float32 search vector.
 
     Of a token its size and span are known, and by some towers its time and place.
     """
-    of_token = recipe.tower.dim * 2 + 2 + 2 * 4 + (3 * 8 if recipe.tower.has_positions else 0)
+    of_token = channel_bytes(recipe.tower.dim, recipe.dtype) + 2 + 2 * 4 + (3 * 8 if recipe.tower.has_positions else 0)
     whole = recipe.num_global_layers * recipe.tower.dim * 2 + (recipe.tower.search_dim or 0) * 4
     return recipe.tokens_per_segment * of_token + whole
 

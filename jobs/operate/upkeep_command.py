@@ -21,6 +21,7 @@ _MOST_SHOWN = 10  # names of videos, before somebody is asked whether they are t
     examples=(
         "longvlm maintain --store index",
         "longvlm maintain --store s3://bucket/index --verify",
+        "longvlm maintain --store s3://bucket/index --dtype int8",
     ),
 )
 @STORE
@@ -35,9 +36,22 @@ _MOST_SHOWN = 10  # names of videos, before somebody is asked whether they are t
     "--verify", is_flag=True, help="Also read every byte of the tokens: is all there that is said to be live?"
 )
 @click.option("--repair", is_flag=True, help="Verify, and drop what is damaged: the next runs make it again.")
+@click.option(
+    "--dtype",
+    metavar="D",
+    help="int8: instead of all that, store the tokens of the active recipe again in half the bytes, without their "
+    "videos, under a recipe of their own, which the command names.",
+)
 @AS_JSON
-def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, as_json: bool) -> None:
+def maintain(
+    *, store: str, retention_hours: float, verify: bool, repair: bool, dtype: str | None, as_json: bool
+) -> None:
     """Merge small files, rewrite those of mostly dead rows, delete what nobody needs any more."""
+    if dtype is not None:
+        if verify or repair:
+            raise InputError("--dtype goes alone; verify or repair the store with a command of its own.")
+        _requantise(store, dtype, as_json=as_json)
+        return
     from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
     from longvlm.jobs.terminal import print_report
 
@@ -59,6 +73,27 @@ def maintain(*, store: str, retention_hours: float, verify: bool, repair: bool, 
         tell(counts, "summary")
     else:
         counts |= {f"{table}_files_fewer": number for table, number in counts.pop("files_fewer").items()}
+        counts.pop("stopped")
+        print_report(f"run {counts.pop('run_id')}", counts, {}, report.wall_s)
+    tell_notes(report.notes)
+    if report.stopped:
+        raise StoppedError(f"{report.stopped}.")
+
+
+def _requantise(store: str, dtype: str, *, as_json: bool) -> None:
+    from longvlm.jobs.operate.requantise import RequantiseOrder, run_requantise
+    from longvlm.jobs.terminal import print_report
+
+    report = run_requantise(RequantiseOrder(store, dtype, show_progress=is_shown()))
+    for row in report.problems:
+        if as_json:
+            tell(row, "video")
+        else:
+            say(f"left as it is: {row['uri']}: {row['problem']}")
+    counts = report.as_json()
+    if as_json:
+        tell(counts, "summary")
+    else:
         counts.pop("stopped")
         print_report(f"run {counts.pop('run_id')}", counts, {}, report.wall_s)
     tell_notes(report.notes)

@@ -136,7 +136,7 @@ class Store(delta.Logs):
 
     # --- writing ---
 
-    def commit(self, outcomes: pa.Table, videos: pa.Table) -> frozenset[str]:
+    def commit(self, outcomes: pa.Table, videos: pa.Table, look: Look | None = None) -> frozenset[str]:
         """Make shards, then videos, part of the store: tokens, segments, and last the rows that make them seen.
 
         All is looked at again upon the newest logs. A shard that is gone or being taken (`taking`), or that has rows of
@@ -146,6 +146,7 @@ class Store(delta.Logs):
             outcomes: `tables.OUTCOMES`; the shards they name are added, each once however many units name it.
             videos: `tables.VIDEOS` rows; their `seq`, if there, is replaced by the moment of this commit, raised above
                 all that is in the ledger.
+            look: for rows that rest on what was seen in the ledger before, and not on the video itself.
 
         Either may be empty. A conflict with another writer is retried with the same files; raises CommitFailedError
         when that does not help, OSError when the store is out of reach.
@@ -156,7 +157,7 @@ class Store(delta.Logs):
         self._uncommitted.add(outcomes)
         for table in SHARDED:
             self._name_shards(table)
-        left_out = self._append("videos", videos, self._are_whole)
+        left_out = self._append("videos", videos, partial(self._are_whole, look))
         self._uncommitted.settle(videos["write_id"].to_pylist())
         return frozenset(left_out["write_id"].to_pylist())
 
@@ -282,14 +283,15 @@ class Store(delta.Logs):
             self._uncommitted.lose(table, refused)
             remove_files(f"{self.uri}/{table}", refused)
 
-    def _are_whole(self, _: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
-        """Which rows of videos do not make a write live that is being taken, or lacks some of its segments."""
+    def _are_whole(self, look: Look | None, handle: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
+        """Which rows of videos hold, and do not make a write live that is being taken or lacks some of its segments."""
         torn = taken(self.uri, "videos") | self._uncommitted.torn(
             rows.filter(pc.equal(rows["status"], "indexed")),
             lambda table: delta.names(self.handle(table)),
             lambda table: self.pin((table,)).table(table),
         )
-        return pc.invert(pc.is_in(rows["write_id"], pa.array(torn, pa.string())))
+        are_whole = pc.invert(pc.is_in(rows["write_id"], pa.array(torn, pa.string())))
+        return are_whole if look is None else pc.and_(are_whole, self._hold(look, handle, rows))
 
     def _hold(self, look: Look, handle: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
         files = delta.data_files(f"{self.uri}/videos", handle)

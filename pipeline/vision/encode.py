@@ -24,7 +24,7 @@ from longvlm.pipeline.vision.merge import MergeMetric, merge
 from longvlm.pipeline.vision.tokens import SegmentTokens
 from longvlm.pipeline.vision.towers.contract import Encoded, Tower
 from longvlm.schemas.errors import ErrorCode
-from longvlm.schemas.recipe import IndexRecipe
+from longvlm.schemas.recipe import IndexRecipe, TokenDtype
 from longvlm.schemas.tables import ENCODED
 
 # Frames encoded and merged together, in whole units. On a GPU two forward passes of the tower: enough to keep it full
@@ -118,7 +118,7 @@ def encode_units(frames: pa.Table, tower: Tower, recipe: IndexRecipe) -> pa.Tabl
     for flight in _pipelined(flights, BATCHES_AHEAD[tower.device.type]):
         merged = iter(_collect(flight.groups))
         for i in flight.batch:
-            units[i] = _finished(units[i], [(segment, next(merged)) for segment in units[i]["segments"]])
+            units[i] = _finished(units[i], [(segment, next(merged)) for segment in units[i]["segments"]], recipe.dtype)
         # one batch is computed after another, so this one has had the device since the one before was done
         start, collected_at = max(collected_at, flight.launched_at), clock()
         ms_per_frame = (collected_at - start) * 1e3 / sum(len(pixels[i]) for i in flight.batch)
@@ -312,15 +312,15 @@ def _together(parts: list[Tensor], device: torch.device) -> Tensor:
     return torch.cat(parts, out=together)
 
 
-def _finished(unit: Row, merged: list[tuple[Row, MergedSegment]]) -> Row:
+def _finished(unit: Row, merged: list[tuple[Row, MergedSegment]], dtype: TokenDtype) -> Row:
     """A unit with its segments as stored, or failed because one of them cannot be stored."""
     try:
-        return {**unit, "segments": [_stored(segment, tokens) for segment, tokens in merged]}
+        return {**unit, "segments": [_stored(segment, tokens, dtype) for segment, tokens in merged]}
     except (ValueError, OverflowError) as error:
         return _failed(unit, f"{error}; a recipe with precision float32 may index it")
 
 
-def _stored(segment: Row, merged: MergedSegment) -> Row:
+def _stored(segment: Row, merged: MergedSegment, dtype: TokenDtype) -> Row:
     frames = segment["frames"]
     tokens = SegmentTokens(
         segment["segment"], len(frames), merged.local, merged.sizes, merged.spans, merged.cls, merged.positions
@@ -331,7 +331,7 @@ def _stored(segment: Row, merged: MergedSegment) -> Row:
     places = [distinct[number] for number in sorted(distinct)]
     of_frames = merged.frame_embeddings
     return {
-        **tokens.to_row(),
+        **tokens.to_row(dtype),
         "start_s": segment["start_s"],
         "end_s": segment["end_s"],
         "first_frame": frames[0],

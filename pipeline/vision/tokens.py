@@ -3,11 +3,12 @@
 Shape letters: S segments, K kept tokens of a segment, N of all segments, D channels, G global layers.
 """
 
-# ruff: noqa: N806 - tensors are named by their shape
+# ruff: noqa: N803, N806 - tensors are named by their shape
 
 import math
-from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from longvlm.pipeline.vision.blobs import as_tensor, bounds
+from longvlm.pipeline.vision.blobs import all_finite, as_tensor, bounds
+from longvlm.pipeline.vision.int8 import check, dequantise, make_scratch, num_groups, quantise
 from longvlm.schemas.errors import ErrorCode, TerminalError
+from longvlm.schemas.recipe import TokenDtype
 
 MAX_FLOAT16 = 65504.0
 MAX_UINT16 = 65535
-_FLOAT16 = "float16"
-_INF_BITS, _SIGN_BIT = 0x7C00, 0x8000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,8 +55,13 @@ class SegmentTokens:
         cls = None if self.cls is None else tuple(self.cls.shape)
         return f"SegmentTokens({self.segment}, local={tuple(self.local.shape)}, cls={cls}, frames={self.num_frames})"
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self, dtype: TokenDtype = "float16") -> dict[str, Any]:
         """The columns of `tokens` that hold it (longvlm.schemas.tables.TOKENS).
+
+        What becomes int8 is rounded to float16 first, so that a stored float16 row gives the same bytes later.
+
+        Args:
+            dtype: of the local tokens.
 
         Raises:
             ValueError: a value is not finite.
@@ -69,13 +75,17 @@ class SegmentTokens:
         if self.sizes.max().item() > MAX_UINT16:
             raise OverflowError(f"a token stands for {self.sizes.max().item()} patches; at most {MAX_UINT16} fit")
         num_tokens, dim = self.local.shape
+        local, scales = self.local.half(), None
+        if dtype == "int8":
+            local, scales = quantise(local)
         return {
             "segment": self.segment,
             "num_frames": self.num_frames,
             "num_tokens": num_tokens,
             "dim": dim,
-            "dtype": _FLOAT16,
-            "local": self.local.numpy().astype("<f2").tobytes(),
+            "dtype": dtype,
+            "local": local.numpy().tobytes(),
+            "scales": None if scales is None else scales.numpy().tobytes(),
             "sizes": self.sizes.numpy().astype("<u2").tobytes(),
             "spans": self.spans.numpy().astype("<u4").tobytes(),
             "cls": None if self.cls is None else self.cls.numpy().astype("<f2").tobytes(),
@@ -94,6 +104,7 @@ class VideoTokens:
     num_frames: tuple[int, ...]  # S
     global_tokens: Tensor  # [G, D] float32: CLS, mean over all frames of the video, per layer; G may be 0
     positions: Tensor | None = None  # [N, 3] float64: seconds into the video, row, column; means over what was merged
+    _prefix: Tensor | None = field(init=False, default=None)  # [G + N, D], of which `local` is the end: of int8
 
     def __post_init__(self) -> None:
         """All parts speak of the same tokens, and every segment has one."""
@@ -132,18 +143,17 @@ class VideoTokens:
         """What a projector is given: [G + N, D], global tokens first, then local ones in time order.
 
         Without global tokens, for projectors that never saw CLS, [N, D]. This is the one copy of the stored tokens, and
-        never a view of them. It is float16 as they are, or float32 once they were merged further: a projector converts
-        to its own type anyway, where it lies.
+        never a view of them; of int8 `local` is a view of it. It is float16 as they are, or float32 once they were
+        merged further: a projector converts to its own type anyway, where it lies.
         """
-        num_global = self.num_global_tokens if with_global else 0
-        prefix_ND = torch.empty(num_global + len(self.local), self.dim, dtype=self.local.dtype)
-        prefix_ND[:num_global] = self.global_tokens[:num_global]
-        prefix_ND[num_global:] = self.local
-        return prefix_ND
+        if self._prefix is not None:
+            return self._prefix if with_global else self.local
+        global_GD = self.global_tokens if with_global else self.global_tokens[:0]
+        return torch.cat([global_GD.to(self.local.dtype), self.local])
 
 
 def from_arrow(rows: pa.Table) -> VideoTokens:
-    """The tokens of one video from rows of `tokens`, in any order; blobs that lie in one Arrow chunk are not copied.
+    """The tokens of one video from rows of `tokens`, in any order; float16 in one Arrow chunk is not copied.
 
     Raises:
         TerminalError: (bad_tokens) the rows do not hold what they say, or not the tokens of one video.
@@ -152,20 +162,36 @@ def from_arrow(rows: pa.Table) -> VideoTokens:
     if len(writes) > 1:
         raise TerminalError(ErrorCode.BAD_TOKENS, f"the tokens given belong to {len(writes)} writes, not to one.")
     try:
-        return _joined([_part(batch) for batch in _in_order(rows).to_batches()])
+        (video,) = _by_write(_in_order(rows)).values()
     except ValueError as error:
         raise TerminalError(
             ErrorCode.BAD_TOKENS, f"the stored tokens cannot be used: {error}; index the video again."
         ) from error
+    return video
 
 
-_KINDS = {
-    "local": pa.float16(),
-    "sizes": pa.uint16(),
-    "spans": pa.uint32(),
-    "cls": pa.float16(),
-    "positions": pa.float64(),
-}
+def videos_from_arrow(rows: pa.Table) -> dict[str, VideoTokens | TerminalError]:
+    """The tokens of several videos by write id, or why one has none, as `from_arrow` says it.
+
+    All that lie in one Arrow chunk are looked at together: of small ones, looking takes longer than reading.
+
+    Args:
+        rows: of `tokens`, ordered by write id and segment, each once, as `read_tokens` gives them.
+    """
+    try:
+        return dict(_by_write(rows))
+    except ValueError:
+        return {write_id: _or_error(rows.slice(start, end - start)) for write_id, start, end in _writes(rows)}
+
+
+def _or_error(rows: pa.Table) -> VideoTokens | TerminalError:
+    try:
+        return from_arrow(rows)
+    except TerminalError as error:
+        return error
+
+
+_LOCAL_KINDS = {"float16": pa.float16(), "int8": pa.int8()}
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
@@ -175,55 +201,117 @@ def _in_order(rows: pa.Table) -> pa.Table:
     return rows if order == sorted(order) else rows.sort_by("segment")
 
 
-def _part(batch: pa.RecordBatch) -> VideoTokens:
-    """Whole columns are viewed, not single blobs: a video may have hundreds of segments, and a store millions.
+def _by_write(rows: pa.Table) -> dict[str, VideoTokens]:
+    """The video of each write; raises ValueError if there is anything wrong with any."""
+    dtypes = set(rows["dtype"].to_pylist())
+    if unknown := dtypes - _LOCAL_KINDS.keys():
+        raise ValueError(f"they are stored as {', '.join(map(str, unknown))}, and only float16 and int8 are known")
+    if len(dtypes) > 1:
+        raise ValueError(f"segments are stored as {' and '.join(sorted(dtypes))}, and those of a video as one of them")
+    parts: dict[str, list[VideoTokens]] = {}
+    for batch in rows.to_batches():
+        for write_id, part in _parts(batch, *dtypes):
+            parts.setdefault(write_id, []).append(part)
+    return {write_id: _joined(of_video) for write_id, of_video in parts.items()}
 
-    Facts of segments are looked at as Python's numbers, which for the dozen of a usual video is faster than arrays.
+
+def _parts(batch: pa.RecordBatch, dtype: str) -> Iterator[tuple[str, VideoTokens]]:
+    """What a batch holds of each video, by its write.
+
+    Whole columns are viewed, not single blobs: a video may have hundreds of segments, and a store millions. Facts of
+    segments are looked at as Python's numbers, which for the dozen of a usual video is faster than arrays.
     """
-    dims, dtypes, counts, frames = (batch[name].to_pylist() for name in ("dim", "dtype", "num_tokens", "num_frames"))
-    if unknown := set(dtypes) - {_FLOAT16}:
-        raise ValueError(f"they are stored as {', '.join(map(str, unknown))}, and only {_FLOAT16} is known")
+    dims, counts, frames = (batch[name].to_pylist() for name in ("dim", "num_tokens", "num_frames"))
     if len(set(dims)) > 1:
         raise ValueError(f"segments have different widths: {dims}")
     if min(frames) < 1:
         raise ValueError("a segment has at least one frame")
-    dim, num_frames = dims[0], sum(frames)
-    local_ND = _view(batch, "local", counts, dim)
-    if not _all_finite(local_ND):
+    local_ND, scales_NG = _local(batch, counts, dims[0], dtype)
+    sizes_N = _whole_numbers(batch, "sizes", counts, pa.uint16(), 1).view(-1)
+    spans_N2 = _whole_numbers(batch, "spans", counts, pa.uint32(), 2)
+    positions_N3, cls_SGD = _positions(batch, counts), _cls(batch, dims[0])
+    ends, scratch = list(accumulate(counts, initial=0)), make_scratch(dims[0])
+    for write_id, start, end in _writes(batch):
+        own, own_frames = slice(ends[start], ends[end]), frames[start:end]
+        global_GD = _mean(cls_SGD[start:end], own_frames)
+        prefix_MD, rows_ND = None, local_ND[own]
+        if scales_NG is not None:
+            prefix_MD = torch.empty(len(global_GD) + len(rows_ND), dims[0], dtype=torch.float16)
+            prefix_MD[: len(global_GD)] = global_GD
+            quantised_ND, rows_ND = rows_ND, prefix_MD[len(global_GD) :]
+            dequantise(quantised_ND, scales_NG[own], rows_ND, scratch)
+        of_segments = tuple(counts[start:end]), tuple(own_frames)
+        positions = None if positions_N3 is None else positions_N3[own]
+        video = VideoTokens(rows_ND, sizes_N[own], spans_N2[own], *of_segments, global_GD, positions)
+        object.__setattr__(video, "_prefix", prefix_MD)  # not a field of its making: `replace` leaves it out
+        yield write_id, video
+
+
+def _writes(rows: pa.Table | pa.RecordBatch) -> list[tuple[str, int, int]]:
+    """Each write of some rows, and where those of it begin and end."""
+    lengths = [(write_id, len(list(run))) for write_id, run in groupby(rows["write_id"].to_pylist())]
+    ends = accumulate(length for _, length in lengths)
+    return [(write_id, end - length, end) for (write_id, length), end in zip(lengths, ends, strict=True)]
+
+
+def _local(batch: pa.RecordBatch, counts: list[int], dim: int, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """[N, D] as stored, with scales [N, G] if it is int8."""
+    kind = _LOCAL_KINDS[dtype]
+    local_ND = as_tensor(_blobs(batch, "local", counts, dim, kind), kind, (-1, dim))
+    if dtype == "int8":
+        if "scales" not in batch.schema.names:
+            raise ValueError("they are int8 without scales")
+        width = num_groups(dim)
+        scales = _blobs(batch, "scales", counts, width, pa.float16())
+        scales_NG = as_tensor(scales, pa.float16(), (-1, width)).float()
+        check(local_ND, scales_NG)
+        return local_ND, scales_NG
+    if not all_finite(local_ND):
         raise ValueError("some values in local are not finite")
-    global_GD = torch.empty(0, dim)
-    if batch["cls"].null_count < len(counts):
-        num_layers = len(batch["cls"][0].as_buffer() or b"") // (2 * dim)
-        cls_ED = _view(batch, "cls", [num_layers] * len(counts), dim).float()
-        # the mean over all frames (LONGVLM.md, sections 3 and 5)
-        weights_S = torch.tensor([number / num_frames for number in frames])
-        global_GD = (weights_S @ cls_ED.view(len(counts), -1)).view(num_layers, dim)
-        if not math.isfinite(global_GD.sum().item()):
-            raise ValueError("some values in cls are not finite")
-    return VideoTokens(
-        local_ND,
-        _view(batch, "sizes", counts, 1).long().view(-1),
-        _view(batch, "spans", counts, 2).long(),
-        tuple(counts),
-        tuple(frames),
-        global_GD,
-        _positions(batch, counts),
-    )
+    return local_ND, None
+
+
+def _cls(batch: pa.RecordBatch, dim: int) -> Tensor:
+    """[S, G, D] float32; G is 0 where none are stored."""
+    column = batch["cls"]
+    if column.null_count == len(column):
+        return torch.empty(len(column), 0, dim)
+    num_layers = len(column[0].as_buffer() or b"") // (2 * dim)
+    blobs = _blobs(batch, "cls", [num_layers] * len(column), dim, pa.float16())
+    cls_SGD = as_tensor(blobs, pa.float16(), (-1, num_layers, dim)).float()
+    if not math.isfinite(cls_SGD.sum().item()):
+        raise ValueError("some values in cls are not finite")
+    return cls_SGD
+
+
+def _mean(cls_SGD: Tensor, frames: list[int]) -> Tensor:
+    """[G, D]: over all frames (LONGVLM.md, sections 3 and 5)."""
+    if len(frames) == 1:
+        return cls_SGD[0]
+    num_frames = sum(frames)
+    weights_S = torch.tensor([number / num_frames for number in frames])
+    return (weights_S @ cls_SGD.flatten(1)).view(cls_SGD.shape[1:])
 
 
 def _positions(batch: pa.RecordBatch, counts: list[int]) -> Tensor | None:
     """Where tokens lie, if that is stored: rows of versions that knew none have no such column."""
     if "positions" not in batch.schema.names or batch["positions"].null_count == len(counts):
         return None
-    positions_N3 = _view(batch, "positions", counts, 3)
+    positions_N3 = as_tensor(_blobs(batch, "positions", counts, 3, pa.float64()), pa.float64(), (-1, 3))
     if not bool(positions_N3.isfinite().all()):
         raise ValueError("some values in positions are not finite")
     return positions_N3
 
 
-def _view(batch: pa.RecordBatch, name: str, counts: list[int], width: int) -> Tensor:
-    """All blobs of a column as one tensor [sum of counts, width] over their very bytes."""
-    kind, column = _KINDS[name], batch[name]
+def _whole_numbers(batch: pa.RecordBatch, name: str, counts: list[int], kind: pa.DataType, width: int) -> Tensor:
+    """A column's unsigned numbers as int64 [N, width]."""
+    numbers = np.frombuffer(_blobs(batch, name, counts, width, kind), kind.to_pandas_dtype())
+    return torch.from_numpy(numbers.astype(np.int64)).view(-1, width)
+
+
+def _blobs(batch: pa.RecordBatch, name: str, counts: list[int], width: int, kind: pa.DataType) -> pa.Buffer:
+    """The very bytes of all blobs of a column, which hold [sum of counts, width] of a kind."""
+    column = batch[name]
     row_bytes = width * kind.bit_width // 8
     if column.null_count:
         raise ValueError(f"segment {batch['segment'][column.is_null().index(value=True).as_py()]} lacks {name}")
@@ -236,7 +324,7 @@ def _view(batch: pa.RecordBatch, name: str, counts: list[int], width: int) -> Te
             if length != count * row_bytes or not length
         )
         raise ValueError(f"{name} of segment {segment}: {length} bytes are not {[count, width]} of {kind}")
-    return as_tensor(column.buffers()[2].slice(ends[0], ends[-1] - ends[0]), kind, (-1, width))
+    return column.buffers()[2].slice(ends[0], ends[-1] - ends[0])
 
 
 def _joined(parts: list[VideoTokens]) -> VideoTokens:
@@ -259,13 +347,3 @@ def _joined(parts: list[VideoTokens]) -> VideoTokens:
         torch.tensordot(frames_E / frames_E.sum(), global_EGD, dims=1),
         torch.cat(positions) if positions else None,
     )
-
-
-def _all_finite(values: Tensor) -> bool:
-    """Whether there is no NaN and no infinity among float16 values, by their bits (IEEE 754: all exponent bits set).
-
-    Those are the largest patterns of either sign, so two maxima of integers tell, fifteen times as fast as asking each
-    value, which would take longer than all else that reading does.
-    """
-    bits = values.numpy().view(np.uint16)
-    return bool(bits.view(np.int16).max() < _INF_BITS and bits.max() < _INF_BITS | _SIGN_BIT)

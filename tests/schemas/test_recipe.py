@@ -68,6 +68,7 @@ def test_a_tower_without_cls_has_no_global_tokens():
         ({"segment_s": 5.0}, "uniform sampling takes num_segments"),
         ({"num_global_layers": 26}, "has 25 layers with a CLS token"),
         ({"precision": "int8"}, "use one of float32, bfloat16, float16"),
+        ({"dtype": "int4"}, "dtype is 'int4'; use one of float16, int8"),
         ({"tower": replace(CLIP_L, dim=1000)}, "multiple of 16"),
         ({"sampling": "spread"}, "spread sampling takes max_frames and frames_per_s"),
         ({"sampling": "spread", "num_segments": None, "max_frames": 64}, "got .*max_frames=64, frames_per_s=None"),
@@ -100,7 +101,12 @@ def test_the_fingerprint_ignores_names_and_sees_everything_else():
     recipe = paper(CLIP_L)
     same = replace(recipe, name="other", tower=replace(CLIP_L, name="elsewhere"), merge_schedule=SCHEDULE_A)
     assert same.fingerprint == recipe.fingerprint
-    for changes in ({"decode": "keyframe"}, {"tower": replace(CLIP_L, weights="w9")}, {"precision": "float32"}):
+    for changes in (
+        {"decode": "keyframe"},
+        {"tower": replace(CLIP_L, weights="w9")},
+        {"precision": "float32"},
+        {"dtype": "int8"},
+    ):
         assert replace(recipe, **changes).fingerprint != recipe.fingerprint
 
 

@@ -220,7 +220,7 @@ def _pieces(
     held: list[pa.Table] = []
     num_bytes = 0
     for file in files:
-        for rows in map(keep, _row_groups(file, schema, damaged)):
+        for rows in map(keep, row_groups(file, schema, damaged)):
             held.append(rows)
             num_bytes += rows.nbytes
             if num_bytes > _PIECE_BYTES:
@@ -230,19 +230,33 @@ def _pieces(
         yield pa.concat_tables(held).sort_by(keys)
 
 
-def _row_groups(file: DataFile, schema: pa.Schema, damaged: dict[str, str] | None) -> Iterator[pa.Table]:
-    """The row groups of a file; those that are damaged are noted and left out, or raise DamagedError."""
+def row_groups(
+    file: DataFile, schema: pa.Schema, damaged: dict[str, str] | None, write_ids: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """The row groups of a file, or those that may hold some writes, which are in order; checksums are verified.
+
+    Those that are damaged are noted and left out, or raise DamagedError.
+    """
     fs, path = filesystem(file.uri)
     with _damage_of(file, damaged), fs.open(path, "rb") as opened:
         source = TracedFile(opened)
         with _told_from_damage(source):
             parquet = pq.ParquetFile(source, page_checksum_verification=True)
         for group in range(parquet.num_row_groups):
+            if write_ids is not None and not _may_hold(parquet, group, write_ids):
+                continue
             rows = None
             with _damage_of(file, damaged), _told_from_damage(source):
                 rows = conformed(parquet.read_row_group(group, use_threads=False), schema)
             if rows is not None:
                 yield rows
+
+
+def _may_hold(parquet: pq.ParquetFile, group: int, write_ids: Sequence[str]) -> bool:
+    said = parquet.metadata.row_group(group).column(parquet.schema_arrow.get_field_index("write_id")).statistics
+    if said is None or not said.has_min_max:
+        return True
+    return bisect_left(write_ids, said.min) < bisect_right(write_ids, said.max)
 
 
 @contextlib.contextmanager

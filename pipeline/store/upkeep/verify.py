@@ -22,6 +22,7 @@ from longvlm.pipeline.store.health import (
 from longvlm.pipeline.store.logfiles import log_damage
 from longvlm.pipeline.store.snapshot import DataFile, Snapshot
 from longvlm.pipeline.store.upkeep.tombstones import read_copies
+from longvlm.schemas.recipe import CHANNELS_PER_SCALE
 
 _COUNTED = ("tokens", "segments")
 # Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.
@@ -144,9 +145,16 @@ def _check_statistics(file: DataFile, group: pq.RowGroupMetaData, rows: pa.Table
 
 def _wrong_blobs(rows: pa.Table) -> Iterator[dict[str, Any]]:
     """Rows of tables.TOKENS whose blobs are not as long as their shapes say."""
-    num_tokens, width = rows["num_tokens"], pc.multiply(rows["dim"], 2)
-    per_token = {"local": width, "sizes": 2, "spans": 8}
-    checks = [pc.equal(rows["dtype"], "float16")]
+    num_tokens, dim, width = rows["num_tokens"], rows["dim"], pc.multiply(rows["dim"], 2)
+    is_int8 = pc.equal(rows["dtype"], "int8")
+    per_token = {"local": pc.if_else(is_int8, dim, width), "sizes": 2, "spans": 8}
+    checks = [pc.or_(is_int8, pc.equal(rows["dtype"], "float16"))]
+    if "scales" in rows.column_names:  # older files have none
+        num_scales = pc.divide(pc.add(dim, CHANNELS_PER_SCALE - 1), CHANNELS_PER_SCALE)
+        scale_bytes = pc.multiply(num_tokens, pc.multiply(pc.if_else(is_int8, num_scales, 0), 2))
+        checks.append(pc.equal(pc.fill_null(pc.binary_length(rows["scales"]), 0), scale_bytes))
+    else:
+        checks.append(pc.invert(is_int8))
     checks += [
         pc.equal(pc.binary_length(rows[name]), pc.multiply(num_tokens, size)) for name, size in per_token.items()
     ]

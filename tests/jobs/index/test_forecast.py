@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,17 +41,19 @@ def everything_below(folder):
     return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
 
 
-def test_a_segments_bytes_are_those_of_its_blobs():
-    for recipe in (
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_segments_bytes_are_those_of_its_blobs(dtype):
+    for plain in (
         tiny(TowerSpec("t", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=32)),
         tiny(TowerSpec("t", "w", 0, (4, 4), 64, (64, 64), has_cls=False, search_dim=None, has_positions=True)),
     ):
+        recipe = replace(plain, dtype=dtype)
         num_tokens, num_global = recipe.tokens_per_segment, recipe.num_global_layers
         row = SegmentTokens(
             *(0, 4, torch.zeros(num_tokens, 64), torch.ones(num_tokens), torch.zeros(num_tokens, 2)),
             torch.zeros(num_global, 64) if num_global else None,
             torch.zeros(num_tokens, 3, dtype=torch.float64) if recipe.tower.has_positions else None,
-        ).to_row()
+        ).to_row(dtype)
         blobs = sum(len(value) for value in row.values() if isinstance(value, bytes))
         assert segment_bytes_of(recipe) == blobs + 4 * (recipe.tower.search_dim or 0)
 

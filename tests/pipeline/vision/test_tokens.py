@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
-from longvlm.pipeline.vision.tokens import SegmentTokens, from_arrow
+from longvlm.pipeline.vision.tokens import SegmentTokens, VideoTokens, from_arrow, videos_from_arrow
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, TerminalError
 
@@ -22,9 +25,9 @@ def segment_tokens(segment, *, num_tokens=3, num_frames=4, with_cls=True, seed=0
     )
 
 
-def stored(*parts, **changes):
+def stored(*parts, as_dtype="float16", **changes):
     ids = {"video_id": "v", "recipe": "r", "write_id": "w"}
-    return pa.Table.from_pylist([{**ids, **part.to_row(), **changes} for part in parts], schema=tables.TOKENS)
+    return pa.Table.from_pylist([{**ids, **part.to_row(as_dtype), **changes} for part in parts], schema=tables.TOKENS)
 
 
 def test_tokens_come_back_from_arrow_in_time_order():
@@ -84,6 +87,88 @@ def test_blobs_are_read_where_they_lie():
     assert view.data_ptr() == rows["local"].chunk(0).buffers()[2].address
 
 
+def test_int8_is_read_as_float16_and_the_prefix_made_of_it_once():
+    parts = [segment_tokens(0, num_frames=6), segment_tokens(1, num_tokens=5, num_frames=2)]
+    plain, small = from_arrow(stored(*parts)), from_arrow(stored(*parts, as_dtype="int8"))
+    assert (small.local.dtype, small.counts, small.num_frames) == (torch.float16, plain.counts, plain.num_frames)
+    assert torch.equal(small.global_tokens, plain.global_tokens)
+    assert torch.equal(small.sizes, plain.sizes)
+    step = plain.local.abs().amax(dim=1, keepdim=True).float() / 127
+    assert ((small.local.float() - plain.local.float()).abs() <= 0.57 * step).all()
+    assert torch.equal(small.prefix(), torch.cat([small.global_tokens.half(), small.local]))
+    assert torch.equal(small.prefix(with_global=False), small.local)
+    assert small.prefix().data_ptr() == small.prefix().data_ptr()
+    changed = replace(small, local=small.local * 2)
+    assert torch.equal(changed.prefix()[5:], small.local * 2)
+    pieces = from_arrow(pa.concat_tables([stored(part, as_dtype="int8") for part in parts]))
+    assert torch.equal(pieces.prefix(), small.prefix())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"local": bytes(23)}, r"local of segment 0: 23 bytes are not \[3, 8\] of int8"),
+        ({"scales": None}, "segment 0 lacks scales"),
+        ({"scales": bytes(5)}, r"scales of segment 0: 5 bytes are not \[3, 1\] of halffloat"),
+        ({"scales": np.full(3, np.nan, "<f2").tobytes()}, "in scales are not between 0 and 515.5"),
+        ({"scales": np.full(3, -1, "<f2").tobytes()}, "in scales are not between 0 and 515.5"),
+        ({"scales": np.full(3, 600, "<f2").tobytes()}, "in scales are not between 0 and 515.5"),
+        ({"local": bytes([128] * 24)}, "in local are below -127"),
+        ({"dtype": "int4"}, "stored as int4, and only float16 and int8 are known"),
+        ({"dtype": "float16"}, r"local of segment 0: 24 bytes are not \[3, 8\] of halffloat"),
+    ],
+)
+def test_int8_that_does_not_hold_what_it_says_is_bad_tokens(changes, reason):
+    with pytest.raises(TerminalError, match=reason) as caught:
+        from_arrow(stored(segment_tokens(0), segment_tokens(1), as_dtype="int8", **changes))
+    assert caught.value.code == ErrorCode.BAD_TOKENS
+
+
+def test_rows_from_before_there_were_scales_are_no_int8():
+    rows = stored(segment_tokens(0)).drop_columns(["scales"])
+    assert torch.equal(from_arrow(rows).local, segment_tokens(0).local.half())
+    with pytest.raises(TerminalError, match="int8 without scales"):
+        from_arrow(stored(segment_tokens(0), as_dtype="int8").drop_columns(["scales"]))
+
+
+def test_segments_of_one_video_are_of_one_dtype():
+    parts = stored(segment_tokens(0)), stored(segment_tokens(1), as_dtype="int8")
+    for rows in (pa.concat_tables(parts), pa.concat_tables(parts).combine_chunks()):
+        with pytest.raises(TerminalError, match="segments are stored as float16 and int8"):
+            from_arrow(rows)
+
+
+def test_videos_of_one_read_are_those_read_one_by_one():
+    videos = [
+        stored(segment_tokens(0), segment_tokens(1, num_tokens=1), write_id="a"),
+        stored(segment_tokens(2), write_id="b"),
+        stored(*[segment_tokens(i, num_frames=i + 1) for i in range(4)], write_id="c"),
+    ]
+    whole = pa.concat_tables(videos)
+    for rows in (whole, whole.combine_chunks(), whole.slice(1)):
+        found = videos_from_arrow(rows)
+        assert list(found) == ["a", "b", "c"]
+        for name, video in found.items():
+            alone = from_arrow(rows.filter(pc.equal(rows["write_id"], name)))
+            assert (video.counts, video.num_frames) == (alone.counts, alone.num_frames)
+            for part in ("local", "sizes", "spans", "global_tokens"):
+                assert torch.equal(getattr(video, part), getattr(alone, part))
+    assert videos_from_arrow(whole.slice(0, 0)) == {}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dtype": "int4"}, {"num_tokens": 2}, {"local": None}, {"cls": None}, {"dim": 9}, {"num_frames": 0}]
+)
+def test_a_video_that_cannot_be_used_leaves_the_others_of_its_read_alone(changes):
+    videos = [stored(segment_tokens(i), write_id=name) for i, name in enumerate("abc")]
+    videos[1] = stored(segment_tokens(1), write_id="b", **changes)
+    found = videos_from_arrow(pa.concat_tables(videos).combine_chunks())
+    assert [isinstance(found[name], VideoTokens) for name in "abc"] == [True, changes == {"cls": None}, True]
+    assert torch.equal(found["c"].local, segment_tokens(2).local.half())
+    mixed = videos_from_arrow(pa.concat_tables([videos[0], stored(segment_tokens(3), as_dtype="int8", write_id="d")]))
+    assert [len(video.prefix()) for video in mixed.values()] == [8, 8]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -94,7 +179,7 @@ def test_blobs_are_read_where_they_lie():
         ({"num_tokens": 4}, "local of segment 0: 48 bytes"),
         ({"local": np.full((3, DIM), np.nan, "<f2").tobytes()}, "not finite"),
         ({"cls": np.full((5, DIM), np.inf, "<f2").tobytes()}, "not finite"),
-        ({"dtype": "int8"}, "stored as int8"),
+        ({"dtype": "int8"}, r"local of segment 0: 48 bytes are not \[3, 8\] of int8"),
         ({"segment": 7}, "not one row for each segment"),
         ({"num_frames": 0}, "at least one frame"),
         ({"num_tokens": 0, "local": b"", "sizes": b"", "spans": b""}, "0 bytes"),
@@ -138,11 +223,15 @@ def test_the_largest_numbers_that_can_be_stored_are_numbers():
     assert from_arrow(stored(part)).local.abs().max() == 65504.0
 
 
-def test_what_is_not_finite_is_not_stored():
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_what_is_not_finite_is_not_stored(dtype):
     part = segment_tokens(0)
     part.local[0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
-        part.to_row()
+        part.to_row(dtype)
+    part.local[0, 0] = 1e5
+    with pytest.raises(OverflowError, match="100000 does not fit into float16"):
+        part.to_row(dtype)
 
 
 def test_values_too_large_to_store_are_refused():

@@ -75,6 +75,22 @@ def test_blobs_of_the_wrong_length_and_segments_that_are_missing_or_doubled(stor
     }
 
 
+def test_int8_has_a_byte_a_channel_and_a_scale_for_every_64_of_them(store):
+    names = ("whole", "no scales", "short scales", "float16", "scaled float16")
+    made = stores.encoded(list(names)).to_pylist()
+    for one in made:
+        for segment in one["segments"]:
+            segment |= {"dtype": "int8", "local": segment["local"][: 8 * 64], "scales": bytes(2 * 8)}
+    made[1]["segments"][1]["scales"] = None
+    made[2]["segments"][1]["scales"] = bytes(2 * 7)
+    made[3]["segments"][1]["dtype"] = "float16"
+    made[4]["segments"][1] |= {"dtype": "float16", "local": bytes(2 * 8 * 64)}
+    outcomes = write_shards(store.uri, pa.Table.from_pylist(made, tables.ENCODED), stores.LONG.fingerprint)
+    store.commit(outcomes, stores.videos(outcomes, list(names), stores.LONG.fingerprint))
+    problem = "the blobs of segment 1 are not as long as its shape says"
+    assert problems(store) == {(name, "tokens", problem) for name in names[1:]}
+
+
 def test_a_damaged_file_of_the_ledger_is_told_too(store):
     stores.index(store, ["well"])
     stores.index(store, ["ill"], seed=1)

@@ -114,14 +114,14 @@ def dies_between_commits(number: int) -> None:
     plain = Store._append  # noqa: SLF001 - through which both ways of committing rows go
     left = [number]
 
-    def append(self: Store, table: str, rows: pa.Table, check: Any) -> pa.Table:
+    def append(self: Store, table: str, rows: pa.Table, *others: Any) -> pa.Table:
         if table == "videos" and rows.num_rows:
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, table, rows, check)
+        return plain(self, table, rows, *others)
 
-    Store._append = append  # type: ignore[method-assign]  # noqa: SLF001
+    Store._append = append  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
 
 def commits_every(seconds: float) -> None:

@@ -88,7 +88,7 @@ def index(folder: Path, num_videos: int) -> dict[str, Any]:
         store.register_recipe(recipe, model)
         _keep_books(changes, store, report, prune=False)
         stages = partial(watch, store.uri, recipe.fingerprint)
-        run = IndexRun(stages, recipe.fingerprint, store, report, Limits(None, 0.2, 0.0))
+        run = IndexRun(stages, recipe.fingerprint, store, changes.look.seq, report, Limits(None, 0.2, 0.0))
         for wave in changes.waves(WAVE_VIDEOS):
             run.index_wave(wave)
     run.flush()

@@ -159,14 +159,19 @@ class Finished(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def commit_to(store: Store, parts: list[Finished]) -> list[dict[str, Any]]:
+def commit_to(store: Store, parts: list[Finished], since: int) -> list[dict[str, Any]]:
     """Commit closed shards of tokens and segments, then the rows that make them exist.
+
+    Args:
+        store: where they go.
+        parts: of the run.
+        since: the newest seq of the ledger that the run was planned by.
 
     Returns:
         The rows that the store left out, and that are no longer among the parts: see `Store.commit`.
     """
     rows = [row for part in parts for row in part.rows]
-    write_ids = store.commit(_outcomes(parts), pa.Table.from_pylist(rows, schema=tables.VIDEOS))
+    write_ids = store.commit(_outcomes(parts), pa.Table.from_pylist(rows, schema=tables.VIDEOS), since=since)
     if not write_ids:
         return []
     for part in parts:

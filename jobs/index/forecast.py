@@ -158,12 +158,14 @@ def _segments(recipe: IndexRecipe, video_s: float, num_videos: float) -> float:
 
 
 def segment_bytes_of(recipe: IndexRecipe) -> float:
-    """What a full segment's blobs take: tokens with what is known of each, float16 CLS, float32 search vector.
+    """What a full segment's blobs take: tokens with what is known of each, float16 CLS, search vectors.
 
-    Of a token its size and span are known, and by some towers its time and place.
+    Of a token its size and span are known, and by some towers its time and place. The search vector of a segment is
+    float32, that of a frame int8, with its number and time.
     """
     of_token = channel_bytes(recipe.tower.dim, recipe.dtype) + 2 + 2 * 4 + (3 * 8 if recipe.tower.has_positions else 0)
     whole = recipe.num_global_layers * recipe.tower.dim * 2 + (recipe.tower.search_dim or 0) * 4
+    whole += recipe.frames_per_segment * ((recipe.tower.search_dim or 0) + 2 * 8)
     return recipe.tokens_per_segment * of_token + whole
 
 

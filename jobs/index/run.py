@@ -38,6 +38,7 @@ from longvlm.pipeline.source.scratch import scratch_folder
 from longvlm.pipeline.store.changes import ChangeCriteria, Changes, compare
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import IndexRecipe
 from longvlm.schemas.tables import WorkRow
@@ -148,6 +149,7 @@ def _index_work(
         lambda plan: executor.run(*_stages(recipe, store, resources, tally, plan), limits.ends_s),
         recipe.fingerprint,
         store,
+        changes.look.seq,
         report,
         limits,
     )
@@ -180,6 +182,7 @@ class IndexRun:
         stages: tables.PLAN in, tables.OUTCOMES out as they land.
         recipe: fingerprint of the tokens.
         store: where they go.
+        planned_seq: the newest seq of the ledger that the run was planned by.
         report: counts what is committed.
         limits: when the run ends before its work does.
     """
@@ -189,12 +192,13 @@ class IndexRun:
         stages: Callable[[pa.Table], Iterator[pa.Table]],
         recipe: str,
         store: Store,
+        planned_seq: int,
         report: IndexReport,
         limits: Limits,
     ) -> None:
         self.stages, self.counts, self.limits = stages, report.counts, limits
         self.account, self.refused = Account(recipe, report.run_id), RefusedVideos()
-        self.store = store
+        self.store, self.planned_seq = store, planned_seq
         self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, self._commit)
 
     def index_wave(self, wave: Sequence[WorkRow]) -> None:
@@ -218,8 +222,9 @@ class IndexRun:
 
     def _commit(self, parts: list[Finished]) -> None:
         """Commit; a video whose tokens were taken away meanwhile is planned again, one that was forgotten is not."""
-        left_out = commit_to(self.store, parts)
-        forgotten = self.store.forgotten() if left_out else frozenset()
+        left_out = commit_to(self.store, parts, self.planned_seq)
+        rows = pa.Table.from_pylist(left_out, schema=tables.VIDEOS)
+        forgotten = self.store.forgotten(rows, self.planned_seq) if left_out else frozenset()
         for row in left_out:
             if row["video_id"] in forgotten:
                 self.counts.forgotten += 1

@@ -7,6 +7,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -221,3 +222,12 @@ def _sync_folder(path: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError where no store can be made in a folder of this machine."""
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 - never raises
+    if not existing.is_dir():
+        raise InputError(f"the store {folder} cannot be made: {existing} is a file; choose another folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"the store {folder} cannot be written: {existing} is read-only here; choose another folder.")

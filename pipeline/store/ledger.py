@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +15,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import RemoveAction
 
 from longvlm.pipeline.store import catalog, delta
-from longvlm.pipeline.store.files import canonical, remove_files, write_parquet
-from longvlm.pipeline.store.look import Look, Tombstones
+from longvlm.pipeline.store.files import canonical, check_writable, remove_files, write_parquet
+from longvlm.pipeline.store.look import Look, Tombstones, alike
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.taken import note, strike, taken
 from longvlm.pipeline.store.uncommitted import SHARDED, Uncommitted, missing_files
@@ -80,7 +79,7 @@ class Store(delta.Logs):
         """
         store = cls(canonical(uri))
         if is_local(store.uri):
-            _check_writable(Path(store.uri))
+            check_writable(Path(store.uri))
         try:
             with contextlib.suppress(TableNotFoundError):
                 store._table("videos")  # of a newer version: refused before anything is written
@@ -136,7 +135,9 @@ class Store(delta.Logs):
 
     # --- writing ---
 
-    def commit(self, outcomes: pa.Table, videos: pa.Table, look: Look | None = None) -> frozenset[str]:
+    def commit(
+        self, outcomes: pa.Table, videos: pa.Table, look: Look | None = None, since: int | None = None
+    ) -> frozenset[str]:
         """Make shards, then videos, part of the store: tokens, segments, and last the rows that make them seen.
 
         All is looked at again upon the newest logs. A shard that is gone or being taken (`taking`), or that has rows of
@@ -147,6 +148,7 @@ class Store(delta.Logs):
             videos: `tables.VIDEOS` rows; their `seq`, if there, is replaced by the moment of this commit, raised above
                 all that is in the ledger.
             look: for rows that rest on what was seen in the ledger before, and not on the video itself.
+            since: the newest seq of the ledger that the videos were planned by, see `forgotten`.
 
         Either may be empty. A conflict with another writer is retried with the same files; raises CommitFailedError
         when that does not help, OSError when the store is out of reach.
@@ -156,8 +158,8 @@ class Store(delta.Logs):
         """
         self._uncommitted.add(outcomes)
         for table in SHARDED:
-            self._name_shards(table)
-        left_out = self._append("videos", videos, partial(self._are_whole, look))
+            self._name_shards(table, videos, since)
+        left_out = self._append("videos", videos, partial(self._are_whole, look), since)
         self._uncommitted.settle(videos["write_id"].to_pylist())
         return frozenset(left_out["write_id"].to_pylist())
 
@@ -197,12 +199,18 @@ class Store(delta.Logs):
         for uri in noted:  # but not if the body failed: they do no harm
             strike(uri)
 
-    def forgotten(self) -> frozenset[str]:
-        """The ids of the videos that are forgotten now."""
+    def forgotten(self, rows: pa.Table | None = None, since: int | None = None) -> frozenset[str]:
+        """The ids of the videos that are forgotten now, and of others whose content was forgotten meanwhile.
+
+        Args:
+            rows: these others, of tables.VIDEOS, to be committed.
+            since: the newest seq of the ledger that they were planned by.
+        """
         while True:
             pinned = self.pin(("videos",)).table("videos")
             try:
-                return self._tombstones.read(pinned.files)
+                tombstones = self._tombstones.read(pinned.files)
+                return frozenset(tombstones) | (frozenset() if rows is None else alike(rows, tombstones, since))
             except FileNotFoundError:  # rewritten and deleted meanwhile, unless the log names it still
                 if self.pin(("videos",)).table("videos").version == pinned.version:
                     raise
@@ -265,12 +273,12 @@ class Store(delta.Logs):
 
     # --- how commits are made ---
 
-    def _name_shards(self, table: str) -> None:
+    def _name_shards(self, table: str, videos: pa.Table, since: int | None) -> None:
         """Commit the shards that wait, without those that may not be named any more."""
         waiting = self._uncommitted.waiting(table)
 
         def attempt(handle: DeltaTable) -> set[str]:
-            forgotten, being_taken = self.forgotten(), taken(self.uri, table)
+            forgotten, being_taken = self.forgotten(videos, since), taken(self.uri, table)
             refused = {path for path, shard in waiting.items() if path in being_taken or shard.video_ids & forgotten}
             refused |= missing_files(f"{self.uri}/{table}", waiting.keys() - refused)
             if named := [delta.add_action(shard.said) for path, shard in waiting.items() if path not in refused]:
@@ -297,7 +305,7 @@ class Store(delta.Logs):
         files = delta.data_files(f"{self.uri}/videos", handle)
         return look.holds(rows, files)
 
-    def _append(self, table: str, rows: pa.Table, check: Check | None) -> pa.Table:
+    def _append(self, table: str, rows: pa.Table, check: Check | None, since: int | None = None) -> pa.Table:
         """Add rows upon the newest version of a table, those that pass a check against it; returns the others."""
         if not rows.num_rows:
             return rows
@@ -310,7 +318,7 @@ class Store(delta.Logs):
             if drafts and drafts[-1][0] in delta.names(handle):  # only the answer to that commit was lost
                 return drafts[-1][1]
             remove_files(folder, [path for path, _ in drafts])
-            passed = self._are_known(table, rows)
+            passed = self._are_known(table, rows, since)
             if check:
                 passed = pc.and_(passed, check(handle, rows))
             kept, left_out = rows.filter(passed), rows.filter(pc.invert(passed))
@@ -322,11 +330,12 @@ class Store(delta.Logs):
 
         return self.upon_newest(table, attempt)
 
-    def _are_known(self, table: str, rows: pa.Table) -> pa.ChunkedArray:
+    def _are_known(self, table: str, rows: pa.Table, since: int | None) -> pa.ChunkedArray:
         """Which rows are not of forgotten videos; deletions may be."""
         if "video_id" not in rows.column_names:
             return pa.chunked_array([pa.repeat(True, rows.num_rows)])  # noqa: FBT003 - a value, not a flag
-        known = pc.invert(pc.is_in(rows["video_id"], pa.array(self.forgotten(), pa.string())))
+        forgotten = self.forgotten(rows if table == "videos" else None, since)
+        known = pc.invert(pc.is_in(rows["video_id"], pa.array(forgotten, pa.string())))
         return pc.or_(known, pc.equal(rows["status"], "deleted")) if table == "videos" else known
 
 
@@ -339,11 +348,3 @@ def _numbered(rows: pa.Table, handle: DeltaTable, schema: pa.Schema) -> pa.Table
         rows = rows.drop_columns("seq") if "seq" in rows.column_names else rows
         rows = rows.append_column("seq", pa.repeat(pa.scalar(seq, pa.int64()), rows.num_rows))
     return rows.select(schema.names).cast(schema)
-
-
-def _check_writable(folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110 - never raises
-    if not existing.is_dir():
-        raise InputError(f"the store {folder} cannot be made: {existing} is a file; choose another folder.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"the store {folder} cannot be written: {existing} is read-only here; choose another folder.")

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +14,8 @@ from longvlm.pipeline.store.snapshot import DataFile
 
 FORGOTTEN = "forgotten"  # the error code of a deletion that is to last
 PROVED = "erased"  # the error of one that was proved to hold: until there is one, something of the video may be left
-_COLUMNS = ["video_id", "status", "error_code", "seq"]
+Content = tuple[int, str | datetime | None]
+_COLUMNS = ["video_id", "status", "error_code", "seq", "size_bytes", "etag", "modified_at"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,21 @@ class Look:
         return {video for pair in self.tied.items() if not changed.isdisjoint(pair) for video in pair}
 
 
+class Deletion(NamedTuple):
+    """A video's newest deletion."""
+
+    seq: int
+    is_forgotten: bool
+    content: Content | None  # of the file that was forgotten, where that is known
+
+
 class Tombstones:
     """The deletions of a ledger. Files never change, so each is read once as long as the log names it."""
 
     def __init__(self) -> None:
-        self._by_file: dict[str, dict[str, tuple[int, bool]]] = {}  # uri -> video id -> newest seq, whether forgotten
+        self._by_file: dict[str, dict[str, Deletion]] = {}  # uri -> video id -> the newest that it holds
 
-    def read(self, files: Iterable[DataFile]) -> frozenset[str]:
+    def read(self, files: Iterable[DataFile]) -> dict[str, Deletion]:
         """The videos that are forgotten according to these files of `videos`: whose newest deletion says so.
 
         Raises:
@@ -61,20 +72,38 @@ class Tombstones:
         """
         uris = [file.uri for file in files]
         self._by_file = {uri: self._by_file[uri] if uri in self._by_file else _deletions(uri) for uri in uris}
-        newest: dict[str, tuple[int, bool]] = {}
+        newest: dict[str, Deletion] = {}
         for deletions in self._by_file.values():
             for video, deletion in deletions.items():
-                newest[video] = max(newest.get(video, deletion), deletion)
-        return frozenset(video for video, (_, is_forgotten) in newest.items() if is_forgotten)
+                newest[video] = _newer(newest.get(video), deletion)
+        return {video: deletion for video, deletion in newest.items() if deletion.is_forgotten}
 
 
-def _deletions(uri: str) -> dict[str, tuple[int, bool]]:
+def alike(rows: pa.Table, tombstones: Mapping[str, Deletion], since: int | None) -> frozenset[str]:
+    """The ids of rows of tables.VIDEOS with the content of a video that was forgotten after a seq; None: of nobody."""
+    contents = {one.content for one in tombstones.values() if since is not None and one.seq > since} - {None}
+    return frozenset(row["video_id"] for row in (rows.to_pylist() if contents else []) if _content_of(row) in contents)
+
+
+def _content_of(row: Mapping[str, Any]) -> Content | None:
+    """What tells the content of a file of a listing from another, as the macro in views.sql; None for an empty one."""
+    if not row["size_bytes"]:
+        return None
+    return row["size_bytes"], row["etag"] or row["modified_at"]
+
+
+def _deletions(uri: str) -> dict[str, Deletion]:
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as source:
         rows = pq.read_table(source, columns=_COLUMNS, use_threads=False)
     rows = rows.filter(pc.equal(rows["status"], "deleted"))
-    newest: dict[str, tuple[int, bool]] = {}
+    newest: dict[str, Deletion] = {}
     for row in rows.to_pylist():
-        deletion = (row["seq"], row["error_code"] == FORGOTTEN)
-        newest[row["video_id"]] = max(newest.get(row["video_id"], deletion), deletion)
+        is_forgotten = row["error_code"] == FORGOTTEN
+        deletion = Deletion(row["seq"], is_forgotten, _content_of(row) if is_forgotten else None)
+        newest[row["video_id"]] = _newer(newest.get(row["video_id"]), deletion)
     return newest
+
+
+def _newer(one: Deletion | None, other: Deletion) -> Deletion:
+    return other if one is None or one[:2] < other[:2] else one

@@ -55,7 +55,9 @@ def test_a_segments_bytes_are_those_of_its_blobs(dtype):
             torch.zeros(num_tokens, 3, dtype=torch.float64) if recipe.tower.has_positions else None,
         ).to_row(dtype)
         blobs = sum(len(value) for value in row.values() if isinstance(value, bytes))
-        assert segment_bytes_of(recipe) == blobs + 4 * (recipe.tower.search_dim or 0)
+        width, num_frames = recipe.tower.search_dim or 0, recipe.frames_per_segment
+        vectors = 4 * width + num_frames * width  # of the segment in float32, and of its frames in int8
+        assert segment_bytes_of(recipe) == blobs + vectors + num_frames * 2 * 8  # each frame's number and time
 
 
 def test_frames_that_are_spread_are_as_many_in_a_long_video_as_there_may_be():

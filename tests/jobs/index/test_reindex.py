@@ -178,10 +178,10 @@ def test_videos_whose_shards_are_taken_before_their_commit_are_watched_again(nig
     write_clip(source / "new-1.mp4", 25)
     plain, swept = Store.commit, []
 
-    def commit(self, outcomes, videos):
+    def commit(self, outcomes, videos, **options):
         if not swept:
             swept.append(vacuum(Store.open(str(store)), 0)["files"])  # as one does who takes the driver for dead
-        return plain(self, outcomes, videos)
+        return plain(self, outcomes, videos, **options)
 
     monkeypatch.setattr(Store, "commit", commit)
     report = run_index(order_for(source, store))
@@ -196,13 +196,34 @@ def test_a_video_that_is_forgotten_while_it_is_watched_stays_out(night, monkeypa
     shutil.copyfile(source / "clip-03.mp4", source / "clip-00.mp4")
     plain, erased = Store.commit, []
 
-    def commit(self, outcomes, videos):
+    def commit(self, outcomes, videos, **options):
         if not erased:
             erased.append(erase(Store.open(str(store)), [video_id(str(source / "clip-00.mp4"))], "forget"))
-        return plain(self, outcomes, videos)
+        return plain(self, outcomes, videos, **options)
 
     monkeypatch.setattr(Store, "commit", commit)
     counts = run_index(order_for(source, store)).counts
     assert erased[0].still_there == []
     assert (counts.indexed, counts.forgotten, counts.not_attempted) == (0, 1, 0)
     assert not rows(store, "FROM ledger_videos WHERE uri LIKE '%clip-00%'")
+
+
+def test_a_copy_of_a_video_that_is_forgotten_while_it_is_watched_stays_out(night, monkeypatch):
+    source, store = night
+    shutil.copy2(source / "clip-03.mp4", source / "copy.mp4")  # of one size and time: all that tells content here
+    plain, erased = Store.commit, []
+
+    def commit(self, outcomes, videos, **options):
+        if not erased:
+            erased.append(erase(Store.open(str(store)), [video_id(str(source / "clip-03.mp4"))], "forget"))
+        return plain(self, outcomes, videos, **options)
+
+    monkeypatch.setattr(Store, "commit", commit)
+    counts = run_index(order_for(source, store)).counts
+    assert erased[0].still_there == []
+    assert (counts.indexed, counts.forgotten, counts.not_attempted) == (0, 1, 0)
+    assert not rows(store, "FROM ledger_videos WHERE uri LIKE '%copy%'")
+    assert not rows(store, f"FROM ledger_tokens WHERE video_id = '{video_id(str(source / 'copy.mp4'))}'")
+    (source / "clip-03.mp4").unlink()
+    again = run_index(order_for(source, store)).counts  # which knows it by its content, as the only one that has it
+    assert (again.indexed, again.forgotten) == (0, 1)

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from longvlm.pipeline.transfer import Fetch, fetch_beside, tensor_on, to_device
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
+from longvlm.pipeline.vision.int8 import MAX_INT8
 from longvlm.pipeline.vision.merge import MergeMetric, merge
 from longvlm.pipeline.vision.tokens import SegmentTokens
 from longvlm.pipeline.vision.towers.contract import Encoded, Tower
@@ -35,7 +36,6 @@ FRAMES_PER_BATCH = {"cpu": 100, "cuda": 256}
 # Batches that are launched before an earlier one's results are waited for. One is enough for a GPU to find work queued
 # whenever it is done with a batch. A CPU has computed a batch when it has launched it.
 BATCHES_AHEAD = {"cpu": 0, "cuda": 1}
-MAX_INT8 = 127
 
 Row = dict[str, Any]
 

@@ -82,7 +82,7 @@ def _endless(read: Callable[[str], Any]) -> Callable[[str], Any]:
 FAULTS: dict[str, Fault] = {
     # --- forgetting ---
     "cut-off-erasures-stay": _instead((maintain, "left_over", lambda *_: [])),
-    "forgotten-rows-are-written": _instead((ledger.Store, "forgotten", lambda _: frozenset())),
+    "forgotten-rows-are-written": _instead((ledger.Store, "forgotten", lambda *_: frozenset())),
     "erasing-by-the-clock": _instead((erase, "_look_into_unnamed", lambda *_: ({}, {}))),
     "manifests-lift-tombstones": _instead(
         (run, "ChangeCriteria", lambda *args, **said: ChangeCriteria(*args, **said | {"is_manifest": False}))

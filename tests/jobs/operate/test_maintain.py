@@ -79,7 +79,7 @@ def test_what_was_committed_of_a_forgotten_video_since_is_erased(store, monkeypa
     (video,) = rows(store, "SELECT * EXCLUDE (outdated) FROM live_videos ORDER BY uri LIMIT 1")
     run_forget(find_videos(store, [video["uri"]]))
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "forgotten", lambda _: frozenset())
+        patch.setattr(Store, "forgotten", lambda *_: frozenset())
         opened.append("videos", pa.Table.from_pylist([video], VIDEOS))  # by a writer that knows no tombstones
     report = maintain_store(opened)
     assert report.as_json()["erased_videos"] == 1

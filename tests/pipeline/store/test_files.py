@@ -90,8 +90,8 @@ def test_a_segment_larger_than_a_row_group_stays_whole(store):
 def test_ids_are_dictionary_encoded_and_blobs_plain(store):
     outcomes = write_shards(store.uri, stores.encoded(["a", "b"]), "recipe")
     for table, blobs in {
-        "tokens": {"local", "sizes", "spans", "cls", "positions"},
-        "segments": {"embedding", "thumbnail"},
+        "tokens": {"local", "sizes", "spans", "cls", "positions", "scales"},
+        "segments": {"embedding", "thumbnail", "frames", "times_s", "frame_embeddings"},
     }.items():
         shard = outcomes[f"{table}_shard"][0].as_py()
         group = pq.ParquetFile(f"{store.uri}/{table}/{shard['path']}").metadata.row_group(0)

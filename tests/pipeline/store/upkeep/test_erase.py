@@ -88,7 +88,7 @@ def unaware(monkeypatch):
 
     def commit(write):
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "forgotten", lambda _: frozenset())
+            patch.setattr(Store, "forgotten", lambda *_: frozenset())
             write()
 
     return commit

@@ -98,9 +98,14 @@ def search(*, as_json: bool, **options: Any) -> None:
         asked = {} if found.question is None else {"question": found.question}
         tell({"num_scanned": found.num_scanned, "bytes_scanned": found.bytes_scanned, **asked}, "summary")
     else:
-        print_rows(found.hits)
+        print_rows([{name: _short(value) for name, value in hit.items()} for hit in found.hits])
         say(f"scanned {counted(found.num_scanned, 'moment')}, {spell_bytes(found.bytes_scanned)}")
     tell_notes(found.notes)
+
+
+def _short(value: Any) -> Any:
+    """A number with as many digits as a person compares."""
+    return round(value, 3) if isinstance(value, float) else value
 
 
 @click.command(

@@ -1,6 +1,6 @@
 """Verification of hits: a language model looks at the stored tokens around each, and says yes or no by likelihood."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from longvlm.pipeline.store.shards import read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.budget import fit
 from longvlm.pipeline.vision.tokens import from_arrow
-from longvlm.schemas.errors import InputError
+from longvlm.schemas.errors import InputError, PipelineError
 from longvlm.schemas.recipe import AnswerRecipe, Precision
 from longvlm.schemas.tables import TypedQuestion
 
@@ -78,27 +78,45 @@ def verify(
         max_new_tokens=_NO_NEW_TOKENS,
     )
     engine = Engine(load_model(spec.name, precision, "cuda" if torch.cuda.is_available() else "cpu"), recipe)
-    answers = {one.key: one for one in engine.answer(_groups(snapshot, hits, question, spec, recipe))}
-    problems = {one.error.message: None for one in answers.values() if one.error is not None}
-    yes = [answers[place].shares[0] if answers[place].shares else None for place in range(len(hits))]
+    problems: dict[str, None] = {}
+    yes_of: dict[Hashable, float] = {}
+    for answer in engine.answer(_groups(snapshot, hits, question, spec, recipe, problems)):
+        if answer.error is not None:
+            problems[answer.error.message] = None
+        else:
+            yes_of[answer.key] = answer.shares[0]
+    yes = [yes_of.get((hit.write_id, hit.segment)) for hit in hits]
     return Verification(question, yes, [*problems], _calibration(snapshot, spec))
 
 
 def _groups(
-    snapshot: Snapshot, hits: Sequence[Hit], question: str, spec: ModelSpec, recipe: AnswerRecipe
+    snapshot: Snapshot,
+    hits: Sequence[Hit],
+    question: str,
+    spec: ModelSpec,
+    recipe: AnswerRecipe,
+    problems: dict[str, None],
 ) -> Iterator[Group]:
-    """What is around each hit and what is asked about it; the hits of a video, which is read once, one by one."""
-    by_video: dict[str, list[int]] = {}
-    for place, hit in enumerate(hits):
-        by_video.setdefault(hit.write_id, []).append(place)
-    for write_id, places in by_video.items():
-        tokens, segments = read_tokens(snapshot, [write_id]), read_segments(snapshot, [write_id])
-        for place in places:
-            around = [_around(rows, hits[place].segment) for rows in (tokens, segments)]
-            budget = spec.sight.budget(recipe.budget, None, recipe.focus)
-            prefix = prefix_of(fit(from_arrow(around[0]), budget), around[1].to_pylist(), spec.sight)
-            asked = TypedQuestion(question=question, type="bool", choices=None, schema=None)
-            yield Group(prefix, [as_request(place, asked)])
+    """What is around each hit and what is asked about it, once for hits of one segment; a video is read once.
+
+    What cannot be read is left out, and `problems` is told why.
+    """
+    by_video: dict[str, set[int]] = {}
+    for hit in hits:
+        by_video.setdefault(hit.write_id, set()).add(hit.segment)
+    asked = TypedQuestion(question=question, type="bool", choices=None, schema=None)
+    budget = spec.sight.budget(recipe.budget, None, recipe.focus)
+    for write_id, wanted in by_video.items():
+        try:
+            tokens, segments = read_tokens(snapshot, [write_id]), read_segments(snapshot, [write_id])
+            around = {segment: (_around(tokens, segment), _around(segments, segment)) for segment in sorted(wanted)}
+            fitted = {segment: fit(from_arrow(rows), budget) for segment, (rows, _) in around.items()}
+        except PipelineError as error:
+            problems[error.message] = None
+            continue
+        for segment, video in fitted.items():
+            prefix = prefix_of(video, around[segment][1].to_pylist(), spec.sight)
+            yield Group(prefix, [as_request((write_id, segment), asked)])
 
 
 def _around(rows: pa.Table, segment: int) -> pa.Table:

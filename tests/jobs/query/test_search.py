@@ -79,3 +79,18 @@ def test_hits_come_by_score_or_by_yes(store):
 def test_sorting_by_yes_needs_one(store):
     with pytest.raises(InputError, match="add --verify"):
         find_moments(SearchOrder(store.uri, "red", by="yes"))
+
+
+def test_a_hit_whose_tokens_are_gone_has_no_yes_and_the_others_have_theirs(store, monkeypatch):
+    (lost,) = stores.rows(store, "FROM live_videos WHERE uri LIKE '%clip-03%'")
+    read = module.read_tokens
+
+    def without(snapshot, write_ids):
+        rows = read(snapshot, write_ids)
+        return rows.slice(0, 0) if write_ids == [lost["write_id"]] else rows
+
+    monkeypatch.setattr(module, "read_tokens", without)
+    found = find_moments(SearchOrder(store.uri, "red", limit=99, verify="", by="yes"))
+    assert {hit["uri"] for hit in found.hits if hit["yes"] is None} == {lost["uri"]}
+    assert found.hits[0]["yes"] is not None
+    assert any("index the video again" in note for note in found.notes)

@@ -24,6 +24,7 @@ from longvlm.pipeline.store.upkeep.verify import Verified, verify
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id
 
+_VERIFICATIONS = 3  # tries, while a forget or another maintenance is at work
 _CAME_OF = {  # a table that lost rows for good: what to do about it
     "videos": "the ledger lost rows: the next index run watches their videos again, and with --prune deletes again "
     "what its source has no more; forgotten videos stay forgotten",
@@ -109,9 +110,7 @@ def run_maintain(order: MaintainOrder) -> MaintainReport:
     _check_retention(order.retention_hours)
     report = MaintainReport()
     if order.verify or order.repair:
-        snapshot = store.pin()
-        with _bytes_read(snapshot, show=order.show_progress) as add:
-            report.verified = verify(snapshot, add)
+        report.verified = _verified(store, show=order.show_progress)
         if order.repair:
             report.repaired = repair(store, report.verified, report.run_id)
     if report.stopped is None:  # a damaged file would stop it half-way
@@ -166,6 +165,26 @@ def _check_retention(hours: float) -> None:
             f"a retention of {hours:g} hours is not possible: under {MIN_RETENTION_HOURS:g} it could take files from "
             f"readers and runs under way, and after {MAX_RETENTION_HOURS:g} the log forgets what it dropped."
         )
+
+
+def _verified(store: Store, *, show: bool) -> Verified:
+    """What is wrong with a store; looked at anew where files went because another job replaced them meanwhile.
+
+    Raises InputError where they keep going.
+    """
+    for _ in range(_VERIFICATIONS):
+        snapshot = store.pin()
+        with _bytes_read(snapshot, show=show) as add:
+            verified = verify(snapshot, add)
+        looked_at, named = (
+            {file.uri for table in one.tables.values() for file in table.files} for one in (snapshot, store.pin())
+        )
+        if verified.damaged_files.keys().isdisjoint(looked_at - named):
+            return verified
+    raise InputError(
+        f"other jobs replaced files of the store {store.uri} each of the {_VERIFICATIONS} times that it was verified; "
+        "verify it when they are done."
+    )
 
 
 @contextmanager

@@ -116,6 +116,15 @@ def rows(store: Store | str | Path, sql: str) -> list[dict]:
         return catalog.query(con, sql).to_pylist()
 
 
+def move(store: Store, old: str, new: str) -> None:
+    """Let a video be live under another name."""
+    (row,) = rows(store, f"FROM live_videos WHERE uri = '{uri_of(old)}'")
+    moved = {key: value for key, value in row.items() if key in tables.VIDEOS.names}
+    moved |= {"video_id": video_id(uri_of(new)), "uri": uri_of(new)}
+    gone = {"video_id": row["video_id"], "uri": row["uri"], "status": "deleted"}
+    store.append("videos", pa.Table.from_pylist([moved, gone], tables.VIDEOS))
+
+
 def append_for_ever(uri: str, prefix: str, log: str) -> None:
     """A writer of its own process: commits two videos at a time and notes each commit that succeeded."""
     store = Store.open(uri)

@@ -191,19 +191,26 @@ def test_videos_whose_shards_are_taken_before_their_commit_are_watched_again(nig
     assert read_tokens(Store.open(str(store)).pin(), [video["write_id"]]).num_rows == video["num_segments"]
 
 
-def test_a_video_that_is_forgotten_while_it_is_watched_stays_out(night, monkeypatch):
+def counts_of_a_run_while_one_is_forgotten(night, monkeypatch, name):
+    """A run that has watched all there is when a video is forgotten, and commits after that."""
     source, store = night
-    shutil.copyfile(source / "clip-03.mp4", source / "clip-00.mp4")
     plain, erased = Store.commit, []
 
     def commit(self, outcomes, videos, **options):
         if not erased:
-            erased.append(erase(Store.open(str(store)), [video_id(str(source / "clip-00.mp4"))], "forget"))
+            erased.append(erase(Store.open(str(store)), [video_id(str(source / name))], "forget"))
         return plain(self, outcomes, videos, **options)
 
     monkeypatch.setattr(Store, "commit", commit)
     counts = run_index(order_for(source, store)).counts
     assert erased[0].still_there == []
+    return counts
+
+
+def test_a_video_that_is_forgotten_while_it_is_watched_stays_out(night, monkeypatch):
+    source, store = night
+    shutil.copyfile(source / "clip-03.mp4", source / "clip-00.mp4")
+    counts = counts_of_a_run_while_one_is_forgotten(night, monkeypatch, "clip-00.mp4")
     assert (counts.indexed, counts.forgotten, counts.not_attempted) == (0, 1, 0)
     assert not rows(store, "FROM ledger_videos WHERE uri LIKE '%clip-00%'")
 
@@ -211,16 +218,7 @@ def test_a_video_that_is_forgotten_while_it_is_watched_stays_out(night, monkeypa
 def test_a_copy_of_a_video_that_is_forgotten_while_it_is_watched_stays_out(night, monkeypatch):
     source, store = night
     shutil.copy2(source / "clip-03.mp4", source / "copy.mp4")  # of one size and time: all that tells content here
-    plain, erased = Store.commit, []
-
-    def commit(self, outcomes, videos, **options):
-        if not erased:
-            erased.append(erase(Store.open(str(store)), [video_id(str(source / "clip-03.mp4"))], "forget"))
-        return plain(self, outcomes, videos, **options)
-
-    monkeypatch.setattr(Store, "commit", commit)
-    counts = run_index(order_for(source, store)).counts
-    assert erased[0].still_there == []
+    counts = counts_of_a_run_while_one_is_forgotten(night, monkeypatch, "clip-03.mp4")
     assert (counts.indexed, counts.forgotten, counts.not_attempted) == (0, 1, 0)
     assert not rows(store, "FROM ledger_videos WHERE uri LIKE '%copy%'")
     assert not rows(store, f"FROM ledger_tokens WHERE video_id = '{video_id(str(source / 'copy.mp4'))}'")

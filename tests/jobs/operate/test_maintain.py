@@ -10,6 +10,7 @@ from stores import rows
 from longvlm.jobs.cli import main
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
+from longvlm.jobs.operate import maintain
 from longvlm.jobs.operate.forget import find_videos, run_forget
 from longvlm.jobs.operate.maintain import MaintainOrder, maintain_store, run_maintain
 from longvlm.pipeline.source.corpus import Source
@@ -85,3 +86,32 @@ def test_what_was_committed_of_a_forgotten_video_since_is_erased(store, monkeypa
     assert report.as_json()["erased_videos"] == 1
     assert maintain_store(opened).erased is None
     assert not rows(store, f"FROM ledger_videos WHERE uri = '{video['uri']}'")
+
+
+def forgets_before_each(monkeypatch, store, uris):
+    """Let a video be forgotten between the look at the logs and that at the files, so that these are gone."""
+    plain = maintain.verify
+
+    def verify(snapshot, progress):
+        if uris:
+            run_forget(find_videos(store, [uris.pop()]))
+        return plain(snapshot, progress)
+
+    monkeypatch.setattr(maintain, "verify", verify)
+
+
+def test_files_that_a_forget_replaces_while_they_are_verified_are_no_damage(store, monkeypatch):
+    before = [row["uri"] for row in rows(store, "SELECT uri FROM live_videos ORDER BY uri")]
+    forgets_before_each(monkeypatch, store, before[:1])
+    report = run_maintain(MaintainOrder(store, repair=True))
+    assert report.verified.damaged_files == {}
+    assert (report.verified.problems, report.repaired.videos, report.stopped) == ([], 0, None)
+    assert [row["uri"] for row in rows(store, "SELECT uri FROM live_videos ORDER BY uri")] == before[1:]
+
+
+def test_a_store_whose_files_keep_being_replaced_is_not_judged(store, monkeypatch):
+    before = [row["uri"] for row in rows(store, "SELECT uri FROM live_videos ORDER BY uri")]
+    forgets_before_each(monkeypatch, store, before[:3])
+    with pytest.raises(InputError, match=r"each of the 3 times .* verify it when they are done"):
+        run_maintain(MaintainOrder(store, repair=True))
+    assert [row["uri"] for row in rows(store, "SELECT uri FROM live_videos ORDER BY uri")] == before[3:]

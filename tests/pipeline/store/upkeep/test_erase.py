@@ -298,15 +298,6 @@ def test_what_was_rotten_before_is_not_sealed_under_a_new_checksum(full):
     assert (verified.damaged_files, verified.problems) == ({}, [])
 
 
-def move(store, old, new):
-    """Let a video be live under another name."""
-    (row,) = rows(store, f"FROM live_videos WHERE uri = '{stores.uri_of(old)}'")
-    moved = {key: value for key, value in row.items() if key in tables.VIDEOS.names}
-    moved |= {"video_id": video_id(stores.uri_of(new)), "uri": stores.uri_of(new)}
-    gone = {"video_id": row["video_id"], "uri": row["uri"], "status": "deleted"}
-    store.append("videos", pa.Table.from_pylist([moved, gone], tables.VIDEOS))
-
-
 def live(store):
     return {Path(row["uri"]).stem for row in rows(store, "FROM live_videos")}
 
@@ -319,7 +310,7 @@ def readable(store):
 
 def test_another_video_under_a_name_that_was_used_before_stays(store):
     stores.index(store, ["cam"])
-    move(store, "cam", "monday")
+    stores.move(store, "cam", "monday")
     stores.index(store, ["cam"], seed=1, etag="2")
     assert erase.erase(store, [video_id(stores.uri_of("monday"))], "run").videos == 1
     assert live(store) == {"cam"}
@@ -329,9 +320,9 @@ def test_another_video_under_a_name_that_was_used_before_stays(store):
 
 def test_what_moved_on_from_an_older_name_of_a_video_stays(store):
     stores.index(store, ["cam"])
-    move(store, "cam", "monday")
+    stores.move(store, "cam", "monday")
     stores.index(store, ["cam"], seed=1, etag="2")
-    move(store, "cam", "tuesday")
+    stores.move(store, "cam", "tuesday")
     erase.erase(store, [video_id(stores.uri_of("tuesday"))], "run")
     assert live(store) == {"monday"}
     assert readable(store) == 1

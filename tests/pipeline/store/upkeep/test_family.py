@@ -19,15 +19,6 @@ from longvlm.schemas.identity import video_id
 CAM, MONDAY = (video_id(stores.uri_of(name)) for name in ("cam", "monday"))
 
 
-def move(store, old, new):
-    """Let a video be live under another name."""
-    (row,) = rows(store, f"FROM live_videos WHERE uri = '{stores.uri_of(old)}'")
-    moved = {key: value for key, value in row.items() if key in tables.VIDEOS.names}
-    moved |= {"video_id": video_id(stores.uri_of(new)), "uri": stores.uri_of(new)}
-    gone = {"video_id": row["video_id"], "uri": row["uri"], "status": "deleted"}
-    store.append("videos", pa.Table.from_pylist([moved, gone], tables.VIDEOS))
-
-
 def blobs(made):
     return [segment["local"] for video in made.to_pylist() for segment in video["segments"]]
 
@@ -52,7 +43,7 @@ def moved(store):
     """A store in which the camera's video was moved to monday: it, and what was encoded; by an older write too."""
     superseded = stores.index(store, ["cam"], seed=7)
     made = stores.index(store, ["cam"])
-    move(store, "cam", "monday")
+    stores.move(store, "cam", "monday")
     return store, [b"/videos/monday.mp4", *blobs(made), *blobs(superseded)]
 
 
@@ -115,7 +106,7 @@ def test_what_a_killed_run_named_under_an_old_name_goes(moved):
 
 def test_a_name_that_it_is_moved_to_while_it_is_hidden_is_kept_out_too(moved, monkeypatch):
     store, words = moved
-    with meanwhile(monkeypatch, "copy_tombstones", lambda: move(Store.open(store.uri), "monday", "tuesday")):
+    with meanwhile(monkeypatch, "copy_tombstones", lambda: stores.move(Store.open(store.uri), "monday", "tuesday")):
         assert erase.erase(store, [MONDAY], "run").still_there == []
     assert is_whole(store)
     assert left_of(store, [*words, b"/videos/tuesday.mp4"]) == []
@@ -181,7 +172,7 @@ def test_a_lifted_tombstone_of_an_old_name_stays_lifted(store):
     erase.erase(store, [CAM], "run")
     store.append("videos", pa.Table.from_pylist([{"video_id": CAM, "status": "deleted"}], tables.VIDEOS))
     stores.index(store, ["cam"])
-    move(store, "cam", "monday")
+    stores.move(store, "cam", "monday")
     erase.erase(store, [MONDAY], "run")
     assert store.forgotten() == {MONDAY}
     stores.index(store, ["cam"], seed=1, etag="2")

@@ -1,5 +1,5 @@
 # make demo and make test do everything from a bare clone; the .venv is made once and again when its inputs change.
-# Tests run in two processes: one begins with those of Ray, the other with the rest; tests/conftest.py says how.
+# Tests run in four processes, for a third of what they do is waiting; one has all those of Ray (tests/conftest.py).
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -8,13 +8,16 @@ TOOLS := .venv/.tools
 # Bytecode is kept whatever the environment says: tests are rewritten as they are imported, ten seconds a process.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check format docs tinyworld clean
+.PHONY: demo test pytest check format docs tinyworld clean
 
 demo: $(READY)
 	$(BIN)/longvlm demo
 
-test: $(TOOLS) check
-	$(BIN)/pytest -q -n 2 --no-loadscope-reorder
+test: $(TOOLS)
+	$(MAKE) --no-print-directory --jobs 2 check pytest
+
+pytest: $(TOOLS)
+	$(BIN)/pytest -q -n 4 --no-loadscope-reorder --durations 20
 
 check: $(TOOLS)
 	$(BIN)/ruff format --check --quiet .

@@ -12,7 +12,7 @@ from hypothesis import settings
 from support import VIDEOS, largest_error, missing
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two processes that spin for each other's cores are slow
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of processes that spin for each other's cores are slow
 # Tests share the cores with each other and with Ray's workers. These are not to come last, as Ray has it for the sake
 # of the desktop that it may run on, and threads that wait are to sleep.
 os.environ.setdefault("RAY_worker_niceness", "0")

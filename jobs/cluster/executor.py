@@ -27,6 +27,7 @@ class Stage:
     workers: int
     cpus: float  # of each worker
     gpus: float = 0.0
+    threads: int = 1  # of each worker that call the operator at the same time
 
 
 class OutOfTimeError(Exception):
@@ -102,7 +103,7 @@ def run_inprocess(blocks: Iterable[pa.Table], stages: Sequence[Stage]) -> Iterat
 
     Args:
         blocks: what the first stage takes.
-        stages: their workers, cpus and gpus do not matter here.
+        stages: their workers, cpus, gpus and threads do not matter here.
 
     Raises what a stage raises.
     """

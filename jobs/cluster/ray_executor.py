@@ -49,7 +49,8 @@ class RayExecutor:
                 fn_constructor_args=stage.args,
                 batch_size=stage.batch_size,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=stage.workers),
+                compute=ActorPoolStrategy(size=stage.workers, enable_true_multi_threading=stage.threads > 1),
+                max_concurrency=stage.threads,
                 num_cpus=stage.cpus,
                 num_gpus=stage.gpus,
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.pipeline.store.ledger import Store
@@ -114,6 +115,13 @@ class Counts:
     failures: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)  # files of the source that are not listed, by kind
     video_seconds: float = 0.0
+    bytes_read: int = 0  # from the network
+    read_whole: Counter[str] = field(default_factory=Counter)  # videos whose keyframes alone would not do, by why
+
+    def add_read(self, outcomes: pa.Table) -> None:
+        """Count what tables.OUTCOMES tell of the network."""
+        self.bytes_read += pc.sum(outcomes["bytes_read"]).as_py() or 0
+        self.read_whole.update(outcomes["whole_because"].drop_null().to_pylist())
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Count settled VIDEOS rows."""
@@ -128,7 +136,8 @@ class Counts:
 
     def as_json(self) -> dict[str, Any]:
         """The counts by name, failures by code, and what is left out by kind."""
-        told = {"failures": dict(self.failures), "left_out": dict(self.left_out.most_common())}
+        told: dict[str, Any] = {"failures": dict(self.failures), "left_out": dict(self.left_out.most_common())}
+        told["read_whole"] = dict(self.read_whole.most_common())
         return {**vars(self), **told, "video_seconds": round(self.video_seconds, 3)}
 
     @property
@@ -181,7 +190,9 @@ def commit_to(store: Store, parts: list[Finished], since: int) -> list[dict[str,
 
 def count_committed(parts: list[Finished], counts: Counts) -> None:
     """Count what is part of the store from now on."""
-    metrics.count_written(_outcomes(parts))
+    outcomes = _outcomes(parts)
+    metrics.count_written(outcomes)
+    counts.add_read(outcomes)
     for part in parts:
         counts.add(part.rows)
         metrics.count_settled(part.rows)

@@ -249,7 +249,12 @@ def _stages(
     spec, device = recipe.spec(), "cuda" if resources.encoder_gpus else "cpu"
     return blocks, [
         Stage(  # 4: one worker a core, since decoding is what there is most of
-            Watch, (spec, tally), None, workers=min(resources.decoders, len(blocks)), cpus=resources.decoder_cpus
+            Watch,
+            (spec, tally),
+            None,
+            workers=min(resources.decoders, len(blocks)),
+            cpus=resources.decoder_cpus,
+            threads=Watch.READERS,
         ),
         Stage(  # 5: one worker a GPU; a few units a forward pass fill it
             Encode,

@@ -1,8 +1,10 @@
 """The index job's stages 4 to 6 as an executor runs them: each wraps one operator and reports to the tally."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -11,28 +13,40 @@ from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.resources import DECODE_DEADLINE_S, DECODE_MEMORY_BYTES
 from longvlm.jobs.cluster.retry import persist
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, WORKER, StageReporter
+from longvlm.pipeline.decode.copy import VideoCopy, can_read_ahead, video_copy
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.units import decode_units, failed_unit
 from longvlm.pipeline.source.scratch import ScratchFolder
 from longvlm.pipeline.store.shards import write_shards
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import from_spec
 
 
 class Watch:
-    """Stage 4: planned videos to frames, a unit at a time. One actor holds one killable decoder child."""
+    """Stage 4: planned videos to frames, a unit at a time. One actor holds one killable decoder child.
+
+    Called by `READERS` threads it reads ahead: one fetches its next video while the other decodes.
+    """
+
+    READERS = 2
 
     def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
         self.recipe = from_spec(recipe)
-        self.stage = StageReporter("decode", tally)
+        self.stage, self.network = StageReporter("decode", tally), StageReporter("fetch", tally)
         self.stage.start_logs()
         self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
+        # Reads the indexes of sparse copies: in a child of its own, which starts when there is one, for the decoder's
+        # is at work on the video before.
+        self.surveyor = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
         self.scratch = ScratchFolder()
+        self._decoding = threading.RLock()  # whose thread's turn it is
 
     def close(self) -> None:
-        """End the child and remove the copies of videos; a worker that ends does both by itself."""
+        """End the children and remove the copies of videos; a worker that ends does both by itself."""
         self.decoder.close()
+        self.surveyor.close()
         self.scratch.close()
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
@@ -42,11 +56,31 @@ class Watch:
             if begun >= MAX_ATTEMPTS:
                 yield _noted(failed_unit(video, killer("decoder")))
                 continue
-            with self.stage.work([video["write_id"]]) as clock:
-                units = decode_units(video, self.recipe, self.decoder, self.scratch.name)
+            with ExitStack() as stack:
+                if not can_read_ahead(video, self.scratch.name):
+                    stack.enter_context(self._decoding)  # in its turn: then it may wait for room
+                copy = stack.enter_context(self._fetched(video))
+                stack.enter_context(self._decoding)
+                clock = stack.enter_context(self.stage.work([video["write_id"]]))
+                units = decode_units(copy, self.recipe, self.decoder)
                 while (frames := clock.time(next, units, None)) is not None:
                     clock.cpu_s += frames["decode_ms"][0].as_py() / 1000  # burnt in the child
                     yield _noted(frames)
+
+    @contextmanager
+    def _fetched(self, video: dict[str, Any]) -> Iterator[VideoCopy]:
+        """The video's local copy, fetched; of a remote one the tally hears how long that took."""
+        if is_local(video["uri"]):
+            with video_copy(video, self.recipe, self.surveyor, self.scratch.name) as copy:
+                yield copy
+            return
+        with ExitStack() as stack:
+            with self.network.work([video["write_id"]]) as clock:
+                fetching = video_copy(video, self.recipe, self.surveyor, self.scratch.name)
+                spent_ms = self.surveyor.cpu_ms
+                copy = clock.time(stack.enter_context, fetching)
+                clock.cpu_s += (self.surveyor.cpu_ms - spent_ms) / 1000
+            yield copy
 
 
 class Encode:

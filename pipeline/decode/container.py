@@ -4,6 +4,7 @@ Headers lie, so counts and durations come from the packets, or from an MP4's com
 reading the file.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from longvlm.pipeline.decode.fields import field_pairs
-from longvlm.pipeline.decode.frame_index import PACKET, FrameIndex, index_in_order, index_packets, nanoseconds
+from longvlm.pipeline.decode.frame_index import (
+    PACKET,
+    FrameIndex,
+    index_between_keyframes,
+    index_in_order,
+    index_packets,
+    nanoseconds,
+)
 from longvlm.pipeline.decode.times import MAX_FRAMES
 from longvlm.pipeline.source import formats
 from longvlm.schemas.errors import ErrorCode, TerminalError
@@ -27,6 +35,8 @@ _STEADY_CLOCKS = (_MOV, _MATROSKA, "avi")  # times are durations added up, or wr
 _DECODING_STAMPS = ("avi", "asf")  # may know no other time of a packet than its place in the file
 _MIN_MISSING_FRAMES = 3
 _DEFAULT_FPS = 25.0
+_BLOCK_HEADER_BYTES = 64  # more than any block of a Matroska has before its frame
+_CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
 def max_missing_frames(num_frames: int, fps: float) -> int:
@@ -37,19 +47,26 @@ def max_missing_frames(num_frames: int, fps: float) -> int:
 class VideoFile:
     """An open container, with its video stream chosen: what a player would choose, never a cover picture.
 
+    Args:
+        path: of a local file.
+        is_brief: look at its headers alone, and at no packet to find out more: of a sparse copy there may be none yet.
+        is_sparse: there are holes in it, between the keyframes that are needed.
+
     Raises:
         TerminalError: with the code that says why there is nothing to watch.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, is_brief: bool = False, is_sparse: bool = False) -> None:
         import av
 
-        self.path = path
+        self.path, self.is_sparse = path, is_sparse
         self.size_bytes = Path(path).stat().st_size
         if self.size_bytes == 0:
             raise TerminalError(ErrorCode.EMPTY_FILE, "The file is empty (0 bytes); upload it again.")
         # Frame rates are counted from the packets here, so FFmpeg need not decode up to 20 frames to guess one.
         options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file", "fpsprobesize": "0"}
+        if is_brief:
+            options |= {"probesize": "32", "analyzeduration": "1"}
         try:
             self.container: Any = av.open(f"file:{path}", options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
@@ -172,6 +189,49 @@ class VideoFile:
             start_pts=int(seek_pts[0]),
         )
 
+    def frame_index_from_cues(self) -> FrameIndex | None:
+        """The frame index by a Matroska's cues, without reading the file; None where there are none.
+
+        They have the keyframes' times, and the header the frames a second: how many there are in between is told by
+        these, not counted. The file must have been opened briefly, so that a sparse copy gives the same.
+        """
+        if self.format_name != _MATROSKA or not (cues := self.cues()):
+            return None
+        fps, end_s = self.stream.average_rate, self._end_s
+        if not fps or end_s is None:
+            return None
+        key_pts = np.array(list(cues), dtype=np.int64)
+        time_base = self.stream.time_base
+        return index_between_keyframes(key_pts, end_s / float(time_base), time_base, float(fps))
+
+    def cues(self) -> dict[int, int]:
+        """A Matroska's cues: the byte at which the cluster of a keyframe begins, by its time stamp, ascending."""
+        self.container.seek(0, stream=self.stream)  # only then they are read
+        return dict(sorted((entry.timestamp, entry.pos) for entry in self.stream.index_entries if entry.is_keyframe))
+
+    def end_of_keyframe(self, pts: int) -> int | None:
+        """Where the keyframe of a time stamp ends, in bytes from the beginning of a Matroska; None where it is not."""
+        import av
+
+        self.container.seek(pts, stream=self.stream)
+        try:
+            packet = next(self.container.demux(self.stream))
+        except av.FFmpegError:
+            return None
+        if packet.pts != pts or packet.pos is None or not packet.size:
+            return None
+        return int(packet.pos + packet.size) + _BLOCK_HEADER_BYTES
+
+    @property
+    def _end_s(self) -> float | None:
+        """When the last frame ends by the headers: of this stream where that stands in a tag, else of the file."""
+        import av
+
+        if tagged := _CLOCK_TIME.fullmatch(self.stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(float, tagged.groups())
+            return 3600 * hours + 60 * minutes + seconds
+        return self.container.duration / av.time_base if self.container.duration else None
+
     @property
     def header_fps(self) -> float:
         """Frames per second by the header: good enough to judge what is missing."""
@@ -215,7 +275,7 @@ class VideoFile:
     def rewind(self) -> None:
         """Go back to the first packet, by opening the file anew: the one way that works for every format."""
         self.close()
-        fresh = VideoFile(self.path)
+        fresh = VideoFile(self.path, is_sparse=self.is_sparse)
         self.container, self.stream, self.codec = fresh.container, fresh.stream, fresh.codec
 
     def close(self) -> None:

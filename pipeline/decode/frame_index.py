@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from longvlm.pipeline.decode.times import NS
+from longvlm.pipeline.decode.times import MAX_FRAMES, NS, nearest_indices
 from longvlm.schemas.errors import ErrorCode, TerminalError
 
 PACKET = np.dtype(  # a packet, in file order; stamps and duration in ticks of the stream, NaN where unknown
@@ -44,6 +44,10 @@ class FrameIndex:
         """The number of the frame shown at a presentation time stamp; -1 before the first."""
         assert self.pts is not None
         return int(np.searchsorted(self.pts, pts, side="right")) - 1
+
+    def keyframes_near(self, frames: list[int]) -> NDArray[np.int64]:
+        """The place among the keyframes of that which is nearest in time to each frame."""
+        return nearest_indices(self.times_ns[self.keyframes], self.times_ns[frames])
 
     @property
     def longest_keyframe_gap_s(self) -> float:
@@ -135,6 +139,34 @@ def clock_offsets(packets: NDArray[np.void], seconds_a_tick: float) -> NDArray[n
     shifts = np.zeros(len(packets))
     shifts[1:][breaks] = (np.where(durations > 0, durations, usual) - steps)[breaks]
     return np.cumsum(shifts)
+
+
+def index_between_keyframes(
+    key_pts: NDArray[np.int64], end_pts: float, time_base: Fraction, fps: float
+) -> FrameIndex | None:
+    """The frame index of a stream of which only the keyframes' times are known: frames in between lie evenly.
+
+    Args:
+        key_pts: [K] ascending, in ticks; the first frame is a keyframe.
+        end_pts: when the last frame ends, in ticks.
+        time_base: seconds a tick.
+        fps: frames a second between two keyframes, of which there is at least the first one.
+    """
+    ends_ns = nanoseconds(np.append(key_pts, max(round(end_pts), int(key_pts[-1]) + 1)), time_base)
+    gaps_ns = np.diff(ends_ns)
+    numbers = np.maximum(np.rint(gaps_ns * (fps / NS)), 1).astype(np.int64)
+    if numbers.sum() > MAX_FRAMES or (numbers > gaps_ns).any():
+        return None
+    keyframes = np.append(0, np.cumsum(numbers)[:-1])
+    places = np.arange(numbers.sum()) - np.repeat(keyframes, numbers)
+    times_ns = np.repeat(ends_ns[:-1], numbers) + (places * np.repeat(gaps_ns / numbers, numbers)).astype(np.int64)
+    return FrameIndex(
+        times_ns=times_ns,
+        duration_s=float(ends_ns[-1]) / NS,
+        keyframes=keyframes,
+        seek_pts=key_pts,
+        start_pts=int(key_pts[0]),
+    )
 
 
 def nanoseconds(ticks: NDArray[np.int64], time_base: Fraction) -> NDArray[np.int64]:

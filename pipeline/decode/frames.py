@@ -44,7 +44,7 @@ class FrameReader:
         self._decoding: Iterator[tuple[int, Any]] = iter(())
         self._problem = ""  # the last that the decoder had with a packet
         self._seek(_START)
-        self._ahead = next(self._decoding, None)
+        self._ahead = self._first_keyframe() if file.is_sparse else next(self._decoding, None)
         if self._ahead is None:
             if is_encrypted(file.path):
                 raise encrypted_error()
@@ -198,6 +198,14 @@ class FrameReader:
             if not frames:
                 raise KeyframeMissingError
             yield int(self.frame_index.keyframes[key]), frames[0]
+
+    def _first_keyframe(self) -> tuple[int, Any] | None:
+        """The first keyframe by itself, for behind it there may be a hole; None where it gives no frame."""
+        self._first = (-1, None)
+        try:
+            return next(self.read_keyframes([0]))
+        except KeyframeMissingError:
+            return None
 
     def _key_packets(self, keys: list[int]) -> Iterator[Any]:
         """The packet of each keyframe: by seeking, or where that is unreliable by reading on to it."""

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,9 +19,10 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from longvlm.pipeline.confine import confine, isolated_python, safe_environment
-from longvlm.pipeline.decode import messages, video
+from longvlm.pipeline.decode import messages, survey, video
 from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.pipeline.decode.video import DecodedFrames, Mode, Resize, Size, size_out
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
@@ -54,12 +56,36 @@ class Decoder:
         self.memory_limit_bytes = memory_limit_bytes
         self.cpu_ms = 0.0  # CPU milliseconds spent in calls so far, failed ones too
         self._num_probed = 0  # by the child of now
+        self.probed: tuple[str, bool] | None = None  # the video that the child holds open, and whether it is sparse
         self.confined: tuple[str, ...] = ()  # what holds in the child of now, see `confine`
+        self._in_call = threading.Lock()  # threads take turns
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def probe(self, path: str, mode: Mode = "exact", max_gap_s: float | None = None) -> TimedVideo:
+    def probe(
+        self, path: str, mode: Mode = "exact", max_gap_s: float | None = None, *, is_sparse: bool = False
+    ) -> TimedVideo:
         """See `video.probe`; further failures as in `call`."""
+        self.probed = None
+        value, times_ns = self._call_for_times(video.probe, (path, mode, max_gap_s, is_sparse))
+        info = self._checked(lambda: messages.read_video(value, times_ns))
+        self.probed = (path, is_sparse)
+        return info
+
+    def survey(self, path: str, max_gap_s: float | None) -> TimedVideo | str:
+        """See `survey.survey`; further failures as in `call`."""
+        value, times_ns = self._call_for_times(survey.survey, (path, max_gap_s))
+        if isinstance(value, str):
+            return messages.one_line(value)
+        return self._checked(lambda: messages.read_video(value, times_ns))
+
+    def missing_ranges(self, path: str, frames: list[int], have: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """See `survey.missing_ranges`; they are not checked. Further failures as in `call`."""
+        value = self.call(survey.missing_ranges, path, frames, have)
+        return self._checked(lambda: messages.read_ranges(value))
+
+    def _call_for_times(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, NDArray[np.int64]]:
+        """What a function says of a video, and the times of its frames."""
         if self._num_probed >= _VIDEOS_PER_CHILD:
             self.close()
         times_ns = np.empty(0, dtype=np.int64)
@@ -69,10 +95,9 @@ class Decoder:
             times_ns = messages.room_for_times(message)
             return times_ns.data.cast("B")
 
-        value = self._call_into(video.probe, (path, mode, max_gap_s), room)
-        info = self._checked(lambda: messages.read_video(value, times_ns))
+        value = self._call_into(function, args, room)
         self._num_probed += 1
-        return info
+        return value, times_ns
 
     def decode(
         self, path: str, frames: list[int], size: Size, mode: Mode = "exact", resize: Resize = "decoder"
@@ -86,6 +111,7 @@ class Decoder:
 
     def close_video(self) -> None:
         """Have the child close the video that it still holds open."""
+        self.probed = None
         if self._child is not None and self._child.poll() is None:
             with suppress(TerminalError):  # a child that dies of it holds nothing any more
                 self.call(video.close_video)
@@ -101,6 +127,10 @@ class Decoder:
 
     def _call_into(self, function: Callable[..., Any], args: tuple[Any, ...], room: Room) -> Any:
         """The value that a function returns; the bytes that come with it fill the room that there is for them."""
+        with self._in_call:
+            return self._answer(function, args, room)
+
+    def _answer(self, function: Callable[..., Any], args: tuple[Any, ...], room: Room) -> Any:
         if self._child is None or self._child.poll() is not None:
             self._start()
         assert self._socket is not None
@@ -221,7 +251,7 @@ class Decoder:
 
     def close(self) -> None:
         """End the child process; the next call would start another."""
-        self._num_probed = 0
+        self._num_probed, self.probed = 0, None
         if self._child is not None:
             self._child.kill()
             self._child.wait()

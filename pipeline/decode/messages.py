@@ -88,8 +88,13 @@ def check_size(message: dict[str, Any], num_bytes: int) -> None:
 
 
 def room_for_times(message: dict[str, Any]) -> NDArray[np.int64]:
-    """Room for the times that follow a reply, one for each frame that it counts; InvalidMessageError beyond bounds."""
+    """Room for the times that follow a reply, one for each frame that it counts; InvalidMessageError beyond bounds.
+
+    None follow a word that says why there are no frames.
+    """
     value = message.get("value")
+    if isinstance(value, str):
+        return np.empty(0, dtype="<i8")
     num_frames = _whole(value if isinstance(value, dict) else {}, "num_frames")
     if num_frames > MAX_FRAMES:
         raise InvalidMessageError(f"a video of {num_frames} frames")
@@ -152,6 +157,16 @@ def read_frame_numbers(value: Any, wanted: list[int]) -> tuple[tuple[int, ...], 
     if any(before <= after and first > second for before, after, first, second in steps):
         raise InvalidMessageError("frames out of order")
     return tuple(numbers), _name(value, "decoder")
+
+
+def read_ranges(value: Any) -> list[tuple[int, int]]:
+    """Pairs of whole numbers; whether they are ranges of a file, whoever knows the file has to see."""
+    if not isinstance(value, list) or any(
+        not isinstance(pair, list) or len(pair) != 2 or any(type(number) is not int for number in pair)
+        for pair in value
+    ):
+        raise InvalidMessageError("no ranges")
+    return [(start, end) for start, end in value]
 
 
 def one_line(text: str) -> str:

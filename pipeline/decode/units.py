@@ -1,51 +1,77 @@
 """The decode stage of the index job: a planned video to its frames, one work unit at a time."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from longvlm.pipeline.decode.copy import VideoCopy
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import plan_segments
 from longvlm.pipeline.decode.times import NS, TimedVideo
 from longvlm.pipeline.decode.video import KEYFRAMES, DecodedFrames
-from longvlm.pipeline.source.copies import local_copy
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 from longvlm.schemas.recipe import IndexRecipe
 from longvlm.schemas.tables import FRAMES
 from longvlm.schemas.timeline import Segment, cut_into_units
 
+T = TypeVar("T")
 
-def decode_units(video: dict[str, Any], recipe: IndexRecipe, decoder: Decoder, scratch_dir: str) -> Iterator[pa.Table]:
-    """Decode one video (a row of tables.PLAN) as a recipe asks: yields tables.FRAMES, one row a unit.
+
+def decode_units(copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder) -> Iterator[pa.Table]:
+    """Decode a video of which there is a copy as a recipe asks: yields tables.FRAMES, one row a unit.
 
     Whatever goes wrong with the video ends in a last row with `error_code` and `error`; there is always a row.
     """
+    video = copy.video
     row = {"video_id": video["video_id"], "write_id": video["write_id"], "unit": 0, "num_units": 1}
     spent_ms = decoder.cpu_ms
     try:
         if video.get("error_code"):  # its entry in the source already told
             raise TerminalError(ErrorCode(video["error_code"]), video["error"])
-        with local_copy(video["uri"], scratch_dir, video.get("size_bytes")) as path:
-            try:
-                info = decoder.probe(path, recipe.decode, recipe.segment_s)
-                segments = plan_segments(recipe, info)
-                units = cut_into_units(segments)
-                row |= info.facts | {"num_units": len(units), "num_segments": len(segments)}
-                row["num_pictures"] = sum(recipe.tower.num_pictures(segment.num_frames) for segment in segments)
-                for index, unit in enumerate(units):
-                    row["unit"] = index
-                    wanted = [frame for segment in unit for frame in segment.frames]
-                    decoded = decoder.decode(path, wanted, recipe.tower.frame_size, recipe.decode, recipe.shown)
-                    row |= {"decoder": decoded.decoder, "decode_ms": decoder.cpu_ms - spent_ms}
-                    row["keyframe_shift_s"] = _shift_s(wanted, decoded, info)
-                    spent_ms = decoder.cpu_ms
-                    yield _unit(row, _as_shown(unit, decoded, info), decoded, info)
-            finally:
-                decoder.close_video()
+        if copy.error is not None:
+            raise copy.error
+        try:
+            info = _from_copy(copy, lambda: _probe(copy, recipe, decoder))
+            segments = plan_segments(recipe, info)
+            units = cut_into_units(segments)
+            row |= info.facts | {"num_units": len(units), "num_segments": len(segments)}
+            row["num_pictures"] = sum(recipe.tower.num_pictures(segment.num_frames) for segment in segments)
+            for index, unit in enumerate(units):
+                row["unit"] = index
+                wanted = [frame for segment in unit for frame in segment.frames]
+                decoded = _from_copy(copy, lambda wanted=wanted: _decode(copy, wanted, recipe, decoder))
+                row |= {"decoder": decoded.decoder, "decode_ms": decoder.cpu_ms - spent_ms, **copy.told}
+                row["keyframe_shift_s"] = _shift_s(wanted, decoded, info)
+                spent_ms = decoder.cpu_ms
+                yield _unit(row, _as_shown(unit, decoded, info), decoded, info)
+        finally:
+            decoder.close_video()
     except PipelineError as error:
-        yield failed_unit(row | {"decode_ms": decoder.cpu_ms - spent_ms}, error)
+        yield failed_unit(row | {"decode_ms": decoder.cpu_ms - spent_ms, **copy.told}, error)
+
+
+def _from_copy(copy: VideoCopy, read: Callable[[], T]) -> T:
+    """What is read from a copy; where a sparse one will not do, from the whole file."""
+    try:
+        return read()
+    except TerminalError as error:
+        if not copy.is_sparse:
+            raise
+        copy.complete(error.code.value)
+        return read()
+
+
+def _probe(copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder) -> TimedVideo:
+    return decoder.probe(copy.path, recipe.decode, recipe.segment_s, is_sparse=copy.is_sparse)
+
+
+def _decode(copy: VideoCopy, frames: list[int], recipe: IndexRecipe, decoder: Decoder) -> DecodedFrames:
+    """Frames of the video; it is probed anew where the decoder's child or the copy is another one by now."""
+    if decoder.probed != (copy.path, copy.is_sparse):
+        _probe(copy, recipe, decoder)
+    return decoder.decode(copy.path, frames, recipe.tower.frame_size, recipe.decode, recipe.shown)
 
 
 def failed_unit(video: dict[str, Any], error: PipelineError) -> pa.Table:

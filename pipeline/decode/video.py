@@ -13,7 +13,8 @@ from longvlm.pipeline.decode.container import VideoFile
 from longvlm.pipeline.decode.frame_index import FrameIndex
 from longvlm.pipeline.decode.frames import FrameReader, KeyframeMissingError
 from longvlm.pipeline.decode.orientation import Orientation
-from longvlm.pipeline.decode.times import TimedVideo, nearest_indices
+from longvlm.pipeline.decode.survey import frame_index_told
+from longvlm.pipeline.decode.times import TimedVideo
 
 Mode = Literal["exact", "keyframe"]
 Resize = Literal["decoder", "nearest", "letterbox"]
@@ -38,7 +39,12 @@ class DecodedFrames:
             raise ValueError(f"{len(self.shown)} numbers for frames of shape {self.frames.shape}")
 
 
-def probe(path: str, mode: Mode = "exact", max_gap_s: float | None = None) -> TimedVideo:
+def probe(
+    path: str,
+    mode: Mode = "exact",
+    max_gap_s: float | None = None,
+    is_sparse: bool = False,  # noqa: FBT001, FBT002 - goes through JSON
+) -> TimedVideo:
     """Probe a video: open it, learn when its frames are shown, and decode the first.
 
     Args:
@@ -46,12 +52,13 @@ def probe(path: str, mode: Mode = "exact", max_gap_s: float | None = None) -> Ti
         mode: "keyframe" shows the keyframe that is nearest in time to each frame.
         max_gap_s: the longest stretch without a keyframe that is put up with; a video with a longer one is decoded
             exactly all the same.
+        is_sparse: whether of the file no more was fetched than its index and the keyframes that were said to be needed.
 
     Raises:
-        TerminalError: with the code that says why it cannot be watched.
+        TerminalError: with the code that says why it cannot be watched; of a sparse copy, that more of it is needed.
     """
     close_video()  # first, so that two videos are never held at once
-    _OPEN.append(OpenVideo(path, mode, max_gap_s))
+    _OPEN.append(OpenVideo(path, mode, max_gap_s, is_sparse=is_sparse))
     return _OPEN[0].info
 
 
@@ -84,10 +91,10 @@ def close_video() -> None:
 class OpenVideo:
     """A video that is open for decoding: its properties, and its frames on demand."""
 
-    def __init__(self, path: str, mode: Mode, max_gap_s: float | None = None) -> None:
+    def __init__(self, path: str, mode: Mode, max_gap_s: float | None = None, *, is_sparse: bool = False) -> None:
         from av.video.reformatter import VideoReformatter
 
-        self.file = VideoFile(path)
+        self.file = VideoFile(path, is_sparse=is_sparse)
         self.mode = mode
         self._can_use_keyframes = mode == "keyframe" and self.file.fields is None  # a keyframe may be half a picture
         self.reader = FrameReader(self.file, self._frame_index(math.inf if max_gap_s is None else max_gap_s))
@@ -106,14 +113,20 @@ class OpenVideo:
     def _frame_index(self, max_gap_s: float) -> FrameIndex:
         """The frame index; decides whether keyframes will do."""
         if self._can_use_keyframes:
-            samples = self.file.frame_index_from_samples()
-            if samples is not None and samples.longest_keyframe_gap_s <= max_gap_s:
-                return samples
-            self._can_use_keyframes = samples is None
+            told = frame_index_told(self.file)
+            if told is not None and told.longest_keyframe_gap_s <= max_gap_s:
+                return told
+            self._can_use_keyframes = told is None
+        self._refuse_holes()
         frame_index = self.file.frame_index_from_packets()
         if frame_index.longest_keyframe_gap_s > max_gap_s:
             self._can_use_keyframes = False
         return frame_index
+
+    def _refuse_holes(self) -> None:
+        """Raise TerminalError for a sparse copy: what is needed now may not be there."""
+        if self.file.is_sparse:
+            raise TerminalError(ErrorCode.DECODE_FAILED, "The keyframes alone will not do.")
 
     def _info(self, frame_index: FrameIndex) -> TimedVideo:
         width, height = self.file.stream.width, self.file.stream.height
@@ -186,13 +199,13 @@ class OpenVideo:
         self, wanted: list[int], size: Size, resize: Resize
     ) -> tuple[list[int], NDArray[np.uint8]] | None:
         """The keyframes that are nearest in time, and their numbers; None where one cannot be decoded by itself."""
-        keyframes, times_ns = self.reader.frame_index.keyframes, self.reader.frame_index.times_ns
-        near = nearest_indices(times_ns[keyframes], times_ns[wanted])
+        keyframes, near = self.reader.frame_index.keyframes, self.reader.frame_index.keyframes_near(wanted)
         distinct, places = np.unique(near, return_inverse=True)
         try:
             pixels = self._resized(self.reader.read_keyframes(distinct.tolist()), len(distinct), size, resize)[1]
         except KeyframeMissingError:  # then all frames are needed to get at the wanted ones
             self._can_use_keyframes = False
+            self._refuse_holes()
             self.file.rewind()
             self.reader = FrameReader(self.file, self.file.frame_index_from_packets())
             return None

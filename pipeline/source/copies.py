@@ -6,7 +6,7 @@ import random
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from longvlm.pipeline.refusals import code_of, told_by
 from longvlm.pipeline.source.fetch import ANSWER_S, FetchError, fetch
+from longvlm.pipeline.source.ranges import WholeNeededError
 from longvlm.pipeline.source.scratch import WAIT_S, no_space, scratch_file
 from longvlm.pipeline.uris import is_local, local_path, locate
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, TransientError
@@ -56,11 +57,14 @@ def bad_entry(message: str) -> dict[str, Any]:
 
 
 @contextmanager
-def local_copy(uri: str, scratch_dir: str, size_bytes: int | None = None) -> Iterator[str]:
+def local_copy(
+    uri: str, scratch_dir: str, size_bytes: int | None = None, fill: Callable[[str], None] | None = None
+) -> Iterator[str]:
     """A local copy of a file, by its path: local files in place, others downloaded for as long as the context lasts.
 
     A copy lies right in the scratch folder under a name of our own, whatever the file's name is. It has as many bytes
-    as were listed, where the listing told that (`size_bytes`).
+    as were listed, where the listing told that (`size_bytes`). What fills it, by its path, may be given; else `download`
+    does.
 
     Raises:
         TerminalError: NOT_FOUND, FORBIDDEN, NOT_A_VIDEO, or TOO_LARGE for `fetch.MAX_OBJECT_BYTES` or the scratch disk.
@@ -73,7 +77,10 @@ def local_copy(uri: str, scratch_dir: str, size_bytes: int | None = None) -> Ite
         return
     suffix = Path(uri).suffix
     with scratch_file(scratch_dir, suffix if _PLAIN_SUFFIX.fullmatch(suffix) else "") as path:
-        _download(uri, path, size_bytes)
+        if fill is None:
+            download(uri, path, size_bytes)
+        else:
+            fill(path)
         yield path
 
 
@@ -108,20 +115,37 @@ def _check_readable(path: str) -> None:
         raise _refusal(path, error) or TransientError(ErrorCode.NETWORK, f"{path} cannot be read: {error}.") from error
 
 
-def _download(uri: str, path: str, size_bytes: int | None) -> None:
+def download(uri: str, path: str, size_bytes: int | None) -> None:
+    """Download a remote file over one that is there. Raises as `local_copy`."""
+
+    def give_back() -> int:
+        num_bytes = Path(path).stat().st_size
+        os.truncate(path, 0)
+        return num_bytes
+
+    persist(uri, lambda: fetch(uri, path, size_bytes), give_back)
+
+
+def persist(uri: str, read: Callable[[], None], give_back: Callable[[], int] = lambda: 0) -> None:
+    """Read of a remote file, again where that may help. Raises as `local_copy`, and WholeNeededError.
+
+    Args:
+        uri: of the file.
+        read: one try, which may raise whatever its filesystem does.
+        give_back: empties what was written of it where the disk is full, and says how many bytes that were.
+    """
     failures = 0
     deadline = time.monotonic() + WAIT_S
     while True:
         try:
-            return fetch(uri, path, size_bytes)
-        except PipelineError:
+            return read()
+        except (PipelineError, WholeNeededError):
             raise
         except Exception as error:  # every cloud library has exceptions of its own
             if refusal := _refusal(uri, error):
                 raise refusal from error
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # another decoder was quicker
-                num_bytes = Path(path).stat().st_size
-                os.truncate(path, 0)
+                num_bytes = give_back()
                 if time.monotonic() > deadline:
                     raise no_space(num_bytes) from error
             else:

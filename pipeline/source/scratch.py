@@ -99,6 +99,11 @@ def scratch_file(folder: str, suffix: str) -> Iterator[str]:
         Path(path).unlink()
 
 
+def has_room(num_bytes: int, folder: str) -> bool:
+    """Whether so much is free now on the disk of a scratch folder."""
+    return shutil.disk_usage(folder).free >= num_bytes
+
+
 def await_room(num_bytes: int, folder: str) -> None:
     """Wait until so much is free on the disk of a scratch folder.
 

@@ -1,0 +1,117 @@
+"""The local copy from which a video is decoded: the file in place, a sparse copy of its keyframes, or all of it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from longvlm.pipeline.decode.isolate import Decoder
+from longvlm.pipeline.decode.sampling import plan_segments
+from longvlm.pipeline.source.copies import download, local_copy, persist
+from longvlm.pipeline.source.ranges import RemoteObject, WholeNeededError
+from longvlm.pipeline.source.scratch import has_room
+from longvlm.pipeline.source.sparse import MIN_BYTES, SparseCopy
+from longvlm.pipeline.uris import is_local
+from longvlm.schemas.errors import PipelineError, TerminalError
+from longvlm.schemas.recipe import IndexRecipe
+
+_MAX_ROUNDS = 6  # of ranges: of a Matroska it takes two or three to know where its keyframes end
+
+
+@dataclass
+class VideoCopy:
+    """A local copy of a video, or why there is none.
+
+    What came from the network is told once, by whoever yields the first row after it: see `told`.
+    """
+
+    video: dict[str, Any]  # a row of tables.PLAN
+    path: str = ""
+    is_sparse: bool = False
+    error: PipelineError | None = None  # fetching failed; it waits here for the row that tells it
+    whole_because: str | None = None  # why a remote file had to be fetched whole though keyframes were to do
+    _num_bytes: int = 0
+
+    def complete(self, why: str) -> None:
+        """Fetch the whole file in place of a sparse copy that did not do. Raises as `copies.local_copy`."""
+        self.is_sparse, self.whole_because = False, why
+        self.fetch_whole()
+
+    def fetch_whole(self) -> None:
+        """Fetch the whole file. Raises as `copies.local_copy`."""
+        download(self.video["uri"], self.path, self.video.get("size_bytes"))
+        self._num_bytes += int(self.video.get("size_bytes") or 0)
+
+    def fetch(self, recipe: IndexRecipe, surveyor: Decoder) -> None:
+        """Fetch what the recipe needs of a remote file to the copy's path. Raises as `copies.local_copy`.
+
+        Args:
+            recipe: by which the video will be decoded.
+            surveyor: reads the index of a sparse copy, which is as hostile as the rest of it.
+        """
+        uri, etag, size = self.video["uri"], self.video.get("etag"), self.video.get("size_bytes") or 0
+        if recipe.decode != "keyframe" or size < MIN_BYTES:
+            self.fetch_whole()
+            return
+        remote = None
+        try:
+            if not etag:
+                raise WholeNeededError("no etag")
+            remote = RemoteObject(uri, etag)
+            self._fill(SparseCopy(remote, self.path, size), recipe, surveyor)
+            self.is_sparse = True
+        except WholeNeededError as error:
+            self.complete(error.reason)
+        except TerminalError as error:  # of the surveyor: what is wrong with it the whole file shall tell
+            self.complete(error.code.value)
+        finally:
+            self._num_bytes += remote.num_bytes_read if remote else 0
+
+    def _fill(self, copy: SparseCopy, recipe: IndexRecipe, surveyor: Decoder) -> None:
+        """Fetch the index, learn from it what the recipe will show, and fetch that."""
+        uri = self.video["uri"]
+        persist(uri, copy.fetch_index)
+        found = surveyor.survey(self.path, recipe.segment_s)
+        if isinstance(found, str):
+            raise WholeNeededError(found)
+        frames = [frame for segment in plan_segments(recipe, found) for frame in segment.frames]
+        for _ in range(_MAX_ROUNDS):
+            ranges = surveyor.missing_ranges(self.path, frames, copy.have)
+            if not ranges:
+                return
+            persist(uri, lambda wanted=ranges: copy.fetch(wanted))  # type: ignore[misc]
+        raise WholeNeededError("no end of ranges")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The columns of a FRAMES row about what was fetched since the last one."""
+        number, self._num_bytes = self._num_bytes, 0
+        why, self.whole_because = self.whole_because, None
+        return {"bytes_read": number, "whole_because": why}
+
+
+def can_read_ahead(video: dict[str, Any], scratch_dir: str) -> bool:
+    """Whether there is room now for a copy of a video besides the one in hand, so that nobody has to wait for it."""
+    return is_local(video["uri"]) or has_room(2 * (video.get("size_bytes") or 0), scratch_dir)
+
+
+@contextmanager
+def video_copy(
+    video: dict[str, Any], recipe: IndexRecipe, surveyor: Decoder, scratch_dir: str
+) -> Iterator[VideoCopy]:
+    """The copy of a video (a row of tables.PLAN) for a recipe, for as long as the context lasts; it raises nothing."""
+    copy = VideoCopy(video)
+    if video.get("error_code"):  # its entry in the source already told
+        yield copy
+        return
+
+    def fill(path: str) -> None:
+        copy.path = path
+        copy.fetch(recipe, surveyor)
+
+    with ExitStack() as stack:
+        try:
+            copy.path = stack.enter_context(local_copy(video["uri"], scratch_dir, video.get("size_bytes"), fill))
+        except PipelineError as error:
+            copy.error = error
+        yield copy

@@ -206,6 +206,7 @@ def _string_together(folder: Path, least_bytes: int, draw: tuple[str, Path, int,
                 packet.stream, packet.time_base = video, master.time_base
                 packet.dts, packet.pts, packet.is_keyframe = base + dts, base + pts, is_keyframe
                 while ahead is not None and ahead.pts * ahead.time_base <= (base + dts) * master.time_base:
+                    num_bytes += ahead.size
                     output.mux(ahead)
                     ahead = next(sound, None)
                 output.mux(packet)

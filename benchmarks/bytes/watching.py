@@ -1,0 +1,131 @@
+"""The decode stage of the index job over a bucket, in as many processes as there are cores, and what came of it."""
+
+import hashlib
+import importlib
+import json
+import os
+import time
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from multiprocessing import get_context
+from typing import Any
+
+import pyarrow as pa
+
+from benchmarks.bytes.server import NAME, DistantBucket
+from longvlm.jobs.cluster.executor import Stage, run_inprocess
+from longvlm.jobs.cluster.tally import Tally
+from longvlm.jobs.index.stages import Watch
+from longvlm.pipeline.source.corpus import Source, list_source
+from longvlm.schemas import tables
+from longvlm.schemas.identity import new_write_id
+from longvlm.schemas.recipe import paper
+from longvlm.schemas.tower import TowerSpec
+
+_SPARSE = "longvlm.pipeline.source.sparse"
+_START_S = 120.0  # for processes to start and watch a first video
+_TOWER = TowerSpec("none", "none", 24, (16, 16), 1024, 224, has_cls=True, search_dim=None)
+RECIPE = replace(paper(_TOWER), decode="keyframe")
+
+
+@dataclass(frozen=True)
+class Watching:
+    """One run over the bucket: seconds, what the server counted by key, and a digest of each video's rows by URI."""
+
+    wall_s: float
+    cpu_s: float
+    server_cpu_s: float
+    sent_bytes: dict[str, int]
+    requests: dict[str, int]
+    digests: dict[str, str]
+
+
+def whole_only() -> None:
+    """Have this process download every object whole, however large it is."""
+    if find_spec(_SPARSE):  # where there are no sparse copies, all are whole
+        importlib.import_module(_SPARSE).MIN_BYTES = 1 << 62  # type: ignore[attr-defined]
+
+
+def watch_bucket(bucket: DistantBucket, keys: Collection[str], *, whole: bool) -> Watching:
+    """Decode some videos once, each worker taking the next; the clock runs when all have started.
+
+    A worker's first video is not counted: it starts the client of the bucket and the decoder's child.
+    """
+    cores = len(os.sched_getaffinity(0))
+    context = get_context("spawn")
+    gate, place = context.Barrier(cores + 1), context.Value("q", 0)
+    shared = (gate, place, bucket.environment)
+    with ProcessPoolExecutor(cores, mp_context=context, initializer=_share, initargs=shared) as pool:
+        workers = [pool.submit(_work, keys, whole=whole) for _ in range(cores)]
+        gate.wait(_START_S)
+        bucket.take_counts()
+        gate.wait()
+        begun_s = time.perf_counter()
+        done = [worker.result() for worker in workers]
+        wall_s = time.perf_counter() - begun_s
+    counts = bucket.take_counts()
+    return Watching(
+        wall_s,
+        cpu_s=sum(cpu_s for cpu_s, _ in done),
+        server_cpu_s=counts["cpu_s"],
+        sent_bytes=counts["bytes"],
+        requests=counts["requests"],
+        digests={uri: digest for _, digests in done for uri, digest in digests.items()},
+    )
+
+
+# --- in a worker ---
+
+_shared: dict[str, Any] = {}
+
+
+def _share(gate: Any, place: Any, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    _shared.update(gate=gate, place=place)
+
+
+def _work(keys: Collection[str], *, whole: bool) -> tuple[float, dict[str, str]]:
+    """CPU seconds of this worker and its decoder's child, and the digests of the videos that it took."""
+    if whole:
+        whole_only()
+    uris = {f"s3://{NAME}/{key}" for key in keys}
+    listing = [row for row in list_source(Source(f"s3://{NAME}")).to_pylist() if row["uri"] in uris]
+    taken: list[str] = []
+    marks: list[float] = []  # CPU seconds when the counted part began
+    hashes: dict[str, Any] = {}
+    child_s = 0.0
+    stage = Stage(Watch, (RECIPE.spec(), Tally()), None, workers=1, cpus=1.0)
+    for unit in run_inprocess(_plans(listing, taken, marks), [stage]):
+        if not marks:
+            continue
+        about = unit.drop_columns(["frames", "write_id", "decode_ms"]).to_pylist()[0]
+        if about["error_code"] is not None:
+            raise RuntimeError(f"the run is no measurement: {taken[-1]}: {about['error']}")
+        child_s += unit["decode_ms"][0].as_py() / 1000
+        digest = hashes.setdefault(taken[-1], hashlib.sha256())
+        digest.update(json.dumps(about, sort_keys=True).encode())
+        digest.update(unit["frames"].chunk(0).buffers()[2])
+    cpu_s = time.process_time() - marks[0] + child_s
+    return cpu_s, {uri: digest.hexdigest() for uri, digest in hashes.items()}
+
+
+def _plans(listing: Sequence[dict[str, Any]], taken: list[str], marks: list[float]) -> Iterator[pa.Table]:
+    """PLAN rows one by one: the first video as a warm-up, then, when all are warm, whichever is next."""
+    yield _plan(listing[0])
+    _shared["gate"].wait(_START_S)
+    _shared["gate"].wait(_START_S)
+    marks.append(time.process_time())
+    while True:
+        with _shared["place"].get_lock():
+            place = _shared["place"].value
+            _shared["place"].value += 1
+        if place >= len(listing):
+            return
+        taken.append(listing[place]["uri"])
+        yield _plan(listing[place])
+
+
+def _plan(row: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([row | {"write_id": new_write_id(), "attempts": 1}], schema=tables.PLAN)

@@ -1,30 +1,27 @@
 """The decode stage of the index job over a bucket, in as many processes as there are cores, and what came of it."""
 
 import hashlib
-import importlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import Any
 
 import pyarrow as pa
 
 from benchmarks.bytes.server import NAME, DistantBucket
-from longvlm.jobs.cluster.executor import Stage, run_inprocess
 from longvlm.jobs.cluster.tally import Tally
 from longvlm.jobs.index.stages import Watch
+from longvlm.pipeline.source import sparse
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.schemas import tables
 from longvlm.schemas.identity import new_write_id
 from longvlm.schemas.recipe import paper
 from longvlm.schemas.tower import TowerSpec
 
-_SPARSE = "longvlm.pipeline.source.sparse"
 _START_S = 120.0  # for processes to start and watch a first video
 _TOWER = TowerSpec("none", "none", 24, (16, 16), 1024, 224, has_cls=True, search_dim=None)
 RECIPE = replace(paper(_TOWER), decode="keyframe")
@@ -44,8 +41,7 @@ class Watching:
 
 def whole_only() -> None:
     """Have this process download every object whole, however large it is."""
-    if find_spec(_SPARSE):  # where there are no sparse copies, all are whole
-        importlib.import_module(_SPARSE).MIN_BYTES = 1 << 62  # type: ignore[attr-defined]
+    sparse.MIN_BYTES = 1 << 62
 
 
 def watch_bucket(bucket: DistantBucket, keys: Collection[str], *, whole: bool) -> Watching:
@@ -92,39 +88,41 @@ def _work(keys: Collection[str], *, whole: bool) -> tuple[float, dict[str, str]]
         whole_only()
     uris = {f"s3://{NAME}/{key}" for key in keys}
     listing = [row for row in list_source(Source(f"s3://{NAME}")).to_pylist() if row["uri"] in uris]
-    taken: list[str] = []
-    marks: list[float] = []  # CPU seconds when the counted part began
-    hashes: dict[str, Any] = {}
-    child_s = 0.0
-    stage = Stage(Watch, (RECIPE.spec(), Tally()), None, workers=1, cpus=1.0)
-    for unit in run_inprocess(_plans(listing, taken, marks), [stage]):
-        if not marks:
-            continue
-        about = unit.drop_columns(["frames", "write_id", "decode_ms"]).to_pylist()[0]
-        if about["error_code"] is not None:
-            raise RuntimeError(f"the run is no measurement: {taken[-1]}: {about['error']}")
-        child_s += unit["decode_ms"][0].as_py() / 1000
-        digest = hashes.setdefault(taken[-1], hashlib.sha256())
-        digest.update(json.dumps(about, sort_keys=True).encode())
-        digest.update(unit["frames"].chunk(0).buffers()[2])
-    cpu_s = time.process_time() - marks[0] + child_s
-    return cpu_s, {uri: digest.hexdigest() for uri, digest in hashes.items()}
-
-
-def _plans(listing: Sequence[dict[str, Any]], taken: list[str], marks: list[float]) -> Iterator[pa.Table]:
-    """PLAN rows one by one: the first video as a warm-up, then, when all are warm, whichever is next."""
-    yield _plan(listing[0])
+    operator = Watch(RECIPE.spec(), Tally())
+    for _ in operator(_plan(listing[0])):
+        pass
     _shared["gate"].wait(_START_S)
     _shared["gate"].wait(_START_S)
-    marks.append(time.process_time())
+    begun_s, child_ms = time.process_time(), _children_ms(operator)
+    with ThreadPoolExecutor(Watch.READERS) as threads:
+        readers = [threads.submit(_read, operator, listing) for _ in range(Watch.READERS)]
+        digests = {uri: digest for reader in readers for uri, digest in reader.result().items()}
+    cpu_s = time.process_time() - begun_s + (_children_ms(operator) - child_ms) / 1000
+    operator.close()
+    return cpu_s, digests
+
+
+def _children_ms(operator: Watch) -> float:
+    return operator.decoder.cpu_ms + operator.surveyor.cpu_ms
+
+
+def _read(operator: Watch, listing: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Watch whichever video is next, until there is none: a digest of each one's rows by URI."""
+    digests = {}
     while True:
         with _shared["place"].get_lock():
             place = _shared["place"].value
             _shared["place"].value += 1
         if place >= len(listing):
-            return
-        taken.append(listing[place]["uri"])
-        yield _plan(listing[place])
+            return digests
+        digest = hashlib.sha256()
+        for unit in operator(_plan(listing[place])):
+            about = unit.drop_columns(["frames", "write_id", "decode_ms", "bytes_read", "whole_because"]).to_pylist()[0]
+            if about["error_code"] is not None:
+                raise RuntimeError(f"the run is no measurement: {listing[place]['uri']}: {about['error']}")
+            digest.update(json.dumps(about, sort_keys=True).encode())
+            digest.update(unit["frames"].chunk(0).buffers()[2])
+        digests[listing[place]["uri"]] = digest.hexdigest()
 
 
 def _plan(row: dict[str, Any]) -> pa.Table:

@@ -10,7 +10,7 @@ from longvlm.pipeline.decode.sampling import plan_segments
 from longvlm.pipeline.source.copies import download, local_copy, persist
 from longvlm.pipeline.source.ranges import RemoteObject, WholeNeededError
 from longvlm.pipeline.source.scratch import has_room
-from longvlm.pipeline.source.sparse import MIN_BYTES, SparseCopy
+from longvlm.pipeline.source.sparse import SparseCopy, may_be_sparse
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import PipelineError, TerminalError
 from longvlm.schemas.recipe import IndexRecipe
@@ -50,7 +50,7 @@ class VideoCopy:
             surveyor: reads the index of a sparse copy, which is as hostile as the rest of it.
         """
         uri, etag, size = self.video["uri"], self.video.get("etag"), self.video.get("size_bytes") or 0
-        if recipe.decode != "keyframe" or size < MIN_BYTES:
+        if recipe.decode != "keyframe" or not may_be_sparse(size):
             self.fetch_whole()
             return
         remote = None

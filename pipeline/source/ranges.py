@@ -12,6 +12,7 @@ Range = tuple[int, int]  # [start, end) in bytes
 _AT_A_TIME = 16  # requests: what hides 30 ms of each, and no server minds
 _SLOWEST_BYTES_S = 4096.0  # as for whole objects, see `fetch.PROGRESS_S`
 _ATTEMPTS_S = 60.0
+_CONNECT_S = 10.0
 
 
 class WholeNeededError(Exception):
@@ -37,6 +38,8 @@ class RemoteObject:
         self.fs, self.path = locate(uri)
         self.etag = etag
         self.num_bytes_read = 0
+        # A bare request to a signed address costs a sixth of the CPU that the S3 library takes for one.
+        self._signed: str | None = self.fs.url(self.path) if "s3" in self._protocols else None
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each range, in order.
@@ -99,6 +102,8 @@ class RemoteObject:
                 task.cancel()
 
     async def _read_s3(self, start: int, end: int) -> bytes:
+        if self._signed is not None and (data := await self._read_signed(self._signed, start, end)) is not None:
+            return data
         bucket, key, _ = self.fs.split_path(self.path)
         asked = {"Range": f"bytes={start}-{end - 1}", "IfMatch": f'"{self.etag}"'}
         try:
@@ -108,8 +113,24 @@ class RemoteObject:
                 raise WholeNeededError(REPLACED) from error
             raise
         async with answer["Body"] as body:
-            data: bytes = await body.read()
+            data = await body.read()
         return data
+
+    async def _read_signed(self, url: str, start: int, end: int) -> bytes | None:
+        """A range by a bare request; None where only the library can tell what is in the way: a proxy, say, or rights."""
+        from aiohttp import ClientError, ClientTimeout
+        from fsspec import filesystem
+
+        session = await filesystem("http").set_session()
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": f'"{self.etag}"', "Accept-Encoding": "identity"}
+        try:
+            async with session.get(url, headers=headers, timeout=ClientTimeout(total=None, connect=_CONNECT_S)) as answer:
+                if answer.status == HTTPStatus.PARTIAL_CONTENT:
+                    data: bytes = await answer.read()
+                    return data
+        except (ClientError, TimeoutError, OSError):
+            self._signed = None
+        return None
 
     async def _read_http(self, start: int, end: int) -> bytes:
         session = await self.fs.set_session()

@@ -26,6 +26,11 @@ _SEEK, _SEEK_ID, _SEEK_POSITION = 0x4DBB, 0x53AB, 0x53AC
 _SOUGHT = (_CUES, 0x1549A966, 0x1654AE6B, 0x1254C367)  # cues, and Info, Tracks and Tags wherever they lie
 
 
+def may_be_sparse(size_bytes: int) -> bool:
+    """Whether an object is large enough for several short reads to be quicker than one long one."""
+    return size_bytes >= MIN_BYTES
+
+
 class SparseCopy:
     """A sparse copy that is being filled, at a path, of an object of `size_bytes`."""
 

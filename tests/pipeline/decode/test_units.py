@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clips import damage, read_number, write_clip, write_still
+from longvlm.pipeline.decode.copy import video_copy
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import uniform_indices
 from longvlm.pipeline.decode.units import decode_units, failed_unit
@@ -28,8 +29,13 @@ def planned(uri):
     return {"video_id": "v", "uri": str(uri), "write_id": "w", "attempts": 0, "etag": None}
 
 
+def units_of(video, recipe, decoder, scratch):
+    with video_copy(video, recipe, decoder, str(scratch)) as copy:
+        return list(decode_units(copy, recipe, decoder))
+
+
 def rows_of(uri, recipe, decoder, scratch):
-    tables = list(decode_units(planned(uri), recipe, decoder, str(scratch)))
+    tables = units_of(planned(uri), recipe, decoder, scratch)
     assert all(table.schema == FRAMES and table.num_rows == 1 for table in tables)
     return [table.to_pylist()[0] for table in tables]
 
@@ -176,11 +182,12 @@ def test_remote_videos_are_fetched_and_removed(tmp_path, decoder, s3):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (listed,) = list_source(Source("s3://bucket/v")).to_pylist()
-    units = decode_units({**listed, "write_id": "w"}, paper(TOWER), decoder, str(scratch))
-    row = next(units).to_pylist()[0]
-    assert row["num_frames"] == 50
-    assert len(list(scratch.iterdir())) == 1
-    assert next(units, None) is None
+    with video_copy({**listed, "write_id": "w"}, paper(TOWER), decoder, str(scratch)) as copy:
+        units = decode_units(copy, paper(TOWER), decoder)
+        row = next(units).to_pylist()[0]
+        assert (row["num_frames"], row["bytes_read"], row["whole_because"]) == (50, clip.stat().st_size, None)
+        assert len(list(scratch.iterdir())) == 1
+        assert next(units, None) is None
     assert list(scratch.iterdir()) == []
     (row,) = rows_of("s3://bucket/gone.mp4", paper(TOWER), decoder, scratch)
     assert row["error_code"] == "not_found"
@@ -204,5 +211,5 @@ def test_bad_files_cost_nobody_else(path, tmp_path, decoder):
 
 def test_what_its_entry_in_the_source_told_is_the_outcome(tmp_path, decoder):
     listed = {**planned(str(tmp_path / "a.mp4")), "error_code": "bad_entry", "error": "its name is none."}
-    (unit,) = decode_units(listed, paper(TOWER), decoder, str(tmp_path))
+    (unit,) = units_of(listed, paper(TOWER), decoder, tmp_path)
     assert (unit["error_code"][0].as_py(), unit["error"][0].as_py()) == ("bad_entry", "its name is none.")

@@ -275,13 +275,8 @@ ENCODED_SEGMENT = pa.struct([*_SEGMENT_TOKENS.values()])
 
 ENCODED = pa.schema([*_UNIT, ("encode_ms", pa.float64()), ("segments", pa.list_(ENCODED_SEGMENT))])  # one row a unit
 
-SHARD = pa.struct(  # a closed parquet file, as Delta's log will describe it
-    [
-        ("path", pa.string()),  # relative to its table
-        ("size_bytes", pa.int64()),
-        ("stats", pa.string()),  # Delta statistics as JSON
-    ]
-)
+# A closed parquet file, as Delta's log will describe it: its path in its table, and Delta's statistics as JSON.
+SHARD = pa.struct([("path", pa.string()), ("size_bytes", pa.int64()), ("stats", pa.string())])
 
 OUTCOMES = pa.schema(  # one row a unit: what the driver accounts for
     [*_UNIT, ("encode_ms", pa.float64()), ("tokens_shard", SHARD), ("segments_shard", SHARD)]

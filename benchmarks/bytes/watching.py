@@ -108,7 +108,7 @@ def _children_ms(operator: Watch) -> float:
 
 def _read(operator: Watch, listing: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Watch whichever video is next, until there is none: a digest of each one's rows by URI."""
-    digests = {}
+    digests: dict[str, str] = {}
     while True:
         with _shared["place"].get_lock():
             place = _shared["place"].value

@@ -66,11 +66,11 @@ def poison(names: dict[str, str]) -> None:
     deadline_s = min(CHILD_DEADLINE_S.get(call, DECODE_DEADLINE_S) for call in names.values())
 
     class Poisoned(Decoder):
-        def probe(self, path: str, mode: video.Mode = "exact", max_gap_s: float | None = None) -> Any:
+        def probe(self, path: str, mode: video.Mode = "exact", max_gap_s: float | None = None, **options: Any) -> Any:
             if call := names.get(Path(path).name):
                 function, arguments = CHILD_CALLS[call]
                 return self.call(function, *arguments)
-            return super().probe(path, mode, max_gap_s)
+            return super().probe(path, mode, max_gap_s, **options)
 
     class Watch(stages.Watch):
         def __init__(self, recipe: dict[str, Any], tally: Any) -> None:

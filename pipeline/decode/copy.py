@@ -53,11 +53,11 @@ class VideoCopy:
         if recipe.decode != "keyframe" or not may_be_sparse(size):
             self.fetch_whole()
             return
-        remote = None
+        if not etag:
+            self.complete("no etag")
+            return
+        remote = RemoteObject(uri, etag)
         try:
-            if not etag:
-                raise WholeNeededError("no etag")
-            remote = RemoteObject(uri, etag)
             self._fill(SparseCopy(remote, self.path, size), recipe, surveyor)
             self.is_sparse = True
         except WholeNeededError as error:
@@ -65,7 +65,7 @@ class VideoCopy:
         except TerminalError as error:  # of the surveyor: what is wrong with it the whole file shall tell
             self.complete(error.code.value)
         finally:
-            self._num_bytes += remote.num_bytes_read if remote else 0
+            self._num_bytes += remote.num_bytes_read
 
     def _fill(self, copy: SparseCopy, recipe: IndexRecipe, surveyor: Decoder) -> None:
         """Fetch the index, learn from it what the recipe will show, and fetch that."""
@@ -96,9 +96,7 @@ def can_read_ahead(video: dict[str, Any], scratch_dir: str) -> bool:
 
 
 @contextmanager
-def video_copy(
-    video: dict[str, Any], recipe: IndexRecipe, surveyor: Decoder, scratch_dir: str
-) -> Iterator[VideoCopy]:
+def video_copy(video: dict[str, Any], recipe: IndexRecipe, surveyor: Decoder, scratch_dir: str) -> Iterator[VideoCopy]:
     """The copy of a video (a row of tables.PLAN) for a recipe, for as long as the context lasts; it raises nothing."""
     copy = VideoCopy(video)
     if video.get("error_code"):  # its entry in the source already told

@@ -90,8 +90,13 @@ def missing_ranges(path: str, frames: list[int], have: Sequence[Range]) -> list[
     known = _SURVEYED[path]
     places = np.union1d(known.frame_index.keyframes_near(sorted(set(frames))), [0])
     starts, ends = known.starts[places], _ends(known, places, have)
-    wanted = {start: end for start, end in sorted(zip(starts.tolist(), ends, strict=True))}  # the farther of two ends
-    return [(start, end) for start, end in wanted.items() if _filled(have, start) < end - start]
+    wanted: list[tuple[int, int]] = []
+    for start, end in sorted(zip(starts.tolist(), ends, strict=True)):
+        if wanted and wanted[-1][1] > start:  # heads of small clusters, or two keyframes in one cluster
+            wanted[-1] = (wanted[-1][0], max(wanted[-1][1], end))
+        else:
+            wanted.append((start, end))
+    return [(start, end) for start, end in wanted if _filled(have, start) < end - start]
 
 
 def _ends(known: Survey, places: NDArray[np.int64], have: Sequence[Range]) -> list[int]:

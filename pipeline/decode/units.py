@@ -1,6 +1,7 @@
 """The decode stage of the index job: a planned video to its frames, one work unit at a time."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,7 +34,7 @@ def decode_units(copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder) -> Iter
         if copy.error is not None:
             raise copy.error
         try:
-            info = _from_copy(copy, lambda: _probe(copy, recipe, decoder))
+            info = _from_copy(copy, partial(_probe, copy, recipe, decoder))
             segments = plan_segments(recipe, info)
             units = cut_into_units(segments)
             row |= info.facts | {"num_units": len(units), "num_segments": len(segments)}
@@ -41,7 +42,7 @@ def decode_units(copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder) -> Iter
             for index, unit in enumerate(units):
                 row["unit"] = index
                 wanted = [frame for segment in unit for frame in segment.frames]
-                decoded = _from_copy(copy, lambda wanted=wanted: _decode(copy, wanted, recipe, decoder))
+                decoded = _from_copy(copy, partial(_decode, copy, wanted, recipe, decoder))
                 row |= {"decoder": decoded.decoder, "decode_ms": decoder.cpu_ms - spent_ms, **copy.told}
                 row["keyframe_shift_s"] = _shift_s(wanted, decoded, info)
                 spent_ms = decoder.cpu_ms

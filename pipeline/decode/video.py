@@ -15,6 +15,7 @@ from longvlm.pipeline.decode.frames import FrameReader, KeyframeMissingError
 from longvlm.pipeline.decode.orientation import Orientation
 from longvlm.pipeline.decode.survey import frame_index_told
 from longvlm.pipeline.decode.times import TimedVideo
+from longvlm.schemas.errors import ErrorCode, TerminalError
 
 Mode = Literal["exact", "keyframe"]
 Resize = Literal["decoder", "nearest", "letterbox"]

@@ -63,8 +63,8 @@ def local_copy(
     """A local copy of a file, by its path: local files in place, others downloaded for as long as the context lasts.
 
     A copy lies right in the scratch folder under a name of our own, whatever the file's name is. It has as many bytes
-    as were listed, where the listing told that (`size_bytes`). What fills it, by its path, may be given; else `download`
-    does.
+    as were listed, where the listing told that (`size_bytes`). What fills it, by its path, may be given, else it is
+    `download`.
 
     Raises:
         TerminalError: NOT_FOUND, FORBIDDEN, NOT_A_VIDEO, or TOO_LARGE for `fetch.MAX_OBJECT_BYTES` or the scratch disk.

@@ -84,7 +84,9 @@ class RemoteObject:
 
     async def _read_all(self, ranges: Sequence[Range]) -> list[bytes]:
         free = asyncio.Semaphore(_AT_A_TIME)
-        one = self._read_s3 if "s3" in self._protocols else self._read_http if self._is_conditional else self._read_other
+        one = (
+            self._read_s3 if "s3" in self._protocols else self._read_http if self._is_conditional else self._read_other
+        )
 
         async def read(start: int, end: int) -> bytes:
             async with free:
@@ -113,18 +115,19 @@ class RemoteObject:
                 raise WholeNeededError(REPLACED) from error
             raise
         async with answer["Body"] as body:
-            data = await body.read()
-        return data
+            return bytes(await body.read())
 
     async def _read_signed(self, url: str, start: int, end: int) -> bytes | None:
-        """A range by a bare request; None where only the library can tell what is in the way: a proxy, say, or rights."""
+        """A range by a bare request; None where only the library can tell what is in the way: a proxy, or rights."""
         from aiohttp import ClientError, ClientTimeout
         from fsspec import filesystem
 
         session = await filesystem("http").set_session()
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": f'"{self.etag}"', "Accept-Encoding": "identity"}
         try:
-            async with session.get(url, headers=headers, timeout=ClientTimeout(total=None, connect=_CONNECT_S)) as answer:
+            async with session.get(
+                url, headers=headers, timeout=ClientTimeout(total=None, connect=_CONNECT_S)
+            ) as answer:
                 if answer.status == HTTPStatus.PARTIAL_CONTENT:
                     data: bytes = await answer.read()
                     return data
@@ -156,5 +159,3 @@ def _is_unmet(error: BaseException) -> bool:
     answer: Any = getattr(error.__cause__ or error, "response", None)
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
     return status == HTTPStatus.PRECONDITION_FAILED
-
-

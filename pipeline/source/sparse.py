@@ -7,6 +7,7 @@ decoder's confined child reads out of that index; here, where network and creden
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from longvlm.pipeline.source.formats import container_of
 from longvlm.pipeline.source.ranges import Range, RemoteObject, WholeNeededError
@@ -68,7 +69,7 @@ class SparseCopy:
             raise WholeNeededError("too many ranges")
         ranges = sorted((start, end) for start, end in wanted)
         if any(not 0 <= start < end <= self.size_bytes for start, end in ranges) or any(
-            after[0] < before[1] for before, after in zip(ranges, ranges[1:], strict=False)
+            after[0] < before[1] for before, after in pairwise(ranges)
         ):
             raise WholeNeededError("ranges that are none")
         missing = [piece for start, end in ranges for piece in self._missing(start, end)]
@@ -105,7 +106,7 @@ class SparseCopy:
 
     def _bytes(self, start: int, num_bytes: int) -> bytes:
         """Some bytes of the object, fetched with what follows them where they are not here."""
-        end = min(start + num_bytes, self.size_bytes)
+        start, end = min(start, self.size_bytes), min(start + num_bytes, self.size_bytes)
         if list(self._missing(start, end)):
             ahead = self.size_bytes - start
             is_tail = start > self.size_bytes // 2 and ahead <= _TAIL_BYTES
@@ -154,7 +155,7 @@ class SparseCopy:
         kind, (begin, end) = self._element_at(header_end)
         if kind != _SEGMENT:
             raise WholeNeededError("no index")
-        offset, places = begin, {}
+        offset, places = begin, dict[int, int]()
         for _ in range(_MAX_ELEMENTS):
             kind, (start, stop) = self._element_at(offset)
             if kind == _CLUSTER or stop > end:

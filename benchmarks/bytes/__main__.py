@@ -5,7 +5,8 @@
 The files are real clips made long (`corpus.py`): 20 MB and more, MP4 with its index first or last and Matroska, groups
 of 2, 5 and 10 s. They lie on an S3 server of the benchmark's own on the loopback, which adds 30 ms to each request and
 gives each connection 20 MB a second. In each round the index job's decode stage watches all of them under `paper` with
-keyframes, one worker a core: once downloading all, once as it does by itself. The clock runs when the workers are warm.
+keyframes, one worker a core: downloading all, one after the other (`whole`); likewise, but the next while one is
+decoded (`ahead`); and as it does by itself (`sparse`), reading ahead too. The clock runs when the workers are warm.
 
 Tokens follow from a video's rows of FRAMES alone, so these are compared bit for bit: every pixel, which frames each
 segment shows and when, and all that is told of the video. A file counts as a fall-back if it was sent nearly whole.
@@ -25,8 +26,10 @@ from typing import Any
 from benchmarks.bytes.corpus import GROUPS_S, LongFile, clips_to_lengthen, make_corpus
 from benchmarks.bytes.server import DistantBucket
 from benchmarks.bytes.watching import Watching, watch_bucket
+from longvlm.jobs.index.stages import Watch
 
-SIDES = ("whole", "sparse")
+# By side: whether all is downloaded whole, and how many threads of a worker fetch and decode in turn.
+SIDES = {"whole": (True, 1), "ahead": (True, Watch.READERS), "sparse": (False, Watch.READERS)}
 NEARLY_WHOLE = 0.95  # of its bytes, sent: a fall-back
 LONG_GROUPS_S = 5  # from here on groups count for `share_of_bytes`
 
@@ -36,11 +39,11 @@ def measure(folder: Path, files: Sequence[LongFile], rounds: int) -> dict[str, A
     runs: dict[str, list[Watching]] = defaultdict(list)
     with DistantBucket(folder / "bucket") as bucket:
         for _ in range(rounds):
-            for side in SIDES:
-                run = watch_bucket(bucket, [file.name for file in files], whole=side == "whole")
+            for side, (whole, readers) in SIDES.items():
+                run = watch_bucket(bucket, [file.name for file in files], whole=whole, readers=readers)
                 runs[side].append(run)
                 print(f"  {side:6} {run.wall_s:6.1f} s, CPU {run.cpu_s:.1f} s", file=sys.stderr)
-    if any(run.sent_bytes[file.name] < file.size_bytes for run in runs["whole"] for file in files):
+    if any(run.sent_bytes[file.name] < file.size_bytes for run in [*runs["whole"], *runs["ahead"]] for file in files):
         raise RuntimeError("the run is no measurement: what was to be downloaded whole was not")
     print_table(files, runs)
     return summary(files, runs)
@@ -84,6 +87,7 @@ def summary(files: Sequence[LongFile], runs: dict[str, list[Watching]]) -> dict[
         "share_of_bytes": share_of(of_long, last),
         **{f"share_{group_s}s": share_of(some, last) for group_s, some in by_group.items()},
         "speedup": wall_s["whole"] / wall_s["sparse"],
+        "speedup_reading_ahead": wall_s["whole"] / wall_s["ahead"],
         "fallbacks": num_whole / len(files),
         "equal": all(run.digests == every[0].digests and len(run.digests) == len(files) for run in every),
         "files": len(files),

@@ -44,7 +44,7 @@ def whole_only() -> None:
     sparse.MIN_BYTES = 1 << 62
 
 
-def watch_bucket(bucket: DistantBucket, keys: Collection[str], *, whole: bool) -> Watching:
+def watch_bucket(bucket: DistantBucket, keys: Collection[str], *, whole: bool, readers: int) -> Watching:
     """Decode some videos once, each worker taking the next; the clock runs when all have started.
 
     A worker's first video is not counted: it starts the client of the bucket and the decoder's child.
@@ -54,7 +54,7 @@ def watch_bucket(bucket: DistantBucket, keys: Collection[str], *, whole: bool) -
     gate, place = context.Barrier(cores + 1), context.Value("q", 0)
     shared = (gate, place, bucket.environment)
     with ProcessPoolExecutor(cores, mp_context=context, initializer=_share, initargs=shared) as pool:
-        workers = [pool.submit(_work, keys, whole=whole) for _ in range(cores)]
+        workers = [pool.submit(_work, keys, readers, whole=whole) for _ in range(cores)]
         gate.wait(_START_S)
         bucket.take_counts()
         gate.wait()
@@ -82,7 +82,7 @@ def _share(gate: Any, place: Any, environment: dict[str, str]) -> None:
     _shared.update(gate=gate, place=place)
 
 
-def _work(keys: Collection[str], *, whole: bool) -> tuple[float, dict[str, str]]:
+def _work(keys: Collection[str], readers: int, *, whole: bool) -> tuple[float, dict[str, str]]:
     """CPU seconds of this worker and its decoder's child, and the digests of the videos that it took."""
     if whole:
         whole_only()
@@ -94,9 +94,9 @@ def _work(keys: Collection[str], *, whole: bool) -> tuple[float, dict[str, str]]
     _shared["gate"].wait(_START_S)
     _shared["gate"].wait(_START_S)
     begun_s, child_ms = time.process_time(), _children_ms(operator)
-    with ThreadPoolExecutor(Watch.READERS) as threads:
-        readers = [threads.submit(_read, operator, listing) for _ in range(Watch.READERS)]
-        digests = {uri: digest for reader in readers for uri, digest in reader.result().items()}
+    with ThreadPoolExecutor(readers) as threads:
+        reading = [threads.submit(_read, operator, listing) for _ in range(readers)]
+        digests = {uri: digest for reader in reading for uri, digest in reader.result().items()}
     cpu_s = time.process_time() - begun_s + (_children_ms(operator) - child_ms) / 1000
     operator.close()
     return cpu_s, digests

@@ -8,7 +8,8 @@ from typing import Any
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import plan_segments
 from longvlm.pipeline.source.copies import download, local_copy, persist
-from longvlm.pipeline.source.ranges import RemoteObject, WholeNeededError
+from longvlm.pipeline.source.fetch import WholeNeededError
+from longvlm.pipeline.source.ranges import RemoteObject
 from longvlm.pipeline.source.scratch import has_room
 from longvlm.pipeline.source.sparse import SparseCopy, may_be_sparse
 from longvlm.pipeline.uris import is_local

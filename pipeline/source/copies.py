@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longvlm.pipeline.refusals import code_of, told_by
-from longvlm.pipeline.source.fetch import ANSWER_S, FetchError, fetch
-from longvlm.pipeline.source.ranges import WholeNeededError
+from longvlm.pipeline.source.fetch import ANSWER_S, FetchError, WholeNeededError, fetch
 from longvlm.pipeline.source.scratch import WAIT_S, no_space, scratch_file
 from longvlm.pipeline.uris import is_local, local_path, locate
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, TransientError

@@ -22,6 +22,14 @@ class FetchError(Exception):
     """What came of a try that may be repeated, in a clause for the user."""
 
 
+class WholeNeededError(Exception):
+    """The whole object is needed and not some ranges of it, for a reason that is counted: a word or two."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 def fetch(uri: str, path: str, size_bytes: int | None) -> None:
     """Fetch a remote file.
 

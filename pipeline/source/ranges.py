@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from longvlm.pipeline.source.fetch import FetchError
+from longvlm.pipeline.source.copies import facts
+from longvlm.pipeline.source.fetch import FetchError, WholeNeededError
 from longvlm.pipeline.uris import locate
 
 Range = tuple[int, int]  # [start, end) in bytes
@@ -13,14 +14,6 @@ _AT_A_TIME = 16  # requests: what hides 30 ms of each, and no server minds
 _SLOWEST_BYTES_S = 4096.0  # as for whole objects, see `fetch.PROGRESS_S`
 _ATTEMPTS_S = 60.0
 _CONNECT_S = 10.0
-
-
-class WholeNeededError(Exception):
-    """The whole object is needed and not some ranges of it, for a reason that is counted: a word or two."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 REPLACED = "replaced"  # since it was listed, or its server cannot tell
@@ -76,8 +69,6 @@ class RemoteObject:
 
     def _check_etag(self) -> None:
         """Raise WholeNeededError unless the object has its etag after its bytes were read, as it had when listed."""
-        from longvlm.pipeline.source.copies import facts
-
         self.fs.invalidate_cache(self.path)
         if facts(self.fs.info(self.path))["etag"] != self.etag:
             raise WholeNeededError(REPLACED)

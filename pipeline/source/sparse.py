@@ -9,8 +9,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from longvlm.pipeline.source.fetch import WholeNeededError
 from longvlm.pipeline.source.formats import container_of
-from longvlm.pipeline.source.ranges import Range, RemoteObject, WholeNeededError
+from longvlm.pipeline.source.ranges import Range, RemoteObject
 from longvlm.pipeline.source.scratch import await_room
 
 MIN_BYTES = 4 << 20  # smaller objects come whole as quickly

@@ -91,8 +91,8 @@ def test_a_difference_in_any_video_is_seen():
     file = LongFile("a.mp4", "clip.mp4", 5, "mp4", 100, 10)
     whole = Watching(4.0, 1.0, 0.1, {"a.mp4": 100}, {"a.mp4": 1}, {"s3://bucket/a.mp4": "x"})
     sparse = replace(whole, wall_s=1.0, sent_bytes={"a.mp4": 12})
-    found = summary([file], {"whole": [whole], "sparse": [sparse]})
+    found = summary([file], {"whole": [whole], "ahead": [whole], "sparse": [sparse]})
     assert (found["share_of_bytes"], found["speedup"], found["fallbacks"], found["equal"]) == (0.12, 4.0, 0.0, True)
     other = replace(sparse, digests={"s3://bucket/a.mp4": "y"})
-    assert not summary([file], {"whole": [whole], "sparse": [other]})["equal"]
-    assert summary([file], {"whole": [whole], "sparse": [whole]})["fallbacks"] == 1.0
+    assert not summary([file], {"whole": [whole], "ahead": [whole], "sparse": [other]})["equal"]
+    assert summary([file], {"whole": [whole], "ahead": [whole], "sparse": [whole]})["fallbacks"] == 1.0

@@ -244,7 +244,12 @@ def test_videos_are_decoded_once_and_scratch_is_gone(source, llavas, questions, 
     from longvlm.pipeline.decode.isolate import Decoder
 
     probed, probe = [], Decoder.probe
-    monkeypatch.setattr(Decoder, "probe", lambda self, path, *rest: probed.append(path) or probe(self, path, *rest))
+
+    def noted(self, path, *rest, **options):
+        probed.append(path)
+        return probe(self, path, *rest, **options)
+
+    monkeypatch.setattr(Decoder, "probe", noted)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     run_compare(CompareOrder(Source(str(source)), llavas["llava"], questions, recipe="tiny", max_new_tokens=2))

@@ -6,8 +6,8 @@ import pytest
 
 from clips import remux, write_clip
 from longvlm.pipeline.source import sparse
-from longvlm.pipeline.source.fetch import FetchError
-from longvlm.pipeline.source.ranges import RemoteObject, WholeNeededError
+from longvlm.pipeline.source.fetch import FetchError, WholeNeededError
+from longvlm.pipeline.source.ranges import RemoteObject
 from longvlm.pipeline.source.sparse import SparseCopy
 
 

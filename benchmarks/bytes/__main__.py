@@ -26,10 +26,10 @@ from typing import Any
 from benchmarks.bytes.corpus import GROUPS_S, LongFile, clips_to_lengthen, make_corpus
 from benchmarks.bytes.server import DistantBucket
 from benchmarks.bytes.watching import Watching, watch_bucket
-from longvlm.jobs.index.stages import Watch
+from longvlm.jobs.cluster.resources import DECODER_THREADS
 
 # By side: whether all is downloaded whole, and how many threads of a worker fetch and decode in turn.
-SIDES = {"whole": (True, 1), "ahead": (True, Watch.READERS), "sparse": (False, Watch.READERS)}
+SIDES = {"whole": (True, 1), "ahead": (True, DECODER_THREADS), "sparse": (False, DECODER_THREADS)}
 NEARLY_WHOLE = 0.95  # of its bytes, sent: a fall-back
 LONG_GROUPS_S = 5  # from here on groups count for `share_of_bytes`
 

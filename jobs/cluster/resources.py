@@ -20,6 +20,7 @@ COMMIT_VERDICTS = 1000  # kept in the driver at most ...
 COMMIT_VERDICTS_EVERY_S = 15.0  # ... and no longer than that: each may have cost money
 PLAN_MEMORY_GB = 1.5  # of DuckDB's, for the plan of an answer run; ten million questions fit, more go to disk
 DECODE_DEADLINE_S = 300.0  # for one unit of at most 100 frames; the slowest real unit seen took 30 s
+DECODER_THREADS = 2  # one decodes, one fetches the next video
 DECODE_MEMORY_BYTES = 4 << 30  # a decoder needs 0.1 GB with in-decoder resize and up to 3.4 GB for full 1080p frames
 
 

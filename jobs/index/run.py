@@ -25,7 +25,15 @@ from longvlm.jobs.cluster.commits import Commits
 from longvlm.jobs.cluster.executor import Executor, OutOfTimeError, Stage, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.progress import progress
-from longvlm.jobs.cluster.resources import MAX_LOSS, MAX_PASSES, WAVE_VIDEOS, WRITER_CPUS, IndexResources, for_index
+from longvlm.jobs.cluster.resources import (
+    DECODER_THREADS,
+    MAX_LOSS,
+    MAX_PASSES,
+    WAVE_VIDEOS,
+    WRITER_CPUS,
+    IndexResources,
+    for_index,
+)
 from longvlm.jobs.figures import counted
 from longvlm.jobs.index.accounting import Account, Counts, Finished, commit_to, count_committed
 from longvlm.jobs.index.order import IndexOrder, IndexReport, check_order
@@ -254,7 +262,7 @@ def _stages(
             None,
             workers=min(resources.decoders, len(blocks)),
             cpus=resources.decoder_cpus,
-            threads=Watch.READERS,
+            threads=DECODER_THREADS,
         ),
         Stage(  # 5: one worker a GPU; a few units a forward pass fill it
             Encode,

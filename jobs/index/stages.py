@@ -27,10 +27,8 @@ from longvlm.schemas.recipe import from_spec
 class Watch:
     """Stage 4: planned videos to frames, a unit at a time. One actor holds one killable decoder child.
 
-    Called by `READERS` threads it reads ahead: one fetches its next video while the other decodes.
+    Called by two threads it reads ahead: one fetches its next video while the other decodes.
     """
-
-    READERS = 2
 
     def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
         self.recipe = from_spec(recipe)

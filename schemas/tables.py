@@ -251,7 +251,7 @@ _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code n
         ("error", pa.string()),
         ("decode_ms", pa.float64()),  # CPU milliseconds
         VIDEOS.field("keyframe_shift_s"),  # of this unit
-        ("bytes_read", pa.int64()),  # from the network, since the unit before
+        ("read_bytes", pa.int64()),  # from the network, since the unit before
         ("whole_because", pa.string()),  # why a file of which keyframes were to do was fetched whole
     ]
 )
@@ -309,7 +309,7 @@ class OutcomeRow(TypedDict):
     error_code: str | None
     error: str | None
     decode_ms: float | None
-    bytes_read: int | None
+    read_bytes: int | None
     whole_because: str | None
     keyframe_shift_s: float | None
     encode_ms: float | None

@@ -117,7 +117,7 @@ def _read(operator: Watch, listing: Sequence[dict[str, Any]]) -> dict[str, str]:
             return digests
         digest = hashlib.sha256()
         for unit in operator(_plan(listing[place])):
-            about = unit.drop_columns(["frames", "write_id", "decode_ms", "bytes_read", "whole_because"]).to_pylist()[0]
+            about = unit.drop_columns(["frames", "write_id", "decode_ms", "read_bytes", "whole_because"]).to_pylist()[0]
             if about["error_code"] is not None:
                 raise RuntimeError(f"the run is no measurement: {listing[place]['uri']}: {about['error']}")
             digest.update(json.dumps(about, sort_keys=True).encode())

@@ -115,12 +115,12 @@ class Counts:
     failures: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)  # files of the source that are not listed, by kind
     video_seconds: float = 0.0
-    bytes_read: int = 0  # from the network
+    read_bytes: int = 0  # from the network
     read_whole: Counter[str] = field(default_factory=Counter)  # videos whose keyframes alone would not do, by why
 
     def add_read(self, outcomes: pa.Table) -> None:
         """Count what tables.OUTCOMES tell of the network."""
-        self.bytes_read += pc.sum(outcomes["bytes_read"]).as_py() or 0
+        self.read_bytes += pc.sum(outcomes["read_bytes"]).as_py() or 0
         self.read_whole.update(outcomes["whole_because"].drop_null().to_pylist())
 
     def add(self, rows: list[dict[str, Any]]) -> None:

@@ -88,7 +88,7 @@ class VideoCopy:
         """The columns of a FRAMES row about what was fetched since the last one."""
         number, self._num_bytes = self._num_bytes, 0
         why, self.whole_because = self.whole_because, None
-        return {"bytes_read": number, "whole_because": why}
+        return {"read_bytes": number, "whole_because": why}
 
 
 def can_read_ahead(video: dict[str, Any], scratch_dir: str) -> bool:

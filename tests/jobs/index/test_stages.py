@@ -36,7 +36,7 @@ def test_the_next_video_is_fetched_while_one_is_decoded(tmp_path, s3):
         decoded += first
         decoded += second.result()
     assert [unit["write_id"][0].as_py() for unit in decoded] == [row["uri"] for row in plan]
-    assert sum(unit["bytes_read"][0].as_py() for unit in decoded) == sum(row["size_bytes"] for row in plan)
+    assert sum(unit["read_bytes"][0].as_py() for unit in decoded) == sum(row["size_bytes"] for row in plan)
     assert list(scratch.iterdir()) == []
     assert tally.report()["decode"]["done"] == 2
     watch.close()

@@ -42,7 +42,7 @@ def watch(path, s3, decoder, scratch, recipe=RECIPE):
 
 
 def without_figures(rows):
-    return [row | {"decode_ms": 0.0, "bytes_read": 0, "whole_because": None} for row in rows]
+    return [row | {"decode_ms": 0.0, "read_bytes": 0, "whole_because": None} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_a_sparse_copy_gives_what_the_whole_file_does(tmp_path, s3, decoder, nam
     assert without_figures(far) == without_figures(near)
     assert {row["decoder"] for row in far} == {"pyav-keyframes"}
     assert [row["whole_because"] for row in far] == [None] * len(far)
-    assert 0 < sum(row["bytes_read"] for row in far) < path.stat().st_size
-    assert sum(row["bytes_read"] for row in near) == 0
+    assert 0 < sum(row["read_bytes"] for row in far) < path.stat().st_size
+    assert sum(row["read_bytes"] for row in near) == 0
 
 
 def test_why_a_file_is_fetched_whole_is_told_once(tmp_path, s3, decoder):
@@ -72,7 +72,7 @@ def test_why_a_file_is_fetched_whole_is_told_once(tmp_path, s3, decoder):
     far, near = watch(path, s3, decoder, tmp_path, replace(RECIPE, segment_s=4.0, frames_per_segment=20))
     assert without_figures(far) == without_figures(near)
     assert [row["whole_because"] for row in far] == ["few keyframes", None]
-    assert far[1]["bytes_read"] == 0 < path.stat().st_size <= far[0]["bytes_read"]
+    assert far[1]["read_bytes"] == 0 < path.stat().st_size <= far[0]["read_bytes"]
 
 
 def test_a_keyframe_that_does_not_decode_costs_the_sparse_copy_and_no_more(tmp_path, s3, decoder):
@@ -112,4 +112,4 @@ def test_real_files_give_the_same_whole_or_sparse(path, tmp_path, s3, decoder):
     far, near = watch(path, s3, decoder, tmp_path, replace(RECIPE, segment_s=60.0))
     assert without_figures(far) == without_figures(near)
     assert all(row["error_code"] is None for row in far)
-    assert np.sum([row["bytes_read"] for row in far]) > 0
+    assert np.sum([row["read_bytes"] for row in far]) > 0

@@ -185,7 +185,7 @@ def test_remote_videos_are_fetched_and_removed(tmp_path, decoder, s3):
     with video_copy({**listed, "write_id": "w"}, paper(TOWER), decoder, str(scratch)) as copy:
         units = decode_units(copy, paper(TOWER), decoder)
         row = next(units).to_pylist()[0]
-        assert (row["num_frames"], row["bytes_read"], row["whole_because"]) == (50, clip.stat().st_size, None)
+        assert (row["num_frames"], row["read_bytes"], row["whole_because"]) == (50, clip.stat().st_size, None)
         assert len(list(scratch.iterdir())) == 1
         assert next(units, None) is None
     assert list(scratch.iterdir()) == []

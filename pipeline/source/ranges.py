@@ -32,7 +32,8 @@ class RemoteObject:
         self.etag = etag
         self.num_bytes_read = 0
         # A bare request to a signed address costs a sixth of the CPU that the S3 library takes for one.
-        self._signed: str | None = self.fs.url(self.path) if "s3" in self._protocols else None
+        self._signed: str | None = None
+        self._to_sign = "s3" in self._protocols  # not yet: without keys it fails, as every read does
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each range, in order.
@@ -43,6 +44,8 @@ class RemoteObject:
 
         And what the filesystem raises, see `refusals.code_of`.
         """
+        if self._to_sign:
+            self._signed, self._to_sign = self.fs.url(self.path), False
         if self.fs.async_impl:
             from fsspec.asyn import sync
 

@@ -122,7 +122,7 @@ def test_where_a_bare_request_is_in_vain_the_library_asks(uploaded, tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(bytes(range(256)) * 400)
     copy = uploaded(path)
-    copy.remote._signed = "http://127.0.0.1:1/nobody"
+    copy.remote._signed, copy.remote._to_sign = "http://127.0.0.1:1/nobody", False
     copy.fetch([(256, 512)])
     assert filled(copy)[256:512] == bytes(range(256))
 

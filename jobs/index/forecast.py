@@ -64,6 +64,7 @@ class Forecast:
     measured_on: str | None = None  # source | store | sample: what the lengths of videos were estimated from
     video_hours: float | None = None  # to watch
     store_bytes: int | None = None  # to be added
+    read_bytes: int | None = None  # to come from the network, as far as a sample tells; None of local files
     decode_cpu_hours: float | None = None
     encode_hours: float | None = None  # of one encoder
     sample: dict[str, Any] | None = None  # what only a sample tells: wall, cost, intervals, failures
@@ -234,6 +235,7 @@ def _from_sample(found: Forecast, order: ForecastOrder, work: dict[str, float], 
     resources = for_index(open_executor(order.run.ray_address).resources(), int(work["videos"]))
     values, intervals = project(watched.rows, work, _cost_model(order, watched, resources), order.seed or 0)
     found.measured_on = "sample"
+    found.read_bytes = _read_bytes(watched, work)
     for name in ("video_hours", "store_bytes", "decode_cpu_hours", "encode_hours"):
         setattr(found, name, values.pop(name))
     found.sample = {
@@ -245,6 +247,15 @@ def _from_sample(found: Forecast, order: ForecastOrder, work: dict[str, float], 
         "intervals": intervals,
         "failures": failure_shares([row["error_code"] for row in watched.rows]),
     }
+
+
+def _read_bytes(watched: _Watched, work: dict[str, float]) -> int | None:
+    """What all of the work reads, as the sample did: in proportion to bytes, or to videos if sizes are not known."""
+    read, sampled = watched.report.counts.read_bytes, sum(row["size_bytes"] for row in watched.rows)
+    if not read:
+        return None
+    by_bytes = sampled and not work["num_unknown_sizes"]
+    return round(read * (work["size_bytes"] / sampled if by_bytes else work["videos"] / len(watched.rows)))
 
 
 def _cost_model(order: ForecastOrder, watched: _Watched, resources: IndexResources) -> CostModel:
@@ -287,6 +298,7 @@ def print_forecast(found: Forecast) -> None:
 _SHOWN = (
     "video_hours",
     "store_bytes",
+    "read_bytes",
     "decode_cpu_hours",
     "encode_hours",
     "wall_hours",

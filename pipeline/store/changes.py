@@ -33,9 +33,13 @@ _OF_OLD_TIMES = f"""time_rule IS NULL AND num_frames > 1 AND least(
 
 _KNOWN = f"""
 CREATE TEMP TABLE known AS  -- the newest row of each video and recipe that is not deleted
-SELECT video_id, recipe, status, error_code, attempts, source, uri, etag, size_bytes, modified_at, seq,
+SELECT n.video_id, recipe, status, error_code, attempts, uri, etag, size_bytes, modified_at, n.seq,
+    -- of the source that it is live from: one that lists it too, and failed to read it, has nothing to be deleted
+    CASE WHEN status = 'failed' THEN coalesce(l.source, n.source) ELSE n.source END AS source,
     coalesce({_OF_OLD_TIMES}, false) AS is_of_old_times
-FROM newest_rows WHERE recipe IS NOT NULL AND status <> 'deleted';
+FROM newest_rows n
+LEFT JOIN (SELECT video_id, arg_max(source, seq) AS source FROM live_videos GROUP BY video_id) l USING (video_id)
+WHERE recipe IS NOT NULL AND status <> 'deleted';
 
 CREATE TEMP TABLE gone AS  -- videos of this source that the listing lacks, and of which nothing is newer than that
 SELECT video_id, any_value(uri) AS uri FROM known ANTI JOIN listed USING (video_id)

@@ -132,6 +132,7 @@ def test_a_sample_is_watched_projected_and_removed(tmp_path, clips, model):
     assert all(all_of_it["intervals"][name] == [all_of_it[name]] * 2 for name in FIGURES)  # nothing left to chance
     assert all_of_it["failures"]["not_a_video"]["videos"] == 1
     assert all_of_it["failures"]["any"] == all_of_it["failures"]["not_a_video"]
+    assert all_of_it["read_bytes"] is None  # nothing came from the network
     assert all_of_it["cost"] >= 0.5 * all_of_it["decode_cpu_hours"]
     assert everything_below(tmp_path) == before
 
@@ -163,6 +164,8 @@ def test_a_sample_of_a_bucket_leaves_nothing_there(s3, clips, model):
     command = ("s3://bucket/v", "--store", "s3://bucket/index", "--model", model, "--recipe", "tiny")
     found = forecast(*command, "--sample", 2)
     assert (found["work"], found["sampled"]) == (3, 2)
+    sizes = [(clips / f"clip-{i:02}.mp4").stat().st_size for i in range(3)]
+    assert found["read_bytes"] == pytest.approx(sum(sizes), abs=1)  # small objects are read whole
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket="bucket")["Contents"]]
     assert keys == ["v/0.mp4", "v/1.mp4", "v/2.mp4"]
 

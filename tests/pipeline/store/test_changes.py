@@ -20,11 +20,11 @@ def hold(tmp_path):
     """Holds a listing (video_id, etag, size_bytes, modified_at) against a ledger of KNOWN rows, seq by their order."""
     opened = []
 
-    def hold(listed, known, *, recipe="r1", home=HOME, facts=None, **settings):
+    def hold(listed, known, *, recipe="r1", home=HOME, facts=None, sources=None, **settings):
         names = ("video_id", "etag", "size_bytes", "modified_at")
         listing = [dict(zip(names, row, strict=True)) | {"uri": f"{HOME}/{row[0]}", "source": HOME} for row in listed]
         ledger = [
-            {"uri": f"{HOME}/{row[0]}", "source": HOME, "write_id": f"w{seq}", "seq": seq}
+            {"uri": f"{HOME}/{row[0]}", "source": (sources or {}).get(seq, HOME), "write_id": f"w{seq}", "seq": seq}
             | dict(zip(KNOWN, (*row, *[None] * (len(KNOWN) - len(row))), strict=True))
             | (facts or {})
             for seq, row in enumerate(known, start=1)
@@ -122,6 +122,16 @@ def test_other_sources_and_what_the_patterns_hide_are_not_gone(hold):
     other = hold([], known, home="s3://another")
     assert bookkeeping(other, prune=True) == set()
     assert (other.num_gone, other.num_known) == (0, 0)
+
+
+@pytest.mark.parametrize("recipe", ["r1", "r2"])
+@pytest.mark.parametrize(("home", "num_gone"), [(HOME, 1), ("list.csv", 0)])
+def test_a_source_that_lists_a_video_too_and_failed_to_read_it_does_not_take_it_over(hold, recipe, home, num_gone):
+    """Else nobody deletes what is live: the bucket takes it for the list's, and the list is never given again."""
+    known = [("v", "r1", "indexed", "e", 5), ("v", recipe, "failed", "e", 5)]
+    changes = hold([("other", "o", 5, T0)], known, home=home, sources={2: "list.csv"})
+    assert changes.num_gone == num_gone
+    assert ("v", "deleted", None, None) in bookkeeping(changes, prune=True) or not num_gone
 
 
 def test_a_moved_video_takes_its_writes_along_under_every_recipe(hold):

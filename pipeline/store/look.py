@@ -42,7 +42,9 @@ class Look:
     def _changed_in(self, file: DataFile) -> Iterable[str]:
         fs, path = filesystem(file.uri)
         with fs.open(path, "rb") as source:
-            rows = pq.read_table(source, columns=["video_id", "seq"], use_threads=False)
+            rows = pq.read_table(
+                source, columns=["video_id", "seq"], use_threads=False, page_checksum_verification=True
+            )
         newer: list[str] = rows.filter(pc.greater(rows["seq"], self.seq))["video_id"].to_pylist()
         return newer
 
@@ -95,7 +97,7 @@ def _content_of(row: Mapping[str, Any]) -> Content | None:
 def _deletions(uri: str) -> dict[str, Deletion]:
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as source:
-        rows = pq.read_table(source, columns=_COLUMNS, use_threads=False)
+        rows = pq.read_table(source, columns=_COLUMNS, use_threads=False, page_checksum_verification=True)
     rows = rows.filter(pc.equal(rows["status"], "deleted"))
     newest: dict[str, Deletion] = {}
     for row in rows.to_pylist():

@@ -14,10 +14,17 @@ from deltalake.exceptions import CommitFailedError
 
 from longvlm.pipeline.store import catalog, delta
 from longvlm.pipeline.store.files import files_on_disk, remove_files
-from longvlm.pipeline.store.health import DamagedError, OutOfReachError, look_into, reading, why_damaged
+from longvlm.pipeline.store.health import (
+    DamagedError,
+    OutOfReachError,
+    look_into,
+    reading,
+    rotten_columns,
+    why_damaged,
+)
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.look import FORGOTTEN, PROVED, Look
-from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.upkeep.compact import batches, rewrite
 from longvlm.pipeline.store.upkeep.dead import recent_files
 from longvlm.pipeline.store.upkeep.family import ERASED, THEIRS, VideoFamily, find_family
@@ -28,6 +35,7 @@ from longvlm.pipeline.store.upkeep.versions import delete_old_versions
 from longvlm.schemas import clock, tables
 
 _TRIES = 8
+_IDS = ["video_id", "write_id"]
 # Forgotten videos whose erasure was not proved, and those of which there are rows that are not tombstones, whoever
 # wrote them and when. What is live under another name is another video's.
 _LEFT_OVER = """
@@ -128,11 +136,14 @@ def erase(store: Store, video_ids: Sequence[str], run_id: str) -> Erased:
         # With the note that this begins with, every commit to the table from now on is one that knows the tombstones,
         # and what was written under their names before is named by now, or never will be.
         _delete_unnamed(store, table, family, erased)
+    for table in first:
+        _rewrite_rotten(store, table, erased, damaged)
     with store.taking("videos", lambda _: family.not_live(store.pin(ERASED))) as not_live:
         family = family.with_writes(not_live)
         for table in first:
             _erase_from(store, table, family, erased, damaged)
-        left = _still_there(store, family, first)
+        # a rewrite of a ledger that rotted would lose the tombstones of others
+        left = [*_still_there(store, family, first), *_told(_rotten(store, ledger))]
         if not left:
             _erase_from(store, ledger, family, erased, damaged)
     for table in set(filter(store.has, tables.TABLES)) - set(ERASED):
@@ -224,6 +235,26 @@ def _rewrite_holders(store: Store, table: str, family: VideoFamily, erased: Eras
         logger.warning("%s was damaged (%s); what of it could not be read is gone", uri, reason)
 
 
+def _rewrite_rotten(store: Store, table: str, erased: Erased, damaged: dict[str, str]) -> None:
+    """Rewrite the files of a table whose ids rotted: which of their rows are the videos' nobody can say any more."""
+    num_conflicts = 0
+    while rotten := _rotten(store, table):
+        try:
+            erased.files_rewritten += len(rotten)
+            erased.rows[table] += rewrite(store, table, [*rotten], lambda rows: rows, damaged=damaged).num_left_out
+        except CommitFailedError:
+            num_conflicts += 1
+            if num_conflicts == _TRIES:
+                raise
+
+
+def _rotten(store: Store, table: str) -> dict[DataFile, str]:
+    """Files that the log names whose rows cannot be told by their ids, and why; of the ledger, by any column."""
+    files = store.pin((table,)).table(table).files
+    found = rotten_columns(files, None if table == "videos" else _IDS)
+    return {file: found[file.uri] for file in files if file.uri in found}
+
+
 def _unnamed_holders(store: Store, table: str, family: VideoFamily, handle: DeltaTable) -> dict[str, int]:
     """Files on the disk that the log does not name and that hold the videos, or may; with their bytes.
 
@@ -258,7 +289,7 @@ def _may_hold(store: Store, table: str, path: str, family: VideoFamily) -> bool:
 
     def read(source: Any) -> pa.Table:
         with reading(uri):
-            return pq.read_table(source, columns=names)
+            return pq.read_table(source, columns=names, page_checksum_verification=True)
 
     try:
         rows = look_into(uri, read)
@@ -275,10 +306,18 @@ def _still_there(store: Store, family: VideoFamily, some: Sequence[str]) -> list
     for table in some:
         named = family.holders(table, store.pin((table,)).table(table).files)
         found += [f"{file.uri} holds rows that were committed meanwhile" for file in named]
+        found += _told(_rotten(store, table))
         unnamed, out_of_reach = _look_into_unnamed(store, table, family, store.handle(table))
         found += [f"{store.uri}/{table}/{path} is being written by a run, and may hold some" for path in unnamed]
         found += [f"{why}, and may hold some" for why in out_of_reach.values()]
     return found
+
+
+def _told(rotten: dict[DataFile, str]) -> list[str]:
+    return [
+        f"{file.uri} is damaged ({why}), and may hold some; heal it: `maintain --repair`"
+        for file, why in rotten.items()
+    ]
 
 
 def _delete(store: Store, table: str, files: dict[str, int], erased: Erased) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import stores
 from fsspec.implementations.local import LocalFileOpener
+from pyarrow import parquet
 from stores import rows
 
 from longvlm.pipeline.store.health import OutOfReachError, damaged_files
@@ -17,6 +18,7 @@ from longvlm.pipeline.store.shards import read_tokens, write_shards
 from longvlm.pipeline.store.upkeep import erase
 from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files, rewrite
 from longvlm.pipeline.store.upkeep.dead import dead_writes
+from longvlm.pipeline.store.upkeep.repair import repair
 from longvlm.pipeline.store.upkeep.verify import verify
 from longvlm.schemas import tables
 from longvlm.schemas.identity import video_id
@@ -296,6 +298,43 @@ def test_what_was_rotten_before_is_not_sealed_under_a_new_checksum(full):
     assert live(store) == {f"v{number}" for number in range(10)}  # the other is to be indexed again
     verified = verify(store.pin())
     assert (verified.damaged_files, verified.problems) == ({}, [])
+
+
+def flip_in_column(path, name):
+    """The last bit of a column of the first row group."""
+    group = parquet.ParquetFile(path).metadata.row_group(0)
+    (column,) = (column for column in map(group.column, range(group.num_columns)) if column.path_in_schema == name)
+    content = bytearray(Path(path).read_bytes())
+    content[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1] ^= 1
+    Path(path).write_bytes(content)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("name", ["video_id", "write_id"])
+def test_a_file_whose_ids_rotted_may_hold_the_video_and_goes(full, name, is_named):
+    """The rows of a run that died before its videos were live, which nothing but the ids in its shards tells of."""
+    store, _ = full
+    outcomes = stores.write_shards(store.uri, stores.encoded(["secret"], seed=5), stores.LONG.fingerprint)
+    if is_named:
+        store.commit(outcomes, stores.videos(outcomes, ["secret"], stores.LONG.fingerprint).slice(0, 0))
+    paths = [Path(store.uri, table, outcomes[f"{table}_shard"][0].as_py()["path"]) for table in ("tokens", "segments")]
+    for path in paths:
+        flip_in_column(path, name)
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
+    assert not any(path.exists() for path in paths)
+
+
+def test_a_ledger_that_rotted_is_told_and_after_its_repair_the_erasure_goes_on(full):
+    store, _ = full
+    path = Path(store.pin(("videos",)).table("videos").files[-1].uri)
+    flip_in_column(path, "uri")
+    secret = video_id(stores.uri_of("secret"))
+    (left,) = erase.erase(store, [secret], "run").still_there
+    assert str(path) in left
+    assert "maintain --repair" in left
+    repair(store, verify(store.pin()), "run")
+    assert erase.erase(store, [secret], "run").still_there == []
+    assert b"secret" not in bytes_below(store.uri)
 
 
 def live(store):

@@ -27,7 +27,7 @@ from longvlm.pipeline.store.look import FORGOTTEN, PROVED, Look
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.upkeep.compact import batches, rewrite
 from longvlm.pipeline.store.upkeep.dead import recent_files
-from longvlm.pipeline.store.upkeep.family import ERASED, THEIRS, VideoFamily, find_family
+from longvlm.pipeline.store.upkeep.family import ERASED, THEIRS, VideoFamily, find_family, looking_at_all
 from longvlm.pipeline.store.upkeep.repair import delete_torn
 from longvlm.pipeline.store.upkeep.tombstones import copy_tombstones
 from longvlm.pipeline.store.upkeep.vacuum import unreferenced
@@ -165,7 +165,7 @@ def left_over(store: Store, retention_hours: float) -> list[str]:
     """
     snapshot = store.pin(ERASED)
     recent = {table: PinnedTable(0, files) for table, files in recent_files(snapshot, retention_hours).items()}
-    with catalog.connect(Snapshot({"videos": snapshot.table("videos"), **recent}), ("live_videos",)) as con:
+    with looking_at_all(Snapshot({"videos": snapshot.table("videos"), **recent}), ("live_videos",)) as con:
         if not con.execute("FROM deletions WHERE is_forgotten LIMIT 1").fetchall():
             return []
         found = con.execute(_LEFT_OVER, {"tombstone": FORGOTTEN, "proof": PROVED}).fetchall()

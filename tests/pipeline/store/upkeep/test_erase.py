@@ -324,6 +324,22 @@ def test_a_file_whose_ids_rotted_may_hold_the_video_and_goes(full, name, is_name
     assert not any(path.exists() for path in paths)
 
 
+@pytest.mark.parametrize("name", ["video_id", "write_id"])
+def test_what_a_footer_says_of_ids_hides_no_row(full, name):
+    """Footers have no checksums, and by what they say of a column SQL passes over row groups."""
+    store, _ = full
+    outcomes = stores.write_shards(store.uri, stores.encoded(["secret"], seed=5), stores.LONG.fingerprint)
+    store.commit(outcomes, stores.videos(outcomes, ["secret"], stores.LONG.fingerprint).slice(0, 0))
+    paths = [Path(store.uri, table, outcomes[f"{table}_shard"][0].as_py()["path"]) for table in ("tokens", "segments")]
+    said = outcomes[name][0].as_py().encode()
+    for path in paths:
+        content = path.read_bytes()
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        path.write_bytes(content[:footer] + content[footer:].replace(said, bytes([said[0] ^ 4]) + said[1:]))
+    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
+    assert not any(path.exists() for path in paths)
+
+
 def test_a_ledger_that_rotted_is_told_and_after_its_repair_the_erasure_goes_on(full):
     store, _ = full
     path = Path(store.pin(("videos",)).table("videos").files[-1].uri)

@@ -16,7 +16,8 @@ from longvlm.jobs.cluster.tally import Tally
 from longvlm.jobs.index.stages import Watch
 from longvlm.jobs.names import match_questions
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
-from longvlm.pipeline.vision.encode import SegmentPictures, encode_units
+from longvlm.pipeline.vision.encode import encode_units
+from longvlm.pipeline.vision.pictures import SegmentPictures
 from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow
 from longvlm.pipeline.vision.towers.contract import Tower
 from longvlm.schemas import tables

@@ -22,6 +22,7 @@ from longvlm.pipeline.transfer import Fetch, fetch_beside, tensor_on, to_device
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
 from longvlm.pipeline.vision.int8 import MAX_INT8
 from longvlm.pipeline.vision.merge import MergeMetric, merge
+from longvlm.pipeline.vision.pictures import SegmentPictures, distinct_pictures, still_frames
 from longvlm.pipeline.vision.tokens import SegmentTokens
 from longvlm.pipeline.vision.towers.contract import Encoded, Tower
 from longvlm.schemas.errors import ErrorCode
@@ -51,27 +52,6 @@ class MergedSegment:
     cls: Tensor | None = None  # [G, D]
     embedding: Tensor | None = None  # [E]
     frame_embeddings: Tensor | None = None  # [B, E] int8; a tower with a text encoder sees frames one by one
-
-
-@dataclass(frozen=True)
-class SegmentPictures:
-    """The pictures that a segment's frames make, in time order; a last one that is not full shows its frame again."""
-
-    numbers: tuple[tuple[int, ...], ...]  # B: of the frames of each, in the video
-    times_s: tuple[float, ...]  # B: the middle of when their first and last frames begin to be shown
-    places: tuple[tuple[int, ...], ...]  # B: of their frames, among the segment's own
-
-    @classmethod
-    def of(cls, numbers: Sequence[int], times_s: Sequence[float], frames_per_picture: int) -> "SegmentPictures":
-        """The pictures of a segment's frames, by their numbers and times."""
-        last = len(numbers) - 1
-        starts = range(0, len(numbers), frames_per_picture)
-        places = [tuple(min(start + i, last) for i in range(frames_per_picture)) for start in starts]
-        return cls(
-            tuple(tuple(numbers[place] for place in picture) for picture in places),
-            tuple((times_s[picture[0]] + times_s[picture[-1]]) / 2 for picture in places),
-            tuple(places),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,34 +127,17 @@ def _launch(units: list[Row], pixels: list[Tensor], tower: Tower, recipe: IndexR
         [SegmentPictures.of(one["frames"], one["times_s"], recipe.tower.frames_per_picture) for one in unit["segments"]]
         for unit in units
     ]
-    distinct, places = _distinct_pictures(shown)
+    still = [
+        still_frames([number for one in unit["segments"] for number in one["frames"]], part)
+        for unit, part in zip(units, pixels, strict=True)
+    ]
+    distinct, places = distinct_pictures(shown, still)
     parts = [
         part if chosen == list(range(len(part))) else part[chosen]
         for part, chosen in zip(pixels, distinct, strict=True)
     ]
     encoded = tower.encode(_together(parts, tower.device), recipe.feature_layer, recipe.num_global_layers)
     return _merge_groups(encoded, places, [segment for unit in shown for segment in unit], recipe)
-
-
-def _distinct_pictures(shown: list[list[SegmentPictures]]) -> tuple[list[list[int]], list[list[int]]]:
-    """Which of each unit's frames are to be encoded, so that no picture is twice; and where each segment's are then."""
-    distinct: list[list[int]] = []
-    places: list[list[int]] = []
-    num_before = 0
-    for unit in shown:
-        place_of: dict[tuple[int, ...], int] = {}  # by numbers, in the order of the unit's distinct pictures
-        chosen: list[int] = []
-        first = 0
-        for segment in unit:
-            for numbers, frames in zip(segment.numbers, segment.places, strict=True):
-                if numbers not in place_of:
-                    place_of[numbers] = num_before + len(place_of)
-                    chosen += [first + place for place in frames]
-            first += max(map(max, segment.places)) + 1
-            places.append([place_of[numbers] for numbers in segment.numbers])
-        distinct.append(chosen)
-        num_before += len(place_of)
-    return distinct, places
 
 
 def merge_segments(encoded: Encoded, segments: Sequence[SegmentPictures], recipe: IndexRecipe) -> list[MergedSegment]:

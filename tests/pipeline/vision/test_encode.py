@@ -12,11 +12,11 @@ from longvlm.pipeline.transfer import Fetch
 from longvlm.pipeline.vision.encode import (
     BATCHES_AHEAD,
     FRAMES_PER_BATCH,
-    SegmentPictures,
     encode_units,
     merge_segments,
 )
 from longvlm.pipeline.vision.merge import merge
+from longvlm.pipeline.vision.pictures import SegmentPictures
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.pipeline.vision.towers.clip_siglip import FRAMES_PER_FORWARD
 from longvlm.pipeline.vision.towers.families import load_tower
@@ -167,6 +167,24 @@ def test_a_frame_shown_twice_is_encoded_once_and_stands_twice(tower, monkeypatch
         assert sizes.tolist() == merged.sizes.tolist()
         local = np.frombuffer(segment["local"], "<f2").reshape(merged.local.shape)
         np.testing.assert_allclose(local, merged.local.numpy(), atol=2e-3)
+
+
+def test_what_stands_still_is_encoded_once_and_kept_as_it_would_be(tower, monkeypatch):
+    recipe = recipe_for(tower)
+    numbers = segment_numbers(12, 4)
+    frames = random_frames(5)[[0, 0, 0, 0, 0, 1, 2, 2, 3, 4, 4, 4]]
+    by_hand = merge_segments(tower.encode(torch.from_numpy(frames)), pictures(numbers), recipe)
+    encode, seen = tower.encode, []
+    monkeypatch.setattr(
+        tower, "encode", lambda given, *settings: (seen.append(len(given)), encode(given, *settings))[1]
+    )
+    (unit,) = encode_units(frames_table({"frames": frames, "segments": numbers}), tower, recipe).to_pylist()
+    assert sum(seen) == 5
+    for segment, merged in zip(unit["segments"], by_hand, strict=True):
+        assert segment["num_frames"] == len(segment["frames"]) == 4
+        cls = np.frombuffer(segment["cls"], "<f2").reshape(merged.cls.shape)
+        np.testing.assert_allclose(cls, merged.cls.numpy(), atol=2e-3)
+        assert np.frombuffer(segment["sizes"], "<u2").sum() == recipe.patches_per_segment
 
 
 def test_a_segment_keeps_no_more_tokens_than_its_frames_have_patches(tower):

@@ -1,4 +1,4 @@
-"""What of a video's file is needed to show its keyframes, told by the file's own index alone.
+"""What of a video's file is needed to show some frames of it, told by the file's own index alone.
 
 A remote object need not be fetched whole then: these functions run in the decoder's child over a sparse copy, in which
 there is no more than that index yet, and name the byte ranges that are to be filled in.
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvlm.pipeline.decode.container import VideoFile
-from longvlm.pipeline.decode.frame_index import FrameIndex
+from longvlm.pipeline.decode.frame_index import FrameIndex, index_packets
+from longvlm.pipeline.decode.sample_table import sample_packets
 from longvlm.pipeline.decode.times import TimedVideo
 
 _MOST_SURVEYED = 4  # a worker fetches two at a time
@@ -37,11 +38,17 @@ def frame_index_told(file: VideoFile) -> FrameIndex | None:
     samples = file.frame_index_from_samples()
     if samples is not None:
         return samples
-    brief = VideoFile(file.path, is_brief=True)
+    brief = VideoFile(file.path, is_brief=True)  # which leaves the other one where it stands
     try:
-        return brief.frame_index_from_cues()
+        return exact_index_told(brief) or brief.frame_index_from_cues()
     finally:
         brief.close()
+
+
+def exact_index_told(file: VideoFile) -> FrameIndex | None:
+    """The frame index that all packets of an MP4 give, told by its sample table; None where that does not do."""
+    packets = sample_packets(file)
+    return None if packets is None else index_packets(packets, file.stream.time_base, file.header_fps, jumps=False)
 
 
 def survey(path: str, max_gap_s: float | None) -> TimedVideo | str:
@@ -56,7 +63,7 @@ def survey(path: str, max_gap_s: float | None) -> TimedVideo | str:
             return "interlaced"
         frame_index = frame_index_told(file)
         if frame_index is None:
-            return "no even timeline"
+            return "no times of frames"
         if max_gap_s is not None and frame_index.longest_keyframe_gap_s > max_gap_s:
             return "few keyframes"
         places = _places(file, frame_index)
@@ -124,12 +131,23 @@ def _places(file: VideoFile, frame_index: FrameIndex) -> Survey | None:
         starts = np.array([entry.pos for entry in keys], dtype=np.int64)
         ends = starts + np.array([entry.size for entry in keys], dtype=np.int64)
         return Survey(file.path, frame_index, starts, ends, 0)
+    if (packets := sample_packets(file)) is not None:
+        places = _key_places(packets, frame_index)
+        starts = packets["pos"][places]
+        return Survey(file.path, frame_index, starts, starts + packets["size"][places], 0)
     cues = file.cues()
     if list(cues) != frame_index.seek_pts.tolist():
         return None
     rate = file.size_bytes / frame_index.duration_s
     head_bytes = round(min(max(rate * _HEADS_S, _HEAD_BYTES[0]), _HEAD_BYTES[1]))
     return Survey(file.path, frame_index, np.array(list(cues.values()), dtype=np.int64), None, head_bytes)
+
+
+def _key_places(packets: NDArray[np.void], frame_index: FrameIndex) -> NDArray[np.int64]:
+    """Which packets the keyframes are."""
+    keys = np.flatnonzero(packets["is_key"] & ~packets["is_discard"])
+    keys = keys[np.argsort(packets["pts"][keys], kind="stable")]
+    return keys[np.searchsorted(packets["pts"][keys], frame_index.seek_pts)]
 
 
 def _filled(have: Sequence[Range], start: int) -> int:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clips import damage, remux, write_clip
+from clips import cut, damage, remux, write_clip
 from longvlm.pipeline.decode.copy import video_copy
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.units import decode_units
@@ -67,6 +67,26 @@ def test_a_sparse_copy_gives_what_the_whole_file_does(tmp_path, s3, decoder, nam
     assert sum(row["read_bytes"] for row in near) == 0
 
 
+UNEVEN_S = [number / 25 + 0.3 * (number // 7) for number in range(600)]
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "cut.mp4"])
+def test_a_variable_frame_rate_is_no_reason_to_fetch_the_whole(tmp_path, s3, decoder, name):
+    options = {"preset": "medium", "bf": "3"}
+    path = write_clip(tmp_path / "plain.mp4", 600, size=(160, 120), times_s=UNEVEN_S, options=options, gop=100)
+    if name == "cut.mp4":
+        path = cut(path, tmp_path / name, round(UNEVEN_S[130] * 90_000))
+    far, near = watch(path, s3, decoder, tmp_path)
+    assert without_figures(far) == without_figures(near)
+    assert {row["decoder"] for row in far} == {"pyav-keyframes"}
+    assert [row["whole_because"] for row in far] == [None] * len(far)
+    first = UNEVEN_S[130] if name == "cut.mp4" else 0.0
+    number = far[0]["num_frames"] - 1
+    assert far[0]["duration_s"] == pytest.approx(UNEVEN_S[599] - first, abs=0.6)
+    assert number == 599 - (130 if name == "cut.mp4" else 0)
+    assert 0 < sum(row["read_bytes"] for row in far) < path.stat().st_size / 2
+
+
 def test_why_a_file_is_fetched_whole_is_told_once(tmp_path, s3, decoder):
     path = write_clip(tmp_path / "a.mp4", 600, gop=600)
     far, near = watch(path, s3, decoder, tmp_path, replace(RECIPE, segment_s=4.0, frames_per_segment=20))
@@ -113,3 +133,5 @@ def test_real_files_give_the_same_whole_or_sparse(path, tmp_path, s3, decoder):
     assert without_figures(far) == without_figures(near)
     assert all(row["error_code"] is None for row in far)
     assert np.sum([row["read_bytes"] for row in far]) > 0
+    if "vfr" in path.name:
+        assert far[0]["whole_because"] is None

@@ -126,6 +126,16 @@ def test_a_video_that_cannot_be_fetched_is_a_row(tmp_path, decoder):
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
+@pytest.mark.usefixtures("no_keys")
+def test_a_large_video_without_keys_is_a_row(tmp_path, decoder, monkeypatch):
+    monkeypatch.setattr(sparse, "MIN_BYTES", 4 << 20)
+    video = {"video_id": "v", "uri": "s3://bucket/a.mp4", "write_id": "w", "etag": "e", "size_bytes": 9 << 20}
+    with video_copy(video, RECIPE, decoder, str(tmp_path)) as copy:
+        (unit,) = decode_units(copy, RECIPE, decoder)
+    assert unit["error_code"].to_pylist() == ["credentials"]
+    assert "renew its keys" in unit["error"][0].as_py()
+
+
 @pytest.mark.corpus
 @pytest.mark.parametrize("path", cases(VIDEOS, "good/*"))
 def test_real_files_give_the_same_whole_or_sparse(path, tmp_path, s3, decoder):

@@ -50,7 +50,7 @@ class VideoFile:
     Args:
         path: of a local file.
         is_brief: look at its headers alone, and at no packet to find out more: of a sparse copy there may be none yet.
-        is_sparse: there are holes in it, between the keyframes that are needed.
+        is_sparse: there are holes in it, between what is needed.
 
     Raises:
         TerminalError: with the code that says why there is nothing to watch.

@@ -34,7 +34,8 @@ class FrameReader:
         self.frame_index = frame_index
         self._max_missing = max_missing_frames(frame_index.num_frames, file.header_fps)
         self._can_seek = file.is_seekable and frame_index.pts is not None
-        self._can_skip_packets = self._can_seek and file.codec.name in _SKIPPABLE
+        # With some passed over, a frame may come out later than the packets that are there of a sparse copy reach.
+        self._can_skip_packets = self._can_seek and file.codec.name in _SKIPPABLE and not file.is_sparse
         self._targets: set[int] = set()
         self._keys_in_order: Iterator[Any] | None = None
         self._key_place = -1
@@ -44,13 +45,16 @@ class FrameReader:
         self._decoding: Iterator[tuple[int, Any]] = iter(())
         self._problem = ""  # the last that the decoder had with a packet
         self._seek(_START)
-        self._ahead = self._first_keyframe() if file.is_sparse else next(self._decoding, None)
-        if self._ahead is None:
+        first = self._first_keyframe() if file.is_sparse else next(self._decoding, None)
+        if first is None:
             if is_encrypted(file.path):
                 raise encrypted_error()
             raise file.undecodable(self._problem)
-        self.orientation: Orientation | None = orientation_of(self._ahead[1])
-        self._first: tuple[int, Any] = self._ahead
+        self.orientation: Orientation | None = orientation_of(first[1])
+        self._first: tuple[int, Any] = first
+        self._ahead = first
+        if file.is_sparse:
+            self._seek(_START)
 
     def _seek(self, key: int) -> None:
         """Go to a keyframe, by its place among the keyframes; to the start where seeking is unreliable."""
@@ -132,6 +136,8 @@ class FrameReader:
             ):
                 self._seek(key)
             shown = self._shown_at(number)
+            if self.file.is_sparse and (shown is None or shown[0] != number):
+                raise self._missing(number)
             if self._can_seek and (shown is None or number - shown[0] > _HIDDEN.get(self.file.codec.name, 0)):
                 self._can_seek = self._can_skip_packets = (
                     False  # seeking does not land where it should: from now on, in order, with a decoder that is new

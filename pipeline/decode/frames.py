@@ -34,9 +34,9 @@ class FrameReader:
         self.frame_index = frame_index
         self._max_missing = max_missing_frames(frame_index.num_frames, file.header_fps)
         self._can_seek = file.is_seekable and frame_index.pts is not None
-        # With some passed over, a frame may come out later than the packets that are there of a sparse copy reach.
-        self._can_skip_packets = self._can_seek and file.codec.name in _SKIPPABLE and not file.is_sparse
+        self._can_skip_packets = self._can_seek and file.codec.name in _SKIPPABLE
         self._targets: set[int] = set()
+        self._next_target = 0
         self._keys_in_order: Iterator[Any] | None = None
         self._key_place = -1
         self._fed = -1  # highest frame number handed to the decoder
@@ -74,7 +74,7 @@ class FrameReader:
         for packet in self._packets():
             number = self._number(packet.pts, self._fed + 1)
             if self._can_skip_packets:
-                codec.skip_frame = "NONREF" if self._targets and number not in self._targets else "DEFAULT"
+                codec.skip_frame = "NONREF" if self._may_skip(number) else "DEFAULT"
             self._fed = max(self._fed, number)
             try:
                 frames = packet.decode()
@@ -89,6 +89,15 @@ class FrameReader:
                 count = number + 1
                 if number >= 0:
                     yield number, frame
+
+    def _may_skip(self, number: int) -> bool:
+        """Whether a frame need not be decoded, if no other refers to it.
+
+        Each frame decoded drives out one that waits to be shown. In a sparse copy there are no more packets behind a
+        target than drive it out if all are decoded.
+        """
+        is_awaited = self.file.is_sparse and self._fed >= self._next_target
+        return bool(self._targets) and number not in self._targets and not is_awaited
 
     def _packets(self) -> Iterator[Any]:
         """The packets from where the file stands, as far as it can be read; where its clock jumps, stamped anew."""
@@ -130,6 +139,7 @@ class FrameReader:
             self._seek(self._key_before(wanted[0]))
         self._targets = set(wanted)
         for number in wanted:
+            self._next_target = number
             key = self._key_before(number)
             if self._position > number or (
                 self._can_seek and key != _START and self.frame_index.keyframes[key] > self._fed

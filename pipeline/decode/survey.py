@@ -131,11 +131,10 @@ class ExactSurvey:
     packets: NDArray[np.void]  # [P] of `sample_table.SAMPLE`
 
     def groups(self, frames: list[int]) -> list[tuple[int, int]]:
-        """The packets, each time from the first to the last, that must be decoded to show some frames.
+        """The packets that must be decoded to show some frames: of each keyframe before one, the first and the last.
 
-        Of the group of pictures that a frame is in, those from the keyframe up to it; then as many as a decoder may
-        take in before it gives the frame out. Leading pictures of an open group follow the next keyframe in the file,
-        and there they are looked for.
+        They are those from the keyframe up to the frame; then as many as a decoder may take in before it gives that
+        frame out. Leading pictures of an open group follow the next keyframe in the file, and so they reach beyond it.
         """
         index, packets = self.frame_index, self.packets
         assert index.pts is not None
@@ -145,8 +144,8 @@ class ExactSurvey:
         lasts = shown[np.searchsorted(packets["pts"][shown], index.pts[numbers])] + _MOST_REORDERED
         keys = np.searchsorted(index.keyframes, numbers, side="right") - 1
         firsts = np.where(keys < 0, 0, _key_places(packets, index)[keys])
-        merged = _merged(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True), 0)
-        return [(first, min(end, len(packets)) - 1) for first, end in merged]
+        lasts = np.minimum(lasts, len(packets) - 1)
+        return [(int(first), int(lasts[firsts == first].max())) for first in np.unique(firsts)]
 
     @property
     def probed(self) -> list[tuple[int, int]]:
@@ -159,9 +158,8 @@ class ExactSurvey:
 
     def read(self, file: VideoFile, first: int, last: int) -> Iterator[Any]:
         """The packets of a group as FFmpeg gives them."""
-        file.container.seek(int(self.packets["pts"][first]), stream=file.stream)
-        packets = (packet for packet in file.container.demux(file.stream) if packet.size)
-        return islice(packets, last - first + 1)
+        packets = file.packets_from(int(self.packets["pts"][first]))
+        return islice((packet for packet in packets if packet.size), last - first + 1)
 
     def ranges(self, groups: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """The bytes of some packets, with the sound that lies between them."""

@@ -210,14 +210,16 @@ class OpenVideo:
         pixels = np.empty((len(wanted), *inner, 3), dtype=np.uint8)
         assert known.frame_index.pts is not None
         pts = known.frame_index.pts[wanted]
-        for first, last in known.groups(wanted):
-            in_group = np.sort(known.packets["pts"][first : last + 1])
-            numbers = np.searchsorted(in_group, pts)
-            here = np.flatnonzero((pts >= in_group[0]) & (pts <= in_group[-1]))
+        groups = known.groups(wanted)
+        begins = known.packets["pts"][[first for first, _ in groups]]
+        group_of = np.searchsorted(begins, pts, side="right") - 1
+        for place, (first, last) in enumerate(groups):
+            here = np.flatnonzero(group_of == place)
             reader = _open_decord(excerpt(self.file.stream, known.read(self.file, first, last)), inner)
+            in_group = np.sort(known.packets["pts"][first : last + 1])
             if len(reader) != len(in_group):
                 self._refuse_holes()
-            pixels[here] = reader.get_batch(numbers[here].tolist()).asnumpy()
+            pixels[here] = reader.get_batch(np.searchsorted(in_group, pts[here]).tolist()).asnumpy()
         return pixels
 
     def _decode_keyframes(

@@ -252,7 +252,7 @@ _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code n
         ("decode_ms", pa.float64()),  # CPU milliseconds
         VIDEOS.field("keyframe_shift_s"),  # of this unit
         ("read_bytes", pa.int64()),  # from the network, since the unit before
-        ("whole_because", pa.string()),  # why a file of which keyframes were to do was fetched whole
+        ("whole_because", pa.string()),  # why a file of which a part was to do was fetched whole
     ]
 )
 

@@ -171,3 +171,16 @@ def s3(s3_environment, empty_s3, monkeypatch):
     client.create_bucket(Bucket="bucket")
     yield client
     empty_s3()
+
+
+@pytest.fixture
+def no_keys(s3, tmp_path, monkeypatch):  # noqa: ARG001 - what is asked all the same is asked there
+    """Nobody has keys for the S3 server on the loopback, neither in the environment nor in a file."""
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(s3fs.S3FileSystem, "cachable", False)  # clients that know keys from before

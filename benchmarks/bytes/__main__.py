@@ -1,12 +1,14 @@
 """How many bytes of long videos in a bucket keyframe mode reads, and how much sooner it is done than by downloads.
 
     LONGVLM_VIDEOS=../shared/videos python -m benchmarks.bytes [--files 48] [--rounds 3] [--folder F]
+        [--decode exact]
 
 The files are real clips made long (`corpus.py`): 20 MB and more, MP4 with its index first or last and Matroska, groups
 of 2, 5 and 10 s. They lie on an S3 server of the benchmark's own on the loopback, which adds 30 ms to each request and
 gives each connection 20 MB a second. In each round the index job's decode stage watches all of them under `paper` with
 keyframes, one worker a core: downloading all, one after the other (`whole`); likewise, but the next while one is
 decoded (`ahead`); and as it does by itself (`sparse`), reading ahead too. The clock runs when the workers are warm.
+With `--decode exact` ten frames of each are decoded exactly, and of the MP4s groups of pictures are read.
 
 Tokens follow from a video's rows of FRAMES alone, so these are compared bit for bit: every pixel, which frames each
 segment shows and when, and all that is told of the video. A file counts as a fall-back if it was sent nearly whole.
@@ -25,7 +27,7 @@ from typing import Any
 
 from benchmarks.bytes.corpus import GROUPS_S, LongFile, clips_to_lengthen, make_corpus
 from benchmarks.bytes.server import DistantBucket
-from benchmarks.bytes.watching import Watching, watch_bucket
+from benchmarks.bytes.watching import RECIPES, Watching, watch_bucket
 from longvlm.jobs.cluster.resources import DECODER_THREADS
 
 # By side: whether all is downloaded whole, and how many threads of a worker fetch and decode in turn.
@@ -34,13 +36,13 @@ NEARLY_WHOLE = 0.95  # of its bytes, sent: a fall-back
 LONG_GROUPS_S = 5  # from here on groups count for `share_of_bytes`
 
 
-def measure(folder: Path, files: Sequence[LongFile], rounds: int) -> dict[str, Any]:
+def measure(folder: Path, files: Sequence[LongFile], rounds: int, decode: str = "keyframe") -> dict[str, Any]:
     """Watch the files of a corpus from afar on both sides, in turn; prints a table, returns what JSON is to say."""
     runs: dict[str, list[Watching]] = defaultdict(list)
     with DistantBucket(folder / "bucket") as bucket:
         for _ in range(rounds):
             for side, (whole, readers) in SIDES.items():
-                run = watch_bucket(bucket, [file.name for file in files], whole=whole, readers=readers)
+                run = watch_bucket(bucket, [file.name for file in files], decode, whole=whole, readers=readers)
                 runs[side].append(run)
                 print(f"  {side:6} {run.wall_s:6.1f} s, CPU {run.cpu_s:.1f} s", file=sys.stderr)
     if any(run.sent_bytes[file.name] < file.size_bytes for run in [*runs["whole"], *runs["ahead"]] for file in files):
@@ -102,12 +104,14 @@ def main() -> None:
     """Make the corpus where it is missing, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=48)
+    parser.add_argument("--decode", choices=tuple(RECIPES), default="keyframe")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files are kept, 1 GB of them; else they are made anew")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
-        result = measure(folder, make_corpus(folder, clips_to_lengthen(), options.files), options.rounds)
+        files = make_corpus(folder, clips_to_lengthen(), options.files)
+        result = measure(folder, files, options.rounds, options.decode)
     print(json.dumps(result))
 
 

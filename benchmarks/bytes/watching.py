@@ -24,7 +24,10 @@ from longvlm.schemas.tower import TowerSpec
 
 _START_S = 120.0  # for processes to start and watch a first video
 _TOWER = TowerSpec("none", "none", 24, (16, 16), 1024, 224, has_cls=True, search_dim=None)
-RECIPE = replace(paper(_TOWER), decode="keyframe")
+RECIPES = {  # by how frames are decoded: exactly, one of each of paper's segments, for these files are minutes long
+    "keyframe": replace(paper(_TOWER), decode="keyframe"),
+    "exact": replace(paper(_TOWER), frames_per_segment=1),
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ def whole_only() -> None:
     sparse.MIN_BYTES = 1 << 62
 
 
-def watch_bucket(bucket: DistantBucket, keys: Collection[str], *, whole: bool, readers: int) -> Watching:
-    """Decode some videos once, each worker taking the next; the clock runs when all have started.
+def watch_bucket(bucket: DistantBucket, keys: Collection[str], decode: str, *, whole: bool, readers: int) -> Watching:
+    """Decode some videos once, as one of RECIPES has it, each worker taking the next; the clock runs when all started.
 
     A worker's first video is not counted: it starts the client of the bucket and the decoder's child.
     """
@@ -54,7 +57,7 @@ def watch_bucket(bucket: DistantBucket, keys: Collection[str], *, whole: bool, r
     gate, place = context.Barrier(cores + 1), context.Value("q", 0)
     shared = (gate, place, bucket.environment)
     with ProcessPoolExecutor(cores, mp_context=context, initializer=_share, initargs=shared) as pool:
-        workers = [pool.submit(_work, keys, readers, whole=whole) for _ in range(cores)]
+        workers = [pool.submit(_work, keys, decode, readers, whole=whole) for _ in range(cores)]
         gate.wait(_START_S)
         bucket.take_counts()
         gate.wait()
@@ -82,13 +85,13 @@ def _share(gate: Any, place: Any, environment: dict[str, str]) -> None:
     _shared.update(gate=gate, place=place)
 
 
-def _work(keys: Collection[str], readers: int, *, whole: bool) -> tuple[float, dict[str, str]]:
+def _work(keys: Collection[str], decode: str, readers: int, *, whole: bool) -> tuple[float, dict[str, str]]:
     """CPU seconds of this worker and its decoder's child, and the digests of the videos that it took."""
     if whole:
         whole_only()
     uris = {f"s3://{NAME}/{key}" for key in keys}
     listing = [row for row in list_source(Source(f"s3://{NAME}")).to_pylist() if row["uri"] in uris]
-    operator = Watch(RECIPE.spec(), Tally())
+    operator = Watch(RECIPES[decode].spec(), Tally())
     for _ in operator(_plan(listing[0])):
         pass
     _shared["gate"].wait(_START_S)

@@ -116,7 +116,7 @@ class Counts:
     left_out: Counter[str] = field(default_factory=Counter)  # files of the source that are not listed, by kind
     video_seconds: float = 0.0
     read_bytes: int = 0  # from the network
-    read_whole: Counter[str] = field(default_factory=Counter)  # videos whose keyframes alone would not do, by why
+    read_whole: Counter[str] = field(default_factory=Counter)  # large videos of which a part would not do, by why
 
     def add_read(self, outcomes: pa.Table) -> None:
         """Count what tables.OUTCOMES tell of the network."""

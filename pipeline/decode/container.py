@@ -50,7 +50,7 @@ class VideoFile:
     Args:
         path: of a local file.
         is_brief: look at its headers alone, and at no packet to find out more: of a sparse copy there may be none yet.
-        is_sparse: there are holes in it, between the keyframes that are needed.
+        is_sparse: there are holes in it, between what is needed.
 
     Raises:
         TerminalError: with the code that says why there is nothing to watch.
@@ -208,6 +208,21 @@ class VideoFile:
         """A Matroska's cues: the byte at which the cluster of a keyframe begins, by its time stamp, ascending."""
         self.container.seek(0, stream=self.stream)  # only then they are read
         return dict(sorted((entry.timestamp, entry.pos) for entry in self.stream.index_entries if entry.is_keyframe))
+
+    def packets_from(self, pts: int) -> Iterator[Any]:
+        """The packets from that one on which is shown at a time stamp; none where seeking leads past it.
+
+        FFmpeg seeks in an MP4 by decoding times, as if every frame were shown as long after as the first: where frame
+        rates vary it may stop at a keyframe before.
+        """
+        self.container.seek(pts, stream=self.stream)
+        is_there = False
+        for packet in self.container.demux(self.stream):
+            is_there = is_there or packet.pts == pts
+            if is_there:
+                yield packet
+            elif packet.dts is None or packet.dts > pts:
+                return
 
     def end_of_keyframe(self, pts: int) -> int | None:
         """Where the keyframe of a time stamp ends, in bytes from the beginning of a Matroska; None where it is not."""

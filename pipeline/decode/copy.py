@@ -1,4 +1,4 @@
-"""The local copy from which a video is decoded: the file in place, a sparse copy of its keyframes, or all of it."""
+"""The local copy from which a video is decoded: the file in place, a sparse copy of what is shown, or all of it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +17,7 @@ from longvlm.schemas.errors import PipelineError, TerminalError
 from longvlm.schemas.recipe import IndexRecipe
 
 _MAX_ROUNDS = 6  # of ranges: of a Matroska it takes two or three to know where its keyframes end
+_USUAL_GROUP_S = 10.0  # groups of pictures are no longer, but for rare files
 
 
 @dataclass
@@ -30,7 +31,7 @@ class VideoCopy:
     path: str = ""
     is_sparse: bool = False
     error: PipelineError | None = None  # fetching failed; it waits here for the row that tells it
-    whole_because: str | None = None  # why a remote file had to be fetched whole though keyframes were to do
+    whole_because: str | None = None  # why a large remote file had to be fetched whole
     _num_bytes: int = 0
 
     def complete(self, why: str) -> None:
@@ -51,7 +52,7 @@ class VideoCopy:
             surveyor: reads the index of a sparse copy, which is as hostile as the rest of it.
         """
         uri, etag, size = self.video["uri"], self.video.get("etag"), self.video.get("size_bytes") or 0
-        if recipe.decode != "keyframe" or not may_be_sparse(size):
+        if not may_be_sparse(size) or not may_need_little(recipe):
             self.fetch_whole()
             return
         if not etag:
@@ -72,7 +73,7 @@ class VideoCopy:
         """Fetch the index, learn from it what the recipe will show, and fetch that."""
         uri = self.video["uri"]
         persist(uri, copy.fetch_index)
-        found = surveyor.survey(self.path, recipe.segment_s)
+        found = surveyor.survey(self.path, recipe.decode, recipe.segment_s)
         if isinstance(found, str):
             raise WholeNeededError(found)
         frames = [frame for segment in plan_segments(recipe, found) for frame in segment.frames]
@@ -89,6 +90,13 @@ class VideoCopy:
         number, self._num_bytes = self._num_bytes, 0
         why, self.whole_because = self.whole_because, None
         return {"read_bytes": number, "whole_because": why}
+
+
+def may_need_little(recipe: IndexRecipe) -> bool:
+    """Whether a recipe needs but a part of a long video: keyframes, or groups of pictures with others in between."""
+    if recipe.decode == "keyframe" or recipe.segment_s is None:
+        return True
+    return recipe.segment_s / recipe.frames_per_segment > _USUAL_GROUP_S
 
 
 def can_read_ahead(video: dict[str, Any], scratch_dir: str) -> bool:

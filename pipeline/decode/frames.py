@@ -36,6 +36,7 @@ class FrameReader:
         self._can_seek = file.is_seekable and frame_index.pts is not None
         self._can_skip_packets = self._can_seek and file.codec.name in _SKIPPABLE
         self._targets: set[int] = set()
+        self._next_target = 0
         self._keys_in_order: Iterator[Any] | None = None
         self._key_place = -1
         self._fed = -1  # highest frame number handed to the decoder
@@ -44,33 +45,40 @@ class FrameReader:
         self._decoding: Iterator[tuple[int, Any]] = iter(())
         self._problem = ""  # the last that the decoder had with a packet
         self._seek(_START)
-        self._ahead = self._first_keyframe() if file.is_sparse else next(self._decoding, None)
-        if self._ahead is None:
+        first = self._first_keyframe() if file.is_sparse else next(self._decoding, None)
+        if first is None:
             if is_encrypted(file.path):
                 raise encrypted_error()
             raise file.undecodable(self._problem)
-        self.orientation: Orientation | None = orientation_of(self._ahead[1])
-        self._first: tuple[int, Any] = self._ahead
+        self.orientation: Orientation | None = orientation_of(first[1])
+        self._first: tuple[int, Any] = first
+        self._ahead = first
+        if file.is_sparse:
+            self._seek(_START)
 
     def _seek(self, key: int) -> None:
         """Go to a keyframe, by its place among the keyframes; to the start where seeking is unreliable."""
-        if self.file.is_seekable:
-            pts = self.frame_index.start_pts if key == _START else self.frame_index.seek_pts[key]
-            self.file.container.seek(int(pts), stream=self.file.stream)
+        file, pts = self.file, self.frame_index.start_pts if key == _START else self.frame_index.seek_pts[key]
+        if file.is_sparse:  # what lies before may not be there
+            packets = file.packets_from(int(pts))
         else:
-            self.file.rewind()
-        self.file.codec.skip_frame = "DEFAULT"  # whatever was passed over before
-        self._fed, self._last, self._ahead, self._decoding = -1, None, None, self._decode()
+            if file.is_seekable:
+                file.container.seek(int(pts), stream=file.stream)
+            else:
+                file.rewind()
+            packets = file.container.demux(file.stream)
+        file.codec.skip_frame = "DEFAULT"  # whatever was passed over before
+        self._fed, self._last, self._ahead, self._decoding = -1, None, None, self._decode(packets)
 
-    def _decode(self) -> Iterator[tuple[int, Any]]:
-        """(number, frame) in display order from where the file stands, passing over packets that are damaged."""
+    def _decode(self, packets: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+        """(number, frame) of some packets in display order, passing over those that are damaged."""
         import av
 
         codec, count = self.file.codec, 0
-        for packet in self._packets():
+        for packet in self._restamped(packets):
             number = self._number(packet.pts, self._fed + 1)
             if self._can_skip_packets:
-                codec.skip_frame = "NONREF" if self._targets and number not in self._targets else "DEFAULT"
+                codec.skip_frame = "NONREF" if self._may_skip(number) else "DEFAULT"
             self._fed = max(self._fed, number)
             try:
                 frames = packet.decode()
@@ -86,14 +94,23 @@ class FrameReader:
                 if number >= 0:
                     yield number, frame
 
-    def _packets(self) -> Iterator[Any]:
-        """The packets from where the file stands, as far as it can be read; where its clock jumps, stamped anew."""
+    def _may_skip(self, number: int) -> bool:
+        """Whether a frame need not be decoded, if no other refers to it.
+
+        Each frame decoded drives out one that waits to be shown. In a sparse copy there are no more packets behind a
+        target than drive it out if all are decoded.
+        """
+        is_awaited = self.file.is_sparse and self._fed >= self._next_target
+        return bool(self._targets) and number not in self._targets and not is_awaited
+
+    def _restamped(self, packets: Iterator[Any]) -> Iterator[Any]:
+        """Some packets, as far as the file can be read; where its clock jumps, stamped anew."""
         import av
 
         stamps = self.frame_index.stamps
         place = 0
         try:
-            for packet in self.file.container.demux(self.file.stream):
+            for packet in packets:
                 if stamps is not None and packet.size and place < len(stamps):
                     packet.pts = packet.dts = int(stamps[place])
                     place += 1
@@ -126,12 +143,15 @@ class FrameReader:
             self._seek(self._key_before(wanted[0]))
         self._targets = set(wanted)
         for number in wanted:
+            self._next_target = number
             key = self._key_before(number)
             if self._position > number or (
                 self._can_seek and key != _START and self.frame_index.keyframes[key] > self._fed
             ):
                 self._seek(key)
             shown = self._shown_at(number)
+            if self.file.is_sparse and (shown is None or shown[0] != number):
+                raise self._missing(number)
             if self._can_seek and (shown is None or number - shown[0] > _HIDDEN.get(self.file.codec.name, 0)):
                 self._can_seek = self._can_skip_packets = (
                     False  # seeking does not land where it should: from now on, in order, with a decoder that is new
@@ -211,14 +231,20 @@ class FrameReader:
         """The packet of each keyframe: by seeking, or where that is unreliable by reading on to it."""
         for key in keys:
             if self.file.is_seekable:
-                self.file.container.seek(int(self.frame_index.seek_pts[key]), stream=self.file.stream)
-                packet = next(self.file.container.demux(self.file.stream))
-                number = self._number(packet.pts, int(self.frame_index.keyframes[key]))
-                if not (packet.size and packet.is_keyframe and number == self.frame_index.keyframes[key]):
+                packet = next(self._packets_at(int(self.frame_index.seek_pts[key])), None)
+                if packet is None or not (packet.size and packet.is_keyframe):
                     raise KeyframeMissingError
                 yield packet
             else:
                 yield self._read_on_to(key)
+
+    def _packets_at(self, pts: int) -> Iterator[Any]:
+        """The packets from where seeking leads; where frames are told apart by their stamps, from that very one on."""
+        if self.frame_index.pts is not None:
+            return self.file.packets_from(pts)
+        self.file.container.seek(pts, stream=self.file.stream)
+        packets: Iterator[Any] = self.file.container.demux(self.file.stream)
+        return packets
 
     def _read_on_to(self, key: int) -> Any:
         if self._key_place >= key or self._keys_in_order is None:

@@ -72,9 +72,9 @@ class Decoder:
         self.probed = (path, is_sparse)
         return info
 
-    def survey(self, path: str, max_gap_s: float | None) -> TimedVideo | str:
+    def survey(self, path: str, mode: Mode, max_gap_s: float | None) -> TimedVideo | str:
         """See `survey.survey`; further failures as in `call`."""
-        value, times_ns = self._call_for_times(survey.survey, (path, max_gap_s))
+        value, times_ns = self._call_for_times(survey.survey, (path, mode, max_gap_s))
         if isinstance(value, str):
             return messages.one_line(value)
         return self._checked(lambda: messages.read_video(value, times_ns))

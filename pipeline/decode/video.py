@@ -1,7 +1,8 @@
 """Decoding of local video files: exactly with decord, with PyAV where decord cannot, or keyframes alone."""
 
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from longvlm.pipeline.decode.container import VideoFile
 from longvlm.pipeline.decode.frame_index import FrameIndex
 from longvlm.pipeline.decode.frames import FrameReader, KeyframeMissingError
 from longvlm.pipeline.decode.orientation import Orientation
-from longvlm.pipeline.decode.survey import frame_index_told
+from longvlm.pipeline.decode.survey import ExactSurvey, frame_index_told, survey_exactly
 from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.schemas.errors import ErrorCode, TerminalError
 
@@ -53,7 +54,7 @@ def probe(
         mode: "keyframe" shows the keyframe that is nearest in time to each frame.
         max_gap_s: the longest stretch without a keyframe that is put up with; a video with a longer one is decoded
             exactly all the same.
-        is_sparse: whether of the file no more was fetched than its index and the keyframes that were said to be needed.
+        is_sparse: whether of the file no more was fetched than its index and what `survey` said to be needed.
 
     Raises:
         TerminalError: with the code that says why it cannot be watched; of a sparse copy, that more of it is needed.
@@ -97,6 +98,7 @@ class OpenVideo:
 
         self.file = VideoFile(path, is_sparse=is_sparse)
         self.mode = mode
+        self._survey: ExactSurvey | None = None  # of a sparse copy in which there are whole groups of pictures
         self._can_use_keyframes = mode == "keyframe" and self.file.fields is None  # a keyframe may be half a picture
         self.reader = FrameReader(self.file, self._frame_index(math.inf if max_gap_s is None else max_gap_s))
         self.info = self._info(self.reader.frame_index)
@@ -118,6 +120,9 @@ class OpenVideo:
             if told is not None and told.longest_keyframe_gap_s <= max_gap_s:
                 return told
             self._can_use_keyframes = told is None
+        if self.file.is_sparse and self.mode == "exact" and (exact := survey_exactly(self.file)) is not None:
+            self._survey = exact
+            return exact.frame_index
         self._refuse_holes()
         frame_index = self.file.frame_index_from_packets()
         if frame_index.longest_keyframe_gap_s > max_gap_s:
@@ -127,7 +132,7 @@ class OpenVideo:
     def _refuse_holes(self) -> None:
         """Raise TerminalError for a sparse copy: what is needed now may not be there."""
         if self.file.is_sparse:
-            raise TerminalError(ErrorCode.DECODE_FAILED, "The keyframes alone will not do.")
+            raise TerminalError(ErrorCode.DECODE_FAILED, "What was fetched of the video will not do.")
 
     def _info(self, frame_index: FrameIndex) -> TimedVideo:
         width, height = self.file.stream.width, self.file.stream.height
@@ -183,17 +188,38 @@ class OpenVideo:
 
         inner = self._inner((self.info.height, self.info.width), size, resize)
         try:
+            if self._survey is not None:
+                return letterboxed(self._groups_with_decord(self._survey, wanted, inner), size)
             if self._decord is None or self._decord[0] != inner:
-                decord.logging.set_level(decord.logging.QUIET)
-                height, width = inner
-                self._decord = (inner, decord.VideoReader(self.file.path, decord.cpu(0), width, height, num_threads=1))
+                self._decord = (inner, _open_decord(self.file.path, inner))
             pixels: NDArray[np.uint8] | None = None
             if len(self._decord[1]) == self.info.num_frames:
                 pixels = letterboxed(self._decord[1].get_batch(wanted).asnumpy(), size)
         except (decord.DECORDError, RuntimeError):  # PyAV gets through, or says in a sentence why not
+            self._refuse_holes()  # for the whole file it may be decord
             pixels = None
         if pixels is None:
             self._decord, self._can_use_decord = None, False
+        return pixels
+
+    def _groups_with_decord(self, known: ExactSurvey, wanted: list[int], inner: Size) -> NDArray[np.uint8]:
+        """The same of a sparse copy, each group of pictures as a file of its own in memory.
+
+        Decord's threads read on while it decodes, as far as they get, and fail in the first hole.
+        """
+        pixels = np.empty((len(wanted), *inner, 3), dtype=np.uint8)
+        assert known.frame_index.pts is not None
+        pts = known.frame_index.pts[wanted]
+        groups = known.groups(wanted)
+        begins = known.packets["pts"][[first for first, _ in groups]]
+        group_of = np.searchsorted(begins, pts, side="right") - 1
+        for place, (first, last) in enumerate(groups):
+            here = np.flatnonzero(group_of == place)
+            reader = _open_decord(excerpt(self.file.stream, known.read(self.file, first, last)), inner)
+            in_group = np.sort(known.packets["pts"][first : last + 1])
+            if len(reader) != len(in_group):
+                self._refuse_holes()
+            pixels[here] = reader.get_batch(np.searchsorted(in_group, pts[here]).tolist()).asnumpy()
         return pixels
 
     def _decode_keyframes(
@@ -235,6 +261,31 @@ class OpenVideo:
                 pixels[index] = letterboxed(upright(small.to_ndarray(), orientation), size)
             shown.append(number)
         return shown, pixels
+
+
+def _open_decord(file: str | io.BytesIO, size: Size) -> Any:
+    """A reader of frames of a size."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    height, width = size
+    return decord.VideoReader(file, decord.cpu(0), width, height, num_threads=1)
+
+
+def excerpt(stream: Any, packets: Iterable[Any]) -> io.BytesIO:
+    """An MP4 of some packets of a stream that follow each other, and of nothing else."""
+    import av
+
+    file, start = io.BytesIO(), None
+    with av.open(file, "w", format="mp4", options={"use_editlist": "0"}) as container:
+        target = container.add_stream_from_template(stream)
+        for packet in packets:
+            start = packet.dts if start is None else start
+            packet.dts, packet.pts = packet.dts - start, packet.pts - start
+            packet.stream = target
+            container.mux(packet)
+    file.seek(0)
+    return file
 
 
 def fitted(shape: tuple[float, float], size: Size) -> Size:

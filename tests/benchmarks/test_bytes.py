@@ -78,9 +78,10 @@ def test_files_are_as_they_are_said_to_be(corpus):
     assert make_corpus(folder, [folder / "clip.mp4"], 9) == files
 
 
-def test_both_ways_of_reading_are_measured(corpus):
+@pytest.mark.parametrize("decode", ["keyframe", "exact"])
+def test_both_ways_of_reading_are_measured(corpus, decode):
     folder, files = corpus
-    found = measure(folder, files[-2:], rounds=1)
+    found = measure(folder, files[-2:], 1, decode)
     assert found["equal"]
     assert found["files"] == 2
     assert 0 < found["share_of_bytes"] < 1.2

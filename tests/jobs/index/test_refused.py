@@ -89,3 +89,20 @@ def test_a_website_that_forbids_everything_forbids_each(tmp_path, bucket, model)
     bucket.refuse = lambda _: (403, "AccessDenied")
     report = run_index(IndexOrder(Source(str(manifest)), str(tmp_path / "store"), model, "tiny"))
     assert (report.stopped, report.counts.failures) == (None, {"forbidden": 4})
+
+
+@pytest.mark.usefixtures("no_keys")
+@pytest.mark.parametrize("num_large", [1, 4])
+def test_without_keys_a_run_in_keyframe_mode_ends_in_a_sentence(tmp_path, clips, model, num_large):
+    """Large videos would be fetched as sparse copies: what cannot be signed is refused as a plain read is."""
+    manifest, recipe = tmp_path / "videos.csv", tmp_path / "recipe.toml"
+    large = "".join(f"s3://bucket/{i}.mp4,e{i},{9 << 20}\n" for i in range(num_large))
+    manifest.write_text(f"uri,etag,size\n{clips / 'clip-00.mp4'},,\n{large}", encoding="utf-8")
+    recipe.write_text('base = "tiny"\ndecode = "keyframe"\n', encoding="utf-8")
+    report = run_index(IndexOrder(Source(str(manifest)), str(tmp_path / "store"), model, str(recipe)))
+    number = "a video was" if num_large == 1 else f"{num_large} videos in a row were"
+    assert report.stopped.startswith(f"{number} refused, and nothing is noted of ")
+    assert "NoCredentialsError" in report.stopped
+    assert (report.counts.indexed, report.counts.failed, report.counts.not_attempted) == (1, 0, num_large)
+    (row,) = rows(tmp_path / "store", "SELECT status FROM videos")
+    assert row["status"] == "indexed"

@@ -31,9 +31,9 @@ def test_frames_far_apart_are_reached_by_seeking(tmp_path):
     decoded = 0
     decode = reader._decode
 
-    def counting():
+    def counting(packets):
         nonlocal decoded
-        for pair in decode():
+        for pair in decode(packets):
             decoded += 1
             yield pair
 

@@ -246,11 +246,6 @@ def test_s3_says_who_is_refused(tmp_path, bucket, status, said, code, size_bytes
     assert code == "not_found" or f"{said}: Said by {said}" in failure.message
 
 
-def test_no_keys_at_all_are_the_runs_trouble(tmp_path, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(s3fs.S3FileSystem, "cachable", False)
+@pytest.mark.usefixtures("no_keys")
+def test_no_keys_at_all_are_the_runs_trouble(tmp_path):
     assert failure_of("s3://bucket/a.mp4", tmp_path, 10).code == ErrorCode.CREDENTIALS

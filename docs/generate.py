@@ -20,7 +20,7 @@ from longvlm.jobs.cluster import metrics
 from longvlm.jobs.commands import Command
 from longvlm.jobs.index.forecast import segment_bytes_of
 from longvlm.jobs.operate.alerts import read_alerts
-from longvlm.pipeline.decode.video import fitted
+from longvlm.pipeline.decode.scaling import fitted
 from longvlm.pipeline.models.longvlm.checkpoint import NUM_GLOBAL_TOKENS
 from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.qwen3_vl.checkpoint import QwenCheckpoint

@@ -19,7 +19,7 @@ class VideoInfo:
     width: int
     height: int
     codec: str
-    decoder: str  # "decord", "pyav" or "pyav-keyframes"
+    decoder: str  # "pyav" or "pyav-keyframes"; of early versions "decord"
 
     def __post_init__(self) -> None:
         """A video that passes here can be sampled: it has frames and a positive length."""

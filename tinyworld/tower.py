@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, smooth_l1_loss
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
+from longvlm.pipeline.decode.video import close_video, decode, probe
 from longvlm.schemas.recipe import METRIC_HEADS
 from longvlm.tinyworld.questions import PLACE_ANSWERS, describe_frame
 from longvlm.tinyworld.render import FPS, SIDE, Plane, pixel_masks
@@ -111,10 +112,9 @@ def read_labelled_frames(folder: Path, seed: int, num_videos: int) -> LabelledFr
 
 def decode_frames(path: Path) -> NDArray[np.uint8]:
     """The frames of a video that an index would look at, in the tower's size, [frames, px, px, 3]."""
-    import decord
-
-    video = decord.VideoReader(str(path), width=IMAGE_PX, height=IMAGE_PX, num_threads=1)
-    frames: NDArray[np.uint8] = video.get_batch(list(range(PER_SLOT // 2, len(video), PER_SLOT))).asnumpy()
+    shown = list(range(PER_SLOT // 2, probe(str(path)).num_frames, PER_SLOT))
+    frames = decode(str(path), shown, (IMAGE_PX, IMAGE_PX)).frames
+    close_video()
     return frames
 
 

@@ -37,8 +37,7 @@ from longvlm.schemas.errors import InputError
 _TIMEOUT_S = 300.0  # for a node to start a worker and load a tower
 _CHILD_S = 60.0  # for a decoder's child to start
 _MIN_SCRATCH_BYTES = 2 << 30  # a few downloaded videos
-_LIBRARIES = ("av", "decord", *VERSIONS)
-_OPTIONAL = ("decord",)  # there are none for some platforms; PyAV stands in
+_LIBRARIES = ("av", *VERSIONS)
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def _versions() -> dict[str, str | None]:
 
 def _libraries(node_check: _NodeCheck) -> str:
     here = _versions()
-    missing = [name for name, found in here.items() if found is None and name not in _OPTIONAL]
+    missing = [name for name, found in here.items() if found is None]
     other = [
         f"{name} {here[name]} (driver: {found})"
         for name, found in node_check.versions.items()
@@ -192,16 +191,10 @@ def _libraries(node_check: _NodeCheck) -> str:
 def _decoders(_: _NodeCheck) -> str:
     import av
 
-    said = f"PyAV {av.__version__}"
-    if _versions()["decord"] is not None:
-        import decord
-
-        said += f", decord {decord.__version__}"
     with closing(Decoder(_CHILD_S, DECODE_MEMORY_BYTES)) as decoder:
         decoder.call(video.close_video)  # the least that a child can be asked
-        return (
-            f"{said}; their child starts, confined by {', '.join(decoder.confined) or 'nothing that this kernel has'}"
-        )
+        confined = ", ".join(decoder.confined) or "nothing that this kernel has"
+        return f"PyAV {av.__version__}; its child starts, confined by {confined}"
 
 
 def _scratch(_: _NodeCheck) -> str:
@@ -279,7 +272,7 @@ def _gpu(node_check: _NodeCheck) -> str:
 
 _CHECKS: tuple[tuple[str, Callable[[_NodeCheck], str], str], ...] = (
     ("libraries", _libraries, "Install the same versions on the cluster and where jobs are started: constraints.txt."),
-    ("decoders", _decoders, "Install av (and decord) again in the cluster's image, and look at the node's memory."),
+    ("decoders", _decoders, "Install av again in the cluster's image, and look at the node's memory."),
     ("scratch", _scratch, "Give the node room, or point TMPDIR to a disk with some: videos are downloaded there."),
     ("source", _source, "Check its address, and that workers have credentials: they come from their environment."),
     ("store", _shared_store, "Check its address and the workers' rights. A folder must be one that all nodes share."),

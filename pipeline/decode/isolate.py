@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from longvlm.pipeline.confine import confine, isolated_python, safe_environment
 from longvlm.pipeline.decode import messages, survey, video
+from longvlm.pipeline.decode.scaling import Size
 from longvlm.pipeline.decode.times import TimedVideo
-from longvlm.pipeline.decode.video import DecodedFrames, Mode, Resize, Size, size_out
+from longvlm.pipeline.decode.video import DecodedFrames, Mode, Resize, size_out
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
 
 T = TypeVar("T")

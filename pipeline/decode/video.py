@@ -1,10 +1,8 @@
-"""Decoding of local video files: exactly with decord, with PyAV where decord cannot, or keyframes alone."""
+"""Decoding of local video files with PyAV: exactly, or keyframes alone."""
 
-import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -13,17 +11,16 @@ from numpy.typing import NDArray
 from longvlm.pipeline.decode.container import VideoFile
 from longvlm.pipeline.decode.frame_index import FrameIndex
 from longvlm.pipeline.decode.frames import FrameReader, KeyframeMissingError
-from longvlm.pipeline.decode.orientation import Orientation
-from longvlm.pipeline.decode.survey import ExactSurvey, frame_index_told, survey_exactly
+from longvlm.pipeline.decode.scaling import Scaler, Size, fitted, letterboxed, resize_nearest, upright
+from longvlm.pipeline.decode.survey import frame_index_told, survey_exactly
 from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.schemas.errors import ErrorCode, TerminalError
 
 Mode = Literal["exact", "keyframe"]
 Resize = Literal["decoder", "nearest", "letterbox"]
-Size = tuple[int, int]  # height and width, pixels
 NEAREST_PX = 224  # what the reference resizes to, whatever the tower takes (LONGVLM.md section 2)
 KEYFRAMES = "pyav-keyframes"  # the decoder, where keyframes stand for the frames near them
-_DECORD_CODECS = ("h264", "mpeg4")  # where its frames are those of PyAV, if no group of pictures is open
+_DECORD_CODECS = ("h264", "mpeg4")  # what decord used to decode, and whose pixels stay as they were
 _CODEC_NAMES = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}
 
 
@@ -94,24 +91,12 @@ class OpenVideo:
     """A video that is open for decoding: its properties, and its frames on demand."""
 
     def __init__(self, path: str, mode: Mode, max_gap_s: float | None = None, *, is_sparse: bool = False) -> None:
-        from av.video.reformatter import VideoReformatter
-
         self.file = VideoFile(path, is_sparse=is_sparse)
         self.mode = mode
-        self._survey: ExactSurvey | None = None  # of a sparse copy in which there are whole groups of pictures
         self._can_use_keyframes = mode == "keyframe" and self.file.fields is None  # a keyframe may be half a picture
         self.reader = FrameReader(self.file, self._frame_index(math.inf if max_gap_s is None else max_gap_s))
         self.info = self._info(self.reader.frame_index)
-        self._swscale: Any = VideoReformatter()
-        self._decord: tuple[Size, Any] | None = None  # the size of its frames, reader
-        self._can_use_decord = (
-            not self._can_use_keyframes
-            and find_spec("decord") is not None
-            and self.file.is_seekable
-            and self.file.codec.name in _DECORD_CODECS
-            and self.reader.frame_index.has_closed_gops
-            and self.reader.orientation is None  # it turns MP4 but not Matroska, and mirrors neither
-        )
+        self._scaler = Scaler(is_colour_between=not self._can_use_keyframes and self._was_decords)
 
     def _frame_index(self, max_gap_s: float) -> FrameIndex:
         """The frame index; decides whether keyframes will do."""
@@ -121,7 +106,6 @@ class OpenVideo:
                 return told
             self._can_use_keyframes = told is None
         if self.file.is_sparse and self.mode == "exact" and (exact := survey_exactly(self.file)) is not None:
-            self._survey = exact
             return exact.frame_index
         self._refuse_holes()
         frame_index = self.file.frame_index_from_packets()
@@ -152,9 +136,7 @@ class OpenVideo:
     def decode(self, frames: list[int], size: Size, resize: Resize) -> DecodedFrames:
         """See the function `decode`."""
         wanted = sorted(set(frames))
-        if resize != "nearest" and (pixels := self._decode_with_decord(wanted, size, resize)) is not None:
-            shown, decoder = wanted, "decord"
-        elif self._can_use_keyframes and (found := self._decode_keyframes(wanted, size, resize)) is not None:
+        if self._can_use_keyframes and (found := self._decode_keyframes(wanted, size, resize)) is not None:
             shown, pixels = found
             decoder = KEYFRAMES
         else:
@@ -165,6 +147,20 @@ class OpenVideo:
         if order != list(range(len(wanted))):
             pixels = pixels[order]
         return DecodedFrames(pixels, tuple(shown[index] for index in order), decoder)
+
+    @property
+    def _was_decords(self) -> bool:
+        """Whether decord used to decode such a video, so that stores hold tokens of its pixels.
+
+        It was trusted with closed groups that are shown upright, and opened no file whose header tells no duration.
+        """
+        return (
+            self.file.is_seekable
+            and self.file.codec.name in _DECORD_CODECS
+            and self.reader.frame_index.has_closed_gops
+            and self.reader.orientation is None
+            and self.file.container.duration is not None
+        )
 
     def _inner(self, stored: Size, size: Size, resize: Resize) -> Size:
         """What a picture that is stored in so many pixels fills of a size, once it is upright.
@@ -179,48 +175,6 @@ class OpenVideo:
     @property
     def _is_transposed(self) -> bool:
         return self.reader.orientation is not None and self.reader.orientation.transpose
-
-    def _decode_with_decord(self, wanted: list[int], size: Size, resize: Resize) -> NDArray[np.uint8] | None:
-        """Frames of the decoder's own resize; None where decord does not see the video as it is."""
-        if not self._can_use_decord:
-            return None
-        import decord
-
-        inner = self._inner((self.info.height, self.info.width), size, resize)
-        try:
-            if self._survey is not None:
-                return letterboxed(self._groups_with_decord(self._survey, wanted, inner), size)
-            if self._decord is None or self._decord[0] != inner:
-                self._decord = (inner, _open_decord(self.file.path, inner))
-            pixels: NDArray[np.uint8] | None = None
-            if len(self._decord[1]) == self.info.num_frames:
-                pixels = letterboxed(self._decord[1].get_batch(wanted).asnumpy(), size)
-        except (decord.DECORDError, RuntimeError):  # PyAV gets through, or says in a sentence why not
-            self._refuse_holes()  # for the whole file it may be decord
-            pixels = None
-        if pixels is None:
-            self._decord, self._can_use_decord = None, False
-        return pixels
-
-    def _groups_with_decord(self, known: ExactSurvey, wanted: list[int], inner: Size) -> NDArray[np.uint8]:
-        """The same of a sparse copy, each group of pictures as a file of its own in memory.
-
-        Decord's threads read on while it decodes, as far as they get, and fail in the first hole.
-        """
-        pixels = np.empty((len(wanted), *inner, 3), dtype=np.uint8)
-        assert known.frame_index.pts is not None
-        pts = known.frame_index.pts[wanted]
-        groups = known.groups(wanted)
-        begins = known.packets["pts"][[first for first, _ in groups]]
-        group_of = np.searchsorted(begins, pts, side="right") - 1
-        for place, (first, last) in enumerate(groups):
-            here = np.flatnonzero(group_of == place)
-            reader = _open_decord(excerpt(self.file.stream, known.read(self.file, first, last)), inner)
-            in_group = np.sort(known.packets["pts"][first : last + 1])
-            if len(reader) != len(in_group):
-                self._refuse_holes()
-            pixels[here] = reader.get_batch(np.searchsorted(in_group, pts[here]).tolist()).asnumpy()
-        return pixels
 
     def _decode_keyframes(
         self, wanted: list[int], size: Size, resize: Resize
@@ -252,74 +206,13 @@ class OpenVideo:
             if shown and shown[-1] == number:
                 pixels[index] = pixels[index - 1]
             elif resize == "nearest":
-                full = self._swscale.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                pixels[index] = resize_nearest(upright(full, orientation), size[0])
+                pixels[index] = resize_nearest(upright(self._scaler.rgb(frame), orientation), size[0])
             else:
                 inner = self._inner((frame.height, frame.width), size, resize)
-                height, width = inner[::-1] if self._is_transposed else inner
-                small = self._swscale.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
-                pixels[index] = letterboxed(upright(small.to_ndarray(), orientation), size)
+                small = self._scaler.scale(frame, inner[::-1] if self._is_transposed else inner)
+                pixels[index] = letterboxed(upright(small, orientation), size)
             shown.append(number)
         return shown, pixels
-
-
-def _open_decord(file: str | io.BytesIO, size: Size) -> Any:
-    """A reader of frames of a size."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    height, width = size
-    return decord.VideoReader(file, decord.cpu(0), width, height, num_threads=1)
-
-
-def excerpt(stream: Any, packets: Iterable[Any]) -> io.BytesIO:
-    """An MP4 of some packets of a stream that follow each other, and of nothing else."""
-    import av
-
-    file, start = io.BytesIO(), None
-    with av.open(file, "w", format="mp4", options={"use_editlist": "0"}) as container:
-        target = container.add_stream_from_template(stream)
-        for packet in packets:
-            start = packet.dts if start is None else start
-            packet.dts, packet.pts = packet.dts - start, packet.pts - start
-            packet.stream = target
-            container.mux(packet)
-    file.seek(0)
-    return file
-
-
-def fitted(shape: tuple[float, float], size: Size) -> Size:
-    """The largest size of a shape, whose height and width have any unit, that lies within another."""
-    scale = min(most / own for most, own in zip(size, shape, strict=True))
-    height, width = (min(max(round(own * scale), 1), most) for most, own in zip(size, shape, strict=True))
-    return height, width
-
-
-def letterboxed(frames: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """Frames [..., h, w, 3] in the middle of black ones of a size; an odd row or column of black is the last."""
-    height, width = frames.shape[-3:-1]
-    if (height, width) == size:
-        return frames
-    boxed = np.zeros((*frames.shape[:-3], *size, 3), dtype=np.uint8)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    boxed[..., top : top + height, left : left + width, :] = frames
-    return boxed
-
-
-def upright(frame: NDArray[np.uint8], orientation: Orientation | None) -> NDArray[np.uint8]:
-    """A stored frame [H, W, 3] as it is shown."""
-    return frame if orientation is None else orientation.apply(frame)
-
-
-def resize_nearest(frame: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
-    """Resize to [px, px, 3] by nearest neighbour: source = floor(target * float32(in / out)) (LONGVLM.md section 2)."""
-    rows, columns = (_nearest_sources(size, px) for size in frame.shape[:2])
-    return frame[rows[:, None], columns]
-
-
-def _nearest_sources(size: int, px: int) -> NDArray[np.int64]:
-    scale = np.float32(size) / np.float32(px)
-    return np.minimum((np.arange(px, dtype=np.float32) * scale).astype(np.int64), size - 1)
 
 
 _OPEN: list[OpenVideo] = []  # the video in hand, at most one: units of one video are decoded one after the other

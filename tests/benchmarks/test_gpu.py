@@ -19,7 +19,6 @@ ABSENT = (
     "av",
     "boto3",
     "click",
-    "decord",
     "deltalake",
     "duckdb",
     "jsonschema",

@@ -48,7 +48,7 @@ def unit(name: str, write_id: str, index: int = 0, num_units: int = 1, segments:
     """A unit of `tables.ENCODED`; without segments it is one that failed."""
     good = {
         "duration_s": 40.0, "fps": 10.0, "width": 64, "height": 48, "num_frames": 400, "codec": "h264",
-        "decoder": "decord", "num_segments": len(segments or []) * num_units,
+        "decoder": "pyav", "num_segments": len(segments or []) * num_units,
     }  # fmt: skip
     bad = {"error_code": "truncated", "error": "the file ends early"}
     return {

@@ -98,8 +98,7 @@ def test_decoding_goes_on(decoder, tmp_path, mode, resize):
     assert decoder.probe(path, mode).num_frames == 50
     decoded = decoder.decode(path, [0, 20, 40], (64, 64), mode, resize)
     assert decoded.shown == (0, 20, 40)
-    if mode == "exact" and resize == "decoder":
-        assert decoded.decoder == "decord"
+    assert decoded.decoder == ("pyav" if mode == "exact" else "pyav-keyframes")
 
 
 def verdict(machine, number, *arguments):

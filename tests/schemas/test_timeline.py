@@ -5,7 +5,7 @@ from longvlm.schemas.timeline import Segment, VideoInfo, cut_into_units
 
 def test_what_cannot_be_played_is_no_video():
     with pytest.raises(ValueError, match="not a playable video"):
-        VideoInfo(0, 25.0, 10.0, 640, 360, "h264", "decord")
+        VideoInfo(0, 25.0, 10.0, 640, 360, "h264", "pyav")
 
 
 def test_bounds_widen_to_the_frames_really_shown():

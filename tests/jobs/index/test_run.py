@@ -45,7 +45,7 @@ def test_a_folder_becomes_a_store(indexed, clips):
     (video,) = rows(indexed, "FROM videos WHERE uri LIKE '%clip-03.mp4'")
     assert video["uri"] == str(clips / "clip-03.mp4")
     assert (video["num_frames"], video["duration_s"], video["width"], video["height"]) == (100, 4.0, 96, 64)
-    assert (video["codec"], video["decoder"], video["attempts"], video["num_segments"]) == ("h264", "decord", 1, 2)
+    assert (video["codec"], video["decoder"], video["attempts"], video["num_segments"]) == ("h264", "pyav", 1, 2)
     assert video["decode_ms"] > 0
     assert video["encode_ms"] > 0
     (run,) = rows(indexed, "FROM runs")

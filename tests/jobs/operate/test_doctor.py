@@ -95,7 +95,7 @@ def test_what_is_wrong_is_said_in_words_and_exits_with_1(tmp_path):
 def test_versions_that_differ_are_named():
     here = doctor._versions()
     assert set(VERSIONS) < set(here)
-    driver = {**here, "torch": "1.0", "decord": None}
+    driver = {**here, "torch": "1.0"}
     with pytest.raises(Exception, match=r"torch .* \(driver: 1.0\)"):
         doctor._libraries(ask(versions=driver))
 

@@ -163,8 +163,6 @@ def test_whole_groups_of_pictures_give_the_same_frames(tmp_path, s3, decoder, na
     path = remux(plain, tmp_path / name, movflags="faststart")
     far, near = watch(path, s3, decoder, tmp_path, recipe)
     assert_same_but_fewer_bytes(path, far, near)
-    by_decord = recipe is FEW and name in ("plain.mp4", "b-frames.mp4", "quick.mov", "uneven.mp4", "slow-start.mp4")
-    assert name == "mpeg4.mp4" or {row["decoder"] for row in far} == {"decord" if by_decord else "pyav"}
 
 
 @pytest.mark.parametrize("recipe", [FEW, NEAREST], ids=["decoder", "nearest"])
@@ -218,7 +216,7 @@ def test_a_damaged_index_costs_the_sparse_copy_and_no_more(tmp_path, s3, decoder
 
 @pytest.mark.parametrize("options", [SLOW, OPEN], ids=["closed", "open"])
 def test_keyframes_that_the_index_does_not_list_cost_the_sparse_copy(tmp_path, s3, decoder, options):
-    """By what FFmpeg finds in the packets, decord would be chosen or not: this has to be as for the whole file."""
+    """By what FFmpeg finds in the packets, frames are scaled in one way or another: this has to be as for the whole."""
     path = write_clip(tmp_path / "a.mp4", 600, gop=40, size=(160, 120), options=options)
     content = bytearray(path.read_bytes())
     place = content.index(b"stss") + 8

@@ -67,10 +67,10 @@ def test_no_room_is_made_for_any_number_of_times(num_frames):
 
 def test_frames_cross_as_bare_bytes():
     pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    message, frames = received(DecodedFrames(pixels, (3, 9), "decord"))
+    message, frames = received(DecodedFrames(pixels, (3, 9), "pyav"))
     assert message["num_bytes"] == len(frames) == pixels.nbytes
     assert bytes(frames) == pixels.tobytes()
-    assert messages.read_frame_numbers(message["value"], [3, 10]) == ((3, 9), "decord")
+    assert messages.read_frame_numbers(message["value"], [3, 10]) == ((3, 9), "pyav")
 
 
 def test_errors_cross_as_one_line():

@@ -50,7 +50,7 @@ def test_the_papers_recipe_is_one_unit(tmp_path, decoder):
     assert (row["unit"], row["num_units"], row["num_segments"]) == (0, 1, 10)
     assert (row["video_id"], row["write_id"], row["error_code"]) == ("v", "w", None)
     assert (row["num_frames"], row["width"], row["height"], row["codec"]) == (250, 96, 64, "h264")
-    assert row["decoder"] == "decord"
+    assert row["decoder"] == "pyav"
     assert row["duration_s"] == pytest.approx(10.0)
     assert row["decode_ms"] > 0
     frames = frames_of(row)
@@ -108,7 +108,7 @@ def test_times_are_when_frames_are_shown(tmp_path, decoder, recipe, decode):
     times_s = [number / 25 if number < 40 else 1.6 + (number - 40) / 5 for number in range(60)]
     path = write_clip(tmp_path / "a.mp4", 60, times_s=times_s, gop=10)
     rows = rows_of(path, replace(recipe, decode=decode), decoder, tmp_path)
-    assert rows[0]["decoder"] == ("decord" if decode == "exact" else "pyav-keyframes")
+    assert rows[0]["decoder"] == ("pyav" if decode == "exact" else "pyav-keyframes")
     for segment in (segment for row in rows for segment in row["segments"]):
         assert segment["times_s"] == pytest.approx([times_s[number] for number in segment["frames"]])
         assert segment["start_s"] <= segment["times_s"][-1] < segment["end_s"]
@@ -141,7 +141,7 @@ def test_keyframes_farther_apart_than_a_segment_will_not_do(tmp_path, decoder):
     (row,) = rows_of(path, replace(tiny(TOWER), decode="keyframe"), decoder, tmp_path)
     assert [segment["frames"] for segment in row["segments"]] == [[6, 18, 31, 43], [56, 68, 81, 93]]
     assert [read_number(frame) for frame in frames_of(row)] == [6, 18, 31, 43, 56, 68, 81, 93]
-    assert (row["decoder"], row["keyframe_shift_s"]) == ("decord", None)
+    assert (row["decoder"], row["keyframe_shift_s"]) == ("pyav", None)
 
 
 def test_a_failure_at_once_is_one_row(tmp_path, decoder):

@@ -56,7 +56,7 @@ SEGMENTS = pa.schema(
         ("last_frame", pa.int64()),
         ("num_frames", pa.int32()),
         ("embedding", pa.list_(pa.float32())),  # search vector, L2-normalised; null without a text encoder
-        ("thumbnail", pa.binary()),
+        ("thumbnail", pa.binary()),  # JPEG; null where the store keeps none
         ("frames", pa.list_(pa.int64())),  # F: the numbers of its frames, each once; null before they were kept
         ("times_s", pa.list_(pa.float64())),  # F: when each begins to be shown
         ("frame_embeddings", pa.binary()),  # [F, E] int8: of each frame, 127 its largest value; null as embedding
@@ -181,7 +181,7 @@ RECIPES = pa.schema(
         ("name", pa.string()),
         ("spec", pa.string()),  # JSON of IndexRecipe.spec()
         ("model", pa.string()),  # what `--model` named when it was registered: the default of `answer`
-        ("event", pa.string()),  # registered | promoted
+        ("event", pa.string()),  # registered | promoted, of a recipe; thumbnails | no_thumbnails, of what comes
         ("seq", pa.int64()),
     ]
 )
@@ -257,7 +257,7 @@ _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code n
 )
 
 # frames and times of a segment before it is merged: one that is shown twice stands there twice
-_SHOWN = [SEGMENTS.field(name) for name in ("segment", "start_s", "end_s", "frames", "times_s")]
+_SHOWN = [SEGMENTS.field(name) for name in ("segment", "start_s", "end_s", "frames", "times_s", "thumbnail")]
 
 FRAMES = pa.schema(  # one row a unit; of a failed unit, segments is empty and frames null
     [

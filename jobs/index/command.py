@@ -26,6 +26,11 @@ from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
 @click.option("--decode", type=click.Choice(["exact", "keyframe"]), help="Decode every frame, or only keyframes.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only paths below SOURCE that match; may be repeated.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No paths below SOURCE that match; may be repeated.")
+@click.option(
+    "--thumbnails/--no-thumbnails",
+    default=None,
+    help="Keep a small picture of each segment; default: as the store was told last, else yes.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Index at most this many videos now.")
 @click.option(
     "--retry-failed",

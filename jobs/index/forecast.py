@@ -1,7 +1,7 @@
 """What an index run would take, before it is run: by what the store measured so far, or by a sample that is watched."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.changes import Changes
 from longvlm.pipeline.store.files import canonical, filesystem
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.settings import keeps_thumbnails
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id
@@ -42,6 +43,7 @@ SELECT error_code, coalesce(size_bytes, 0) AS size_bytes, coalesce(duration_s, 0
     coalesce(num_segments, 0) AS segments, coalesce(decode_ms, 0.0) / 1000 AS decode_s,
     coalesce(encode_ms, 0.0) / 1000 AS encode_s
 FROM newest_rows ORDER BY video_id"""
+_THUMBNAIL_BYTES = 4000  # about
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def forecast(order: ForecastOrder) -> Forecast:
     with scratch_folder() as scratch:
         left_out: Counter[str] = Counter()
         store, recipe, model, changes = take_stock(order.run, Path(scratch) / "listing.parquet", left_out)
+        if order.run.thumbnails is None:
+            order = replace(order, run=replace(order.run, thumbnails=keeps_thumbnails(store)))
         with changes:
             found = Forecast(_counts(changes, order.run), left_out)
             if not changes.num_work:
@@ -130,7 +134,7 @@ def _from_ledger(found: Forecast, changes: Changes, run: IndexOrder, recipe: Ind
     found.video_hours = video_s / 3600
     rates = _ledger_sums(changes, "recipe = ?", recipe.fingerprint)
     segments = _segments(recipe, video_s, work["videos"])
-    segment_bytes = segment_bytes_of(recipe)
+    segment_bytes = segment_bytes_of(recipe) + (_THUMBNAIL_BYTES if run.thumbnails else 0)
     if rates["video_s"]:
         by_length = video_s / rates["video_s"]
         # a recipe with a fixed number of frames encodes as many of a long video as of a short one
@@ -201,7 +205,12 @@ def _watch(drawn: pa.Table, run: IndexOrder, recipe: IndexRecipe, model: str, sc
     try:
         Store.create(address).register_recipe(recipe, model)  # whose model and recipe the run then takes for its own
         asked = IndexOrder(
-            Source(str(manifest)), address, max_failed=1.0, ray_address=run.ray_address, show_progress=run.show_progress
+            Source(str(manifest)),
+            address,
+            thumbnails=run.thumbnails,
+            max_failed=1.0,
+            ray_address=run.ray_address,
+            show_progress=run.show_progress,
         )
         report, store = index_source(asked)
         if report.stopped:

@@ -19,6 +19,7 @@ class IndexOrder:
     model: str | None = None
     recipe: str | None = None  # a name or a file; None: the store's own, or `long`
     decode: Decode | None = None  # exact or keyframe; None: as the recipe says
+    thumbnails: bool | None = None  # of segments; None: as the store remembers
     limit: int | None = None
     retry_failed: tuple[str, ...] = ()  # codes of failures to try again, or ANY_CODE
     restale: bool = False

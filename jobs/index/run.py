@@ -45,6 +45,7 @@ from longvlm.pipeline.source.corpus import nothing_in, spool_source
 from longvlm.pipeline.source.scratch import scratch_folder
 from longvlm.pipeline.store.changes import ChangeCriteria, Changes, compare
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.settings import keeps_thumbnails, remember_thumbnails
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
@@ -152,9 +153,14 @@ def _index_work(
     tally = executor.start_tally(report.run_id)
     num_work = min(changes.num_work, order.limit or changes.num_work)
     resources = for_index(executor.resources(), num_work)
+    if order.thumbnails is not None:
+        remember_thumbnails(store, keeps=order.thumbnails)
+    has_thumbnails = keeps_thumbnails(store)
     limits = Limits(order.max_hours, order.max_failed, report.started_s)
     run = IndexRun(
-        lambda plan: executor.run(*_stages(recipe, store, resources, tally, plan), limits.ends_s),
+        lambda plan: executor.run(
+            *_stages(recipe, store, resources, tally, plan, has_thumbnails=has_thumbnails), limits.ends_s
+        ),
         recipe.fingerprint,
         store,
         changes.look.seq,
@@ -250,7 +256,7 @@ class IndexRun:
 
 
 def _stages(
-    recipe: IndexRecipe, store: Store, resources: IndexResources, tally: Any, plan: pa.Table
+    recipe: IndexRecipe, store: Store, resources: IndexResources, tally: Any, plan: pa.Table, *, has_thumbnails: bool
 ) -> tuple[list[pa.Table], list[Stage]]:
     """Stages 4 to 6 over a plan: tables.PLAN in blocks, tables.OUTCOMES out."""
     blocks = [plan.slice(i, resources.videos_per_block) for i in range(0, len(plan), resources.videos_per_block)]
@@ -258,7 +264,7 @@ def _stages(
     return blocks, [
         Stage(  # 4: one worker a core, since decoding is what there is most of
             Watch,
-            (spec, tally),
+            (spec, tally, has_thumbnails),
             None,
             workers=min(resources.decoders, len(blocks)),
             cpus=resources.decoder_cpus,

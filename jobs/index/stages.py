@@ -30,8 +30,13 @@ class Watch:
     Called by two threads it reads ahead: one fetches its next video while the other decodes.
     """
 
-    def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
-        self.recipe = from_spec(recipe)
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        tally: Any,
+        has_thumbnails: bool = True,  # noqa: FBT001, FBT002 - an executor gives arguments by place
+    ) -> None:
+        self.recipe, self.has_thumbnails = from_spec(recipe), has_thumbnails
         self.stage, self.network = StageReporter("decode", tally), StageReporter("fetch", tally)
         self.stage.start_logs()
         self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
@@ -60,7 +65,7 @@ class Watch:
                 copy = stack.enter_context(self._fetched(video))
                 stack.enter_context(self._decoding)
                 clock = stack.enter_context(self.stage.work([video["write_id"]]))
-                units = decode_units(copy, self.recipe, self.decoder)
+                units = decode_units(copy, self.recipe, self.decoder, has_thumbnails=self.has_thumbnails)
                 while (frames := clock.time(next, units, None)) is not None:
                     clock.cpu_s += frames["decode_ms"][0].as_py() / 1000  # burnt in the child
                     yield _noted(frames)

@@ -1,15 +1,19 @@
 """The decode stage of the index job: a planned video to its frames, one work unit at a time."""
 
+import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
 
 from longvlm.pipeline.decode.copy import VideoCopy
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import plan_segments
+from longvlm.pipeline.decode.scaling import Size, fitted
 from longvlm.pipeline.decode.times import NS, TimedVideo
 from longvlm.pipeline.decode.video import KEYFRAMES, DecodedFrames
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
@@ -18,9 +22,13 @@ from longvlm.schemas.tables import FRAMES
 from longvlm.schemas.timeline import Segment, cut_into_units
 
 T = TypeVar("T")
+THUMBNAIL_PX = 160  # at the longer side; about 4 kB
+_JPEG_QUALITY = 75
 
 
-def decode_units(copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder) -> Iterator[pa.Table]:
+def decode_units(
+    copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder, *, has_thumbnails: bool = False
+) -> Iterator[pa.Table]:
     """Decode a video of which there is a copy as a recipe asks: yields tables.FRAMES, one row a unit.
 
     Whatever goes wrong with the video ends in a last row with `error_code` and `error`; there is always a row.
@@ -37,6 +45,7 @@ def decode_units(copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder) -> Iter
             info = _from_copy(copy, partial(_probe, copy, recipe, decoder))
             segments = plan_segments(recipe, info)
             units = cut_into_units(segments)
+            shape = _shape(recipe, info) if has_thumbnails else None
             row |= info.facts | {"num_units": len(units), "num_segments": len(segments)}
             row["num_pictures"] = sum(recipe.tower.num_pictures(segment.num_frames) for segment in segments)
             for index, unit in enumerate(units):
@@ -46,7 +55,7 @@ def decode_units(copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder) -> Iter
                 row |= {"decoder": decoded.decoder, "decode_ms": decoder.cpu_ms - spent_ms, **copy.told}
                 row["keyframe_shift_s"] = _shift_s(wanted, decoded, info)
                 spent_ms = decoder.cpu_ms
-                yield _unit(row, _as_shown(unit, decoded, info), decoded, info)
+                yield _unit(row, _as_shown(unit, decoded, info), decoded, info, shape)
         finally:
             decoder.close_video()
     except PipelineError as error:
@@ -82,6 +91,20 @@ def failed_unit(video: dict[str, Any], error: PipelineError) -> pa.Table:
     return pa.Table.from_pylist([row], schema=FRAMES)
 
 
+def _shape(recipe: IndexRecipe, info: TimedVideo) -> Size:
+    """The shape of what frames show: that of the video, which they lost, unless they kept it in the middle of black."""
+    return recipe.tower.frame_size if recipe.shown == "letterbox" else (info.height, info.width)
+
+
+def thumbnail(frame: NDArray[np.uint8], shape: Size) -> bytes:
+    """A small JPEG of a frame [h, w, 3], in the shape of its video, of which only that counts."""
+    rows, columns = fitted(shape, (THUMBNAIL_PX, THUMBNAIL_PX))
+    picture = Image.fromarray(frame).resize((columns, rows), Image.Resampling.BILINEAR)
+    packed = io.BytesIO()
+    picture.save(packed, "JPEG", quality=_JPEG_QUALITY)
+    return packed.getvalue()
+
+
 def _as_shown(unit: list[Segment], decoded: DecodedFrames, info: TimedVideo) -> list[Segment]:
     """The segments with the frames that were really decoded."""
     shown, segments = iter(decoded.shown), []
@@ -99,7 +122,11 @@ def _shift_s(wanted: list[int], decoded: DecodedFrames, info: TimedVideo) -> flo
     return float(np.abs(info.times_ns[list(decoded.shown)] - info.times_ns[wanted]).max()) / NS
 
 
-def _unit(row: dict[str, Any], segments: list[Segment], decoded: DecodedFrames, info: TimedVideo) -> pa.Table:
+def _unit(
+    row: dict[str, Any], segments: list[Segment], decoded: DecodedFrames, info: TimedVideo, shape: Size | None
+) -> pa.Table:
+    """The FRAMES row of a unit; with thumbnails of a shape, where there is one."""
+    middles = np.cumsum([s.num_frames for s in segments]) - [(s.num_frames + 1) // 2 for s in segments]
     described = [
         {
             "segment": s.index,
@@ -107,8 +134,9 @@ def _unit(row: dict[str, Any], segments: list[Segment], decoded: DecodedFrames, 
             "end_s": s.end_s,
             "frames": list(s.frames),
             "times_s": [info.time_of(frame) for frame in s.frames],
+            "thumbnail": thumbnail(decoded.frames[middle], shape) if shape else None,
         }
-        for s in segments
+        for s, middle in zip(segments, middles.tolist(), strict=True)
     ]
     _, height, width, _ = decoded.frames.shape
     known = row | {"segments": described, "frame_height": height, "frame_width": width}

@@ -299,6 +299,7 @@ def _stored(segment: Row, merged: MergedSegment, dtype: TokenDtype) -> Row:
         "end_s": segment["end_s"],
         "first_frame": frames[0],
         "last_frame": frames[-1],
+        "thumbnail": segment["thumbnail"],
         "embedding": None if merged.embedding is None else merged.embedding.numpy(),
         "frames": [frames[place] for place in places],
         "times_s": [segment["times_s"][place] for place in places],

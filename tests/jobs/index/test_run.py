@@ -69,6 +69,20 @@ def test_a_video_that_another_run_indexes_during_the_listing_is_not_pruned(tmp_p
     assert run_index(order_for(clips, tmp_path / "store", prune=True)).counts.deleted == 1
 
 
+def test_a_store_remembers_whether_segments_have_thumbnails(tmp_path, clips, model):
+    source, store = tmp_path / "v", str(tmp_path / "store")
+    source.mkdir()
+    shown = []
+    for name, asked in (("clip-00", None), ("clip-01", False), ("clip-02", None), ("clip-03", True)):
+        shutil.copy(clips / f"{name}.mp4", source)
+        run_index(IndexOrder(Source(str(source)), store, model, "tiny", thumbnails=asked, ray_address=IN_PROCESS))
+        kept = rows(store, f"SELECT thumbnail FROM segments WHERE uri LIKE '%{name}%'")
+        assert kept
+        shown.append({row["thumbnail"] and row["thumbnail"][:3] for row in kept})
+    assert shown == [{b"\xff\xd8\xff"}, {None}, {None}, {b"\xff\xd8\xff"}]
+    assert [recipe.active for recipe in Store.open(store).recipes()] == [True]
+
+
 def test_another_recipe_waits_to_be_asked_for_and_to_be_promoted(tmp_path, indexed, clips):
     store = tmp_path / "store"
     shutil.copytree(indexed, store)

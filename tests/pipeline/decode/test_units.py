@@ -1,7 +1,9 @@
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clips import damage, read_number, write_clip, write_still
 from longvlm.pipeline.decode.copy import video_copy
@@ -29,13 +31,13 @@ def planned(uri):
     return {"video_id": "v", "uri": str(uri), "write_id": "w", "attempts": 0, "etag": None}
 
 
-def units_of(video, recipe, decoder, scratch):
+def units_of(video, recipe, decoder, scratch, **settings):
     with video_copy(video, recipe, decoder, str(scratch)) as copy:
-        return list(decode_units(copy, recipe, decoder))
+        return list(decode_units(copy, recipe, decoder, **settings))
 
 
-def rows_of(uri, recipe, decoder, scratch):
-    tables = units_of(planned(uri), recipe, decoder, scratch)
+def rows_of(uri, recipe, decoder, scratch, **settings):
+    tables = units_of(planned(uri), recipe, decoder, scratch, **settings)
     assert all(table.schema == FRAMES and table.num_rows == 1 for table in tables)
     return [table.to_pylist()[0] for table in tables]
 
@@ -73,6 +75,27 @@ def test_a_long_video_is_many_units(tmp_path, decoder):
     for row in rows:
         numbers = [frame for segment in row["segments"] for frame in segment["frames"]]
         assert [read_number(frame) for frame in frames_of(row)] == numbers
+
+
+def test_thumbnails_show_the_middle_of_a_segment_in_the_shape_of_its_video(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 100, size=(96, 64))
+    (row,) = rows_of(path, tiny(TOWER), decoder, tmp_path, has_thumbnails=True)
+    assert len(row["segments"]) > 1
+    for segment in row["segments"]:
+        picture = np.asarray(Image.open(io.BytesIO(segment["thumbnail"])))
+        assert picture.shape == (107, 160, 3)
+        assert read_number(picture) == segment["frames"][len(segment["frames"]) // 2]
+        assert len(segment["thumbnail"]) < 8000
+    (plain,) = rows_of(path, tiny(TOWER), decoder, tmp_path)
+    assert [segment["thumbnail"] for segment in plain["segments"]] == [None] * len(row["segments"])
+
+
+def test_letterboxed_thumbnails_keep_their_black(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 25)
+    (row,) = rows_of(path, tiny(PAIRS), decoder, tmp_path, has_thumbnails=True)
+    picture = np.asarray(Image.open(io.BytesIO(row["segments"][0]["thumbnail"])))
+    assert picture.shape == (80, 160, 3)
+    assert picture[:, :15].max() < 30
 
 
 def test_nearest_frames_are_224_whatever_the_tower_takes(tmp_path, decoder):

@@ -91,7 +91,7 @@ def _work(keys: Collection[str], decode: str, readers: int, *, whole: bool) -> t
         whole_only()
     uris = {f"s3://{NAME}/{key}" for key in keys}
     listing = [row for row in list_source(Source(f"s3://{NAME}")).to_pylist() if row["uri"] in uris]
-    operator = Watch(RECIPES[decode].spec(), Tally())
+    operator = Watch(RECIPES[decode].spec(), Tally(), has_thumbnails=False)
     for _ in operator(_plan(listing[0])):
         pass
     _shared["gate"].wait(_START_S)

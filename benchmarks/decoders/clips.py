@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
 from longvlm.pipeline.decode.scaling import Scaler
 from longvlm.schemas.errors import InputError
@@ -74,7 +76,7 @@ def make_clips(scene: Path, folder: Path) -> list[Path]:
     return [folder / clip.name for clip in MADE]
 
 
-def _encode(clip: MadeClip, frames: list, path: Path) -> None:  # type: ignore[type-arg] # of RGB arrays [H, W, 3]
+def _encode(clip: MadeClip, frames: list[NDArray[np.uint8]], path: Path) -> None:
     encoder, options, ending = _ENCODERS[clip.codec]
     draft = path.with_name(f"draft.{ending}")
     with av.open(str(draft), "w") as container:

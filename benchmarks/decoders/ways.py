@@ -5,6 +5,7 @@ decord and torchcodec are asked for the numbers that it found, which flatters th
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,9 @@ def by_plain_decoding(path: Path, wanted: list[int], size: Size, mode: Mode) -> 
 
 def ways_of(mode: Mode) -> dict[str, Way]:
     """Those that are installed, by name; in keyframe mode for frames that are keyframes."""
-    ways: dict[str, Way] = {OURS: lambda *asked: by_pyav(*asked, mode)}
+    ways: dict[str, Way] = {OURS: partial(by_pyav, mode=mode)}
     if mode == "exact":
-        ways[ALL_PACKETS] = lambda *asked: by_pyav(*asked, skips=False)
+        ways[ALL_PACKETS] = partial(by_pyav, skips=False)
     others: dict[str, Way] = {DECORD: by_decord, TORCHCODEC: by_torchcodec}
     return ways | {name: way for name, way in others.items() if find_spec(name)}
 

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 import longvlm.jobs.cluster.commits
 import longvlm.jobs.cluster.watch
@@ -92,6 +93,19 @@ def scratch(folder: str) -> None:
     _put(longvlm.jobs.index.run, Watch=Watch)
 
 
+def nodes_noted(folder: str) -> None:
+    """A node that decodes leaves a file with its id in this folder."""
+    plain = vars(longvlm.jobs.index.run)["Watch"]
+
+    class Watch(plain):  # type: ignore[misc,valid-type]  # as it is by now
+        def __call__(self, plan: pa.Table) -> Any:
+            for frames in super().__call__(plan):
+                Path(folder, ray.get_runtime_context().get_node_id()).touch()
+                yield frames
+
+    _put(longvlm.jobs.index.run, Watch=Watch)
+
+
 def encoder_dies(marker: str) -> None:
     """The first encoder dies in the middle of its second batch."""
 
@@ -138,6 +152,7 @@ FAULTS: dict[str, Callable[[Any], None]] = {
     "slow": slow,
     "poison": poison,
     "scratch": scratch,
+    "nodes_noted": nodes_noted,
     "encoder_dies": encoder_dies,
     "dies_between_commits": dies_between_commits,
     "commits_every": commits_every,

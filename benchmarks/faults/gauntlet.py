@@ -59,6 +59,7 @@ def all_faults(bucket: FaultyBucket) -> dict[str, Fault]:
         "child_swells": Fault(processes.poisoned("swell", "memory_limit")),
         "child_crashes": Fault(processes.poisoned("crash", "decoder_crashed")),
         "node_lost": Fault(processes.node_lost),
+        "node_joins_and_leaves": Fault(processes.node_joins_and_leaves, 3),
         "cluster_lost": Fault(processes.cluster_lost),
         "disk_full": Fault(storage.disk_full),
         "scratch_full": Fault(partial(storage.scratch_full, bucket=bucket)),
@@ -167,6 +168,7 @@ def run_gauntlet(world: RealWorld, faults: dict[str, Fault]) -> dict[str, object
             len(some) for name, some in trials.items() if name.endswith("er_killed") or name == "child_killed"
         ),
         "videos": len(world.corpus.names),
+        "notes": {name: [note for trial in some for note in trial.notes] for name, some in trials.items()},
         "skipped": skipped,
         "wall_s": round(time.monotonic() - started, 1),
     }

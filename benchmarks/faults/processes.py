@@ -12,6 +12,8 @@ from benchmarks.faults.world import CHILD_MARK, STAGE_MARKS, Driver, Ended, Head
 
 _TRIES = 5  # to hit a run before it ends
 _LONG_S = 5.0  # that a run takes longer, so that there is time to hit it
+_GROWING_S = 60.0  # that a run takes longer, so that a node may join it
+_POLL_S = 0.05
 _NUM_POISONED = 2
 _RAY_ENDS_S = 30.0  # after its driver
 
@@ -167,6 +169,32 @@ def node_lost(trial: Trial) -> list[Ended]:
         trial.await_commit(driver, "videos")
         trial.expect(holds=driver.is_running(), otherwise="the run ended before the node was lost")
         kill_tree(node)
+        ended = driver.end()
+    finally:
+        kill_tree(node)
+        head.processes.remove(node)
+    trial.expect(holds=ended.code == 0, otherwise=f"exit {ended.code}: {ended.said[-300:]}")
+    return [ended]
+
+
+def node_joins_and_leaves(trial: Trial) -> list[Ended]:
+    """A node joins in the middle of the run, decodes, and is taken away as Kubernetes does: SIGTERM."""
+    head, noted = trial.world.head, trial.folder / "nodes"
+    noted.mkdir()
+    driver = trial.index(slow=trial.slow_s(_GROWING_S), nodes_noted=str(noted))
+    trial.await_commit(driver, "videos")
+    started_s = time.monotonic()
+    node = head.add_node()
+    joined_s = time.monotonic()
+    try:
+        while driver.is_running() and len(list(noted.iterdir())) < 2:
+            time.sleep(_POLL_S)
+        trial.expect(holds=driver.is_running(), otherwise="the run ended before the node decoded")
+        now_s = time.monotonic()
+        trial.notes.append(
+            f"{now_s - joined_s:.1f} s from joining to decoded frames ({now_s - started_s:.1f} from its start)"
+        )
+        node.terminate()
         ended = driver.end()
     finally:
         kill_tree(node)

@@ -28,7 +28,7 @@ from longvlm.jobs.cluster.commits import Commits
 from longvlm.jobs.cluster.executor import Executor, OutOfTimeError, Stage, StageError
 from longvlm.jobs.cluster.open_executor import open_executor
 from longvlm.jobs.cluster.progress import progress
-from longvlm.jobs.cluster.resources import COMMIT_ANSWERS, MAX_PASSES, AnswerResources, for_answer
+from longvlm.jobs.cluster.resources import COMMIT_ANSWERS, GROWTH, MAX_PASSES, AnswerResources, for_answer
 from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.store.ledger import Store
@@ -227,7 +227,8 @@ class _AnswerRun:
         blocks = _blocks(groups, resources.questions_per_block)
         workers = min(resources.answerers, len(blocks))
         args = (self.terms, self.tally, resources)
-        stage = Stage(Answerer, args, None, workers, resources.cpus, resources.gpus)
+        most = min(GROWTH * resources.answerers, len(blocks))
+        stage = Stage(Answerer, args, None, workers, resources.cpus, resources.gpus, most=most)
         return self.executor.run(blocks, [stage], self.end_s)
 
     def flush(self) -> None:

@@ -24,10 +24,11 @@ class Stage:
     operator: Callable[..., Any]  # a class; its objects take a table and give a table, or several one by one
     args: tuple[Any, ...]  # of its constructor
     batch_size: int | None  # rows a call; None: a block as it comes
-    workers: int
+    workers: int  # that it begins with, and the least
     cpus: float  # of each worker
     gpus: float = 0.0
     threads: int = 1  # of each worker that call the operator at the same time
+    most: int | None = None  # workers that it may grow to where the cluster does; None: those that it begins with
 
 
 class OutOfTimeError(Exception):
@@ -103,7 +104,7 @@ def run_inprocess(blocks: Iterable[pa.Table], stages: Sequence[Stage]) -> Iterat
 
     Args:
         blocks: what the first stage takes.
-        stages: their workers, cpus, gpus and threads do not matter here.
+        stages: their share of a cluster does not matter here.
 
     Raises what a stage raises.
     """

@@ -1,5 +1,11 @@
-"""Ray as the executor of stages: Ray Data with an actor pool a stage, and a tally in an actor of its own."""
+"""Ray as the executor of stages: Ray Data with an actor pool a stage, and a tally in an actor of its own.
 
+Pools grow where nodes join. Runs on one cluster start one after another: each has the turn until its first result,
+which shows that it has a worker of every stage, so that no two can each hold what the other waits for.
+"""
+
+import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,12 +14,14 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from longvlm.jobs.cluster import logs
+from longvlm.jobs.cluster.activity import doing
 from longvlm.jobs.cluster.executor import Stage, StageError
 from longvlm.jobs.cluster.session import connect, failure_of, release_failed_execution
 from longvlm.jobs.cluster.tally import Tally
 from longvlm.jobs.cluster.watch import ClusterLostError, watch_cluster
 
 _REPORT_S = 10.0  # for the tally to answer where nothing depends on it
+_TURN_S = 1.0  # between two looks whether it is this run's turn
 
 
 class RayExecutor:
@@ -41,33 +49,86 @@ class RayExecutor:
     def run(
         self, blocks: Sequence[pa.Table], stages: Sequence[Stage], ends_s: float | None = None
     ) -> Iterator[pa.Table]:
-        """The stages as actor pools of Ray Data."""
-        data = ray.data.from_blocks(list(blocks))  # not from_arrow, which runs a task a block to look at it
-        for stage in stages:
-            data = data.map_batches(
-                stage.operator,
-                fn_constructor_args=stage.args,
-                batch_size=stage.batch_size,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=stage.workers, enable_true_multi_threading=stage.threads > 1),
-                max_concurrency=stage.threads,
-                num_cpus=stage.cpus,
-                num_gpus=stage.gpus,
-            )
-        with watch_cluster(ends_s, self._tally.stall if self._tally else lambda: None) as watch:
-            try:
-                yield from watch.wait_for(
-                    data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        """The stages as actor pools of Ray Data, when it is this run's turn to start them."""
+        turn = None
+        try:
+            turn = self._take_turn(ends_s)
+            data = ray.data.from_blocks(list(blocks))  # not from_arrow, which runs a task a block to look at it
+            for stage in stages:
+                data = data.map_batches(
+                    stage.operator,
+                    fn_constructor_args=stage.args,
+                    batch_size=stage.batch_size,
+                    batch_format="pyarrow",
+                    compute=ActorPoolStrategy(
+                        min_size=stage.workers,
+                        max_size=max(stage.workers, stage.most or 0),
+                        enable_true_multi_threading=stage.threads > 1,
+                    ),
+                    max_concurrency=stage.threads,
+                    num_cpus=stage.cpus,
+                    num_gpus=stage.gpus,
                 )
-            except ClusterLostError as error:
-                ray.shutdown()  # else Ray ends this process before what is finished is committed
-                raise StageError(str(error)) from error
-            except (ray.exceptions.RayError, ConnectionError) as error:
-                raise StageError(failure_of(error)) from error
+            with watch_cluster(ends_s, self._tally.stall if self._tally else lambda: None) as watch:
+                results = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+                for result in watch.wait_for(results):
+                    if turn is not None:
+                        ray.kill(turn)
+                        turn = None
+                    yield result
+        except ClusterLostError as error:
+            ray.shutdown()  # else Ray ends this process before what is finished is committed
+            raise StageError(str(error)) from error
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise StageError(failure_of(error)) from error
+        finally:
+            if turn is not None and ray.is_initialized():
+                ray.kill(turn)
+
+    def _take_turn(self, ends_s: float | None) -> Any:
+        """Wait for the turn of this run to start its stages, and take it: the actor that holds it."""
+        with watch_cluster(ends_s) as watch:
+            turns = watch.wait_for(turns_to_start())
+            turn = next(turns)
+            if turn is None:
+                logs.log.warning("another run starts on this cluster: waiting for its first result")
+                if self._tally is None or self._tally.begun_s() is None:  # else there are bars on the screen
+                    doing("waiting for another run to start on this cluster")
+            while turn is None:
+                turn = next(turns)
+            return turn
 
     def release(self) -> None:
         """Give back the workers of a run that broke off; to be called when no exception is held any more."""
         release_failed_execution()
+
+
+def turns_to_start() -> Iterator[Any]:
+    """Tries to take the turn: its actor once no other run has one, None before.
+
+    Who kills the actor gives the turn back; it ends with its driver, too.
+    """
+
+    class StartTurn:  # made here, so that Ray sends it by value: its process need not import all that this file does
+        def __init__(self, holder: str) -> None:
+            self.held_by = holder
+
+        def holder(self) -> str:
+            return self.held_by
+
+    name, holder = {"name": "start-turn", "namespace": "longvlm"}, secrets.token_hex(8)
+    while True:
+        try:
+            turn = ray.remote(StartTurn).options(**name, num_cpus=0).remote(holder)
+            named = ray.get_actor(
+                **name
+            )  # of two who create it at once, Ray tells one only later that it is not theirs
+            is_ours = ray.get(named.holder.remote()) == holder
+        except (ValueError, ray.exceptions.RayActorError):  # the name is taken, or was until now
+            is_ours = False
+        yield turn if is_ours else None
+        turn = None
+        time.sleep(_TURN_S)
 
 
 class RemoteTally:

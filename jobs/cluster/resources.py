@@ -1,5 +1,6 @@
 """How many workers of each stage, with how much of the machine, and why: the only place where such numbers live."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,8 +20,12 @@ COMMIT_ANSWERS = 20_000  # kept in the driver at most: about 20 MB with their ev
 COMMIT_VERDICTS = 1000  # kept in the driver at most ...
 COMMIT_VERDICTS_EVERY_S = 15.0  # ... and no longer than that: each may have cost money
 PLAN_MEMORY_GB = 1.5  # of DuckDB's, for the plan of an answer run; ten million questions fit, more go to disk
+WRITER_CPUS = 0.1  # writing a shard is a short burst of input and output every hundred units
+ENCODERS_PER_WRITER = 4  # a writer takes 300 MB a second: the tokens of more than four GPUs
 DECODE_DEADLINE_S = 300.0  # for one unit of at most 100 frames; the slowest real unit seen took 30 s
 DECODER_THREADS = 2  # one decodes, one fetches the next video
+# Times as many encoders or answerers once nodes joined; not more, for Ray Data keeps CPUs free for all of them.
+GROWTH = 4
 DECODE_MEMORY_BYTES = 4 << 30  # a decoder needs 0.1 GB with in-decoder resize and up to 3.4 GB for full 1080p frames
 
 
@@ -38,6 +43,8 @@ class IndexResources:
     units_per_forward: int
     units_per_shard: int
     videos_per_block: int
+    most_encoders: int  # once nodes joined
+    most_writers: int
 
 
 def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
@@ -45,13 +52,18 @@ def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
     cpus, gpus = max(1, int(cluster.get("CPU", 1))), int(cluster.get("GPU", 0))
     if gpus:
         # A GPU encodes 100 frames in about 0.1 s and a core decodes them in about one: every core that is left decodes.
-        decoders, decoder_cpus = max(1, cpus - gpus - 1), 1.0
-        encoders, encoder_cpus, encoder_threads, units_per_forward, units_per_shard = gpus, 1.0, 1, 8, 100
+        # Where GPUs have few cores, all take less than one, or the writer would find no place.
+        decoders, encoders, most_encoders = max(1, cpus - gpus - 1), gpus, GROWTH * gpus
+        encoder_threads, units_per_forward, units_per_shard = 1, 8, 100
+        left = cpus - WRITER_CPUS * max(1, gpus // ENCODERS_PER_WRITER)
+        decoder_cpus = encoder_cpus = min(1.0, math.floor(100 * left / (decoders + encoders)) / 100)
     else:
-        # Stages share the cores and the operating system divides them: fractions only make all of them schedulable.
+        # Stages share the cores and the operating system divides them: fractions only make all of them schedulable,
+        # and leave no room for more of them until a node joins.
         # One encoder per 8 cores, since a forward pass scales that far; small shards, since a unit may take minutes.
-        decoders, decoder_cpus = cpus, 0.6
-        encoders = max(1, cpus // 8)
+        decoders, decoder_cpus = cpus, 0.75 if cpus > 1 else 0.7
+        # No more of them while a wave is under way: they would take the cores of decoders that are done, at its end.
+        encoders = most_encoders = max(1, cpus // 8)
         encoder_cpus, encoder_threads, units_per_forward, units_per_shard = (
             0.2 * cpus / encoders,
             cpus // encoders,
@@ -67,14 +79,13 @@ def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
         encoder_cpus,
         1.0 if gpus else 0.0,
         encoder_threads,
-        max(1, encoders // 4),  # a writer takes 300 MB a second: the tokens of more than four GPUs
+        max(1, encoders // ENCODERS_PER_WRITER),
         units_per_forward,
         units_per_shard,
         videos_per_block,
+        most_encoders,
+        max(1, most_encoders // ENCODERS_PER_WRITER),
     )
-
-
-WRITER_CPUS = 0.1  # writing a shard is a short burst of input and output every hundred units
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Ray's core ends the process of a driver some ten seconds after its raylet went a
 that was finished and not committed yet, and from C++: nothing can be caught.
 """
 
-import math
 import signal
 import socket
 import threading
@@ -40,7 +39,8 @@ class ClusterWatch:
     Args:
         doors: by name: an address, and for how many seconds it may be closed.
         ends_s: when the wait is over, in seconds since the epoch.
-        stall: for how many seconds nothing has moved, and where, in words; None where that is not known.
+        stall: for how many seconds nothing has moved, and where, in words; None where that is not known. What was
+            before this watch does not count: nothing could move while another run had the turn.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ClusterWatch:
         self._doors, self._ends_s, self._stall = doors, ends_s, stall
         self._next_stall_s = time.monotonic() + _STALL_POLL_S
         self._last_open_s = dict.fromkeys(doors, time.monotonic())
-        self._looked_s, self._awake_since_s = time.monotonic(), -math.inf
+        self._looked_s = self._awake_since_s = time.monotonic()
         self._waiting: int | None = None  # the main thread, while it waits for the cluster
         self.lost: str | None = None  # what is lost, in a sentence
         self.is_over = False  # the time

@@ -152,15 +152,18 @@ def _index_work(
     """Stages 3 to 8; however they end, what was finished is committed."""
     tally = executor.start_tally(report.run_id)
     num_work = min(changes.num_work, order.limit or changes.num_work)
-    resources = for_index(executor.resources(), num_work)
     if order.thumbnails is not None:
         remember_thumbnails(store, keeps=order.thumbnails)
     has_thumbnails = keeps_thumbnails(store)
+
+    def run_stages(plan: pa.Table) -> Iterator[pa.Table]:
+        resources = for_index(executor.resources(), num_work)  # a wave begins with what the cluster has by then
+        blocks, stages = _stages(recipe, store, resources, tally, plan, has_thumbnails=has_thumbnails)
+        return executor.run(blocks, stages, limits.ends_s)
+
     limits = Limits(order.max_hours, order.max_failed, report.started_s)
     run = IndexRun(
-        lambda plan: executor.run(
-            *_stages(recipe, store, resources, tally, plan, has_thumbnails=has_thumbnails), limits.ends_s
-        ),
+        run_stages,
         recipe.fingerprint,
         store,
         changes.look.seq,
@@ -269,6 +272,7 @@ def _stages(
             workers=min(resources.decoders, len(blocks)),
             cpus=resources.decoder_cpus,
             threads=DECODER_THREADS,
+            most=len(blocks),
         ),
         Stage(  # 5: one worker a GPU; a few units a forward pass fill it
             Encode,
@@ -277,6 +281,7 @@ def _stages(
             workers=resources.encoders,
             cpus=resources.encoder_cpus,
             gpus=resources.encoder_gpus,
+            most=resources.most_encoders,
         ),
         Stage(  # 6: one worker, since writing is a thousandth of the work; stateless, so it may be run again
             Write,
@@ -284,5 +289,6 @@ def _stages(
             resources.units_per_shard,
             workers=resources.writers,
             cpus=WRITER_CPUS,
+            most=resources.most_writers,
         ),
     ]

@@ -7,6 +7,7 @@ import yaml
 from manifests import INFRA, RAYJOBS, crd_schema, documents, job_specs, only, pod_templates
 
 from longvlm.jobs.cli import main
+from longvlm.jobs.cluster.resources import GROWTH
 from support import ROOT
 
 FILES = sorted(str(path.relative_to(INFRA)) for path in INFRA.rglob("*.yaml"))
@@ -82,6 +83,7 @@ def test_groups_scale_between_bounds_and_never_begin_without_a_gpu():
             (container,) = settings["template"]["spec"]["containers"]
             has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
             assert has_gpu == (group != "decode")
+            assert not has_gpu or settings["maxReplicas"] <= GROWTH * settings["replicas"]  # others would idle
             assert container["image"].endswith("-cuda" if has_gpu else "-cpu")
 
 

@@ -1,8 +1,10 @@
 import pyarrow as pa
 import pytest
+import ray
 
 from longvlm.jobs.cluster.executor import IN_PROCESS, InProcess, Stage, StageError, run_inprocess
 from longvlm.jobs.cluster.open_executor import open_executor
+from longvlm.jobs.cluster.ray_executor import turns_to_start
 
 
 def operators():
@@ -66,6 +68,15 @@ def test_what_breaks_a_stage_is_told_in_a_line(executor):
         list(executor.run(blocks(2, 2), stages(Breaks)))
     assert str(failure.value) == "OSError: [Errno 28] No space left on device"
     executor.release()
+
+
+@pytest.mark.usefixtures("on_ray")
+def test_runs_take_turns_to_start():
+    first, second = turns_to_start(), turns_to_start()
+    turn = next(first)
+    assert next(second) is None
+    ray.kill(turn)
+    ray.kill(next(taken for taken in second if taken))
 
 
 def test_the_environment_may_say_that_there_is_no_ray(monkeypatch):

@@ -2,13 +2,15 @@ import pytest
 
 from longvlm.jobs.cluster.resources import WRITER_CPUS, for_answer, for_index
 
+CLUSTERS = [{"CPU": 1}, {"CPU": 2}, {"CPU": 16}, {"CPU": 64, "GPU": 4}, {"CPU": 2, "GPU": 1}, {"CPU": 8, "GPU": 8}]
 
-@pytest.mark.parametrize("cluster", [{"CPU": 1}, {"CPU": 2}, {"CPU": 16}, {"CPU": 64, "GPU": 4}, {"CPU": 2, "GPU": 1}])
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize("num_videos", [1, 100, 100_000])
 def test_all_stages_fit_the_cluster_at_once(cluster, num_videos):
     r = for_index(cluster, num_videos)
     cpus = r.decoders * r.decoder_cpus + r.encoders * r.encoder_cpus + r.writers * WRITER_CPUS
-    assert cpus <= cluster["CPU"] + 0.2 * cluster.get("GPU", 0)
+    assert -1e-9 < cluster["CPU"] - cpus < min(r.decoder_cpus, r.encoder_cpus)  # nothing more, until a node joins
     assert r.encoders * r.encoder_gpus <= cluster.get("GPU", 0)
     assert 1 <= r.videos_per_block <= 16
     assert min(r.decoders, r.encoders, r.encoder_threads) >= 1
@@ -17,6 +19,13 @@ def test_all_stages_fit_the_cluster_at_once(cluster, num_videos):
 def test_every_gpu_gets_an_encoder_and_an_answerer():
     cluster = {"CPU": 32, "GPU": 4}
     assert for_index(cluster, 1000).encoders == for_answer(cluster, 1000).answerers == 4
+
+
+def test_encoders_grow_with_gpus_and_writers_with_encoders():
+    r = for_index({"CPU": 64, "GPU": 4}, 1000)
+    assert (r.encoders, r.most_encoders, r.writers, r.most_writers) == (4, 16, 1, 4)
+    r = for_index({"CPU": 64}, 1000)
+    assert (r.encoders, r.most_encoders, r.writers, r.most_writers) == (8, 8, 2, 2)
 
 
 def test_small_runs_keep_every_decoder_busy():

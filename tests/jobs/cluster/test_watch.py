@@ -77,6 +77,7 @@ def test_a_wait_ends_when_nothing_moves_and_says_where_work_is_held(door, monkey
     tally.begin("encode", ["a", "b"], "node-2:8")
     tally.moved_s -= 1799.0
     watch = ClusterWatch({"GCS": (door.getsockname(), 60.0)}, stall=tally.stall)
+    watch._awake_since_s -= 3600.0
     assert watch.look_at_stages() is None
     tally.moved_s -= 10.0
     looker = threading.Thread(target=watch.keep_looking)

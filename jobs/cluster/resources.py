@@ -145,7 +145,7 @@ class ServeResources:
     duckdb_memory: str = "1GB"
     duckdb_threads: int = 2
     data_bytes: int = (
-        8 << 30
+        4 << 30
     )  # of the process, enforced by the kernel: one value of a query may be larger than all else
     renew_s: float = 3.0  # between two looks at the store's log
     searches_at_once: int = 1  # each takes all cores

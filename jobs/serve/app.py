@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from longvlm.jobs.cluster.resources import SERVE
-from longvlm.jobs.serve.guard import Guard, PunctualProtocol, busy
+from longvlm.jobs.serve.guard import MAX_HEAD_BYTES, Guard, PunctualProtocol, busy
 from longvlm.jobs.serve.library import BusyError, Library
 from longvlm.jobs.serve.media import ChangedError, RangeError, media_file, one_range
 from longvlm.jobs.serve.pages import Pages
@@ -25,7 +25,6 @@ from longvlm.jobs.serve.thumbnails import Thumbnails
 from longvlm.jobs.serve.videos import find_video, segments_of
 from longvlm.schemas.errors import InputError, PipelineError
 
-_MAX_HEAD_BYTES = 32 << 10  # of a request: its line and headers
 _KINDS = {".css": "text/css; charset=utf-8", ".mjs": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _FOR_GOOD = "private, max-age=86400, immutable"  # of what a write_id names, which never changes
 
@@ -77,8 +76,7 @@ class Media:
             found = [row for row in segments if row["segment"] == asked]
         jpeg = None
         if video is not None and found:
-            middle_s = (found[0]["start_s"] + found[0]["end_s"]) / 2
-            jpeg = self.thumbnails.get(video, found[0]["segment"], middle_s)
+            jpeg = self.thumbnails.get(video, found[0])
         if jpeg is None:
             return Response(self._files["no-picture.svg"], media_type=_KINDS[".svg"])
         return Response(jpeg, headers={"Cache-Control": _FOR_GOOD}, media_type="image/jpeg")
@@ -178,7 +176,7 @@ def run_server(app: Guard, listening: socket.socket) -> None:
         access_log=False,  # addresses hold what was asked
         server_header=False,
         limit_concurrency=SERVE.connections,
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_graceful_shutdown=2,
         proxy_headers=False,
     )

@@ -25,6 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 COOKIE = "longvlm_token"
 MAX_QUERY_BYTES = 12 << 10  # of an address, behind the question mark
 _MAX_PATH_BYTES = 1 << 10
+MAX_HEAD_BYTES = 32 << 10  # of a request: its line and headers
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self'; media-src 'self'; object-src 'none'; "
     "base-uri 'none'; frame-ancestors 'none'; form-action 'self'",
@@ -104,6 +105,8 @@ class Guard:
             return _refused(HTTPStatus.METHOD_NOT_ALLOWED, "Pages are only read here.", {"Allow": "GET, HEAD"})
         if len(request.scope["query_string"]) > MAX_QUERY_BYTES or len(request.scope["path"]) > _MAX_PATH_BYTES:
             return _refused(HTTPStatus.REQUEST_URI_TOO_LONG, "That address is too long; ask for less at once.")
+        if sum(len(name) + len(value) for name, value in request.scope["headers"]) > MAX_HEAD_BYTES:
+            return _refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "These headers are too long.")
         if not self._is_own(request.headers.getlist("host")):
             return _refused(HTTPStatus.MISDIRECTED_REQUEST, "This server is not known by that name.")
         site, mode = (request.headers.get(f"sec-fetch-{what}", "") for what in ("site", "mode"))

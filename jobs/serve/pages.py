@@ -16,7 +16,7 @@ from longvlm.jobs.figures import counted, spell_bytes, spell_figure, spell_momen
 from longvlm.jobs.serve import own_sql, questions
 from longvlm.jobs.serve.library import Library, Row
 from longvlm.jobs.serve.moments import MomentSearch
-from longvlm.jobs.serve.videos import LibraryOrder, answers_of, find_video, library_page, segments_of
+from longvlm.jobs.serve.videos import LibraryOrder, answers_of, find_video, library_page, segments_of, short_model
 from longvlm.pipeline.visible import visible
 from longvlm.schemas.errors import InputError
 
@@ -188,6 +188,7 @@ def _environment() -> jinja2.Environment:
         "counted": counted,
         "figure": lambda value, name: spell_figure(name, value),
         "name": lambda uri: PurePosixPath(uri).name or uri,
+        "model": short_model,
         "shade": lambda weight: min(SHADES, max(1, round(weight * SHADES + 0.5))),
         "percent": lambda share: f"{share * 100:.0f} %",
         "when": lambda time: time.replace(tzinfo=UTC).strftime("%Y-%m-%d %H:%M") if isinstance(time, datetime) else "",

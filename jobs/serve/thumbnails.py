@@ -36,18 +36,17 @@ class Thumbnails:
         self._lock, self._in_hand = threading.Lock(), threading.Lock()
         self._turns = threading.BoundedSemaphore(SERVE.thumbnails_waiting)
 
-    def get(self, video: Row, segment: int, middle_s: float) -> bytes | None:
+    def get(self, video: Row, segment: Row) -> bytes | None:
         """The JPEG of a segment; None where the video gives none.
 
         Args:
             video: a row of the view live_videos.
-            segment: its number.
-            middle_s: its middle, seconds into the video.
+            segment: its segment, start_s and end_s.
 
         Raises:
             BusyError: too many wait for the decoder.
         """
-        key = (video["write_id"], segment)
+        key = (video["write_id"], segment["segment"])
         if (found := self._find(key)) is not None:
             return found
         if not is_local(video["uri"]):  # of a bucket's videos none are made
@@ -58,7 +57,7 @@ class Thumbnails:
             with self._in_hand:  # one decoder, and of those who want the same only the first makes it
                 if (found := self._find(key)) is not None or video["write_id"] in self._failed:
                     return found
-                return self._make(video, key, middle_s)
+                return self._make(video, key, segment)
         finally:
             self._turns.release()
 
@@ -72,9 +71,9 @@ class Thumbnails:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
-    def _make(self, video: Row, key: tuple[str, int], middle_s: float) -> bytes | None:
+    def _make(self, video: Row, key: tuple[str, int], segment: Row) -> bytes | None:
         try:
-            jpeg = as_jpeg(self._frame(media_file(video).check_local(), middle_s))
+            jpeg = as_jpeg(self._frame(media_file(video).check_local(), segment["start_s"], segment["end_s"]))
         except (PipelineError, InputError):  # that a picture is missing is seen; the player says what is wrong
             self._failed[key[0]] = None
             while len(self._failed) > _MAX_FAILED:
@@ -87,11 +86,15 @@ class Thumbnails:
                 self._num_bytes -= len(self._kept.popitem(last=False)[1])
         return jpeg
 
-    def _frame(self, path: str, middle_s: float) -> NDArray[np.uint8]:
-        """The keyframe nearest to a time, [height, width, 3], with black where the video's shape is another."""
+    def _frame(self, path: str, start_s: float, end_s: float) -> NDArray[np.uint8]:
+        """The frame in the middle of a segment, [height, width, 3], with black where the video's shape is another.
+
+        Of a video whose keyframes are no farther apart than a segment is long, the keyframe that is nearest.
+        """
         if self._info is None or self._decoder.probed != (path, False):
-            self._info = self._decoder.probe(path, "keyframe")
-        return self._decoder.decode(path, [self._info.frame_at(middle_s)], SIZE, "keyframe", "letterbox").frames[0]
+            self._info = self._decoder.probe(path, "keyframe", end_s - start_s)
+        frame = self._info.frame_at((start_s + end_s) / 2)
+        return self._decoder.decode(path, [frame], SIZE, "keyframe", "letterbox").frames[0]
 
 
 def as_jpeg(frame: NDArray[np.uint8]) -> bytes:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -150,7 +151,7 @@ def answers_of(pinned: PinnedStore, write_id: str) -> VideoAnswers:
     for (question, question_hash), some in groupby(rows, lambda row: (row["question"], row["question_hash"])):
         answers = {}
         for row in some:
-            name = names[row["model"], row["answer_recipe"]]
+            name = names[row["model"] or "", row["answer_recipe"] or ""]
             if name is not None:
                 answers[name] = {**row, "place": place, "evidence": row["evidence"] or []}
                 place += 1
@@ -160,13 +161,21 @@ def answers_of(pinned: PinnedStore, write_id: str) -> VideoAnswers:
 
 
 def _model_names(rows: Sequence[Row]) -> dict[tuple[str, str], str | None]:
-    """What each model and setting is called: by the model alone where that tells them apart; None beyond MAX_MODELS."""
-    settings = list(dict.fromkeys((row["model"], row["answer_recipe"]) for row in rows))
-    settings.sort(key=lambda setting: tuple(map(str, setting)))
-    models = [model for model, _ in settings]
+    """What each model and setting is called: by the model alone, unless it answered a question under two settings.
+
+    None beyond MAX_MODELS.
+    """
+    settings = sorted({(row["model"] or "", row["answer_recipe"] or "") for row in rows})
+    asked = Counter((short_model(row["model"]), row["question"], row["question_hash"]) for row in rows)
+    ambiguous = {model for (model, _, _), number in asked.items() if number > 1}
     names: dict[tuple[str, str], str | None] = {}
-    for place, (model, recipe) in enumerate(settings):
-        name = (model or "unknown").rstrip("/").rpartition("/")[2]
-        name = name if models.count(model) == 1 else f"{name} ({(recipe or '')[:6]})"
-        names[model, recipe] = name if place < MAX_MODELS else None
-    return names
+    for model, recipe in settings:
+        short = short_model(model)
+        names[model, recipe] = f"{short} ({recipe[:6]})" if short in ambiguous else short
+    beside = list(dict.fromkeys(names.values()))[:MAX_MODELS]
+    return {setting: name if name in beside else None for setting, name in names.items()}
+
+
+def short_model(model: str | None) -> str:
+    """A model by the last two parts of its name: a hub id whole, and the end of a path."""
+    return "/".join((model or "unknown").rstrip("/").split("/")[-2:])

@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -25,6 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 COOKIE = "longvlm_token"
 MAX_QUERY_BYTES = 12 << 10  # of an address, behind the question mark
 _MAX_PATH_BYTES = 1 << 10
+_PIECE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 32 << 10  # of a request: its line and headers
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self'; media-src 'self'; object-src 'none'; "
@@ -82,7 +83,8 @@ class Guard:
                 for name, value in _HEADERS.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store")
-            await send(message)
+            for piece in _pieces(message):
+                await send(piece)  # waits until the reader has taken most of what was sent before
 
         refusal = self._refusal(Request(scope))
         if refusal is not None:
@@ -103,10 +105,8 @@ class Guard:
         """What is answered in place of the application; None where it may answer."""
         if request.method not in ("GET", "HEAD"):
             return _refused(HTTPStatus.METHOD_NOT_ALLOWED, "Pages are only read here.", {"Allow": "GET, HEAD"})
-        if len(request.scope["query_string"]) > MAX_QUERY_BYTES or len(request.scope["path"]) > _MAX_PATH_BYTES:
-            return _refused(HTTPStatus.REQUEST_URI_TOO_LONG, "That address is too long; ask for less at once.")
-        if sum(len(name) + len(value) for name, value in request.scope["headers"]) > MAX_HEAD_BYTES:
-            return _refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "These headers are too long.")
+        if (refusal := _too_large(request)) is not None:
+            return refusal
         if not self._is_own(request.headers.getlist("host")):
             return _refused(HTTPStatus.MISDIRECTED_REQUEST, "This server is not known by that name.")
         site, mode = (request.headers.get(f"sec-fetch-{what}", "") for what in ("site", "mode"))
@@ -142,6 +142,27 @@ class Guard:
         return answer
 
 
+def _too_large(request: Request) -> Response | None:
+    """The refusal of a request that is larger than any of a browser's here."""
+    status, said = None, ""
+    if len(request.scope["query_string"]) > MAX_QUERY_BYTES or len(request.scope["path"]) > _MAX_PATH_BYTES:
+        status, said = HTTPStatus.REQUEST_URI_TOO_LONG, "That address is too long; ask for less at once."
+    elif sum(len(name) + len(value) for name, value in request.scope["headers"]) > MAX_HEAD_BYTES:
+        status, said = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "These headers are too long."
+    elif request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+        status, said = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "A request has no body here."
+    return None if status is None else _refused(status, said)
+
+
+def _pieces(message: MutableMapping[str, Any]) -> Iterator[MutableMapping[str, Any]]:
+    """A message with its body in pieces: uvicorn would keep the whole of one for a reader that never takes it."""
+    body = message.get("body", b"")
+    while len(body) > _PIECE_BYTES:
+        yield {**message, "body": body[:_PIECE_BYTES], "more_body": True}
+        body = body[_PIECE_BYTES:]
+    yield {**message, "body": body} if "body" in message else message
+
+
 def _here(path: str, query: Iterable[tuple[str, str]]) -> str:
     """An address of this server and of no other: behind two slashes a browser would take the path for a host."""
     asked = urlencode(list(query))
@@ -168,28 +189,37 @@ def busy() -> Response:
 
 
 class PunctualProtocol(H11Protocol):
-    """HTTP over a connection that is closed where a request's head does not arrive in time, which uvicorn waits for."""
+    """HTTP over a connection that ends where a request's head does not arrive, or its answer is not taken, in time.
+
+    For both uvicorn would wait for ever.
+    """
 
     def connection_made(self, transport: Any) -> None:
         """Wait for the first request, so long and no longer."""
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(SERVE.head_s, self._give_up)
+        self._head_timer = self.loop.call_later(SERVE.head_s, transport.abort)
+        self._answer_timer = self._head_timer
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived; between two requests, the time for the next one's head begins with its first byte."""
         is_between = self.cycle is not None and self.cycle.response_complete
         if is_between and self._head_timer.cancelled():
-            self._head_timer = self.loop.call_later(SERVE.head_s, self._give_up)
+            self._head_timer = self.loop.call_later(SERVE.head_s, self.transport.abort)
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:  # a request began: all of its head is here
             self._head_timer.cancel()
+            self._answer_timer.cancel()
+            self._answer_timer = self.loop.call_later(
+                SERVE.request_s + SERVE.head_s, self._end_unless_taken, self.cycle
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         self._head_timer.cancel()
+        self._answer_timer.cancel()
         super().connection_lost(exc)
 
-    def _give_up(self) -> None:
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.close()
+    def _end_unless_taken(self, cycle: Any) -> None:
+        if self.cycle is cycle and (not cycle.response_complete or self.transport.get_write_buffer_size()):
+            self.transport.abort()

@@ -136,11 +136,12 @@ class Library:
     """
 
     def __init__(self, store_uri: str) -> None:
-        self.store_uri = Store.open(store_uri).uri
+        store = Store.open(store_uri)
+        self.store_uri = store.uri
         self._own_sql = threading.BoundedSemaphore(SERVE.sql_at_once)
         self._renewing = threading.Lock()
         self._looked_s = time.monotonic()
-        self._pinned = PinnedStore(Store.open(self.store_uri).pin())
+        self._pinned = PinnedStore(store.pin())
         self.trouble: str | None = None  # why the store could not be looked at again
 
     def pinned(self) -> PinnedStore:

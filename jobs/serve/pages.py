@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import PurePosixPath
@@ -50,7 +51,7 @@ class Pages:
         )
         pinned, page, trouble = self._library.pinned(), None, None
         try:
-            with self._library.turn():
+            with self._library.turn() if order.where else nullcontext():
                 page = library_page(pinned, order)
         except InputError as error:
             trouble = str(error)

@@ -135,20 +135,20 @@ class _FileHandler(BaseHTTPRequestHandler):
 SCRIPT = "<img src=x onerror=alert(1)><script>alert(1)</script>"  # in an answer, a question, an error
 SCRIPT_NAME = "b<img src=x onerror=alert(1)>"  # of a video
 _SERVE = """
+import json, sys
 from dataclasses import replace
 from longvlm.jobs.cluster import resources
-limits = {"head_s": 1.0, "page_s": 2.0, "sql_s": 2.0, "wait_s": 0.5, "data_bytes": 4 << 30}
-resources.SERVE = replace(resources.SERVE, **limits)
+resources.SERVE = replace(resources.SERVE, **json.loads(sys.argv.pop(1)))
 from longvlm.jobs.cli import main
 main()
 """
 
 
 class PagesServer:
-    """`longvlm serve` in a process of its own, at a free port, with limits that a test can wait for."""
+    """`longvlm serve` in a process of its own, at a free port; fields of `ServeResources` may be others."""
 
-    def __init__(self, *options):
-        command = [sys.executable, "-c", _SERVE, "serve", "--quiet", "--port", "0", *options]
+    def __init__(self, *options, **limits):
+        command = [sys.executable, "-c", _SERVE, json.dumps(limits), "serve", "--quiet", "--port", "0", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         said = self.process.stdout.readline()
         found = re.search(r" is shown at (http://\S+);", said)

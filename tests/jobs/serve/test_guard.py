@@ -5,12 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
+import psutil
 import pytest
+from click.testing import CliRunner
 from servers import SCRIPT, SCRIPT_NAME, PagesServer
 
+from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.resources import SERVE
 from longvlm.jobs.serve.media import RangeError, one_range
 
@@ -19,6 +23,16 @@ def said_raw(server, sent, timeout=30):
     with socket.create_connection(("127.0.0.1", server.port), timeout=timeout) as raw:
         raw.sendall(sent)
         return raw.recv(65536)
+
+
+@pytest.fixture(scope="module")
+def impatient(shown):
+    """A server that waits for nobody for long."""
+    limits = {"head_s": 1.0, "page_s": 4.0, "sql_s": 4.0, "request_s": 6.0, "wait_s": 0.3}
+    running = PagesServer("--store", str(shown / "store"), **limits)
+    yield running
+    assert running.process.poll() is None
+    assert "Traceback" not in running.stop()
 
 
 PATHS = (
@@ -141,11 +155,11 @@ def test_a_predicate_does_no_more(server, where):
     assert b"root:" not in data
 
 
-def test_a_query_has_an_end(server):
+def test_a_query_has_an_end(impatient):
     endless = "SELECT count(*) FROM range(1000000000) a, range(1000000) b"
     with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(server.ask, f"/?where={quote(f'({endless}) > 1')}") for _ in range(3)]
-        assert server.ask("/runs")[0] == 200  # others are answered meanwhile
+        asked = [pool.submit(impatient.ask, f"/?where={quote(f'({endless}) > 1')}") for _ in range(3)]
+        assert impatient.ask("/runs")[0] == 200  # others are answered meanwhile
         assert sorted(done.result()[0] for done in asked) == [400, 400, 503]
 
 
@@ -231,13 +245,37 @@ def test_a_file_that_changed_or_went_is_not_given(shown, videos_by_name, server)
 # --- slow clients, and the token ---
 
 
-def test_who_never_ends_a_request_is_hung_up_on(server):
-    slow = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(20)]
+def test_who_never_ends_a_request_is_hung_up_on(impatient):
+    slow = [socket.create_connection(("127.0.0.1", impatient.port), timeout=60) for _ in range(20)]
     for raw in slow:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
-    assert server.ask("/")[0] == 200
+    assert impatient.ask("/")[0] == 200
     assert {raw.recv(10) for raw in slow} == {b""}  # each is closed from the other side
-    assert server.ask("/")[0] == 200
+    assert impatient.ask("/")[0] == 200
+
+
+def test_who_never_takes_an_answer_is_hung_up_on(impatient):
+    query = quote("SELECT repeat('x', 1000000) FROM range(40)")
+    asked = f"GET /sql?form=csv&query={query} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", impatient.port))
+        raw.settimeout(60)
+        raw.sendall(asked)
+        assert impatient.ask("/")[0] == 200
+        assert raw.recv(1000).startswith(b"HTTP/1.1 200")
+        ours = raw.getsockname()[1]
+        for _ in range(600):
+            held = psutil.Process(impatient.process.pid).net_connections()
+            if ours not in {connection.raddr.port for connection in held if connection.raddr}:
+                return
+            time.sleep(0.05)
+    pytest.fail("it waits for ever")
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "5"}, {"Transfer-Encoding": "chunked"}])
+def test_a_request_has_no_body(server, headers):
+    assert server.ask("/", headers=headers)[0] == 413
 
 
 def test_beyond_this_machine_a_token_is_needed(shown):
@@ -277,6 +315,13 @@ def test_a_server_loads_no_ray_and_no_torch_before_it_searches(shown):
         [sys.executable, "-c", code, str(shown / "store")], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == []
+
+
+def test_without_its_libraries_it_says_what_to_install(shown, monkeypatch):
+    monkeypatch.setattr("longvlm.jobs.serve.command.find_spec", lambda _: None)
+    done = CliRunner().invoke(main, ["serve", "--store", str(shown / "store")])
+    assert done.exit_code == 2
+    assert "pip install 'longvlm-index[serve]'" in done.output
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,13 @@ from longvlm.jobs.options import STOPPED, StoppedError, say
 from longvlm.jobs.own_output import LostOutputError, own_output
 from longvlm.jobs.query.command import recipe, search, sql, status
 from longvlm.jobs.query.export_command import export
+from longvlm.jobs.serve.command import serve
 from longvlm.jobs.train.command import train
 from longvlm.schemas.errors import InputError, QueryError
 
 COMMANDS = {  # in the order of `longvlm --help`
     "Watch and ask": "demo index answer search",
-    "Look at what there is": "sql export status recipe",
+    "Look at what there is": "serve sql export status recipe",
     "Train and measure": "train evaluate compare",
     "Every night, and on clusters": "nightly maintain forget submit doctor",
 }
@@ -114,6 +115,6 @@ def demo(*, folder: Path | None, seed: int | None) -> None:
     run_demo(folder, seed)
 
 
-LOOKING = (sql, export, search, status, recipe)
+LOOKING = (serve, sql, export, search, status, recipe)
 for command in (index, answer, *LOOKING, compare, evaluate, train, maintain, forget, nightly, submit, doctor):
     main.add_command(command)

@@ -25,6 +25,15 @@ def spell_seconds(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
+def spell_moment(seconds: float) -> str:
+    """A moment of a video, to the tenth of a second where it falls between two: 2:03, 2:03.5, 1:02:03."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths // 10, 60)
+    hours, minutes = divmod(minutes, 60)
+    said = f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{said}.{tenths % 10}" if tenths % 10 else said
+
+
 def spell_bytes(number: float) -> str:
     """A size: 812 bytes, 1.2 GB."""
     for size, unit in _UNITS:

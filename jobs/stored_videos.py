@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from longvlm.pipeline.answering.about import SearchVectors, search_vectors
-from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens
+from longvlm.pipeline.store.shards import SEARCHED, by_video, read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.tokens import VideoTokens, videos_from_arrow
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, TransientError
@@ -34,7 +34,7 @@ def read_videos(
     """Some videos in one read, or why one has none; a broken shard fails only the videos that it holds."""
     try:
         tokens = videos_from_arrow(read_tokens(snapshot, write_ids))
-        segments = by_video(read_segments(snapshot, write_ids, with_embedding=with_embedding))
+        segments = by_video(read_segments(snapshot, write_ids, SEARCHED if with_embedding else ()))
     except (PipelineError, OSError) as error:
         if len(set(write_ids)) > 1:
             alone = (read_videos(snapshot, [write_id], with_embedding=with_embedding) for write_id in write_ids)

@@ -31,6 +31,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "
 # Commands whose lines are only parsed, the line of a submitted job too; each with the reason.
 PARSED = {
     "doctor": "tries the workers of a Ray: tests/jobs/operate/test_doctor.py has one",
+    "serve": "serves until it is ended: tests/jobs/serve asks it",
     "submit": "sends a job to a cluster: tests/jobs/operate/test_submit.py has one",
 }
 KNOWN = ("one", "private", "v_1")  # videos of the stores; the sources have one more, so that a run finds work

@@ -136,3 +136,36 @@ def for_answer(cluster: Mapping[str, float], num_questions: int, kv_gb: float | 
     if gpus:
         return AnswerResources(gpus, 1.0, 1.0, 1, questions_per_block, kv_bytes)
     return AnswerResources(1, 0.9 * cpus, 0.0, cpus, questions_per_block, kv_bytes)
+
+
+@dataclass(frozen=True)
+class ServeResources:
+    """What the pages over a store may take of the machine that they run on, beside whatever else runs there."""
+
+    connections: int = 64  # open at once; a browser holds six
+    requests: int = 32  # answered at once, each in a thread of its own; others are asked to come back
+    head_s: float = 10.0  # for a request's line and headers to arrive
+    request_s: float = 120.0  # for an answer to be made and taken; media at 35 KB a second
+    page_s: float = 15.0  # for a query of a page
+    sql_s: float = 20.0  # for somebody's own query
+    sql_at_once: int = 2  # of these
+    wait_s: float = 5.0  # for a turn, before a request is asked to come back
+    sql_rows: int = 1000  # on the page
+    file_rows: int = 100_000  # in a file to download
+    file_bytes: int = 64 << 20
+    duckdb_memory: str = "1GB"
+    duckdb_threads: int = 2
+    data_bytes: int = (
+        4 << 30
+    )  # of the process, enforced by the kernel: one value of a query may be larger than all else
+    renew_s: float = 3.0  # between two looks at the store's log
+    searches_at_once: int = 1  # each takes all cores
+    media_bytes: int = 4 << 20  # of a video in one answer
+    media_at_once: int = 8
+    thumbnails_waiting: int = 12  # for the one decoder
+    thumbnail_bytes: int = 32 << 20  # kept
+    decode_s: float = 20.0  # for one thumbnail
+    decode_bytes: int = 2 << 30
+
+
+SERVE = ServeResources()

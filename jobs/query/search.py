@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from longvlm.jobs.cluster.activity import doing
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.query.search import search
-from longvlm.pipeline.vision.text_encoder import load_text_encoder
+from longvlm.pipeline.store.query.search import SearchResult, search
+from longvlm.pipeline.store.snapshot import Snapshot
+from longvlm.pipeline.vision.text_encoder import TextEncoder, load_text_encoder
 from longvlm.schemas.errors import InputError
 
 By = Literal["score", "yes"]
@@ -50,10 +51,10 @@ def find_moments(order: SearchOrder) -> Found:
     if order.by == "yes" and order.verify is None:
         raise InputError("--by yes sorts by what a model says; add --verify.")
     doing("reading the text")
-    query = load_text_encoder(active.recipe.tower.name).encode([order.text])[0]
+    encoder = load_text_encoder(active.recipe.tower.name)
     doing("comparing it with all moments")
     snapshot = store.pin()
-    result = search(snapshot, query.numpy(), limit=order.limit, where=order.where)
+    result = nearest_moments(snapshot, encoder, order.text, order.limit, order.where)
     hits = [asdict(hit) for hit in result.rows]
     for hit in hits:
         del hit["write_id"]
@@ -68,3 +69,10 @@ def find_moments(order: SearchOrder) -> Found:
     if order.by == "yes":
         hits.sort(key=lambda hit: -1.0 if hit["yes"] is None else hit["yes"], reverse=True)
     return Found(hits, result.num_scanned, result.bytes_scanned, question, [*told.problems, told.calibration])
+
+
+def nearest_moments(
+    snapshot: Snapshot, encoder: TextEncoder, text: str, limit: int, where: str | None = None
+) -> SearchResult:
+    """The moments of a snapshot that are nearest to a text, in the words of its tower's encoder. Raises as `search`."""
+    return search(snapshot, encoder.encode([text])[0].numpy(), limit=limit, where=where)

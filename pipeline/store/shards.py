@@ -1,7 +1,7 @@
 """Shards: the tokens and segments of many videos in closed parquet files, written by workers, read by write id."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import groupby, pairwise
@@ -84,18 +84,21 @@ def read_tokens(snapshot: Snapshot, write_ids: Iterable[str]) -> pa.Table:
     return _read(snapshot, "tokens", tables.TOKENS, write_ids)
 
 
-def read_segments(snapshot: Snapshot, write_ids: Iterable[str], *, with_embedding: bool = False) -> pa.Table:
-    """When the segments of some videos are, and on request their search embeddings, as `read_tokens` reads.
+SEARCHED = ("embedding", "frame_embeddings")  # columns of segments that are their vectors
+
+
+def read_segments(snapshot: Snapshot, write_ids: Iterable[str], also: Sequence[str] = ()) -> pa.Table:
+    """When the segments of some videos are, and what else is asked for, as `read_tokens` reads.
 
     Returns:
-        write_id, segment, start_s, end_s, first_frame, last_frame, frames, times_s, and on request embedding and
-        frame_embeddings, as in `tables.SEGMENTS`.
+        write_id, segment, start_s, end_s, first_frame, last_frame, frames, times_s, and the columns named in `also`, as
+        in `tables.SEGMENTS`.
 
     Raises:
         TerminalError, OSError: as `read_tokens`.
     """
     names = ["write_id", "segment", "start_s", "end_s", "first_frame", "last_frame", "frames", "times_s"]
-    names += ["embedding", "frame_embeddings"] if with_embedding else []
+    names += also
     return _read(snapshot, "segments", pa.schema([tables.SEGMENTS.field(name) for name in names]), write_ids)
 
 

@@ -1,6 +1,11 @@
-"""Servers on the loopback: a webhook, and such as serve files well or badly."""
+"""Servers on the loopback: a webhook, those that serve files well or badly, `longvlm serve` and what would harm it."""
 
+import http.client
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
@@ -125,3 +130,48 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+SCRIPT = "<img src=x onerror=alert(1)><script>alert(1)</script>"  # in an answer, a question, an error
+SCRIPT_NAME = "b<img src=x onerror=alert(1)>"  # of a video
+_SERVE = """
+import json, sys
+from dataclasses import replace
+from longvlm.jobs.cluster import resources
+resources.SERVE = replace(resources.SERVE, **json.loads(sys.argv.pop(1)))
+from longvlm.jobs.cli import main
+main()
+"""
+
+
+class PagesServer:
+    """`longvlm serve` in a process of its own, at a free port; fields of `ServeResources` may be others."""
+
+    def __init__(self, *options, **limits):
+        command = [sys.executable, "-c", _SERVE, json.dumps(limits), "serve", "--quiet", "--port", "0", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        said = self.process.stdout.readline()
+        found = re.search(r" is shown at (http://\S+);", said)
+        assert found, said + self.process.stderr.read()
+        self.url = found[1]
+        self.port = int(re.search(r":(\d+)/", self.url)[1])
+
+    def ask(self, target, method="GET", headers=None, body=None):
+        """The status, headers and body of an answer; the target is sent as it is, and no header that is None."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+        for name, value in {"Host": f"127.0.0.1:{self.port}", **(headers or {})}.items():
+            if value is not None:
+                connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        return answer.status, answer.headers, data
+
+    def stop(self):
+        """End it as Ctrl-C does, which it takes for its end; returns what it wrote to stderr."""
+        self.process.send_signal(signal.SIGINT)
+        _, said = self.process.communicate(timeout=30)
+        assert self.process.returncode == 0, said
+        return said

@@ -13,11 +13,17 @@ HELPERS = Path(__file__).resolve().parent
 GOLDENS = Path(os.environ.get("LONGVLM_GOLDENS", ROOT.parent / "shared" / "goldens"))
 VIDEOS = Path(os.environ.get("LONGVLM_VIDEOS", ROOT.parent / "shared" / "videos"))
 CRDS = Path(os.environ.get("LONGVLM_CRDS", ROOT.parent / "shared" / "crds"))
-LENT = {"goldens": GOLDENS, "videos": VIDEOS, "crds": CRDS}  # what may be missing, by its name in LONGVLM_FAIL_WITHOUT
+BROWSER = Path(os.environ.get("LONGVLM_BROWSER", "/usr/bin/chromium"))
+LENT = {
+    "goldens": GOLDENS,
+    "videos": VIDEOS,
+    "crds": CRDS,
+    "browser": BROWSER,
+}  # what may be missing, by its name in LONGVLM_FAIL_WITHOUT
 
 
 def missing(folder: Path, what: str) -> NoReturn:
-    """Skip a test for what one of the lent folders lacks, or fail it where LONGVLM_FAIL_WITHOUT names the folder."""
+    """Skip a test for what is lent and lacks something, or fail it where LONGVLM_FAIL_WITHOUT names that."""
     name = next(name for name, lent in LENT.items() if folder.is_relative_to(lent))
     reason = f"no {what} in {folder}; set LONGVLM_{name.upper()}"
     if name in os.environ.get("LONGVLM_FAIL_WITHOUT", "").split(","):

@@ -8,7 +8,7 @@ import stores
 from stores import segment, unit
 
 from benchmarks import read as benchmark
-from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens, write_shards
+from longvlm.pipeline.store.shards import SEARCHED, by_video, read_segments, read_tokens, write_shards
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, TerminalError
@@ -124,14 +124,14 @@ def test_rows_are_told_apart_by_video_without_copying(store):
     assert by_video(read.slice(0, 0)) == {}
 
 
-@pytest.mark.parametrize("with_embedding", [True, False])
-def test_segments_are_read_by_video_too(store, with_embedding):
+@pytest.mark.parametrize("also", [(), SEARCHED, ("thumbnail",)])
+def test_segments_are_read_by_video_too(store, also):
     made = stores.encoded(["a", "b"])
     commit(store, made)
     wanted = made["write_id"][0].as_py()
-    rows = read_segments(store.pin(), [wanted], with_embedding=with_embedding)
+    rows = read_segments(store.pin(), [wanted], also)
     names = ["write_id", "segment", "start_s", "end_s", "first_frame", "last_frame", "frames", "times_s"]
-    names += ["embedding", "frame_embeddings"] * with_embedding
+    names += also
     assert rows.schema == pa.schema([tables.SEGMENTS.field(name) for name in names])
     segments = made["segments"][0].as_py()
     want = [{"write_id": wanted} | {name: part[name] for name in names[1:]} for part in segments]

@@ -21,7 +21,7 @@ from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.index_file import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.query.search import search
-from longvlm.pipeline.store.shards import read_segments, read_tokens, write_shards
+from longvlm.pipeline.store.shards import SEARCHED, read_segments, read_tokens, write_shards
 from longvlm.pipeline.store.upkeep.compact import compact, merge_small_files
 from longvlm.pipeline.store.upkeep.dead import dead_writes
 from longvlm.pipeline.store.upkeep.erase import erase
@@ -101,7 +101,7 @@ def test_it_opens_and_every_view_shows_what_it_showed(old, widened):
 
 def test_its_tokens_are_read_and_its_segments_found(old, widened):
     snapshot, writes = old.pin(), sorted(live(old).values())
-    tokens, segments = read_tokens(snapshot, writes), read_segments(snapshot, writes, with_embedding=True)
+    tokens, segments = read_tokens(snapshot, writes), read_segments(snapshot, writes, SEARCHED)
     assert tokens.schema == tables.TOKENS
     assert tokens["segment"].to_pylist() == segments["segment"].to_pylist()
     assert tokens.num_rows == 3

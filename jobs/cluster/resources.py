@@ -149,15 +149,13 @@ class ServeResources:
     page_s: float = 15.0  # for a query of a page
     sql_s: float = 20.0  # for somebody's own query
     sql_at_once: int = 2  # of these
+    sql_bytes: int = 2 << 30  # of memory for each, enforced by the kernel
     wait_s: float = 5.0  # for a turn, before a request is asked to come back
     sql_rows: int = 1000  # on the page
     file_rows: int = 100_000  # in a file to download
     file_bytes: int = 64 << 20
     duckdb_memory: str = "1GB"
     duckdb_threads: int = 2
-    data_bytes: int = (
-        4 << 30
-    )  # of the process, enforced by the kernel: one value of a query may be larger than all else
     renew_s: float = 3.0  # between two looks at the store's log
     searches_at_once: int = 1  # each takes all cores
     media_bytes: int = 4 << 20  # of a video in one answer

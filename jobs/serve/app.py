@@ -1,7 +1,6 @@
 """The application: addresses and what answers them, and the server around it."""
 
 import hashlib
-import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -159,14 +158,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 def run_server(app: Guard, listening: socket.socket) -> None:
-    """Answer requests until Ctrl-C, or the signal to end.
-
-    Memory for data is limited by the kernel from here on: a single value of somebody's query may be larger than all
-    that DuckDB's own limit counts.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = SERVE.data_bytes if hard == resource.RLIM_INFINITY else min(SERVE.data_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    """Answer requests until Ctrl-C, or the signal to end."""
     config = uvicorn.Config(
         app,
         http=PunctualProtocol,

@@ -1,4 +1,4 @@
-"""The store as pages show it: its views over one pinned snapshot, in a sealed database, renewed as its log moves."""
+"""The store as pages show it: its views over one pinned snapshot, in a database that is renewed as its log moves."""
 
 import json
 import threading
@@ -32,14 +32,15 @@ class PinnedStore:
     """A sealed database over one snapshot: it reads that and nothing else, writes nothing, and threads may share it.
 
     Args:
+        store_uri: of the store.
         snapshot: from `Store.pin`.
 
     Raises:
         InputError: a file that the snapshot names is gone.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
+    def __init__(self, store_uri: str, snapshot: Snapshot) -> None:
+        self.store_uri, self.snapshot = store_uri, snapshot
         self.pinned_s = time.time()
         self.is_broken = False
         whole = without_damaged(snapshot)
@@ -138,10 +139,9 @@ class Library:
     def __init__(self, store_uri: str) -> None:
         store = Store.open(store_uri)
         self.store_uri = store.uri
-        self._own_sql = threading.BoundedSemaphore(SERVE.sql_at_once)
         self._renewing = threading.Lock()
         self._looked_s = time.monotonic()
-        self._pinned = PinnedStore(store.pin())
+        self._pinned = PinnedStore(store.uri, store.pin())
         self.trouble: str | None = None  # why the store could not be looked at again
 
     def pinned(self) -> PinnedStore:
@@ -155,18 +155,12 @@ class Library:
                 self._renewing.release()
         return self._pinned
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """A turn for somebody's own SQL, of which little runs at once. Raises BusyError where none comes soon."""
-        with waiting(self._own_sql):
-            yield
-
     def _renew(self) -> None:
         self._looked_s = time.monotonic()
         try:
             snapshot = Store.open(self.store_uri).pin()
             if self._pinned.is_broken or snapshot != self._pinned.snapshot:
-                self._pinned = PinnedStore(snapshot)  # queries that run keep the one of before
+                self._pinned = PinnedStore(self.store_uri, snapshot)  # queries that run keep the one of before
         except (InputError, OSError) as error:  # out of reach, perhaps for a moment: pages say so
             self.trouble = str(error)
         else:
@@ -182,10 +176,3 @@ def waiting(turns: threading.Semaphore) -> Iterator[None]:
         yield
     finally:
         turns.release()
-
-
-def check_one_select(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise InputError unless this is one SELECT; what it may reach the seal says."""
-    if "\0" in sql:
-        raise InputError("there is a NUL in the query; type it again.")
-    catalog.check_select(cursor, sql)

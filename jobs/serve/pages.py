@@ -1,8 +1,6 @@
 """The pages: what each address shows, out of the pinned store, by templates that escape all they are given."""
 
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import PurePosixPath
@@ -51,8 +49,7 @@ class Pages:
         )
         pinned, page, trouble = self._library.pinned(), None, None
         try:
-            with self._library.turn() if order.where else nullcontext():
-                page = library_page(pinned, order)
+            page = library_page(pinned, order)
         except InputError as error:
             trouble = str(error)
         following = None
@@ -142,12 +139,11 @@ class Pages:
         result, trouble = None, None
         if query:
             try:
-                with self._library.turn():
-                    if form in _FILES:
-                        write, kind = _FILES[form]
-                        headers = {"Content-Disposition": f'attachment; filename="result.{form}"'}
-                        return Response(write(self._library.pinned(), query), headers=headers, media_type=kind)
-                    result = own_sql.run_own(self._library.pinned(), query)
+                if form in _FILES:
+                    headers = {"Content-Disposition": f'attachment; filename="result.{form}"'}
+                    found = own_sql.run_as(self._library.store_uri, query, form)
+                    return Response(found, headers=headers, media_type=_FILES[form])
+                result = own_sql.run_own(self._library.store_uri, query)
             except InputError as error:
                 trouble = str(error)
         status = HTTPStatus.OK if trouble is None else HTTPStatus.BAD_REQUEST
@@ -166,10 +162,7 @@ class Pages:
         return HTMLResponse(self._templates.get_template(template).render(known | shown), status)
 
 
-_FILES: dict[str, tuple[Callable[..., bytes], str]] = {
-    "csv": (own_sql.as_csv, "text/csv; charset=utf-8"),
-    "parquet": (own_sql.as_parquet, "application/vnd.apache.parquet"),
-}
+_FILES = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
 
 def _environment() -> jinja2.Environment:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from longvlm.jobs.serve.library import PinnedStore, Row, check_one_select
+from longvlm.jobs.serve.library import PinnedStore, Row
+from longvlm.jobs.serve.own_sql import rows_of_own
 from longvlm.pipeline.store.shards import read_segments
 from longvlm.schemas.errors import InputError
 
@@ -67,10 +68,13 @@ def library_page(pinned: PinnedStore, order: LibraryOrder) -> LibraryPage:
     if order.after:
         here, beyond = "AND (uri, video_id) > ($after_uri, $after_id)", _place(order.after)
     page = f"SELECT {_COLUMNS} {selected} {here} ORDER BY uri, video_id LIMIT {PAGE_VIDEOS + 1}"
-    with pinned.cursor() as cursor:
-        check_one_select(cursor, page)
-    found = pinned.rows(page, {**values, **beyond}, PAGE_VIDEOS + 1)
-    counted = pinned.rows(f"SELECT count(*) AS number {selected}", values, 1)
+    count = f"SELECT count(*) AS number {selected}"
+    if order.where.strip():
+        found = rows_of_own(pinned.store_uri, page, {**values, **beyond})
+        counted = rows_of_own(pinned.store_uri, count, values)
+    else:
+        found = pinned.rows(page, {**values, **beyond})
+        counted = pinned.rows(count, values)
     shown = found[:PAGE_VIDEOS]
     return LibraryPage(shown, counted[0]["number"], _spell_place(shown[-1]) if len(found) > PAGE_VIDEOS else None)
 

@@ -37,6 +37,11 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": "false",  # a query must not see the variables of this program
     "validate_external_file_cache": "NO_VALIDATION",  # a shard never changes once it is named
 }
+# By these a query passes over row groups for what a footer says of them.
+_LOOKING_AT_ALL = {
+    "disabled_optimizers": "filter_pushdown,join_filter_pushdown,statistics_propagation,row_group_pruner,"
+    "partial_aggregate_pushdown"
+}
 _SQL_TYPES = {
     pa.string(): "VARCHAR",
     pa.binary(): "BLOB",
@@ -85,7 +90,9 @@ _WIDE_CASTS = {
 }
 
 
-def connect(snapshot: Snapshot, views: Collection[str] | None = None, *, apart: bool = False) -> DuckDBPyConnection:
+def connect(
+    snapshot: Snapshot, views: Collection[str] | None = None, *, apart: bool = False, trusts_footers: bool = True
+) -> DuckDBPyConnection:
     """A connection with views on a snapshot's tables; no extension is ever downloaded.
 
     Args:
@@ -94,19 +101,21 @@ def connect(snapshot: Snapshot, views: Collection[str] | None = None, *, apart: 
             on them. Each takes its time, most of all answers_wide, which looks through all answers.
         apart: in a database of its own, for whoever changes its settings or lets somebody's own SQL in. Else it is that
             of all connections in this process, and what is made in it has to be TEMP, as the views are.
+        trusts_footers: whether queries may pass over row groups for what footers say of them, which have no checksums.
 
     Raises:
         InputError: a file that the snapshot names is gone or out of reach.
     """
-    con = without_views(snapshot, apart=apart)
+    con = without_views(snapshot, apart=apart, trusts_footers=trusts_footers)
     create_views(con, snapshot, views, "CREATE" if apart else "CREATE TEMP")
     return con
 
 
-def without_views(snapshot: Snapshot, *, apart: bool = False) -> DuckDBPyConnection:
+def without_views(snapshot: Snapshot, *, apart: bool = False, trusts_footers: bool = True) -> DuckDBPyConnection:
     """A connection that reaches the files of a snapshot, as `connect` makes its views in."""
     remote = _remote_filesystem(snapshot)
-    con = duckdb.connect(config=_SETTINGS) if apart or remote else _of_process()
+    settings = _SETTINGS if trusts_footers else {**_SETTINGS, **_LOOKING_AT_ALL}
+    con = duckdb.connect(config=settings) if apart or remote else _of_process(trusts_footers=trusts_footers)
     con.execute("SET TimeZone = 'UTC'")  # as all times of a store are, wherever it is read
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
         con.execute("SET enable_progress_bar = false")  # a job has its own; in notebooks it may not even be set
@@ -115,24 +124,26 @@ def without_views(snapshot: Snapshot, *, apart: bool = False) -> DuckDBPyConnect
     return con
 
 
-def _of_process() -> DuckDBPyConnection:
+def _of_process(*, trusts_footers: bool) -> DuckDBPyConnection:
+    key = os.getpid(), trusts_footers
     try:
-        con = _database(os.getpid()).cursor()
+        con = _database(*key).cursor()
         con.execute("SELECT 1")
     except duckdb.Error:  # one that broke takes no queries any more
         _database.cache_clear()
-        con = _database(os.getpid()).cursor()
+        con = _database(*key).cursor()
     return con
 
 
-@lru_cache(1)
-def _database(_pid: int) -> DuckDBPyConnection:
+@lru_cache(2)
+def _database(_pid: int, trusts_footers: bool) -> DuckDBPyConnection:  # noqa: FBT001 - a key of the cache
     """The database in memory of a process, for it takes longer to make than most queries run; none survives a fork.
 
     It keeps nothing of the files that it reads: it outlives many connections, and a file may be damaged meanwhile. So
     it is for this machine's files alone: of a bucket's each view that is bound would ask for them again.
     """
-    return duckdb.connect(config={**_SETTINGS, "enable_external_file_cache": "false"})
+    settings = _SETTINGS if trusts_footers else {**_SETTINGS, **_LOOKING_AT_ALL}
+    return duckdb.connect(config={**settings, "enable_external_file_cache": "false"})
 
 
 @lru_cache(16)

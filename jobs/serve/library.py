@@ -41,7 +41,6 @@ class PinnedStore:
 
     def __init__(self, store_uri: str, snapshot: Snapshot) -> None:
         self.store_uri, self.snapshot = store_uri, snapshot
-        self.pinned_s = time.time()
         self.is_broken = False
         whole = without_damaged(snapshot)
         self._con = catalog.connect(whole, apart=True)

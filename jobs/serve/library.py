@@ -41,17 +41,16 @@ class PinnedStore:
 
     def __init__(self, store_uri: str, snapshot: Snapshot) -> None:
         self.store_uri, self.snapshot = store_uri, snapshot
-        self.pinned_s = time.time()
         self.is_broken = False
         whole = without_damaged(snapshot)
         self._con = catalog.connect(whole, apart=True)
         self._con.execute("SET GLOBAL TimeZone = 'UTC'")  # of cursors, too
         self._con.execute(f"SET memory_limit = '{SERVE.duckdb_memory}'")
         self._con.execute(f"SET threads = {SERVE.duckdb_threads}")
+        access.seal(self._con, whole)  # from here on; what does not fit into memory goes to a folder of its own
         for view in _MADE_ONCE:
             self._con.execute(f"CREATE TABLE made_{view} AS FROM {view} ORDER BY uri, video_id")
             self._con.execute(f"CREATE OR REPLACE VIEW {view} AS FROM made_{view}")
-        access.seal(self._con, whole)
 
     @contextmanager
     def cursor(self, limit_s: float = SERVE.page_s) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -49,10 +49,8 @@ def library_page(pinned: PinnedStore, order: LibraryOrder) -> LibraryPage:
     Raises:
         InputError: the predicate cannot run, or `after` is no place.
     """
-    if order.error_code:
-        source, conditions = f"(SELECT *, 'failed' AS status, false AS outdated FROM ({_FAILED}))", ["true"]
-    else:
-        source, conditions = "videos", ["true"]
+    source = f"(SELECT *, 'failed' AS status, false AS outdated FROM ({_FAILED}))" if order.error_code else "videos"
+    conditions = ["true"]
     values: dict[str, Any] = {}
     for name in ("status", "error_code"):
         if asked := getattr(order, name):
@@ -63,20 +61,23 @@ def library_page(pinned: PinnedStore, order: LibraryOrder) -> LibraryPage:
         values[f"word{place}"] = word
     if order.where.strip():
         conditions.append(f"(\n{order.where}\n)")
-    selected = f"FROM {source} AS videos WHERE {' AND '.join(conditions)}"
-    here, beyond = "", {}
+    beyond = ""
     if order.after:
-        here, beyond = "AND (uri, video_id) > ($after_uri, $after_id)", _place(order.after)
-    page = f"SELECT {_COLUMNS} {selected} {here} ORDER BY uri, video_id LIMIT {PAGE_VIDEOS + 1}"
-    count = f"SELECT count(*) AS number {selected}"
-    if order.where.strip():
-        found = rows_of_own(pinned.store_uri, page, {**values, **beyond})
-        counted = rows_of_own(pinned.store_uri, count, values)
-    else:
-        found = pinned.rows(page, {**values, **beyond})
-        counted = pinned.rows(count, values)
+        beyond = "WHERE (uri, video_id) > ($after_uri, $after_id)"
+        values |= _place(order.after)
+    # in the child of a predicate of one's own, what is live is not computed yet: once is enough for page and number
+    is_own = bool(order.where.strip())
+    page = f"""
+        WITH chosen AS {"" if is_own else "NOT"} MATERIALIZED (
+            SELECT {_COLUMNS} FROM {source} AS videos WHERE {" AND ".join(conditions)}
+        )
+        SELECT *, (SELECT count(*) FROM chosen) AS number
+        FROM chosen {beyond} ORDER BY uri, video_id LIMIT {PAGE_VIDEOS + 1}
+    """
+    found = rows_of_own(pinned.store_uri, page, values) if is_own else pinned.rows(page, values)
     shown = found[:PAGE_VIDEOS]
-    return LibraryPage(shown, counted[0]["number"], _spell_place(shown[-1]) if len(found) > PAGE_VIDEOS else None)
+    number = found[0]["number"] if found else 0
+    return LibraryPage(shown, number, _spell_place(shown[-1]) if len(found) > PAGE_VIDEOS else None)
 
 
 # All whose last indexing failed, as the reasons count them; of some an older version is live.

@@ -46,7 +46,7 @@ $(VENV): pyproject.toml constraints.txt
 
 # What running needs, or at once what developing needs, running among it.
 $(READY): $(VENV)
-	$(INSTALL) .
+	$(INSTALL) '.[serve]'
 	@echo "Installed: the command is $(abspath $(BIN)/longvlm); 'source .venv/bin/activate' makes it 'longvlm'."
 	@touch $(READY)
 

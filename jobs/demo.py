@@ -85,6 +85,9 @@ def run_demo(folder: Path | None = None, seed: int | None = None) -> float:
     for sql in TRY_SQL:
         line = f'  {_command()} sql --store {shlex.quote(str(store))} "{sql}"'
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print("\nLook at it in the browser:", highlight=False)
+    line = f"  {_command()} serve --store {shlex.quote(str(store))}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
     return num_right / len(asked)
 
 

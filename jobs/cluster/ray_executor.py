@@ -63,9 +63,9 @@ class RayExecutor:
                     compute=ActorPoolStrategy(
                         min_size=stage.workers,
                         max_size=max(stage.workers, stage.most or 0),
+                        max_concurrent_calls_per_actor=stage.threads,
                         enable_true_multi_threading=stage.threads > 1,
                     ),
-                    max_concurrency=stage.threads,
                     num_cpus=stage.cpus,
                     num_gpus=stage.gpus,
                 )

@@ -125,18 +125,17 @@ def without_views(snapshot: Snapshot, *, apart: bool = False, trusts_footers: bo
 
 
 def _of_process(*, trusts_footers: bool) -> DuckDBPyConnection:
-    key = os.getpid(), trusts_footers
     try:
-        con = _database(*key).cursor()
+        con = _database(os.getpid(), trusts_footers=trusts_footers).cursor()
         con.execute("SELECT 1")
     except duckdb.Error:  # one that broke takes no queries any more
         _database.cache_clear()
-        con = _database(*key).cursor()
+        con = _database(os.getpid(), trusts_footers=trusts_footers).cursor()
     return con
 
 
 @lru_cache(2)
-def _database(_pid: int, trusts_footers: bool) -> DuckDBPyConnection:  # noqa: FBT001 - a key of the cache
+def _database(_pid: int, *, trusts_footers: bool) -> DuckDBPyConnection:
     """The database in memory of a process, for it takes longer to make than most queries run; none survives a fork.
 
     It keeps nothing of the files that it reads: it outlives many connections, and a file may be damaged meanwhile. So

@@ -38,6 +38,7 @@ def test_the_store_stays_and_its_queries_run(demo):
     assert str(folder / "store") in shown
     queries = re.findall(r'longvlm sql --store \S+ "([^"]+)"', shown.replace("\n", " "))
     assert len(queries) == 3
+    assert f"longvlm serve --store {folder / 'store'}" in shown
     with catalog.connect(Store.open(str(folder / "store")).pin()) as con:
         for query in queries:
             assert catalog.query(con, query).num_rows > 0

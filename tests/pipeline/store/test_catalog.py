@@ -395,10 +395,12 @@ def test_connections_share_a_database_and_see_nothing_of_each_other(store):
     assert shown == [[(1,)], [(0,)], [(0,)]]
 
 
-def test_a_database_that_broke_is_followed_by_another(store):
+@pytest.mark.parametrize("trusts_footers", [True, False])
+def test_a_database_that_broke_is_followed_by_another(store, trusts_footers):
     stores.index(store, ["a"])
-    catalog._database(os.getpid()).close()
-    assert rows(store, "SELECT uri FROM videos") == [{"uri": "/videos/a.mp4"}]
+    catalog._database(os.getpid(), trusts_footers=trusts_footers).close()
+    with catalog.connect(store.pin(), ("videos",), trusts_footers=trusts_footers) as con:
+        assert con.execute("SELECT uri FROM videos").fetchall() == [("/videos/a.mp4",)]
 
 
 def test_rows_of_a_file_that_is_another_now_are_not_remembered(store):

@@ -1,5 +1,6 @@
 # make demo and make test do everything from a bare clone; the .venv is made once and again when its inputs change.
-# Tests run in four processes, for a third of what they do is waiting; one has all those of Ray (tests/conftest.py).
+# Tests run in four processes, for a third of what they do is waiting; one has all those of Ray (tests/conftest.py). A
+# few run alone afterwards.
 PYTHON ?= python3
 BIN := .venv/bin
 VENV := .venv/.made
@@ -18,7 +19,8 @@ test: $(TOOLS)
 	$(MAKE) --no-print-directory --jobs 2 check pytest
 
 pytest: $(TOOLS)
-	$(BIN)/pytest -q -n 4 --no-loadscope-reorder --durations 20
+	$(BIN)/pytest -q -n 4 --no-loadscope-reorder --durations 20 -m "not alone"
+	$(BIN)/pytest -q -m alone tests/jobs/cluster
 
 check: $(TOOLS)
 	$(BIN)/ruff format --check --quiet .

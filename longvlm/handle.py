@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from longvlm.jobs.query.sql import find_live, run_sql
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_segments, read_tokens
 from longvlm.schemas import tables
+from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Focus, Precision
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from longvlm.jobs.serve.frame import VideoFrame
     from longvlm.pipeline.vision.tokens import VideoTokens
 
 _HIT = pa.schema(
@@ -140,6 +143,25 @@ class VideoIndex:
         uri, write_id = find_live(snapshot, video)
         segments = read_segments(snapshot, [write_id])
         return StoredTokens(uri, write_id, segments, from_arrow(read_tokens(snapshot, [write_id])))
+
+    def show(self, video: str, start_s: float | None = None) -> "VideoFrame":
+        """A live video in a notebook: player, time bar, evidence and answers, at a second of it.
+
+        Its page is served on the loopback, by a thread that ends with the kernel; print it for the address.
+
+        Args:
+            video: its uri, external_id, path, file name or stem.
+            start_s: where the player stands, in seconds; None: at the beginning.
+
+        Raises:
+            InputError: no live video answers to the name, several do, or the extra `serve` is not installed.
+        """
+        if find_spec("starlette") is None or find_spec("uvicorn") is None:
+            raise InputError("show needs starlette and uvicorn; pip install 'longvlm-index[serve]'.")
+        from longvlm.jobs.serve.frame import show_video
+
+        _, write_id = find_live(Store.open(self.store).pin(), video)
+        return show_video(self.store, write_id, start_s)
 
     def search(
         self,

@@ -3,8 +3,9 @@
 import os
 import re
 import signal
+from contextlib import nullcontext
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 import pytest
 from hypothesis import settings
@@ -124,7 +125,15 @@ def s3_endpoint():
         def log_request(self, *_):
             pass
 
-    server = make_server("127.0.0.1", 0, create_backend_app("s3"), threaded=True, request_handler=Handler)
+    app, turn = create_backend_app("s3"), Lock()
+
+    def atomic(environ, start_response):
+        """S3 looks at a condition and writes in one step, moto in two, between which another thread may come."""
+        is_conditional = "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MATCH" in environ
+        with turn if is_conditional and environ["REQUEST_METHOD"] == "PUT" else nullcontext():
+            return app(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, atomic, threaded=True, request_handler=Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

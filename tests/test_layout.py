@@ -33,7 +33,7 @@ BELOW_JOBS = PIPELINE | {"tinyworld", "jobs"}
 
 # What a room (a folder) may import of the project, besides itself and schemas. Files at the pipeline's root are a room.
 MAY_IMPORT = {
-    "longvlm": {"jobs", "jobs.index", "jobs.answer", "jobs.query"} | PIPELINE,
+    "longvlm": {"jobs", "jobs.index", "jobs.answer", "jobs.query", "jobs.serve"} | PIPELINE,
     "schemas": set(),
     "pipeline": set(),
     "pipeline.source": {"pipeline"},

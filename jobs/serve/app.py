@@ -92,13 +92,14 @@ class Media:
         return Response(self._files[name], headers=headers, media_type=_KINDS["." + name.rpartition(".")[2]])
 
 
-def make_app(library: Library, host: str, token: str | None) -> Guard:
+def make_app(library: Library, host: str, token: str | None, framed_by: str = "'none'") -> Guard:
     """The pages over a library, behind their guard.
 
     Args:
         library: the store.
         host: the address that is listened at.
         token: that requests have to know; None: none.
+        framed_by: see `Guard`.
     """
     pages = Pages(library)
     media = Media(library, pages)
@@ -123,7 +124,7 @@ def make_app(library: Library, host: str, token: str | None) -> Guard:
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=_handlers(pages))
     app.router.redirect_slashes = False
-    return Guard(app, host, token)
+    return Guard(app, host, token, framed_by)
 
 
 def _handlers(pages: Pages) -> dict[Any, Callable[[Request, Exception], Response]]:

@@ -27,11 +27,12 @@ MAX_QUERY_BYTES = 12 << 10  # of an address, behind the question mark
 _MAX_PATH_BYTES = 1 << 10
 _PIECE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 32 << 10  # of a request: its line and headers
+_POLICY = (
+    "default-src 'self'; img-src 'self'; media-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors "
+)
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self'; media-src 'self'; object-src 'none'; "
-    "base-uri 'none'; frame-ancestors 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -56,10 +57,12 @@ class Guard:
             which a tunnel may change; elsewhere also addresses of numbers and this machine's name: a page of another
             site can make its own name lead here, but no number.
         token: that every request has to know, by its cookie, or in `?token=`, which sets it; None: none.
+        framed_by: origins whose pages may show these in a frame, as the policy has them.
     """
 
-    def __init__(self, app: App, host: str, token: str | None) -> None:
+    def __init__(self, app: App, host: str, token: str | None, framed_by: str = "'none'") -> None:
         self._app, self._token = app, token
+        self._headers = {**_HEADERS, "Content-Security-Policy": _POLICY + framed_by}
         self._is_local = is_loopback(host)
         own = {host, "localhost"} if self._is_local else {host, "localhost", socket.gethostname(), socket.getfqdn()}
         self._names = {name.lower() for name in own}
@@ -80,7 +83,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 has_begun = True
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in self._headers.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store")
             for piece in _pieces(message):

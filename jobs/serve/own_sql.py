@@ -95,7 +95,7 @@ def answer(store_uri: str) -> None:
             found = _WRITERS[asked["form"]](con, asked["sql"], asked["values"])
     except (InputError, MemoryError, duckdb.OutOfMemoryException) as error:
         is_told = isinstance(error, InputError) and not isinstance(error.__cause__, duckdb.OutOfMemoryException)
-        sys.stdout.write(str(error) if is_told else _NO_ROOM)
+        sys.stdout.buffer.write((str(error) if is_told else _NO_ROOM).encode())
         sys.exit(_WRONG)
     sys.stdout.buffer.write(found)
 

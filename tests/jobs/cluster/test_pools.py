@@ -10,6 +10,8 @@ import pytest
 from benchmarks.faults.world import Head
 from support import ROOT
 
+pytestmark = pytest.mark.alone
+
 DRIVER = """
 import json, os, sys, time
 import pyarrow as pa

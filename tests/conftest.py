@@ -42,6 +42,9 @@ def pytest_itemcollected(item):
         item.add_marker("device")
 
 
+PAGES = "tests/jobs/serve/"
+
+
 def pytest_collection_modifyitems(items):
     """Tests of Ray come first, for they take longest, then those of the whole; many quick files even out the end."""
     items.sort(key=lambda item: (not is_on_ray(item.nodeid), item.nodeid.partition("::")[0].count("/") > 1))
@@ -49,12 +52,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests of Ray share one session, so one process has them all; others stay with those of their file."""
+    """Tests of Ray share a session and those of pages a server: one process has all; others stay with their file."""
     from xdist.scheduler import LoadFileScheduling
 
     class RayTogether(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return "on_ray" if is_on_ray(nodeid) else super()._split_scope(nodeid)
+            if is_on_ray(nodeid):
+                return "on_ray"
+            return PAGES if nodeid.startswith(PAGES) else super()._split_scope(nodeid)
 
     return RayTogether(config, log)
 

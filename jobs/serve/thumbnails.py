@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from longvlm.jobs.cluster.resources import SERVE
 from longvlm.jobs.serve.library import BusyError, Row
 from longvlm.jobs.serve.media import MediaFile, media_file
+from longvlm.pipeline.decode.copy import ranges_of
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.scaling import fitted
 from longvlm.pipeline.decode.times import TimedVideo
@@ -24,7 +25,6 @@ from longvlm.schemas.errors import InputError, PipelineError
 
 _RETRY_S = 60.0
 _MAX_FAILED = 10_000
-_MAX_ROUNDS = 6  # of ranges, as for indexing
 
 
 class Thumbnails:
@@ -131,12 +131,8 @@ class Thumbnails:
         found = self._decoder.survey(path, "keyframe", end_s - start_s)
         if isinstance(found, str):
             raise WholeNeededError(found)
-        for _ in range(_MAX_ROUNDS):
-            ranges = self._decoder.missing_ranges(path, [found.frame_at((start_s + end_s) / 2)], copy.have)
-            if not ranges:
-                return
+        for ranges in ranges_of(copy, [found.frame_at((start_s + end_s) / 2)], self._decoder):
             copy.fetch(ranges)
-        raise WholeNeededError("no end of ranges")
 
     def _decoded(self, path: str, start_s: float, end_s: float, *, is_sparse: bool) -> NDArray[np.uint8]:
         if self._info is None or self._decoder.probed != (path, is_sparse):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from longvlm.pipeline.decode.isolate import Decoder
@@ -77,12 +78,8 @@ class VideoCopy:
         if isinstance(found, str):
             raise WholeNeededError(found)
         frames = [frame for segment in plan_segments(recipe, found) for frame in segment.frames]
-        for _ in range(_MAX_ROUNDS):
-            ranges = surveyor.missing_ranges(self.path, frames, copy.have)
-            if not ranges:
-                return
-            persist(uri, lambda wanted=ranges: copy.fetch(wanted))  # type: ignore[misc]
-        raise WholeNeededError("no end of ranges")
+        for wanted in ranges_of(copy, frames, surveyor):
+            persist(uri, partial(copy.fetch, wanted))
 
     @property
     def told(self) -> dict[str, Any]:
@@ -90,6 +87,20 @@ class VideoCopy:
         number, self._num_bytes = self._num_bytes, 0
         why, self.whole_because = self.whole_because, None
         return {"read_bytes": number, "whole_because": why}
+
+
+def ranges_of(copy: SparseCopy, frames: list[int], surveyor: Decoder) -> Iterator[list[tuple[int, int]]]:
+    """The ranges to be fetched to a surveyed copy, one round after the other, until it has what some frames need.
+
+    Raises:
+        WholeNeededError: there is no end of them.
+    """
+    for _ in range(_MAX_ROUNDS):
+        ranges = surveyor.missing_ranges(copy.path, frames, copy.have)
+        if not ranges:
+            return
+        yield ranges
+    raise WholeNeededError("no end of ranges")
 
 
 def may_need_little(recipe: IndexRecipe) -> bool:

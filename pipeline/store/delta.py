@@ -45,7 +45,8 @@ from longvlm.schemas.tables import TABLES
 FORMAT = 1  # the newest that is known here
 FORMAT_KEY = "longvlm.format"
 _ADDED_LATER = ("verdicts",)  # tables that stores of earlier versions lack until something is written to them
-_COMMIT_TRIES = 8
+_COMMIT_TRIES = 40  # half a minute at least: whoever reads more before it commits is overtaken more often
+_LONGEST_WAIT_S = 1.6  # whoever waits longer than others commit is only overtaken again
 _ALONE = CommitProperties(max_commit_retries=0)  # or of two at once both would commit the same change
 _BY_NEWER = "was written by a newer longvlm; upgrade with `pip install --upgrade longvlm-index`."
 
@@ -264,7 +265,8 @@ class Logs:
             except (CommitFailedError, FileNotFoundError):
                 if number == _COMMIT_TRIES:
                     raise
-                time.sleep(random.uniform(0.5, 1) * 0.05 * 2**number)  # noqa: S311 - spreads writers, guards nothing
+                longest = min(0.05 * 2**number, _LONGEST_WAIT_S)
+                time.sleep(random.uniform(0.5, 1) * longest)  # noqa: S311 - spreads writers, guards nothing
 
     def _table(self, table: str) -> DeltaTable:
         if table not in self._tables:

@@ -138,3 +138,18 @@ def test_an_s3_service_without_tls_is_meant_where_its_address_says_so(monkeypatc
         monkeypatch.setenv(name, value)
     assert delta.storage_options("s3://bucket/store/videos") == told
     assert delta.storage_options("/store/videos") == delta.storage_options("gs://bucket/store") == {}
+
+
+def test_a_writer_that_is_overtaken_many_times_still_commits_and_never_waits_long(store, monkeypatch):
+    waits = []
+    monkeypatch.setattr(delta.time, "sleep", waits.append)
+
+    def attempt(handle):
+        if len(waits) < 30:
+            store.append("recipes", pa.Table.from_pylist([{"name": str(len(waits))}], tables.RECIPES))
+        delta.add_columns(handle, tables.RECIPES.append(pa.field("cost", pa.float64())))
+        return handle.version()
+
+    assert delta.Logs(store.uri).upon_newest("recipes", attempt) > 30
+    assert len(waits) == 30
+    assert max(waits) < 2

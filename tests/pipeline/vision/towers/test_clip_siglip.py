@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel, SiglipModel,
 from transformers.utils import logging
 
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
-from longvlm.pipeline.vision.towers.clip_siglip import FRAMES_PER_FORWARD
+from longvlm.pipeline.vision.towers.clip_tower import FRAMES_PER_FORWARD
 from longvlm.pipeline.vision.towers.families import describe_tower, load_tower
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import paper

@@ -109,8 +109,7 @@ def build_tower(
         torch.backends.cudnn.allow_tf32 = False  # its default, which would round a float32 tower's pixels to ten bits
     tensors = {name: tensor.to(device, getattr(torch, precision)) for name, tensor in tensors.items()}
     projection = tensors.pop(PROJECTION, None)
-    with torch.device("meta"):
-        model = VisionTransformer(config, has_head=spec.search_dim is not None and projection is None)
+    model = VisionTransformer(config, has_head=spec.search_dim is not None and projection is None)
     put_weights(model, tensors, spec.name)
     return ClipTower(model, spec, pixels, projection)
 

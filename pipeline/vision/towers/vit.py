@@ -1,7 +1,7 @@
 """The vision transformer of CLIP and SigLIP: modules of torch under the names that their tensors have in checkpoints.
 
-They give the numbers that transformers' own modules give, whose loading takes longer than torch's, and for which each
-encoder that starts would wait.
+They give the numbers that transformers' own modules give, whose loading takes twice as long as torch's, and for which
+each encoder that starts would wait.
 
 Shape letters: F frames, N tokens of a frame (CLS first, where there is one), P patches, D channels.
 """
@@ -40,6 +40,17 @@ class VisionTransformer(nn.Module):
             self.head = _PoolingHead(config)
 
 
+class _Linear(nn.Linear):
+    """A linear map whose weights a file has: none are drawn first.
+
+    On torch's meta device none would be either, but it loads sympy and a compiler with its first tensor, for as many
+    seconds as torch itself takes.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is, which then is never touched."""
+
+
 class _Embeddings(nn.Module):
     """Pixels [F, 3, height, width] to embeddings [F, N, D] with their positions."""
 
@@ -68,7 +79,7 @@ class _VitAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // self.num_heads
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            self.add_module(name, nn.Linear(config.hidden_size, config.hidden_size))
+            self.add_module(name, _Linear(config.hidden_size, config.hidden_size))
 
 
 class _VitMlp(nn.Module):
@@ -76,9 +87,9 @@ class _VitMlp(nn.Module):
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = _Linear(config.hidden_size, config.intermediate_size)
         self.act = _activation(config.hidden_act)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = _Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_FND: Tensor) -> Tensor:
         mixed_FND: Tensor = self.fc2(self.act(self.fc1(hidden_FND)))

@@ -65,4 +65,4 @@ def test_workers_load_what_their_stage_needs(tmp_path):
         f"Encode(paper(describe_tower({tower!r})).spec(), Tally(), 'cpu', 1)"
     )
     assert "torch" in encoder
-    assert not {"transformers", "ray", "duckdb", "deltalake", "av"} & encoder
+    assert not {"transformers", "sympy", "ray", "duckdb", "deltalake", "av"} & encoder

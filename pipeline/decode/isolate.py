@@ -104,10 +104,16 @@ class Decoder:
         self, path: str, frames: list[int], size: Size, mode: Mode = "exact", resize: Resize = "decoder"
     ) -> DecodedFrames:
         """See `video.decode`; further failures as in `call`."""
-        pixels = np.empty((len(frames), *size_out(size, resize), 3), dtype=np.uint8)
-        args = (path, frames, size, mode, resize)
-        value = self._call_into(video.decode, args, lambda _: pixels.reshape(-1).data)
-        shown, decoder = self._checked(lambda: messages.read_frame_numbers(value, frames))
+        pixels = np.empty((0, 0, 0, 3), dtype=np.uint8)
+
+        def room(message: dict[str, Any]) -> memoryview:
+            nonlocal pixels
+            shown, _ = messages.read_frame_numbers(message.get("value"), frames)
+            pixels = np.empty((len(set(shown)), *size_out(size, resize), 3), dtype=np.uint8)
+            return pixels.reshape(-1).data
+
+        value = self._call_into(video.decode, (path, frames, size, mode, resize), room)
+        shown, decoder = messages.read_frame_numbers(value, frames)
         return DecodedFrames(pixels, shown, decoder)
 
     def close_video(self) -> None:

@@ -19,6 +19,7 @@ from longvlm.schemas.recipe import TIME_RULE
 from longvlm.schemas.rows import OutcomeRow, PlanRow, WorkRow
 from longvlm.schemas.tables import ALL_UNITS
 
+_OUTAGES = (ErrorCode.NETWORK, ErrorCode.NO_SPACE)  # that may be over when a part of a video is tried again
 _FACTS = ("duration_s", "fps", "width", "height", "num_frames", "codec", "decoder", "num_segments")
 
 
@@ -27,7 +28,7 @@ class Account:
     """Videos planned in one wave, and the outcomes of their units as they come in.
 
     A long video may be shared: the decoder that began it left the rest to others, as parts of the same write. Where
-    these do not find the same video it cannot be, and is planned again for one decoder alone.
+    these do not find the same video, or do not get to its end, it is planned again for one decoder alone.
     """
 
     recipe: str
@@ -35,7 +36,7 @@ class Account:
     planned: dict[str, PlanRow] = field(default_factory=dict)  # by write_id, until settled
     landed: dict[str, dict[int, OutcomeRow]] = field(default_factory=dict)  # by write_id and unit
     shared: dict[str, float] = field(default_factory=dict)  # by write_id: CPU milliseconds that a unit takes to decode
-    alone: set[str] = field(default_factory=set)  # video_ids of those that cannot be shared
+    alone: set[str] = field(default_factory=set)  # video_ids of those that could not be shared
     settled: Counter[str] = field(default_factory=Counter)  # videos that were indexed, or failed by code
 
     def plan(self, work: Sequence[WorkRow]) -> pa.Table:
@@ -60,6 +61,8 @@ class Account:
         for outcome in rows:
             write_id = outcome["write_id"]
             if write_id not in self.planned:  # failed by an earlier unit already
+                continue
+            if write_id in self.shared and outcome["error_code"] in _OUTAGES:  # of a part, which is as good as lost
                 continue
             units = self.landed.setdefault(write_id, {})
             units[outcome["unit"]] = outcome
@@ -122,6 +125,7 @@ class Account:
     def unaccounted(self) -> list[PlanRow]:
         """Forget what is planned and not settled, and return it as work to plan again."""
         lost = list(self.planned.values())
+        self.alone |= {self.planned[write_id]["video_id"] for write_id in self.shared}
         self.planned.clear()
         self.landed.clear()
         self.shared.clear()

@@ -279,7 +279,8 @@ def _stages(
     watching: tuple[bool, Device],
 ) -> tuple[list[pa.Table], list[Stage]]:
     """Stages 4 to 6 over a plan: tables.PLAN in blocks, tables.OUTCOMES out; `watching` is what `Watch` is told."""
-    blocks = [plan.slice(i, resources.videos_per_block) for i in range(0, len(plan), resources.videos_per_block)]
+    per_block = resources.videos_per_block if plan["first_unit"].null_count else 1  # of parts: Ray retries a block
+    blocks = [plan.slice(i, per_block) for i in range(0, len(plan), per_block)]
     spec, device = recipe.spec(), "cuda" if resources.encoder_gpus else "cpu"
     return blocks, [
         Stage(  # 4: one worker a core, since decoding is what there is most of

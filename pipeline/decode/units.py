@@ -64,6 +64,7 @@ def decode_units(
             raise TerminalError(ErrorCode(video["error_code"]), video["error"])
         if copy.error is not None:
             raise copy.error
+        copy.check_unchanged()
         try:
             info = _from_copy(copy, partial(_probe, copy, recipe, decoder))
             units = plan_units(recipe, info)

@@ -99,6 +99,18 @@ def test_a_part_that_fails_fails_its_video_once():
     assert planned_parts(account) == account.unaccounted() == []
 
 
+def test_a_part_that_meets_an_outage_is_planned_again_and_at_last_one_decoder_does_it_all():
+    account, (video,) = account_of(1)
+    account.add(table(outcome(video, 0, 4), left(video, 1, 4, 60)))
+    for _ in range(2):
+        assert account.add(table(outcome(video, 0, 1, "network"))) == []
+        assert planned_parts(account) == [(video["write_id"], 2, 4)]
+    (again,) = account.plan(account.unaccounted()).to_pylist()
+    assert (again["first_unit"], again["end_unit"]) == (None, ALL_UNITS)
+    (row,) = account.add(table(outcome(again, 0, 4), outcome(again, 0, 1, "network")))
+    assert (row["status"], row["error_code"]) == ("failed", "network")
+
+
 @pytest.mark.parametrize("found", [{"num_frames": 751}, {"decoder": "pyav-keyframes"}, {"num_units": 8}])
 def test_parts_that_find_another_video_are_given_up_for_one_decoder_alone(found):
     account, (video,) = account_of(1)

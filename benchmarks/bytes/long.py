@@ -34,9 +34,8 @@ def run_side(file: Path, tower: Path, alone_s: float | None) -> dict[str, Any]:
 
     if alone_s is not None:
         resources.PART_DECODE_S = PART_SHARE * alone_s
-        long_s = {"long_decode_s": LONG_SHARE * alone_s}
         vars(longvlm.jobs.index.run)["for_index"] = lambda *facts, **options: replace(
-            resources.for_index(*facts, **options), **long_s
+            resources.for_index(*facts, **options), long_decode_s=LONG_SHARE * alone_s
         )
     with tempfile.TemporaryDirectory() as out:
         recipe = Path(out) / "recipe.json"

@@ -1,6 +1,6 @@
 # make demo and make test do everything from a bare clone; the .venv is made once and again when its inputs change.
-# Tests run in four processes, for a third of what they do is waiting; one has all those of Ray (tests/conftest.py). A
-# few run alone afterwards.
+# Tests run in five processes, for half of what they do is waiting; one has all those of Ray (tests/conftest.py). A few
+# that join nodes, which others in their way would let time out, run first, beside the checks.
 PYTHON ?= python3
 BIN := .venv/bin
 VENV := .venv/.made
@@ -10,16 +10,16 @@ TOOLS := .venv/.tools
 # Bytecode is kept whatever the environment says: tests are rewritten as they are imported, ten seconds a process.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test pytest check format docs tinyworld clean
+.PHONY: demo test alone check format docs tinyworld clean
 
 demo: $(READY)
 	$(BIN)/longvlm demo
 
 test: $(TOOLS)
-	$(MAKE) --no-print-directory --jobs 2 check pytest
+	$(MAKE) --no-print-directory --jobs 2 check alone
+	$(BIN)/pytest -q -n 5 --no-loadscope-reorder --durations 20 -m "not alone"
 
-pytest: $(TOOLS)
-	$(BIN)/pytest -q -n 4 --no-loadscope-reorder --durations 20 -m "not alone"
+alone: $(TOOLS)
 	$(BIN)/pytest -q -m alone tests/jobs/cluster
 
 check: $(TOOLS)

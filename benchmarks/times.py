@@ -99,7 +99,7 @@ def check_exact(decoder: Decoder, path: Path, *, is_made: bool) -> tuple[int, in
                 right = max(bisect_right(times_ns, moment_ns) - 1, 0)
                 num_frames += 1
                 if is_whole:
-                    is_right = _is_same(shown.frames[i], pictures[right], right if is_made else None)
+                    is_right = _is_same(shown.frames[shown.places[i]], pictures[right], right if is_made else None)
                 else:
                     is_right = times_ns[right] <= video.times_ns[shown.shown[i]] <= moment_ns
                 num_wrong += not is_right

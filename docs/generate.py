@@ -22,8 +22,8 @@ from longvlm.jobs.index.forecast import segment_bytes_of
 from longvlm.jobs.operate.alerts import read_alerts
 from longvlm.pipeline.decode.scaling import fitted
 from longvlm.pipeline.models.longvlm.checkpoint import NUM_GLOBAL_TOKENS
-from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.qwen3_vl.checkpoint import QwenCheckpoint
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.models.smolvlm.checkpoint import SmolCheckpoint
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.snapshot import Snapshot

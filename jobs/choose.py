@@ -10,7 +10,7 @@ from pathlib import Path
 from longvlm import tinyworld
 from longvlm.pipeline.models.contract import ModelSpec
 from longvlm.pipeline.models.families import can_answer, describe_model, sight_of
-from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.store.ledger import RegisteredRecipe, Store
 from longvlm.pipeline.vision.towers.families import describe_tower
 from longvlm.schemas import training

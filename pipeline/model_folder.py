@@ -1,20 +1,10 @@
-"""Model folders: where they lie, what stands in them, and whose weights they hold."""
+"""Model folders: where they lie, and what stands in them; to look into one loads neither torch nor transformers."""
 
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import AutoTokenizer
-from transformers.utils import logging
 
 from longvlm.schemas.errors import InputError
 
@@ -126,6 +116,9 @@ def load_tokenizer(folder: Path) -> Any:
     """
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make one up
         raise InputError(f"the model folder {folder} lacks a tokenizer; copy {TOKENIZER_FILES[0]} there.")
+    from transformers import AutoTokenizer  # takes seconds to load
+    from transformers.utils import logging
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it reads the whole configuration again, whose defaults draw warnings of their own
     try:
@@ -137,37 +130,6 @@ def load_tokenizer(folder: Path) -> Any:
         logging.set_verbosity(verbosity)
 
 
-def read_tensors(folder: Path, rename: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint, memory-mapped, under the names that `rename` gives; those it calls None are skipped.
-
-    Reads `model.safetensors` or its shards; pickles only where there are no safetensors, and only plain weights.
-
-    Raises:
-        InputError: the folder has no weights, or a file of them is missing or broken.
-    """
-    for path in _weight_files(folder):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118 - not a dict
-                        if renamed := rename(name):
-                            yield renamed, file.get_tensor(name)
-            else:
-                for name, tensor in torch.load(path, map_location="cpu", weights_only=True, mmap=True).items():
-                    if renamed := rename(name):
-                        yield renamed, tensor
-        except (SafetensorError, UnpicklingError, RuntimeError, OSError, EOFError) as error:
-            raise InputError(f"the weights in {path} cannot be read ({error}); copy the file again.") from error
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write contiguous tensors as safetensors in place of whatever is there, at once: somebody may be reading it."""
-    draft = path.with_name(f".{path.name}")
-    save_file(tensors, draft, metadata={"format": "pt"})
-    open_to_others(draft)
-    draft.replace(path)
-
-
 def open_to_others(path: Path) -> None:
     """Give a file the mode that new files get here: safetensors writes its own for its user alone."""
     new = path.with_name(f"{path.name}.mode")
@@ -176,7 +138,7 @@ def open_to_others(path: Path) -> None:
     new.unlink()
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that transformers would read: one that holds all goes before shards, safetensors before pickles."""
     for whole in (SAFETENSORS, PICKLE):
         if (folder / whole).is_file():
@@ -190,47 +152,3 @@ def _weight_files(folder: Path) -> list[Path]:
                 raise InputError(f"the model folder {folder} lacks {', '.join(missing)}, named by its index; copy it.")
             return [folder / shard for shard in shards]
     raise InputError(f"the model folder {folder} has no weights; it needs {SAFETENSORS}, its shards, or {PICKLE}.")
-
-
-def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """16 hex characters over names, dtypes, shapes and bytes: equal for equal weights, however they are stored."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda named: named[0]):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def build_module(model_class: Any, config: Any, tensors: dict[str, Tensor], model: str) -> Any:
-    """An encoder of transformers around given tensors, without initialising weights first.
-
-    In transformers 5.0 a CLIPVisionModel and its like hold the encoder proper as `vision_model` or `text_model`; later
-    they are the encoder. It is the encoder that takes the tensors and is returned.
-
-    Raises:
-        InputError: tensors are missing or of other shapes than the configuration says.
-    """
-    with torch.device("meta"):
-        module = model_class(config)
-    module = getattr(module, "vision_model", getattr(module, "text_model", module))
-    put_weights(module, tensors, model)
-    embeddings = module.embeddings  # its positions are a buffer that no file carries
-    embeddings.position_ids = torch.arange(
-        embeddings.position_embedding.num_embeddings, device=embeddings.position_embedding.weight.device
-    )[None]
-    return module
-
-
-def put_weights(module: Any, tensors: dict[str, Tensor], model: str) -> None:
-    """Put given tensors in place of a module's weights, for inference; what else is given is left aside.
-
-    Raises:
-        InputError: tensors are missing or of other shapes than the module's.
-    """
-    try:
-        missing, _ = module.load_state_dict(tensors, strict=False, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"the weights of {model} do not fit its config.json ({error}); copy both again.") from error
-    if missing:
-        raise InputError(f"the weights of {model} lack {missing[0]} ({len(missing)} missing in all); copy them again.")
-    module.eval().requires_grad_(requires_grad=False)

@@ -255,7 +255,8 @@ FRAMES = pa.schema(  # one row a unit; of a failed unit, segments is empty and f
         ("num_pictures", pa.int64()),  # that the tower sees of the whole video, repeats counted
         ("frame_height", pa.int32()),  # pixels
         ("frame_width", pa.int32()),
-        ("frames", pa.large_binary()),  # uint8 [F, frame_height, frame_width, 3] RGB, F = all frames of all segments
+        # uint8 [F, frame_height, frame_width, 3] RGB: each number that the segments show once, ascending
+        ("frames", pa.large_binary()),
     ]
 )
 

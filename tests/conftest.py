@@ -74,6 +74,15 @@ def pytest_runtest_setup(item):
         missing(*marker.args)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """The tests' Ray ends with the last test of it: idle, its processes take a tenth of a core to the end."""
+    if is_on_ray(item.nodeid) and not (nextitem and is_on_ray(nextitem.nodeid)):
+        import ray
+
+        ray.shutdown()
+
+
 def pytest_ignore_collect(collection_path, config):
     """`-m device` imports only files with such tests: where it runs, libraries that others need may be missing."""
     if config.getoption("-m") != "device":

@@ -9,7 +9,8 @@ from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group, Request
 from longvlm.pipeline.judging.calibration import fit_temperature
 from longvlm.pipeline.models.longvlm.model import describe_longvlm, load_longvlm
-from longvlm.pipeline.models.prefix import Sight, VideoPrefix, prefix_of
+from longvlm.pipeline.models.prefix import VideoPrefix, prefix_of
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import by_video, read_segments, read_tokens

@@ -1,12 +1,13 @@
 """What a sampled frame costs by each decoder, by codec, size and length of groups, and whether it is the right one.
 
-    LONGVLM_VIDEOS=../shared/videos python -m benchmarks.decoders [--rounds 2] [--clips FOLDER]
+    LONGVLM_VIDEOS=../shared/videos python -m benchmarks.decoders [--rounds 2] [--clips FOLDER] [--steps]
 
 A scene of the lent clips is encoded in fourteen ways (some 90 CPU seconds, kept with `--clips`); the lent clips are
 taken as they are, but for long ones. Sampled is as the recipe `long` does, a frame a second, and keyframes as keyframe
 mode does, at 224 pixels. All decoders run in turn, in this process and on one thread; figures are medians of CPU
 milliseconds a frame, with the opening of the file. A frame is right if it is that of plain decoding from the first one
-on: bit for bit for PyAV, for others within the rounding of another resizer. The last line is one JSON object.
+on: bit for bit for PyAV, for others within the rounding of another resizer. With `--steps` instead, over the lent
+clips, what a frame costs in each step from its file to its tower. The last line is one JSON object.
 """
 
 import argparse
@@ -14,18 +15,20 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import av
 import numpy as np
 
 from benchmarks.decoders.clips import SCENE, lent_clips, make_clips
+from benchmarks.decoders.steps import measure
 from benchmarks.decoders.ways import DECORD, TORCHCODEC, by_plain_decoding, keyframes_of, ways_of
 from longvlm.pipeline.decode.sampling import plan_segments
 from longvlm.pipeline.decode.video import Mode, OpenVideo
-from longvlm.schemas.recipe import long
+from longvlm.schemas.recipe import Decode, long, paper
 from longvlm.schemas.tower import TowerSpec
 
 PX, MOST_KEYFRAMES = 224, 12
@@ -73,14 +76,31 @@ def told(name: str, found: Mapping[str, Any]) -> str:
     return f"{name}: {found['ms']:.1f}" + (f" ({found['wrong']} wrong)" if found["wrong"] else "")
 
 
+def print_steps(clips: list[Path], rounds: int) -> None:
+    """Measure what frames of some clips pass through, by mode, and print it."""
+    found: dict[str, dict[str, float]] = {}
+    for mode in get_args(Decode):
+        for name, recipe in (("long", long(TOWER)), ("paper", paper(TOWER))):
+            steps = found[f"{name}, {mode}"] = measure(clips, replace(recipe, decode=mode), rounds)
+            cells = ", ".join(f"{step} {ms:.2f}" for step, ms in steps.items())
+            print(f"  {name:5} {mode:8} CPU ms a frame: {cells}", flush=True)
+    print(json.dumps({"rounds": rounds, "clips": len(clips), "steps": found}))
+
+
 def main() -> None:
     """Compare on every clip and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clips", type=Path, help="folder where what is encoded is kept")
+    parser.add_argument(
+        "--steps", action="store_true", help="the steps from a lent clip to a tower, and no other decoder"
+    )
     options = parser.parse_args()
     av.logging.set_level(None)
     lent = lent_clips()
+    if options.steps:
+        print_steps(lent, options.rounds)
+        return
     scene = next(clip for clip in lent if clip.name == SCENE)
     result: dict[str, Any] = {"exact": {}, "keyframe": {}}
     with tempfile.TemporaryDirectory() as scratch:

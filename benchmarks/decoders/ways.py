@@ -28,7 +28,8 @@ def by_pyav(path: Path, wanted: list[int], size: Size, mode: Mode = "exact", *, 
     try:
         if not skips:
             video.reader._can_skip_packets = False  # noqa: SLF001 - the one place that looks inside
-        return video.decode(wanted, size, "decoder").frames
+        decoded = video.decode(wanted, size, "decoder")
+        return decoded.frames[decoded.places]
     finally:
         video.reader.close()
 

@@ -20,7 +20,8 @@ from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.models.families import load_model
-from longvlm.pipeline.models.prefix import Sight, prefix_of
+from longvlm.pipeline.models.prefix import prefix_of
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
 from longvlm.schemas import clock, tables

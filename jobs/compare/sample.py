@@ -17,7 +17,7 @@ from longvlm.jobs.index.stages import Watch
 from longvlm.jobs.names import match_questions
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
 from longvlm.pipeline.vision.encode import encode_units
-from longvlm.pipeline.vision.pictures import SegmentPictures
+from longvlm.pipeline.vision.pictures import SegmentPictures, distinct_numbers
 from longvlm.pipeline.vision.tokens import VideoTokens, from_arrow
 from longvlm.pipeline.vision.towers.contract import Tower
 from longvlm.schemas import tables
@@ -113,11 +113,13 @@ def _watched(
             return TerminalError(ErrorCode(encoded["error_code"]), encoded["error"])
         stored += encoded["segments"]
         chosen = chosen or _choose(about["num_pictures"], most_pictures)
-        pictures = _pictures(about["segments"], per_picture)
+        pictures, numbers = _pictures(about["segments"], per_picture), distinct_numbers(about["segments"])
         here = [pictures[place - num_before] for place in chosen if 0 <= place - num_before < len(pictures)]
-        frames.append(_pixels(unit, about)[[place for picture in here for place in picture["places"]]])
+        pixels = _pixels(unit, about)
+        frames.append(pixels[np.searchsorted(numbers, [number for picture in here for number in picture["frames"]])])
         if here:
-            alone = _pictures_alone(about, here, frames[-1], first=len(whole))
+            shown = pixels[np.searchsorted(numbers, distinct_numbers(here))]
+            alone = _pictures_alone(about, here, shown, first=len(whole))
             whole += encode_units(alone, tower, unmerged).to_pylist()[0]["segments"]
         num_before += len(pictures)
     segments = [{name: segment[name] for name in ("start_s", "end_s", "first_frame")} for segment in stored]
@@ -131,15 +133,13 @@ def _choose(total: int, most_pictures: int) -> Sequence[int]:
 
 
 def _pictures(segments: list[dict[str, Any]], per_picture: int) -> list[dict[str, Any]]:
-    """The pictures of a unit's segments, each as a segment of its own, with the places of its frames in the unit."""
+    """The pictures of a unit's segments, each as a segment of its own."""
     found: list[dict[str, Any]] = []
-    num_before = 0
     for segment in segments:
         frames, times_s = segment["frames"], segment["times_s"]
         for picture in SegmentPictures.of(frames, times_s, per_picture).places:
             shown = {"frames": [frames[i] for i in picture], "times_s": [times_s[i] for i in picture]}
-            found.append(segment | shown | {"places": [num_before + i for i in picture]})
-        num_before += len(frames)
+            found.append(segment | shown)
     return found
 
 

@@ -15,7 +15,8 @@ import torch
 
 from longvlm.jobs.answer.options import ROOM_FOR_QUESTION
 from longvlm.jobs.stored_videos import StoredVideo, read_videos
-from longvlm.pipeline.models.prefix import SegmentTimes, Sight, VideoPrefix, prefix_of
+from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix, prefix_of
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.training.packing import Caption, Example
 from longvlm.pipeline.vision.budget import Budget, fit

@@ -11,9 +11,8 @@ from typing import Any, Literal
 Device = Literal["cpu", "cuda"]
 CODECS = ("h264", "hevc", "vp9")  # pictures are defined to the bit; AV1 too, but cards of data centres lack it
 FORMATS = ("yuv420p", "yuvj420p", "yuv420p10le")  # what such cards have of them
-_PRIMARY: dict[str, object] = {
-    "primary_ctx": "1"
-}  # the process's one context: a video's own would take half a second and 300 MB
+# The process's one context: a video's own would take half a second and 300 MB.
+_PRIMARY: dict[str, object] = {"primary_ctx": "1"}
 
 
 class DeviceDecoder:

@@ -110,11 +110,16 @@ class Decoder:
         self, path: str, frames: list[int], size: Size, mode: Mode = "exact", resize: Resize = "decoder"
     ) -> DecodedFrames:
         """See `video.decode`; further failures as in `call`."""
-        pixels = np.empty((len(frames), *size_out(size, resize), 3), dtype=np.uint8)
-        args = (path, frames, size, mode, resize)
-        value = self._call_into(video.decode, args, lambda _: pixels.reshape(-1).data)
-        shown, decoder, cpu_because = self._checked(lambda: messages.read_frame_numbers(value, frames))
-        return DecodedFrames(pixels, shown, decoder, cpu_because)
+        pixels = np.empty((0, 0, 0, 3), dtype=np.uint8)
+
+        def room(message: dict[str, Any]) -> memoryview:
+            nonlocal pixels
+            shown, *_ = messages.read_frame_numbers(message.get("value"), frames)
+            pixels = np.empty((len(set(shown)), *size_out(size, resize), 3), dtype=np.uint8)
+            return pixels.reshape(-1).data
+
+        value = self._call_into(video.decode, (path, frames, size, mode, resize), room)
+        return DecodedFrames(pixels, *messages.read_frame_numbers(value, frames))
 
     def can_seek(self) -> bool:
         """See `video.can_seek`; further failures as in `call`."""

@@ -134,7 +134,7 @@ def upright(frame: NDArray[np.uint8], orientation: Orientation | None) -> NDArra
 def resize_nearest(frame: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
     """Resize to [px, px, 3] by nearest neighbour: source = floor(target * float32(in / out)) (LONGVLM.md section 2)."""
     rows, columns = (_nearest_sources(size, px) for size in frame.shape[:2])
-    return frame[rows[:, None], columns]
+    return frame.take(rows, axis=0).take(columns, axis=1)  # a third of what indexing by both at once takes
 
 
 def _nearest_sources(size: int, px: int) -> NDArray[np.int64]:

@@ -190,6 +190,8 @@ def _unit(
 ) -> pa.Table:
     """The FRAMES row of a unit; with thumbnails of a shape, where there is one."""
     middles = np.cumsum([s.num_frames for s in segments]) - [(s.num_frames + 1) // 2 for s in segments]
+    shown = decoded.places[middles].tolist()
+    thumbnails = {place: thumbnail(decoded.frames[place], shape) for place in set(shown)} if shape else {}
     described = [
         {
             "segment": s.index,
@@ -197,9 +199,9 @@ def _unit(
             "end_s": s.end_s,
             "frames": list(s.frames),
             "times_s": [info.time_of(frame) for frame in s.frames],
-            "thumbnail": thumbnail(decoded.frames[middle], shape) if shape else None,
+            "thumbnail": thumbnails.get(place),
         }
-        for s, middle in zip(segments, middles.tolist(), strict=True)
+        for s, place in zip(segments, shown, strict=True)
     ]
     _, height, width, _ = decoded.frames.shape
     known = row | {"segments": described, "frame_height": height, "frame_width": width}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -28,17 +29,25 @@ _CODEC_NAMES = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx
 
 @dataclass(frozen=True)
 class DecodedFrames:
-    """Decoded frames: of one size, RGB, with the numbers they have in the video and the decoder that made them."""
+    """Decoded frames: of one size, RGB, with the numbers they have in the video and the decoder that made them.
 
-    frames: NDArray[np.uint8]  # [F, height, width, 3]
+    A frame that is shown in several places is there once: a keyframe may stand for a hundred.
+    """
+
+    frames: NDArray[np.uint8]  # [D, height, width, 3]: of the distinct numbers of `shown`, ascending
     shown: tuple[int, ...]  # [F]; as asked for, but in keyframe mode and where a frame is missing
     decoder: str
     cpu_because: str | None = None  # why a GPU did not decode them, where one was to
 
     def __post_init__(self) -> None:
         """Check the shape: a frame for each number."""
-        if self.frames.shape[0] != len(self.shown) or self.frames.ndim != 4:
-            raise ValueError(f"{len(self.shown)} numbers for frames of shape {self.frames.shape}")
+        if self.frames.shape[0] != len(set(self.shown)) or self.frames.ndim != 4:
+            raise ValueError(f"{len(set(self.shown))} numbers for frames of shape {self.frames.shape}")
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """Where the frame of each number of `shown` lies in `frames`, [F]."""
+        return np.unique(self.shown, return_inverse=True)[1]
 
 
 def probe(
@@ -119,17 +128,19 @@ class OpenVideo:
         reason = device.refuses(self.info.codec, self.file.codec.pix_fmt, is_interlaced=self.file.fields is not None)
         if reason is not None:
             return reason
+        file = None
         try:
             file = VideoFile(self.file.path, is_sparse=self.file.is_sparse, on_device=True)
             reader = FrameReader(file, self.reader.frame_index)
+            reason = None if self._is_alike(reader) else "other pixels"
         except (TerminalError, av.FFmpegError):
-            return ErrorCode.DECODE_FAILED.value
-        if not self._is_alike(reader):
-            reader.close()
-            return "other pixels"
-        self.reader.close()
-        self.file, self.reader = file, reader
-        return None
+            reason = ErrorCode.DECODE_FAILED.value
+        if reason is None:
+            self.reader.close()
+            self.file, self.reader = reader.file, reader
+        elif file is not None:
+            file.close()
+        return reason
 
     def _is_alike(self, other: FrameReader) -> bool:
         """Whether another reader has the same first frame: its number, its pixels as stored and shown, how it lies."""
@@ -202,11 +213,8 @@ class OpenVideo:
         else:
             shown, pixels = self._resized(self.reader.read_exact(wanted), len(wanted), size, resize)
             decoder = "pyav"
-        place = {number: index for index, number in enumerate(wanted)}
-        order = [place[number] for number in frames]
-        if order != list(range(len(wanted))):
-            pixels = pixels[order]
-        return DecodedFrames(pixels, tuple(shown[index] for index in order), decoder, self.cpu_because)
+        shown_for = dict(zip(wanted, shown, strict=True))
+        return DecodedFrames(pixels, tuple(shown_for[number] for number in frames), decoder, self.cpu_because)
 
     @property
     def can_seek(self) -> bool:
@@ -244,9 +252,12 @@ class OpenVideo:
     def _decode_keyframes(
         self, wanted: list[int], size: Size, resize: Resize
     ) -> tuple[list[int], NDArray[np.uint8]] | None:
-        """The keyframes that are nearest in time, and their numbers; None where one cannot be decoded by itself."""
+        """The number of the keyframe that is nearest in time to each frame, and the pixels of these, each once.
+
+        None where one cannot be decoded by itself.
+        """
         keyframes, near = self.reader.frame_index.keyframes, self.reader.frame_index.keyframes_near(wanted)
-        distinct, places = np.unique(near, return_inverse=True)
+        distinct = np.unique(near)
         try:
             pixels = self._resized(self.reader.read_keyframes(distinct.tolist()), len(distinct), size, resize)[1]
         except KeyframeMissingError:  # then all frames are needed to get at the wanted ones
@@ -257,29 +268,32 @@ class OpenVideo:
             self.file.rewind()
             self.reader = FrameReader(self.file, self.file.frame_index_from_packets())
             return None
-        return keyframes[near].tolist(), pixels[places]
+        return keyframes[near].tolist(), pixels
 
     def _resized(
         self, source: Iterator[tuple[int, Any]], num_frames: int, size: Size, resize: Resize
     ) -> tuple[list[int], NDArray[np.uint8]]:
-        """The frames of a source, each made small as it comes: at full size no more than a few are held.
+        """The numbers of a source's frames, and the pixels of each number once.
 
-        Their own size may change within a video, as where transport streams were joined.
+        Each is made small as it comes: at full size no more than a few are held. Their own size may change within a
+        video, as where transport streams were joined.
         """
         pixels = np.empty((num_frames, *size, 3), dtype=np.uint8)
         orientation = self.reader.orientation
         shown: list[int] = []
-        for index, (number, frame) in enumerate(source):
-            if shown and shown[-1] == number:
-                pixels[index] = pixels[index - 1]
-            elif resize == "nearest":
-                pixels[index] = resize_nearest(upright(self._scaler.rgb(frame), orientation), size[0])
-            else:
-                inner = self._inner((frame.height, frame.width), size, resize)
-                small = self._scaler.scale(frame, inner[::-1] if self._is_transposed else inner)
-                pixels[index] = letterboxed(upright(small, orientation), size)
+        num_distinct = 0
+        for number, frame in source:
+            if not shown or shown[-1] != number:
+                if resize == "nearest":
+                    small = resize_nearest(upright(self._scaler.rgb(frame), orientation), size[0])
+                else:
+                    inner = self._inner((frame.height, frame.width), size, resize)
+                    scaled = self._scaler.scale(frame, inner[::-1] if self._is_transposed else inner)
+                    small = letterboxed(upright(scaled, orientation), size)
+                pixels[num_distinct] = small
+                num_distinct += 1
             shown.append(number)
-        return shown, pixels
+        return shown, pixels[:num_distinct]
 
 
 _DEVICES: list[DeviceDecoder] = []  # the GPU's decoder, at most one, where this process was to use it

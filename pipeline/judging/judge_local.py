@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.judging.judges import Messages
-from longvlm.pipeline.model_folder import load_tokenizer, read_tensors, resolve, short_name, weights_fingerprint
+from longvlm.pipeline.model_folder import load_tokenizer, resolve, short_name
+from longvlm.pipeline.weights import read_tensors, weights_fingerprint
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
 
 _MAX_NEW_TOKENS = 128  # a dictionary of two, and words around it

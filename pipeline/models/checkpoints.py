@@ -1,16 +1,18 @@
 """What checkpoints of all families share: their tensors, end marks and chat templates, and what cannot be read."""
 
+from __future__ import annotations  # torch, which takes seconds to load, stands in annotations alone
+
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from longvlm.pipeline.model_folder import read_json
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # As some files call the parts of a model, by what transformers calls them.
 _OLDER_NAMES = {r"^(visual|language_model)\.(?!model\.|lm_head)": r"model.\1."}
@@ -87,6 +89,8 @@ def is_tied(config: Any) -> bool:
 
 def tie(tensors: dict[str, Tensor]) -> None:
     """Make head and embedding one tensor: files hold either, or both. Two that differ stay two, as in transformers."""
+    import torch
+
     embed, head = tensors.get(EMBED), tensors.get(HEAD)
     if embed is None and head is not None:
         tensors[EMBED] = head
@@ -96,6 +100,8 @@ def tie(tensors: dict[str, Tensor]) -> None:
 
 def placed(tensors: Mapping[str, Tensor], precision: Precision, device: str) -> dict[str, Tensor]:
     """Tensors in a precision on a device; what is one tensor under two names, as a tied head is, stays one."""
+    import torch
+
     made: dict[int, Tensor] = {}
     for tensor in tensors.values():
         made.setdefault(id(tensor), tensor.to(device, getattr(torch, precision)))

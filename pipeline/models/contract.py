@@ -5,16 +5,22 @@ Shape letters: N rows of a prefix, M rows of a prompt that a video becomes, D mo
 
 # ruff: noqa: N803 - tensors are named by their shape
 
+from __future__ import annotations  # torch, which takes seconds to load, stands in annotations alone
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
-from longvlm.pipeline.models.prefix import Sight, VideoPrefix
+from longvlm.pipeline.models.sight import Sight
 from longvlm.schemas.tower import TowerSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from longvlm.pipeline.models.prefix import VideoPrefix
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.models.contract import LanguageModel, ModelSpec, WholeModel
 from longvlm.pipeline.models.llava import family as llava
 from longvlm.pipeline.models.longvlm import family as longvlm
-from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.qwen3_vl import family as qwen3_vl
 from longvlm.pipeline.models.saving import TrainedWeights
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.models.smolvlm import family as smolvlm
 from longvlm.schemas.recipe import Precision
 

@@ -1,16 +1,18 @@
 """What saving a trained model shares between families."""
 
+from __future__ import annotations  # torch, which takes seconds to load, stands in annotations alone
+
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from longvlm.pipeline.model_folder import open_to_others
 from longvlm.pipeline.models.checkpoints import load_with_tower
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COPIED = (  # what belongs to a checkpoint besides its weights and config.json
     "generation_config.json",
@@ -55,6 +57,8 @@ class WholeCheckpoint(Protocol):
 
 def save_whole(source: WholeCheckpoint, changed: dict[str, Tensor], folder: Path) -> None:
     """Write a checkpoint of transformers anew, its tower too, with some tensors changed, by their names in it."""
+    import torch
+
     whole = load_with_tower(source.name, source.folder, source.config, "auto")
     targets: dict[str, Tensor] = whole.state_dict()
     with torch.no_grad():

@@ -1,17 +1,15 @@
 """Checkpoints of transformers whose language model reads stored tokens as they are, between texts of time."""
 
+from __future__ import annotations  # torch, which takes seconds to load, stands in annotations alone
+
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
-
-from longvlm.pipeline.model_folder import read_json, read_tensors, resolve, weights_fingerprint
+from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.models.checkpoints import (
     EMBED,
     HEAD,
@@ -25,11 +23,14 @@ from longvlm.pipeline.models.checkpoints import (
     tie,
 )
 from longvlm.pipeline.models.contract import ModelSpec, Vocabulary
-from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.models.timed_prompt import NAME, TimedPrompt
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.recipe import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class TimedCheckpoint(ABC):
     config: Any  # transformers' own, text_config and vision_config inside
 
     family: ClassVar[str]  # what sentences call it
-    config_class: ClassVar[Any]
+    config_class: ClassVar[str]  # in transformers
     text_prefix: ClassVar[re.Pattern[str]]  # of the language model's tensors in the files, but for the head
     num_text_tokens: ClassVar[int]  # beside each run of tokens in a prompt, at most
 
@@ -52,11 +53,14 @@ class TimedCheckpoint(ABC):
         Raises:
             InputError: it is none of the family, or its weights are quantised.
         """
+        import transformers  # takes seconds to load
+        from huggingface_hub.errors import StrictDataclassError
+
         folder = resolve(model)
         raw = read_json(folder, "config.json")
         refuse_quantised(model, raw)
         try:
-            config = cls.config_class.from_dict(raw)
+            config = getattr(transformers, cls.config_class).from_dict(raw)
         except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).replace("\n", " ").strip().rstrip(".")
             raise InputError(f"config.json of {model} describes no {cls.family} ({reason}); correct it.") from error
@@ -94,6 +98,8 @@ class TimedCheckpoint(ABC):
         Raises:
             InputError: the checkpoint lacks something, or its parts do not fit together.
         """
+        from longvlm.pipeline.weights import weights_fingerprint
+
         tensors, prompt, text = self._tensors(), self.prompt(), self.config.text_config
         self._check(tensors)
         eos_ids = end_marks(self.name, self.folder, text, prompt.tokenizer)
@@ -125,6 +131,8 @@ class TimedCheckpoint(ABC):
         Raises:
             InputError: as `describe`.
         """
+        import torch
+
         tensors, prompt, text = self._tensors(), self.prompt(), self.config.text_config
         llm = self._check(tensors)
         llm.load_state_dict(placed(tensors, precision, device), assign=True)
@@ -142,6 +150,8 @@ class TimedCheckpoint(ABC):
 
     def _tensors(self) -> dict[str, Tensor]:
         """The language model's tensors by their names in transformers' *ForCausalLM, mapped; tied ones are one."""
+        from longvlm.pipeline.weights import read_tensors
+
         tensors = dict(read_tensors(self.folder, self._rename))
         if is_tied(self.config):
             tie(tensors)
@@ -158,6 +168,8 @@ class TimedCheckpoint(ABC):
 
     def _check(self, tensors: dict[str, Tensor]) -> Any:
         """The language model without weights; InputError unless the files hold exactly what it needs."""
+        import torch
+
         with torch.device("meta"):
             llm = self.build_llm()
         check_tensors(self.name, {name: list(tensor.shape) for name, tensor in llm.state_dict().items()}, tensors)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from longvlm.pipeline.transfer import Fetch, fetch_beside, tensor_on, to_device
 from longvlm.pipeline.vision.blobs import as_tensor, buffers
 from longvlm.pipeline.vision.int8 import MAX_INT8
 from longvlm.pipeline.vision.merge import MergeMetric, merge
-from longvlm.pipeline.vision.pictures import SegmentPictures, distinct_pictures, still_frames
+from longvlm.pipeline.vision.pictures import SegmentPictures, distinct_numbers, distinct_pictures, still_frames
 from longvlm.pipeline.vision.tokens import SegmentTokens
 from longvlm.pipeline.vision.towers.contract import Encoded, Tower
 from longvlm.schemas.errors import ErrorCode
@@ -92,7 +93,7 @@ def encode_units(frames: pa.Table, tower: Tower, recipe: IndexRecipe) -> pa.Tabl
     clock = time.process_time if tower.device.type == "cpu" else time.perf_counter
     flights = (
         _Flight(batch, clock(), _launch([units[i] for i in batch], [pixels[i] for i in batch], tower, recipe))
-        for batch in _batches(pixels, FRAMES_PER_BATCH[tower.device.type])
+        for batch in _batches(units, pixels, FRAMES_PER_BATCH[tower.device.type])
     )
     collected_at = clock()
     for flight in _pipelined(flights, BATCHES_AHEAD[tower.device.type]):
@@ -127,14 +128,11 @@ def _launch(units: list[Row], pixels: list[Tensor], tower: Tower, recipe: IndexR
         [SegmentPictures.of(one["frames"], one["times_s"], recipe.tower.frames_per_picture) for one in unit["segments"]]
         for unit in units
     ]
-    still = [
-        still_frames([number for one in unit["segments"] for number in one["frames"]], part)
-        for unit, part in zip(units, pixels, strict=True)
-    ]
-    distinct, places = distinct_pictures(shown, still)
+    numbers = [distinct_numbers(unit["segments"]) for unit in units]
+    chosen, places = distinct_pictures(shown, list(map(still_frames, numbers, pixels)))
     parts = [
-        part if chosen == list(range(len(part))) else part[chosen]
-        for part, chosen in zip(pixels, distinct, strict=True)
+        part if taken == there else part[np.searchsorted(there, taken)]
+        for part, there, taken in zip(pixels, numbers, chosen, strict=True)
     ]
     encoded = tower.encode(_together(parts, tower.device), recipe.feature_layer, recipe.num_global_layers)
     return _merge_groups(encoded, places, [segment for unit in shown for segment in unit], recipe)
@@ -249,27 +247,34 @@ def _pixels(unit: Row, blob: pa.Buffer | None) -> Tensor:
         ValueError: there are not as many bytes as the unit's segments ask for.
     """
     height, width = unit["frame_height"], unit["frame_width"]
-    num_frames = sum(len(segment["frames"]) for segment in unit["segments"])
+    num_frames = len(distinct_numbers(unit["segments"]))
     if blob is None or not height or not width:
         raise ValueError("it came without frames")
     return as_tensor(blob, pa.uint8(), (num_frames, height, width, 3))
 
 
-def _batches(pixels: dict[int, Tensor], max_frames: int) -> Iterator[list[int]]:
-    """Consecutive units with frames of one size, up to `max_frames` in all, but one unit at least."""
+def _batches(units: list[Row], pixels: dict[int, Tensor], max_frames: int) -> Iterator[list[int]]:
+    """Consecutive units with frames of one size, that show up to `max_frames` in all, but one unit at least.
+
+    Repeats count: patches are gathered for each before they are merged.
+    """
     batch: list[int] = []
+    room = max_frames
     for i, frames in pixels.items():
-        room = max_frames - sum(len(pixels[j]) for j in batch)
-        if batch and (len(frames) > room or frames.shape[1:] != pixels[batch[0]].shape[1:]):
+        num_shown = sum(len(segment["frames"]) for segment in units[i]["segments"])
+        if batch and (num_shown > room or frames.shape[1:] != pixels[batch[0]].shape[1:]):
             yield batch
-            batch = []
+            batch, room = [], max_frames
         batch.append(i)
+        room -= num_shown
     if batch:
         yield batch
 
 
 def _together(parts: list[Tensor], device: torch.device) -> Tensor:
     """The frames of several units in one tensor; for a GPU in pinned memory, from where copies need no waiting."""
+    if len(parts) == 1 and device.type == "cpu":
+        return parts[0]
     shape = (sum(map(len, parts)), *parts[0].shape[1:])
     together = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
     return torch.cat(parts, out=together)

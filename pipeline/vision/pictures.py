@@ -1,8 +1,9 @@
 """What a tower looks at: pictures of a segment's frames, and which of them it has seen already."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
@@ -29,13 +30,18 @@ class SegmentPictures:
         )
 
 
+def distinct_numbers(segments: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The numbers of the frames that some segments show, each once, ascending: as tables.FRAMES holds their pixels."""
+    return sorted({number for segment in segments for number in segment["frames"]})
+
+
 def still_frames(numbers: Sequence[int], pixels: Tensor) -> dict[int, int]:
     """Frames that show what the one before shows, byte for byte: their number -> that of the first that shows it.
 
     Slides, screens and cameras of empty rooms have them. Comparing takes some microseconds a frame.
 
     Args:
-        numbers: of the frames.
+        numbers: of the frames, ascending.
         pixels: theirs, uint8 [F, height, width, 3], contiguous.
     """
     still: dict[int, int] = {}
@@ -49,7 +55,9 @@ def still_frames(numbers: Sequence[int], pixels: Tensor) -> dict[int, int]:
 def distinct_pictures(
     shown: Sequence[Sequence[SegmentPictures]], still: Sequence[Mapping[int, int]]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Which of each unit's frames are to be encoded, so that no picture is twice; and where each segment's are then.
+    """The numbers of the frames of each unit that are to be encoded, and where each segment's pictures are then.
+
+    No picture is encoded twice.
 
     Args:
         shown: the segments of each unit.
@@ -61,16 +69,14 @@ def distinct_pictures(
     for unit, first_of in zip(shown, still, strict=True):
         place_of: dict[tuple[int, ...], int] = {}  # by numbers, in the order of the unit's distinct pictures
         chosen: list[int] = []
-        first = 0
         for segment in unit:
             places.append([])
-            for numbers, frames in zip(segment.numbers, segment.places, strict=True):
+            for numbers in segment.numbers:
                 seen = tuple(first_of.get(number, number) for number in numbers)
                 if seen not in place_of:
                     place_of[seen] = num_before + len(place_of)
-                    chosen += [first + place for place in frames]
+                    chosen += numbers
                 places[-1].append(place_of[seen])
-            first += max(map(max, segment.places)) + 1
         distinct.append(chosen)
         num_before += len(place_of)
     return distinct, places

@@ -1,18 +1,22 @@
-"""Image preprocessing: decoded frames to a tower's input, exactly as its image processor does (LONGVLM.md, 2)."""
+"""Image preprocessing: decoded frames to a tower's input, exactly as its image processor does (LONGVLM.md, 2).
+
+Torch, whose import takes seconds, is loaded with the first frames: who plans a run only reads the settings.
+"""
 
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from longvlm.pipeline.model_folder import read_json
-from longvlm.pipeline.transfer import to_device, to_device_beside
 from longvlm.schemas.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PROCESSOR = "preprocessor_config.json"
 # Where transformers keeps how frames are prepared: a video model's own settings first; its fifth version writes those
@@ -43,12 +47,16 @@ class Normalisation:
         _, raw = _settings(folder, "image_mean", "image_std")
         return cls(raw.get("rescale_factor", 1 / 255), tuple(raw["image_mean"]), tuple(raw["image_std"]))
 
-    def apply(self, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def apply(self, frames: "Tensor", device: "torch.device", dtype: "torch.dtype") -> "Tensor":
         """Normalise frames uint8 [F, h, w, 3] on the CPU -> [F, 3, h, w] on the device.
 
         Bytes travel, from pinned memory (frames that lie there already are not copied into it once more), while the
         device computes and without the host's waiting; converting and normalising happens on the device, in float32.
         """
+        import torch
+
+        from longvlm.pipeline.transfer import to_device_beside
+
         frames = to_device_beside(frames, device).permute(0, 3, 1, 2)
         shift, scale = _shift_and_scale(self, device)
         return torch.addcmul(shift, frames.float(), scale).to(dtype)
@@ -81,7 +89,7 @@ class Pixels:
         resample = raw.get("resample", Image.Resampling.BICUBIC)
         return cls(resize_px, image_size, resample, Normalisation.from_folder(folder))
 
-    def prepare(self, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def prepare(self, frames: "Tensor", device: "torch.device", dtype: "torch.dtype") -> "Tensor":
         """Preprocess frames uint8 [F, px, px, 3] on the CPU -> [F, 3, image_size, image_size] on the device.
 
         Frames that have the tower's size already are only normalised, see `Normalisation.apply`.
@@ -90,8 +98,10 @@ class Pixels:
             frames = self._resize(frames)
         return self.normalisation.apply(frames, device, dtype)
 
-    def _resize(self, frames: Tensor) -> Tensor:
+    def _resize(self, frames: "Tensor") -> "Tensor":
         """PIL's filter frame by frame, since its rounding is what the reference has, then the centre."""
+        import torch
+
         size = (self.resize_px, self.resize_px)
         filter_ = Image.Resampling(self.resample)
         resized = np.stack([np.asarray(Image.fromarray(frame).resize(size, filter_)) for frame in frames.numpy()])
@@ -117,8 +127,12 @@ def _found_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 @functools.cache
-def _shift_and_scale(norm: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+def _shift_and_scale(norm: Normalisation, device: "torch.device") -> tuple["Tensor", "Tensor"]:
     """What (x * rescale - mean) / std adds to and multiplies x by, [3, 1, 1] each."""
+    import torch
+
+    from longvlm.pipeline.transfer import to_device
+
     mean, std = (torch.tensor(values)[:, None, None] for values in (norm.mean, norm.std))
     return to_device(-mean / std, device), to_device(norm.rescale / std, device)
 

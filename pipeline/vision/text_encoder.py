@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPTextConfig, SiglipTextConfig
 
-from longvlm.pipeline.model_folder import build_module, load_tokenizer, read_json, read_tensors, resolve
+from longvlm.pipeline.model_folder import load_tokenizer, read_json, resolve
+from longvlm.pipeline.weights import build_module, read_tensors
 from longvlm.schemas.errors import InputError
 
 _CONFIGS: dict[str, Any] = {"clip": CLIPTextConfig, "siglip": SiglipTextConfig}

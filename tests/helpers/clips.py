@@ -7,7 +7,10 @@ read at their centres, so the number survives lossy coding and any resize down t
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import av
 import numpy as np
@@ -51,6 +54,27 @@ def write_clip(
     path: Path | str,
     num_frames: int = 50,
     *,
+    times_s: Sequence[float] | None = None,
+    options: dict[str, str] | None = None,
+    **looks: Any,
+) -> Path:
+    """Write a clip whose frame i shows i; the container follows from the path's extension. See `_clip`.
+
+    `times_s` gives each frame's time, for variable frame rates.
+    """
+    path = Path(path)
+    times = None if times_s is None else tuple(times_s)
+    path.write_bytes(_clip(path.suffix, num_frames, times, tuple((options or {}).items()), **looks))
+    return path
+
+
+@lru_cache(100)  # tests ask for the same clips again and again, and to encode one takes longer than most tests
+def _clip(
+    suffix: str,
+    num_frames: int,
+    times_s: tuple[float, ...] | None,
+    options: tuple[tuple[str, str], ...],
+    *,
     fps: int = 25,
     size: tuple[int, int] = (96, 64),
     codec: str = "libx264",
@@ -58,47 +82,46 @@ def write_clip(
     gop: int = 12,
     rotation: int = 0,
     pixel_aspect: Fraction = Fraction(1),
-    times_s: Sequence[float] | None = None,
     noise: int = 0,
     audio_s: float = 0.0,
-    options: dict[str, str] | None = None,
-) -> Path:
-    """Write a clip whose frame i shows i; the container follows from the path's extension.
+) -> bytes:
+    """The bytes of a clip.
 
     `size` is (width, height) as shown; `rotation` (degrees counter-clockwise, a multiple of 90) stores the pixels
-    turned and a display matrix that undoes it. `pixel_aspect` says how wide stored pixels are to be shown. `times_s`
-    gives each frame's time, for variable frame rates. `noise` adds that much pixel noise, so that the file is as heavy
-    as a real one. `audio_s` adds a track of silence; with `num_frames=0` the file has audio only.
+    turned and a display matrix that undoes it. `pixel_aspect` says how wide stored pixels are to be shown. `noise` adds
+    that much pixel noise, so that the file is as heavy as a real one. `audio_s` adds a track of silence; with
+    `num_frames=0` the file has audio only.
     """
     assert num_frames <= MAX_FRAMES
-    path = Path(path)
     rng = np.random.default_rng(0)
-    with av.open(str(path), "w") as container:
-        if num_frames:
-            stream = container.add_stream(codec, rate=fps, options=_encoder_options(codec, options))
-            stored = size[::-1] if rotation % 180 else size
-            stream.width, stream.height, stream.pix_fmt, stream.gop_size = *stored, pix_fmt, gop
-            stream.codec_context.sample_aspect_ratio = pixel_aspect
-            if rotation:
-                stream.set_display_rotation(rotation)
-            if times_s is not None:
-                stream.codec_context.time_base = stream.time_base = Fraction(1, 90_000)
-        silence = container.add_stream("aac", rate=16_000, layout="mono") if audio_s else None
-        for number in range(num_frames):
-            pixels = np.rot90(numbered_frame(number, size), -rotation // 90)
-            if noise:
-                shift = rng.integers(-noise, noise + 1, (*pixels.shape[:2], 1), dtype=np.int16)
-                pixels = np.clip(pixels + shift, 0, 255).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame.pts = number
-            if times_s is not None:
-                frame.pts, frame.time_base = round(times_s[number] * 90_000), Fraction(1, 90_000)
-            container.mux(stream.encode(frame))
-        if num_frames:
-            container.mux(stream.encode(None))
-        if silence:
-            _write_silence(container, silence, audio_s)
-    return path
+    with TemporaryDirectory() as folder:
+        path = Path(folder, f"clip{suffix}")
+        with av.open(str(path), "w") as container:
+            if num_frames:
+                stream = container.add_stream(codec, rate=fps, options=_encoder_options(codec, dict(options) or None))
+                stored = size[::-1] if rotation % 180 else size
+                stream.width, stream.height, stream.pix_fmt, stream.gop_size = *stored, pix_fmt, gop
+                stream.codec_context.sample_aspect_ratio = pixel_aspect
+                if rotation:
+                    stream.set_display_rotation(rotation)
+                if times_s is not None:
+                    stream.codec_context.time_base = stream.time_base = Fraction(1, 90_000)
+            silence = container.add_stream("aac", rate=16_000, layout="mono") if audio_s else None
+            for number in range(num_frames):
+                pixels = np.rot90(numbered_frame(number, size), -rotation // 90)
+                if noise:
+                    shift = rng.integers(-noise, noise + 1, (*pixels.shape[:2], 1), dtype=np.int16)
+                    pixels = np.clip(pixels + shift, 0, 255).astype(np.uint8)
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                frame.pts = number
+                if times_s is not None:
+                    frame.pts, frame.time_base = round(times_s[number] * 90_000), Fraction(1, 90_000)
+                container.mux(stream.encode(frame))
+            if num_frames:
+                container.mux(stream.encode(None))
+            if silence:
+                _write_silence(container, silence, audio_s)
+        return path.read_bytes()
 
 
 def write_still(path: Path | str, num_frames: int, size: tuple[int, int], *, fps: int = 25, gop: int = 50) -> Path:

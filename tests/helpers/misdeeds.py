@@ -71,8 +71,8 @@ def shout_and_leave():
     os._exit(1)
 
 
-def too_many_frames(path, frames, size, mode, resize):  # noqa: ARG001 - a stand-in for decode.decode
-    return DecodedFrames(np.zeros((2, *size, 3), dtype=np.uint8), (1, 2), "pyav")
+def too_large_frames(path, frames, size, mode, resize):  # noqa: ARG001 - a stand-in for decode.decode
+    return DecodedFrames(np.zeros((1, 2 * size[0], size[1], 3), dtype=np.uint8), (1,), "pyav")
 
 
 def limits():

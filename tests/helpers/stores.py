@@ -1,5 +1,6 @@
 """Stores of made-up videos: encoded units with random blobs, and what a driver would write of them."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -103,16 +104,17 @@ def index(store: Store, names: list[str], under: recipe.IndexRecipe = LONG, seed
 
 def newest(store: Store) -> pa.Table:
     """The newest row of each video and recipe, whatever its status."""
-    with catalog.connect(store.pin(("videos",))) as con:
+    with catalog.connect(store.pin(("videos",)), ("newest_rows",)) as con:
         return con.sql("FROM newest_rows WHERE recipe IS NOT NULL").to_arrow_table()
 
 
 def rows(store: Store | str | Path, sql: str) -> list[dict]:
-    """What a query finds, over the tables that it speaks of and those that say what is live: all views take longer."""
+    """What a query finds, over the tables and views that it speaks of and what says what is live: all take longer."""
     opened = store if isinstance(store, Store) else Store.open(str(store))
     words = f"videos recipes {sql.replace('scores', 'verdicts')}"
     needed = ["runs"] if "FROM runs" in sql else [name for name in tables.TABLES if name in words]
-    with catalog.connect(opened.pin(needed)) as con:
+    views = None if "answers_wide" in sql else re.findall(r"\w+", sql)
+    with catalog.connect(opened.pin(needed), views) as con:
         return catalog.query(con, sql).to_pylist()
 
 

@@ -116,6 +116,16 @@ def test_what_only_looks_at_a_store_loads_no_torch(tmp_path):
     assert not {"torch", "transformers", "ray"} & set(done.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.parametrize("kind", ["tinyworld", "tower"])
+def test_planning_an_index_run_loads_neither_torch_nor_transformers(tmp_path, clips, model, kind):
+    words = ["index", str(clips), "--store", str(tmp_path / "store"), "--model", model if kind == "tower" else kind]
+    code = f"import sys\nfrom longvlm.jobs.cli import main\nmain({[*words, '--dry-run']}, standalone_mode=False)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "transformers", "ray"} & {*done.stdout.splitlines()[-1].split()}
+
+
 def test_quiet_json_and_logs_for_machines_say_nothing_on_the_way(tmp_path, driver):
     store = Store.create(str(tmp_path / "store")).uri
     for words in (["--quiet"], ["--json"]):

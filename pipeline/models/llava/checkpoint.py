@@ -1,20 +1,20 @@
 """A checkpoint of transformers' LLaVA family on disk: what its config says, and the tensors that answering needs."""
 
+from __future__ import annotations  # torch, which takes seconds to load, stands in annotations alone
+
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
-from transformers import LlavaConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
-
-from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
+from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.models.checkpoints import check_tensors, end_marks, is_tied, refuse_quantised, tie
 from longvlm.pipeline.models.llava.chat import ChatTemplate, load_chat_template
-from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.models.sight import Sight
 from longvlm.schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 NEWLINE, PROJECTOR = "image_newline", "multi_modal_projector."
 _LANGUAGE_MODELS = ("llama", "mistral", "qwen2")  # that `modules` knows
@@ -26,14 +26,14 @@ _INNER = re.compile(r"^(?:model\.)?(language_model|vision_tower|multi_modal_proj
 class Family:
     """What tells one family from another."""
 
-    config: Any
+    config: str  # its class in transformers
     modality: Literal["image", "video"]
 
 
 FAMILIES = {
-    "llava": Family(LlavaConfig, "image"),
-    "llava_next_video": Family(LlavaNextVideoConfig, "video"),
-    "llava_onevision": Family(LlavaOnevisionConfig, "video"),
+    "llava": Family("LlavaConfig", "image"),
+    "llava_next_video": Family("LlavaNextVideoConfig", "video"),
+    "llava_onevision": Family("LlavaOnevisionConfig", "video"),
 }
 
 
@@ -60,6 +60,8 @@ class LlavaCheckpoint:
 
         Language model tensors have their names in transformers' *ForCausalLM; tied ones are one.
         """
+        from longvlm.pipeline.weights import read_tensors
+
         tensors = dict(read_tensors(self.folder, _rename))
         if is_tied(self.config):
             tie(tensors)
@@ -69,6 +71,8 @@ class LlavaCheckpoint:
 
     def modules(self) -> tuple[Any, nn.Module]:
         """Language model and projector, without weights."""
+        import torch
+
         from longvlm.pipeline.models.llava.modules import build_modules  # takes seconds to load
 
         with torch.device("meta"):
@@ -111,10 +115,13 @@ def find_llava(model: str) -> LlavaCheckpoint:
     Raises:
         InputError: it is none of the family, or of a kind whose tokens cannot be stored or read here.
     """
+    import transformers  # takes seconds to load
+    from huggingface_hub.errors import StrictDataclassError
+
     folder = resolve(model)
     raw = read_json(folder, "config.json")
     try:
-        config = FAMILIES[raw["model_type"]].config.from_dict(raw)
+        config = getattr(transformers, FAMILIES[raw["model_type"]].config).from_dict(raw)
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).replace("\n", " ").strip().rstrip(".")
         raise InputError(f"config.json of {model} describes no LLaVA ({reason}); correct it.") from error

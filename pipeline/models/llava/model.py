@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
 
-from longvlm.pipeline.model_folder import weights_fingerprint
 from longvlm.pipeline.models.checkpoints import EMBED, HEAD, LLAMA_FIELDS, asked_decoding, placed
 from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.llava.chat import NAME, ChatTemplate
 from longvlm.pipeline.models.llava.checkpoint import NEWLINE, PROJECTOR, find_llava
 from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.pipeline.transfer import to_device
+from longvlm.pipeline.weights import weights_fingerprint
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.recipe import Precision

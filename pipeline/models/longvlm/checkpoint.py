@@ -1,20 +1,22 @@
 """A LongVLM checkpoint on disk: which files make up the model, what its config says, and the tensors they hold."""
 
+from __future__ import annotations  # torch, which takes seconds to load, stands in annotations alone
+
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from longvlm.pipeline.model_folder import read_json, read_tensors, resolve
+from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.models.checkpoints import EMBED, HEAD, LLAMA_FIELDS, NEEDED_FIELDS, tie, token_ids
-from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.prompt import MAX_MARKER_TOKENS, TEMPLATES, PromptLayout, template
+from longvlm.pipeline.models.sight import Sight
 from longvlm.schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAMILIES = ("LongVLM", "llama", "llava")  # model types whose config carries LLaMA's fields at its top level
 NUM_GLOBAL_TOKENS = 5  # LONGVLM.md section 1: memory rows used
@@ -133,6 +135,8 @@ class Checkpoint:
 
         A tied head is left out, as LLaMA's old `inv_freq` is.
         """
+        from longvlm.pipeline.weights import read_tensors
+
         tensors = dict(read_tensors(self.folder, lambda name: None if name.endswith("rotary_emb.inv_freq") else name))
         if self.config.get("tie_word_embeddings"):
             tie(tensors)
@@ -148,6 +152,9 @@ class Checkpoint:
         """
         if self.projector is None:
             return {}
+        import torch
+        from safetensors.torch import load_file
+
         try:
             if self.projector.suffix == ".safetensors":
                 return load_file(self.projector)

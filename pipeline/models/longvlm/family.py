@@ -5,8 +5,8 @@ from typing import Any
 
 from longvlm.pipeline.models.contract import LanguageModel, ModelSpec, WholeModel
 from longvlm.pipeline.models.longvlm.checkpoint import FAMILIES, find_checkpoint
-from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.saving import TrainedWeights
+from longvlm.pipeline.models.sight import Sight
 from longvlm.schemas.recipe import Precision
 
 

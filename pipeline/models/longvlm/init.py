@@ -19,13 +19,14 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longvlm.pipeline.model_folder import SAFETENSORS, save_tensors
+from longvlm.pipeline.model_folder import SAFETENSORS
 from longvlm.pipeline.models.checkpoints import EMBED, HEAD
 from longvlm.pipeline.models.longvlm.checkpoint import find_checkpoint
 from longvlm.pipeline.models.longvlm.model import PROJECT, PROJECT_BIAS
 from longvlm.pipeline.models.longvlm.tokenizer import load_tokenizer
 from longvlm.pipeline.models.prompt import VIDEO_TOKENS, PromptLayout
 from longvlm.pipeline.vision.towers.families import describe_tower
+from longvlm.pipeline.weights import save_tensors
 from longvlm.schemas.errors import InputError
 
 SPECIALS = ("<unk>", "<s>", "</s>")

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from longvlm.pipeline.model_folder import weights_fingerprint
 from longvlm.pipeline.models.checkpoints import EMBED, HEAD, asked_decoding, check_tensors
 from longvlm.pipeline.models.contract import Extent, ModelSpec, Prompt, VideoRows, Vocabulary
 from longvlm.pipeline.models.longvlm.checkpoint import Checkpoint, find_checkpoint
@@ -37,6 +36,7 @@ from longvlm.pipeline.models.prompt import (
 )
 from longvlm.pipeline.models.row_layout import TokenBlock, fold, interleave
 from longvlm.pipeline.transfer import to_device
+from longvlm.pipeline.weights import weights_fingerprint
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.fingerprint import fingerprint
 from longvlm.schemas.recipe import Precision

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-from longvlm.pipeline.model_folder import SAFETENSORS, save_tensors
+from longvlm.pipeline.model_folder import SAFETENSORS
 from longvlm.pipeline.models.checkpoints import EMBED
 from longvlm.pipeline.models.longvlm.checkpoint import OPTION_TEMPERATURE, find_checkpoint
 from longvlm.pipeline.models.longvlm.model import PROJECT, PROJECT_BIAS, assemble
 from longvlm.pipeline.models.saving import COPIED, TrainedWeights, copy_files
+from longvlm.pipeline.weights import save_tensors
 
 
 def save_longvlm(model: str, weights: TrainedWeights, template: str | None, folder: Path) -> None:

@@ -4,8 +4,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import Qwen3VLConfig
-
 from longvlm.pipeline.chat_templates import ChatTemplateError, render
 from longvlm.pipeline.model_folder import load_tokenizer
 from longvlm.pipeline.models.checkpoints import chat_template
@@ -21,7 +19,7 @@ class QwenCheckpoint(TimedCheckpoint):
     """A checkpoint whose config was found to be one that can be answered with."""
 
     family = "Qwen3-VL"
-    config_class = Qwen3VLConfig
+    config_class = "Qwen3VLConfig"
     text_prefix = re.compile(r"^(?:model\.)?language_model\.")
     num_text_tokens = 24  # of `<359999.9 seconds>` a token a byte, and the marks around the tokens
 

@@ -4,8 +4,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Self
 
-from transformers import SmolVLMConfig
-
 from longvlm.pipeline.model_folder import load_tokenizer
 from longvlm.pipeline.models.timed_checkpoint import TimedCheckpoint
 from longvlm.pipeline.models.timed_prompt import TimedPrompt
@@ -22,7 +20,7 @@ class SmolCheckpoint(TimedCheckpoint):
     """A checkpoint whose config was found to be one that can be answered with."""
 
     family = "SmolVLM"
-    config_class = SmolVLMConfig
+    config_class = "SmolVLMConfig"
     text_prefix = re.compile(r"^(?:model\.)?text_model\.(?:model\.)?")
     num_text_tokens = 24  # of `\nFrame from 1000:00:` a token a byte, and three marks
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from longvlm.pipeline.models.contract import LanguageModel, ModelSpec, WholeModel
-from longvlm.pipeline.models.prefix import Sight
 from longvlm.pipeline.models.saving import TrainedWeights, renamed, save_whole
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.models.smolvlm.checkpoint import MODEL_TYPE, SmolCheckpoint
 from longvlm.schemas.recipe import Precision
 

@@ -1,16 +1,19 @@
-"""The families of vision towers, told apart by their config alone."""
+"""The families of vision towers, told apart by their config alone.
+
+A family's code is loaded where one of its towers is met: that of some takes seconds.
+"""
 
 from types import ModuleType
-
-import torch
+from typing import TYPE_CHECKING
 
 from longvlm.pipeline.model_folder import read_json, resolve
-from longvlm.pipeline.vision.towers import clip_siglip, qwen3_vl, smolvlm
-from longvlm.pipeline.vision.towers.contract import Tower
 from longvlm.schemas.recipe import Precision
 from longvlm.schemas.tower import TowerSpec
 
-_FAMILIES = {qwen3_vl.MODEL_TYPE: qwen3_vl, smolvlm.MODEL_TYPE: smolvlm}  # by model type; all others: CLIP or SigLIP
+if TYPE_CHECKING:
+    import torch
+
+    from longvlm.pipeline.vision.towers.contract import Tower
 
 
 def describe_tower(model: str) -> TowerSpec:
@@ -23,15 +26,29 @@ def describe_tower(model: str) -> TowerSpec:
     return spec
 
 
-def load_tower(model: str, precision: Precision = "float32", device: str | torch.device = "cpu") -> Tower:
+def load_tower(model: str, precision: Precision = "float32", device: "str | torch.device" = "cpu") -> "Tower":
     """Load a tower for encoding.
 
     Raises:
         InputError: as `describe_tower`, and where weights are missing or do not fit the configuration.
     """
+    import torch
+
     tower: Tower = _family(model).load(model, precision, torch.device(device))
     return tower
 
 
 def _family(model: str) -> ModuleType:
-    return _FAMILIES.get(str(read_json(resolve(model), "config.json").get("model_type")), clip_siglip)
+    match read_json(resolve(model), "config.json").get("model_type"):
+        case "qwen3_vl":
+            from longvlm.pipeline.vision.towers import qwen3_vl
+
+            return qwen3_vl
+        case "smolvlm":
+            from longvlm.pipeline.vision.towers import smolvlm
+
+            return smolvlm
+        case _:
+            from longvlm.pipeline.vision.towers import clip_siglip
+
+            return clip_siglip

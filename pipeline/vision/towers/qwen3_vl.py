@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import Qwen3VLConfig
 
-from longvlm.pipeline.model_folder import put_weights, read_json, read_tensors, resolve, weights_fingerprint
+from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.transfer import to_device
 from longvlm.pipeline.vision.pixels import Normalisation
 from longvlm.pipeline.vision.towers.contract import Encoded
+from longvlm.pipeline.weights import put_weights, read_tensors, weights_fingerprint
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Precision
 from longvlm.schemas.tower import TowerSpec
 
-MODEL_TYPE = "qwen3_vl"
 # Tokens of a pair of frames, rows and columns: 320 x 512 pixels. Their shape lies between 16:9 and 4:3, so that either
 # loses a tenth and a sixth of it to black bars.
 DEFAULT_GRID = (10, 16)

@@ -19,15 +19,15 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import SmolVLMConfig
 
-from longvlm.pipeline.model_folder import put_weights, read_json, read_tensors, resolve, weights_fingerprint
+from longvlm.pipeline.model_folder import read_json, resolve
 from longvlm.pipeline.vision.pixels import Normalisation
-from longvlm.pipeline.vision.towers.clip_siglip import transformer_block
 from longvlm.pipeline.vision.towers.contract import Encoded
+from longvlm.pipeline.vision.towers.vit import transformer_block
+from longvlm.pipeline.weights import put_weights, read_tensors, weights_fingerprint
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import Precision
 from longvlm.schemas.tower import TowerSpec
 
-MODEL_TYPE = "smolvlm"
 FRAMES_PER_FORWARD = {"cpu": 4, "cuda": 64}  # of 512 x 512 pixels, four times as many patches as ViT-L/14 has
 _PREFIX = re.compile(r"^(?:model\.)?(?=vision_model\.|connector\.)")
 

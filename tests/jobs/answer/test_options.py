@@ -13,7 +13,7 @@ from longvlm.jobs.answer.options import (
 )
 from longvlm.pipeline.models.contract import ModelSpec, Vocabulary
 from longvlm.pipeline.models.longvlm.init import word_tokenizer
-from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.store.ledger import RegisteredRecipe
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import AnswerRecipe

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +13,7 @@ from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.schemas import tables
 from longvlm.schemas.recipe import paper
 from longvlm.schemas.tower import TowerSpec
+from models import save_clip_tower
 
 TOWER = TowerSpec("tower", "w", 4, (4, 4), 64, 56, has_cls=True, search_dim=None)
 
@@ -40,3 +43,26 @@ def test_the_next_video_is_fetched_while_one_is_decoded(tmp_path, s3):
     assert list(scratch.iterdir()) == []
     assert tally.report()["decode"]["done"] == 2
     watch.close()
+
+
+def loaded_by(code):
+    """Names of the packages that a process has loaded after some code."""
+    code = f"import sys\n{code}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {*done.stdout.split()}
+
+
+def test_workers_load_what_their_stage_needs(tmp_path):
+    """Each starts in a process of its own, and every import is waited for once a worker."""
+    stages = loaded_by("import longvlm.jobs.index.stages")
+    assert not {"torch", "transformers", "ray", "duckdb", "deltalake", "av", "aiobotocore", "huggingface_hub"} & stages
+    tower = str(save_clip_tower(tmp_path, text=False))
+    encoder = loaded_by(
+        "from longvlm.jobs.cluster.tally import Tally\n"
+        "from longvlm.jobs.index.stages import Encode\n"
+        "from longvlm.pipeline.vision.towers.families import describe_tower\n"
+        "from longvlm.schemas.recipe import paper\n"
+        f"Encode(paper(describe_tower({tower!r})).spec(), Tally(), 'cpu', 1)"
+    )
+    assert "torch" in encoder
+    assert not {"transformers", "sympy", "ray", "duckdb", "deltalake", "av"} & encoder

@@ -5,7 +5,7 @@ import pytest
 
 from longvlm.jobs.train.plan import PLANNED, plan_training, select_conversations
 from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
-from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens

@@ -176,6 +176,6 @@ def test_last_words_are_short(decoder):
 
 
 def test_frames_of_another_size_are_refused(decoder, monkeypatch):
-    monkeypatch.setattr(video, "decode", misdeeds.too_many_frames)
+    monkeypatch.setattr(video, "decode", misdeeds.too_large_frames)
     with pytest.raises(TerminalError, match="frames of another size"):
         decoder.decode("a.mp4", [1], (8, 8))

@@ -158,7 +158,7 @@ def test_keyframes_widen_the_segments_that_they_stand_for(tmp_path, decoder):
     assert [segment["frames"] for segment in row["segments"]] == [[0, 0, 45, 45], [45, 90, 90, 90]]
     assert [segment["start_s"] for segment in row["segments"]] == [0.0, 1.8]
     assert [segment["end_s"] for segment in row["segments"]] == [2.0, 4.0]
-    assert [read_number(frame) for frame in frames_of(row)] == [0, 0, 45, 45, 45, 90, 90, 90]
+    assert [read_number(frame) for frame in frames_of(row)] == [0, 45, 90]  # each once, however often it is shown
     assert (row["decoder"], row["keyframe_shift_s"]) == ("pyav-keyframes", pytest.approx(0.88))  # 90 for 68
 
 

@@ -14,10 +14,11 @@ import torch
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.reference import PlainTokens
 from longvlm.pipeline.engine.requests import Group, Request
-from longvlm.pipeline.model_folder import SAFETENSORS, save_tensors
+from longvlm.pipeline.model_folder import SAFETENSORS
 from longvlm.pipeline.models.longvlm.init import begin
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.models.prefix import VideoPrefix
+from longvlm.pipeline.weights import save_tensors
 from longvlm.schemas.recipe import AnswerRecipe
 from models import save_clip_tower
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from longvlm.pipeline.model_folder import read_tensors
 from longvlm.pipeline.models.families import describe_model, load_model, load_whole, save
 from longvlm.pipeline.models.saving import TrainedWeights
 from longvlm.pipeline.vision.towers.families import describe_tower, load_tower
+from longvlm.pipeline.weights import read_tensors
 from longvlm.schemas.errors import InputError
 from models import save_llava, save_qwen3_vl, save_smolvlm
 

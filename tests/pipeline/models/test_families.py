@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from longvlm.pipeline.models.families import can_answer, describe_model, load_model, sight_of
-from longvlm.pipeline.models.prefix import Sight
+from longvlm.pipeline.models.sight import Sight
 from longvlm.schemas.errors import InputError
 from models import save_clip_tower, save_llava
 

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from longvlm.pipeline.models.prefix import SegmentTimes, Sight, VideoPrefix, prefix_of
+from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix, prefix_of
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.vision.tokens import VideoTokens
 
 SEGMENTS = [{"start_s": 10.0 * i, "end_s": 10.0 * i + 9, "first_frame": 10 * i} for i in range(4)]

@@ -27,6 +27,7 @@ from longvlm.pipeline.training.packing import ConversationTokenizer, Example, co
 from longvlm.pipeline.training.parameters import TrainableModel
 from longvlm.pipeline.vision.budget import fit
 from longvlm.pipeline.vision.encode import encode_units
+from longvlm.pipeline.vision.pictures import distinct_numbers
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.pipeline.vision.towers.families import describe_tower, load_tower
 from longvlm.schemas import tables
@@ -61,7 +62,7 @@ def unmerged(tower, frames_per_segment=4) -> IndexRecipe:
 def watched(recipe, segments=((0, 12, 25, 37), (50, 62, 75, 87), (100, 112, 125)), seed=0) -> pa.Table:
     """A unit of FRAMES: random pictures, at 25 frames a second."""
     height, width = recipe.tower.frame_size
-    numbers = [number for segment in segments for number in segment]
+    numbers = sorted({number for segment in segments for number in segment})
     pictures = np.random.default_rng(seed).integers(0, 256, (max(numbers) + 1, height, width, 3), np.uint8)
     frames = pictures[numbers]
     described = [
@@ -91,12 +92,11 @@ def shown_frames(recipe, unit):
     """All frames as the tower is shown them, a last picture that is not full filled up."""
     row = unit.to_pylist()[0]
     frames = np.frombuffer(row["frames"], np.uint8).reshape(-1, row["frame_height"], row["frame_width"], 3)
-    places, first = [], 0
+    numbers, shown = distinct_numbers(row["segments"]), []
     for segment in row["segments"]:
-        own = list(range(first, first + len(segment["frames"])))
-        places += own + own[-1:] * (-len(own) % recipe.tower.frames_per_picture)
-        first += len(own)
-    return torch.from_numpy(frames[places])
+        own = segment["frames"]
+        shown += own + own[-1:] * (-len(own) % recipe.tower.frames_per_picture)
+    return torch.from_numpy(frames[np.searchsorted(numbers, shown)])
 
 
 def answer_recipe(folder, precision="float32", **settings):

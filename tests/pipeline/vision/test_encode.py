@@ -18,7 +18,7 @@ from longvlm.pipeline.vision.encode import (
 from longvlm.pipeline.vision.merge import merge
 from longvlm.pipeline.vision.pictures import SegmentPictures
 from longvlm.pipeline.vision.tokens import from_arrow
-from longvlm.pipeline.vision.towers.clip_siglip import FRAMES_PER_FORWARD
+from longvlm.pipeline.vision.towers.clip_tower import FRAMES_PER_FORWARD
 from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode
@@ -27,7 +27,7 @@ from models import save_clip_tower, save_siglip_tower
 
 
 def frames_table(*units: dict) -> pa.Table:
-    """FRAMES rows; each unit gives `frames` (uint8 [F, px, px, 3]) and the frame numbers of its `segments`."""
+    """FRAMES rows; each unit gives the frame numbers of its `segments` and `frames` (uint8 [F, px, px, 3]) for all."""
     rows = []
     for i, unit in enumerate(units):
         frames = unit.pop("frames", None)
@@ -44,6 +44,8 @@ def frames_table(*units: dict) -> pa.Table:
         row = {"video_id": f"video{i}", "write_id": f"write{i}", "unit": 0, "num_units": 1, "decode_ms": 1.0}
         row |= {"num_segments": len(segments), "segments": segments}
         if frames is not None:
+            numbers = [number for segment in segments for number in segment["frames"]]
+            frames = frames[np.unique(numbers, return_index=True)[1]] if len(frames) == len(numbers) else frames
             row |= {
                 "frames": np.ascontiguousarray(frames).tobytes(),
                 "frame_height": frames.shape[1],

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from longvlm.pipeline.models.llava.model import describe_llava, load_llava
-from longvlm.pipeline.models.prefix import Sight, VideoPrefix
+from longvlm.pipeline.models.prefix import VideoPrefix
+from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.vision.towers.families import load_tower
 from longvlm.schemas.errors import InputError
 from models import LLAVAS, save_llava

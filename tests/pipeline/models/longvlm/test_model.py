@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longvlm.pipeline.models.longvlm.model import EMBED, HEAD, PROJECT, PROJECT_BIAS, describe_longvlm, load_longvlm
-from longvlm.pipeline.models.prefix import Sight, VideoPrefix
+from longvlm.pipeline.models.prefix import VideoPrefix
+from longvlm.pipeline.models.sight import Sight
 from longvlm.schemas.errors import InputError
 from support import lent
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel, SiglipModel,
 from transformers.utils import logging
 
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
-from longvlm.pipeline.vision.towers.clip_siglip import FRAMES_PER_FORWARD
+from longvlm.pipeline.vision.towers.clip_tower import FRAMES_PER_FORWARD
 from longvlm.pipeline.vision.towers.families import describe_tower, load_tower
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import paper
@@ -218,6 +218,40 @@ def test_models_without_a_known_tower_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(InputError, match=r"type llama, .* CLIP or SigLIP"):
         describe_tower(str(tmp_path))
+
+
+def with_vision(folder, copy, **fields):
+    """A copy of a whole model whose tower is configured otherwise."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["vision_config"] |= fields
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"hidden_size": "64"}, "the hidden_size '64', which must be a positive whole number"),
+        ({"image_size": [56, 56]}, r"the image_size \[56, 56\], which must be"),
+        ({"num_attention_heads": 7}, "64 channels in 7 heads"),
+        ({"patch_size": 112}, "56 pixels in patches of 112"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu' .* one of quick_gelu, silu, gelu, gelu_pytorch_tanh"),
+        ({"layer_norm_eps": None}, "layer_norm_eps None"),
+        ({"model_type": "vit"}, "type vit, which has no vision tower known here"),
+    ],
+)
+def test_a_config_of_no_such_tower_is_refused(tmp_path, clip, fields, says):
+    with pytest.raises(InputError, match=says):
+        describe_tower(str(with_vision(clip, tmp_path / "other", **fields)))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh", "silu"])
+def test_other_activations_are_those_of_transformers(tmp_path, clip, frames, activation):
+    folder = with_vision(clip, tmp_path / "other", hidden_act=activation)
+    tower = load_tower(str(folder))
+    states, _ = hidden_states(CLIPModel.from_pretrained(folder).vision_model, tower, frames)
+    torch.testing.assert_close(tower.encode(frames, -1).patches, states[-1][:, 1:], atol=1e-5, rtol=1e-5)
 
 
 def test_searching_needs_a_text_part_with_its_tokenizer(tmp_path, clip):

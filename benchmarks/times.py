@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvlm.pipeline.decode.isolate import Decoder
-from longvlm.pipeline.decode.orientation import orientation_of
 from longvlm.pipeline.decode.sampling import plan_segments
+from longvlm.pipeline.decode.scaling import orientation_of
 from longvlm.pipeline.decode.times import NS
 from longvlm.pipeline.decode.video import KEYFRAMES
 from longvlm.schemas.errors import TerminalError

@@ -12,7 +12,7 @@ import platform
 import resource
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _MAX_FILE_BYTES = 1 << 20  # what libraries print goes to an open file; nothing else may be written
@@ -21,7 +21,8 @@ _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION = 0x20080522
 _CAP_DAC_READ_SEARCH = 1 << 2  # of a worker that runs as root: it may have to read what is not its own
-_LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446  # the same numbers everywhere, as are all that came after 424
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # everywhere, as are all that came after 424
+_LANDLOCK_BENEATH, _WRITE_FILE = 1, 1 << 1
 _LANDLOCK_VERSION = 1
 _WRITE_FILES = 0b1_1111_1111_0010  # Landlock's access rights of its first version, but execute, read and list
 
@@ -88,13 +89,16 @@ def safe_environment() -> dict[str, str]:
     }
 
 
-def confine() -> list[str]:
+def confine(devices: Sequence[str] = ()) -> list[str]:
     """Sandbox this process: drop what its work does not need, for good and all threads to come; returns what holds now.
 
     "limits": no core dump, no file larger than 1 MB, 256 open files. "seccomp": no sockets, no processes or programs,
     no opening of files for writing, no signals to others, nothing typed into a terminal. "landlock": no reading of
     other processes' memory and environment, no writing, and (from Linux 6.7 on) no TCP. "capabilities": a worker that
     is root has a child that is not, but for reading.
+
+    Args:
+        devices: paths of device files that may be opened for reading and writing all the same, where Landlock holds.
     """
     for limit, enough in (
         (resource.RLIMIT_CORE, 0),
@@ -113,9 +117,9 @@ def confine() -> list[str]:
         return holds
     if _drop_capabilities(libc):
         holds.append("capabilities")
-    if _restrict_with_landlock(libc):
+    if _restrict_with_landlock(libc, devices):
         holds.append("landlock")
-    if _filter_system_calls(libc):
+    if _filter_system_calls(libc, may_open_devices="landlock" in holds and bool(devices)):
         holds.append("seccomp")
     return holds
 
@@ -130,8 +134,11 @@ def _drop_capabilities(libc: ctypes.CDLL) -> bool:
     return bool(libc.capset(header, struct.pack("=6I", permitted, permitted, 0, 0, 0, 0)) == 0)
 
 
-def _restrict_with_landlock(libc: ctypes.CDLL) -> bool:
-    """A ruleset without one rule: whatever it handles is refused. What it cannot reach is other processes, too."""
+def _restrict_with_landlock(libc: ctypes.CDLL, devices: Sequence[str] = ()) -> bool:
+    """A ruleset without a rule but for devices: whatever it handles is refused.
+
+    What it cannot reach is other processes, too.
+    """
     version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
     if version < 1:
         return False
@@ -145,22 +152,30 @@ def _restrict_with_landlock(libc: ctypes.CDLL) -> bool:
     ruleset = libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0:
         return False
+    for path in devices:
+        descriptor = os.open(path, os.O_PATH)
+        beneath = struct.pack("=Qi", _WRITE_FILE, descriptor)
+        libc.syscall(_LANDLOCK_ADD, ctypes.c_long(ruleset), _LANDLOCK_BENEATH, beneath, 0)
+        os.close(descriptor)
     held = libc.syscall(_LANDLOCK_RESTRICT, ctypes.c_long(ruleset), 0) == 0
     os.close(ruleset)
     return bool(held)
 
 
-def _filter_system_calls(libc: ctypes.CDLL) -> bool:
+def _filter_system_calls(libc: ctypes.CDLL, *, may_open_devices: bool) -> bool:
     if platform.machine() not in _ARCHITECTURES or sys.maxsize < 2**32:
         return False
-    program = b"".join(_program(*_ARCHITECTURES[platform.machine()]))
+    program = b"".join(_program(*_ARCHITECTURES[platform.machine()], may_open_devices=may_open_devices))
     held = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(held))
     return bool(libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0) == 0)
 
 
-def _program(audit_arch: int, column: int) -> Iterator[bytes]:
-    """The filter, eight bytes an instruction; `column` is that of the architecture in the tables above."""
+def _program(audit_arch: int, column: int, *, may_open_devices: bool = False) -> Iterator[bytes]:
+    """The filter, eight bytes an instruction; `column` is that of the architecture in the tables above.
+
+    It sees no paths: where devices may be opened, reading and writing at once is left to Landlock, which does.
+    """
     yield _instruction(_LOAD, 4)  # the architecture
     yield _instruction(_EQUALS, audit_arch, 1, 0)
     yield _instruction(_RETURN, _KILL)
@@ -174,7 +189,7 @@ def _program(audit_arch: int, column: int) -> Iterator[bytes]:
         for numbers in calls.values():
             if (refused := numbers[column]) is not None:
                 yield from _return_if(_EQUALS, refused, _EPERM)
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | (0 if may_open_devices else os.O_RDWR)
     for numbers, argument in ((_OPEN, 1), (_OPENAT, 2)):
         yield from _filter_argument(
             numbers[column], argument, [_instruction(_HAS_BITS, writing, 0, 1), _instruction(_RETURN, _EPERM)]

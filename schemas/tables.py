@@ -4,7 +4,6 @@ A new column goes to the end of its table's schema: rows so far read as null, an
 commit to that table. Columns are never renamed, removed or retyped; see `pipeline/store/delta.py`.
 """
 
-from datetime import datetime
 from typing import TypedDict
 
 import pyarrow as pa
@@ -215,28 +214,16 @@ FIRST_COLUMNS = {"videos": 26, "segments": 11, "tokens": 12, "answers": 22, "ver
 _LISTED = ("video_id", "source", "uri", "external_id", "etag", "size_bytes", "modified_at", "error_code", "error")
 LISTING = pa.schema([VIDEOS.field(name) for name in _LISTED])  # one row a listed video; with an error it is not watched
 
-PLAN = pa.schema([*LISTING, VIDEOS.field("write_id"), VIDEOS.field("attempts")])  # one row a video to watch
-
-
-class WorkRow(TypedDict):
-    """A row of LISTING that is to be watched."""
-
-    video_id: str
-    source: str
-    uri: str
-    external_id: str | None
-    etag: str | None
-    size_bytes: int | None
-    modified_at: datetime | None
-    error_code: str | None
-    error: str | None
-    attempts: int | None  # at this content; None before the first
-
-
-class PlanRow(WorkRow):
-    """A row of PLAN."""
-
-    write_id: str
+PLAN = pa.schema(  # one row a video to watch, or a part of a long one
+    [
+        *LISTING,
+        VIDEOS.field("write_id"),
+        VIDEOS.field("attempts"),
+        ("first_unit", pa.int32()),  # of a part; null: the video is watched from its beginning
+        ("end_unit", pa.int32()),  # the first that is not asked for; null: to its end, or as far as one decoder should
+    ]
+)
+ALL_UNITS = 2**31 - 1  # in place of an end: one decoder watches all of it, however long that takes
 
 
 _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code null means good so far
@@ -253,6 +240,8 @@ _UNIT = pa.schema(  # what is known of a unit from its decoding on; error_code n
         VIDEOS.field("keyframe_shift_s"),  # of this unit
         ("read_bytes", pa.int64()),  # from the network, since the unit before
         ("whole_because", pa.string()),  # why a file of which a part was to do was fetched whole
+        ("rest_ms", pa.float64()),  # CPU milliseconds that the units behind it will take, left to others; else null
+        ("cpu_because", pa.string()),  # why it was decoded on the CPU where a GPU was asked for; once for each reason
     ]
 )
 
@@ -282,40 +271,6 @@ SHARD = pa.struct([("path", pa.string()), ("size_bytes", pa.int64()), ("stats", 
 OUTCOMES = pa.schema(  # one row a unit: what the driver accounts for
     [*_UNIT, ("encode_ms", pa.float64()), ("tokens_shard", SHARD), ("segments_shard", SHARD)]
 )
-
-
-class ShardRow(TypedDict):
-    """A SHARD."""
-
-    path: str
-    size_bytes: int
-    stats: str
-
-
-class OutcomeRow(TypedDict):
-    """A row of OUTCOMES."""
-
-    video_id: str
-    write_id: str
-    unit: int
-    num_units: int
-    duration_s: float | None
-    fps: float | None
-    width: int | None
-    height: int | None
-    num_frames: int | None
-    codec: str | None
-    decoder: str | None
-    num_segments: int | None
-    error_code: str | None
-    error: str | None
-    decode_ms: float | None
-    read_bytes: int | None
-    whole_because: str | None
-    keyframe_shift_s: float | None
-    encode_ms: float | None
-    tokens_shard: ShardRow | None
-    segments_shard: ShardRow | None
 
 
 # --- batches between the operators of the answer job ---

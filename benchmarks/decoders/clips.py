@@ -72,11 +72,12 @@ def make_clips(scene: Path, folder: Path) -> list[Path]:
             with av.open(str(scene)) as container:
                 frames = [scaler.scale(frame, size) for frame in container.decode(video=0)]
             for clip in missing:
-                _encode(clip, frames, folder / clip.name)
+                encode(clip, frames, folder / clip.name)
     return [folder / clip.name for clip in MADE]
 
 
-def _encode(clip: MadeClip, frames: list[NDArray[np.uint8]], path: Path) -> None:
+def encode(clip: MadeClip, frames: list[NDArray[np.uint8]], path: Path) -> None:
+    """Encode RGB frames [height, width, 3] to a file."""
     encoder, options, ending = _ENCODERS[clip.codec]
     draft = path.with_name(f"draft.{ending}")
     with av.open(str(draft), "w") as container:

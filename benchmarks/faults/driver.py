@@ -74,8 +74,8 @@ def poison(names: dict[str, str]) -> None:
             return super().probe(path, mode, max_gap_s, **options)
 
     class Watch(stages.Watch):
-        def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
-            super().__init__(recipe, tally)
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
             self.decoder = Poisoned(deadline_s, CHILD_MEMORY_BYTES)
 
     _put(longvlm.jobs.index.run, Watch=Watch)
@@ -86,9 +86,9 @@ def scratch(folder: str) -> None:
     plain = vars(longvlm.jobs.index.run)["Watch"]
 
     class Watch(plain):  # type: ignore[misc,valid-type]  # as it is by now
-        def __init__(self, recipe: dict[str, Any], tally: Any) -> None:
+        def __init__(self, *args: Any) -> None:
             tempfile.tempdir = folder
-            super().__init__(recipe, tally)
+            super().__init__(*args)
 
     _put(longvlm.jobs.index.run, Watch=Watch)
 
@@ -165,7 +165,8 @@ def main() -> None:
     from longvlm.jobs import cli
 
     _put(longvlm.jobs.cluster.commits, COMMIT_EVERY_S=COMMIT_EVERY_S)
-    _put(longvlm.jobs.index.run, for_index=lambda *facts: replace(for_index(*facts), units_per_shard=UNITS_PER_SHARD))
+    changed = {"units_per_shard": UNITS_PER_SHARD}
+    _put(longvlm.jobs.index.run, for_index=lambda *facts, **options: replace(for_index(*facts, **options), **changed))
     for name, told in json.loads(sys.argv[1]).items():
         FAULTS[name](told)
     cli.main(sys.argv[2:])

@@ -9,6 +9,7 @@ encode  frames in host memory to merged tokens in host memory, at three towers' 
 answer  a LLaMA of 7B: questions a second, and how far that is from what the device could do
 train   a LLaMA of 7B: tokens a second and memory of training steps
 qwen3_vl  Qwen3-VL-2B: frames a second, and questions over them
+decode  videos on the card's own decoder: frames against the CPU's, hash by hash, and how many a second
 
 Each section has its share of the time, what one leaves goes to the next, and its JSON is in the folder as soon as there
 is something in it. `--device cpu --tiny` is a rehearsal. The last line is one JSON object.
@@ -31,7 +32,16 @@ from typing import Any, NoReturn
 from benchmarks.gpu.section import SectionResult, run_section
 
 # By worth, with the seconds that each is meant to need on an H100. The first is always run: it names the folder.
-SECTIONS = {"facts": 15, "right": 110, "memory": 45, "encode": 75, "answer": 110, "qwen3_vl": 45, "train": 60}
+SECTIONS = {
+    "facts": 15,
+    "right": 110,
+    "memory": 45,
+    "encode": 75,
+    "answer": 110,
+    "qwen3_vl": 45,
+    "decode": 30,
+    "train": 60,
+}
 MOST_FACTS_S = 90.0  # where a process has to import everything for itself
 RUNS = Path(__file__).parent / "runs"
 # Imported once, by a process that never touches a device and that all sections are forked from.

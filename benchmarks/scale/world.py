@@ -88,6 +88,7 @@ def encoded(videos: pa.Table) -> pa.Table:
                for name, value in constants.items() if name != "segments"}  # fmt: skip
     columns["segments"] = pa.array([constants["segments"]] * number, tables.ENCODED.field("segments").type)
     columns |= {name: videos[name] for name in ("video_id", "write_id")}
+    columns |= {field.name: pa.nulls(number, field.type) for field in tables.ENCODED if field.name not in columns}
     return pa.table(columns).select(tables.ENCODED.names).cast(tables.ENCODED)
 
 

@@ -24,6 +24,11 @@ WRITER_CPUS = 0.1  # writing a shard is a short burst of input and output every 
 ENCODERS_PER_WRITER = 4  # a writer takes 300 MB a second: the tokens of more than four GPUs
 DECODE_DEADLINE_S = 300.0  # for one unit of at most 100 frames; the slowest real unit seen took 30 s
 DECODER_THREADS = 2  # one decodes, one fetches the next video
+LONG_DECODE_S = 3600.0  # of a video still to be decoded: more is left to several decoders, once the wave is through
+PART_DECODE_S = 600.0  # of such a video for each of them: a hundred times what opening it takes ...
+MAX_PARTS = 32  # ... but no more parts, for each may have to fetch all of it
+DECODERS_PER_GPU = 8  # where GPUs decode: as many as an H100 has decoders, and one; each has its own 0.3 GB there
+DECODING_SHARE = 0.2  # of a GPU, for Ray's books: decoders are other parts of it than those that encode
 # Times as many encoders or answerers once nodes joined; not more, for Ray Data keeps CPUs free for all of them.
 GROWTH = 4
 DECODE_MEMORY_BYTES = 4 << 30  # a decoder needs 0.1 GB with in-decoder resize and up to 3.4 GB for full 1080p frames
@@ -45,15 +50,19 @@ class IndexResources:
     videos_per_block: int
     most_encoders: int  # once nodes joined
     most_writers: int
+    decoder_gpus: float = 0.0
+    long_decode_s: float = LONG_DECODE_S  # of one video by one decoder
 
 
-def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
+def for_index(cluster: Mapping[str, float], num_videos: int, *, decodes_on_gpu: bool = False) -> IndexResources:
     """The index job on a cluster as `ray.cluster_resources()` describes it."""
     cpus, gpus = max(1, int(cluster.get("CPU", 1))), int(cluster.get("GPU", 0))
+    decodes_on_gpu = decodes_on_gpu and gpus > 0
     if gpus:
         # A GPU encodes 100 frames in about 0.1 s and a core decodes them in about one: every core that is left decodes.
         # Where GPUs have few cores, all take less than one, or the writer would find no place.
         decoders, encoders, most_encoders = max(1, cpus - gpus - 1), gpus, GROWTH * gpus
+        decoders = min(decoders, DECODERS_PER_GPU * gpus) if decodes_on_gpu else decoders
         encoder_threads, units_per_forward, units_per_shard = 1, 8, 100
         left = cpus - WRITER_CPUS * max(1, gpus // ENCODERS_PER_WRITER)
         decoder_cpus = encoder_cpus = min(1.0, math.floor(100 * left / (decoders + encoders)) / 100)
@@ -77,7 +86,7 @@ def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
         decoder_cpus,
         encoders,
         encoder_cpus,
-        1.0 if gpus else 0.0,
+        (1.0 - DECODING_SHARE * decodes_on_gpu) if gpus else 0.0,
         encoder_threads,
         max(1, encoders // ENCODERS_PER_WRITER),
         units_per_forward,
@@ -85,7 +94,13 @@ def for_index(cluster: Mapping[str, float], num_videos: int) -> IndexResources:
         videos_per_block,
         most_encoders,
         max(1, most_encoders // ENCODERS_PER_WRITER),
+        DECODING_SHARE / DECODERS_PER_GPU if decodes_on_gpu else 0.0,
     )
+
+
+def num_parts(decode_s: float) -> int:
+    """Among how many decoders a video is shared out of which so many seconds of decoding are left."""
+    return min(max(math.ceil(decode_s / PART_DECODE_S), 1), MAX_PARTS)
 
 
 @dataclass(frozen=True)

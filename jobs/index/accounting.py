@@ -1,7 +1,8 @@
 """The accounting of an index run: every planned video ends as exactly one row, whatever Ray reports."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,30 +10,46 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longvlm.jobs.cluster import logs, metrics
+from longvlm.jobs.cluster.resources import num_parts
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas import clock, tables
 from longvlm.schemas.errors import OWN_FAILURES, ErrorCode
 from longvlm.schemas.identity import new_write_id
 from longvlm.schemas.recipe import TIME_RULE
-from longvlm.schemas.tables import OutcomeRow, PlanRow, WorkRow
+from longvlm.schemas.rows import OutcomeRow, PlanRow, WorkRow
+from longvlm.schemas.tables import ALL_UNITS
 
+_OUTAGES = (ErrorCode.NETWORK, ErrorCode.NO_SPACE)  # that may be over when a part of a video is tried again
 _FACTS = ("duration_s", "fps", "width", "height", "num_frames", "codec", "decoder", "num_segments")
 
 
 @dataclass
 class Account:
-    """Videos planned in one wave, and the outcomes of their units as they come in."""
+    """Videos planned in one wave, and the outcomes of their units as they come in.
+
+    A long video may be shared: the decoder that began it left the rest to others, as parts of the same write. Where
+    these do not find the same video, or do not get to its end, it is planned again for one decoder alone.
+    """
 
     recipe: str
     run_id: str
     planned: dict[str, PlanRow] = field(default_factory=dict)  # by write_id, until settled
     landed: dict[str, dict[int, OutcomeRow]] = field(default_factory=dict)  # by write_id and unit
+    shared: dict[str, float] = field(default_factory=dict)  # by write_id: CPU milliseconds that a unit takes to decode
+    alone: set[str] = field(default_factory=set)  # video_ids of those that could not be shared
     settled: Counter[str] = field(default_factory=Counter)  # videos that were indexed, or failed by code
 
     def plan(self, work: Sequence[WorkRow]) -> pa.Table:
         """Plan videos: a new write_id and one more attempt each. Returns tables.PLAN."""
         rows: list[PlanRow] = [
-            {**video, "write_id": new_write_id(), "attempts": (video["attempts"] or 0) + 1} for video in work
+            {
+                **video,
+                "write_id": new_write_id(),
+                "attempts": (video["attempts"] or 0) + 1,
+                "first_unit": None,
+                "end_unit": ALL_UNITS if video["video_id"] in self.alone else None,
+            }
+            for video in work
         ]
         self.planned |= {row["write_id"]: row for row in rows}
         return pa.Table.from_pylist(rows, schema=tables.PLAN)
@@ -45,11 +62,35 @@ class Account:
             write_id = outcome["write_id"]
             if write_id not in self.planned:  # failed by an earlier unit already
                 continue
+            if write_id in self.shared and outcome["error_code"] in _OUTAGES:  # of a part, which is as good as lost
+                continue
             units = self.landed.setdefault(write_id, {})
             units[outcome["unit"]] = outcome
-            if outcome["error_code"] or len(units) == outcome["num_units"]:
+            if outcome["error_code"]:
+                settled.append(self._settle(write_id, outcome, units))
+            elif not self._is_one_video(outcome, units):
+                self.alone.add(outcome["video_id"])
+                del self.landed[write_id], self.shared[write_id]
+            elif len(units) == outcome["num_units"]:
                 settled.append(self._settle(write_id, outcome, units))
         return settled
+
+    def _is_one_video(self, outcome: OutcomeRow, units: Mapping[int, OutcomeRow]) -> bool:
+        """Whether the decoders of a shared video found the same one, and showed it in the same way, so far."""
+        write_id, others = outcome["write_id"], [next(iter(units.values()))]
+        if outcome["rest_ms"] is not None:
+            self.shared[write_id] = outcome["rest_ms"] / (outcome["num_units"] - outcome["unit"] - 1)
+            others = list(units.values())
+        return write_id not in self.shared or all(_facts_of(other) == _facts_of(outcome) for other in others)
+
+    def parts(self) -> pa.Table:
+        """Plan what shared videos lack: tables.PLAN, a row for each part, of the same write and the same attempt."""
+        rows = [
+            {**self.planned[write_id], "first_unit": part.start, "end_unit": part.stop}
+            for write_id, unit_ms in self.shared.items()
+            for part in _parts(self.landed[write_id], unit_ms)
+        ]
+        return pa.Table.from_pylist(rows, schema=tables.PLAN)
 
     def _settle(self, write_id: str, outcome: OutcomeRow, units: dict[int, OutcomeRow]) -> dict[str, Any]:
         failed = outcome["error_code"] is not None
@@ -64,6 +105,7 @@ class Account:
 
     def _close(self, write_id: str, status: str, error_code: str | None, error: str | None) -> dict[str, Any]:
         self.landed.pop(write_id, None)
+        self.shared.pop(write_id, None)
         self.settled[error_code or status] += 1
         return self.planned.pop(write_id) | {
             "recipe": self.recipe,
@@ -83,8 +125,10 @@ class Account:
     def unaccounted(self) -> list[PlanRow]:
         """Forget what is planned and not settled, and return it as work to plan again."""
         lost = list(self.planned.values())
+        self.alone |= {self.planned[write_id]["video_id"] for write_id in self.shared}
         self.planned.clear()
         self.landed.clear()
+        self.shared.clear()
         return lost
 
     def lost(self, work: list[PlanRow], passes: int) -> list[dict[str, Any]]:
@@ -94,6 +138,23 @@ class Account:
             f"its outcome was lost {passes} times with the workers that held it; see the cluster's logs, then retry."
         )
         return [self._close(video["write_id"], "failed", ErrorCode.LOST, message) for video in work]
+
+
+def _facts_of(outcome: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(outcome[name] for name in (*_FACTS, "num_units"))
+
+
+def _parts(landed: Mapping[int, OutcomeRow], unit_ms: float) -> Iterator[range]:
+    """The units that a shared video lacks, in ranges that take about as long to decode."""
+    num_units = next(iter(landed.values()))["num_units"]
+    missing = [unit for unit in range(num_units) if unit not in landed]
+    most = math.ceil(len(missing) / num_parts(len(missing) * unit_ms / 1e3))
+    first = 0
+    for place in range(1, len(missing) + 1):
+        is_end = place == len(missing) or missing[place] != missing[place - 1] + 1
+        if is_end or place - first == most:
+            yield range(missing[first], missing[place - 1] + 1)
+            first = place
 
 
 @dataclass
@@ -117,11 +178,13 @@ class Counts:
     video_seconds: float = 0.0
     read_bytes: int = 0  # from the network
     read_whole: Counter[str] = field(default_factory=Counter)  # large videos of which a part would not do, by why
+    on_cpu: Counter[str] = field(default_factory=Counter)  # videos that a GPU was to decode and did not, by why
 
-    def add_read(self, outcomes: pa.Table) -> None:
-        """Count what tables.OUTCOMES tell of the network."""
+    def add_told(self, outcomes: pa.Table) -> None:
+        """Count what tables.OUTCOMES tell of the network, and of GPUs that decode."""
         self.read_bytes += pc.sum(outcomes["read_bytes"]).as_py() or 0
         self.read_whole.update(outcomes["whole_because"].drop_null().to_pylist())
+        self.on_cpu.update(outcomes["cpu_because"].drop_null().to_pylist())
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Count settled VIDEOS rows."""
@@ -137,7 +200,7 @@ class Counts:
     def as_json(self) -> dict[str, Any]:
         """The counts by name, failures by code, and what is left out by kind."""
         told: dict[str, Any] = {"failures": dict(self.failures), "left_out": dict(self.left_out.most_common())}
-        told["read_whole"] = dict(self.read_whole.most_common())
+        told |= {name: dict(getattr(self, name).most_common()) for name in ("read_whole", "on_cpu")}
         return {**vars(self), **told, "video_seconds": round(self.video_seconds, 3)}
 
     @property
@@ -192,7 +255,7 @@ def count_committed(parts: list[Finished], counts: Counts) -> None:
     """Count what is part of the store from now on."""
     outcomes = _outcomes(parts)
     metrics.count_written(outcomes)
-    counts.add_read(outcomes)
+    counts.add_told(outcomes)
     for part in parts:
         counts.add(part.rows)
         metrics.count_settled(part.rows)

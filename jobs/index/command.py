@@ -24,6 +24,13 @@ from longvlm.schemas.errors import ANY_CODE, ErrorCode, InputError
     "--recipe", metavar="NAME|FILE", help="paper, long, tiny, or a TOML/JSON file; default: the store's, or long."
 )
 @click.option("--decode", type=click.Choice(["exact", "keyframe"]), help="Decode every frame, or only keyframes.")
+@click.option(
+    "--decode-device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cuda: a GPU's own decoder, and the CPU for what it cannot decode, with the same pixels. Tried on no GPU yet.",
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Only paths below SOURCE that match; may be repeated.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No paths below SOURCE that match; may be repeated.")
 @click.option(

@@ -207,6 +207,7 @@ def _watch(drawn: pa.Table, run: IndexOrder, recipe: IndexRecipe, model: str, sc
         asked = IndexOrder(
             Source(str(manifest)),
             address,
+            decode_device=run.decode_device,
             thumbnails=run.thumbnails,
             max_failed=1.0,
             ray_address=run.ray_address,
@@ -241,7 +242,8 @@ def _from_sample(found: Forecast, order: ForecastOrder, work: dict[str, float], 
     found.stopped = watched.report.stopped
     if not watched.rows:
         return
-    resources = for_index(open_executor(order.run.ray_address).resources(), int(work["videos"]))
+    cluster, on_gpu = open_executor(order.run.ray_address).resources(), order.run.decode_device == "cuda"
+    resources = for_index(cluster, int(work["videos"]), decodes_on_gpu=on_gpu)
     values, intervals = project(watched.rows, work, _cost_model(order, watched, resources), order.seed or 0)
     found.measured_on = "sample"
     found.read_bytes = _read_bytes(watched, work)

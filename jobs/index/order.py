@@ -1,9 +1,11 @@
 """What an index run is asked to do, and what it reports."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from longvlm.jobs.index.accounting import Counts
+from longvlm.pipeline.decode.device import Device
 from longvlm.pipeline.source.corpus import Source
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import new_run_id
@@ -19,6 +21,7 @@ class IndexOrder:
     model: str | None = None
     recipe: str | None = None  # a name or a file; None: the store's own, or `long`
     decode: Decode | None = None  # exact or keyframe; None: as the recipe says
+    decode_device: Device = "cpu"  # cuda: a GPU's own decoder where there is one; the pixels are the same
     thumbnails: bool | None = None  # of segments; None: as the store remembers
     limit: int | None = None
     retry_failed: tuple[str, ...] = ()  # codes of failures to try again, or ANY_CODE
@@ -58,3 +61,9 @@ def check_order(order: IndexOrder) -> None:
         raise InputError("--prune with --limit would delete by half a look; leave --limit out, or prune another time.")
     if order.allow_mass_delete and not order.prune:
         raise InputError("--allow-mass-delete goes with --prune; add it, or leave both out.")
+
+
+def check_device(order: IndexOrder, cluster: Mapping[str, float]) -> None:
+    """Raise InputError where GPUs are to decode and a cluster, by `Executor.resources`, has none."""
+    if order.decode_device == "cuda" and cluster and not cluster.get("GPU"):
+        raise InputError("there is no GPU to decode with; leave --decode-device cuda out, and the CPU does it all.")

@@ -10,7 +10,7 @@ from longvlm.pipeline.source.copies import is_readable
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode
-from longvlm.schemas.tables import PlanRow
+from longvlm.schemas.rows import PlanRow
 
 REFUSALS_IN_A_ROW = 3
 _NUM_OTHERS = 8  # videos that are tried before all of a bucket is taken to be forbidden

@@ -36,11 +36,12 @@ from longvlm.jobs.cluster.resources import (
 )
 from longvlm.jobs.figures import counted
 from longvlm.jobs.index.accounting import Account, Counts, Finished, commit_to, count_committed
-from longvlm.jobs.index.order import IndexOrder, IndexReport, check_order
+from longvlm.jobs.index.order import IndexOrder, IndexReport, check_device, check_order
 from longvlm.jobs.index.refused import RefusedVideos
 from longvlm.jobs.index.stages import Encode, Watch, Write
 from longvlm.jobs.limits import INTERRUPTED, Limits, TooManyFailuresError
 from longvlm.jobs.runs import close_run
+from longvlm.pipeline.decode.device import Device
 from longvlm.pipeline.source.corpus import nothing_in, spool_source
 from longvlm.pipeline.source.scratch import scratch_folder
 from longvlm.pipeline.store.changes import ChangeCriteria, Changes, compare
@@ -50,7 +51,7 @@ from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.recipe import IndexRecipe
-from longvlm.schemas.tables import WorkRow
+from longvlm.schemas.rows import WorkRow
 
 
 def run_index(order: IndexOrder) -> IndexReport:
@@ -73,6 +74,7 @@ def index_source(order: IndexOrder) -> tuple[IndexReport, Store]:
         with changes:
             num_work = min(changes.num_work, order.limit or changes.num_work)
             executor = open_executor(order.ray_address) if num_work else None
+            check_device(order, executor.resources() if executor else {})
             store = store or Store.create(order.store)  # the input is good: from here on, something is written
             _keep_books(changes, store, report, prune=order.prune)
             if executor is not None:
@@ -157,8 +159,10 @@ def _index_work(
     has_thumbnails = keeps_thumbnails(store)
 
     def run_stages(plan: pa.Table) -> Iterator[pa.Table]:
-        resources = for_index(executor.resources(), num_work)  # a wave begins with what the cluster has by then
-        blocks, stages = _stages(recipe, store, resources, tally, plan, has_thumbnails=has_thumbnails)
+        cluster = executor.resources()  # a wave begins with what there is by then
+        resources = for_index(cluster, len(plan), decodes_on_gpu=order.decode_device == "cuda")
+        watching = (has_thumbnails, order.decode_device)
+        blocks, stages = _stages(recipe, store, resources, tally, plan, watching=watching)
         return executor.run(blocks, stages, limits.ends_s)
 
     limits = Limits(order.max_hours, order.max_failed, report.started_s)
@@ -219,19 +223,26 @@ class IndexRun:
         self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, self._commit)
 
     def index_wave(self, wave: Sequence[WorkRow]) -> None:
-        """One wave; what is lost in a pass is planned again, then fails as lost."""
+        """One wave, then the parts of its long videos; what is lost in a pass is planned again, then fails as lost."""
         for _ in range(MAX_PASSES):
-            for landed in self.stages(self.account.plan(wave)):
-                self._settle(self.refused.sift(landed, self.account.planned))
-                self._settle(self.refused.judge(self.account.planned))
-                if not self.account.planned:  # nothing more to wait for, while Ray still takes the stages down
-                    self.flush()
-                self.limits.check(self.account.settled)
-            self._settle(self.refused.judge(self.account.planned, is_end=True))
+            self._pass(self.account.plan(wave))
+            for _ in range(MAX_PASSES):
+                if len(parts := self.account.parts()):
+                    self._pass(parts)
             wave = left = self.account.unaccounted()
             if not left:
                 return
         self._finish(Finished(None, self.account.lost(left, MAX_PASSES)))
+
+    def _pass(self, plan: pa.Table) -> None:
+        """The stages over a plan once."""
+        for landed in self.stages(plan):
+            self._settle(self.refused.sift(landed, self.account.planned))
+            self._settle(self.refused.judge(self.account.planned))
+            if not self.account.planned:  # nothing more to wait for, while Ray still takes the stages down
+                self.flush()
+            self.limits.check(self.account.settled)
+        self._settle(self.refused.judge(self.account.planned, is_end=True))
 
     def flush(self) -> None:
         """Commit what is finished."""
@@ -259,18 +270,26 @@ class IndexRun:
 
 
 def _stages(
-    recipe: IndexRecipe, store: Store, resources: IndexResources, tally: Any, plan: pa.Table, *, has_thumbnails: bool
+    recipe: IndexRecipe,
+    store: Store,
+    resources: IndexResources,
+    tally: Any,
+    plan: pa.Table,
+    *,
+    watching: tuple[bool, Device],
 ) -> tuple[list[pa.Table], list[Stage]]:
-    """Stages 4 to 6 over a plan: tables.PLAN in blocks, tables.OUTCOMES out."""
-    blocks = [plan.slice(i, resources.videos_per_block) for i in range(0, len(plan), resources.videos_per_block)]
+    """Stages 4 to 6 over a plan: tables.PLAN in blocks, tables.OUTCOMES out; `watching` is what `Watch` is told."""
+    per_block = resources.videos_per_block if plan["first_unit"].null_count else 1  # of parts: Ray retries a block
+    blocks = [plan.slice(i, per_block) for i in range(0, len(plan), per_block)]
     spec, device = recipe.spec(), "cuda" if resources.encoder_gpus else "cpu"
     return blocks, [
         Stage(  # 4: one worker a core, since decoding is what there is most of
             Watch,
-            (spec, tally, has_thumbnails),
+            (spec, tally, *watching, resources.long_decode_s),
             None,
             workers=min(resources.decoders, len(blocks)),
             cpus=resources.decoder_cpus,
+            gpus=resources.decoder_gpus,
             threads=DECODER_THREADS,
             most=len(blocks),
         ),

@@ -1,5 +1,6 @@
 """The index job's stages 4 to 6 as an executor runs them: each wraps one operator and reports to the tally."""
 
+import math
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from longvlm.jobs.cluster.resources import DECODE_DEADLINE_S, DECODE_MEMORY_BYTE
 from longvlm.jobs.cluster.retry import persist
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, WORKER, StageReporter
 from longvlm.pipeline.decode.copy import VideoCopy, can_read_ahead, video_copy
+from longvlm.pipeline.decode.device import Device
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.units import decode_units, failed_unit
 from longvlm.pipeline.source.scratch import ScratchFolder
@@ -35,11 +37,14 @@ class Watch:
         recipe: dict[str, Any],
         tally: Any,
         has_thumbnails: bool = True,  # noqa: FBT001, FBT002 - an executor gives arguments by place
+        device: Device = "cpu",
+        long_decode_s: float = math.inf,
     ) -> None:
-        self.recipe, self.has_thumbnails = from_spec(recipe), has_thumbnails
+        self.recipe, self.has_thumbnails, self.long_decode_s = from_spec(recipe), has_thumbnails, long_decode_s
         self.stage, self.network = StageReporter("decode", tally), StageReporter("fetch", tally)
+        self.parts = StageReporter("parts", tally)  # of long videos: the bar over `decode` counts videos
         self.stage.start_logs()
-        self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
+        self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES, device)
         # Reads the indexes of sparse copies: in a child of its own, which starts when there is one, for the decoder's
         # is at work on the video before.
         self.surveyor = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES)
@@ -54,31 +59,39 @@ class Watch:
 
     def __call__(self, plan: pa.Table) -> Iterator[pa.Table]:
         """PLAN rows in, FRAMES rows out, each as soon as it is decoded."""
-        attempts = self.stage.attempts(plan["write_id"].to_pylist())
-        for video, begun in zip(plan.to_pylist(), attempts, strict=True):
-            if begun >= MAX_ATTEMPTS:
+        for video in plan.to_pylist():
+            stage, key = self.stage, video["write_id"]
+            if video["first_unit"] is not None:
+                stage, key = self.parts, f"{key}/{video['first_unit']}"
+            if stage.attempts([key])[0] >= MAX_ATTEMPTS:
                 yield _noted(failed_unit(video, killer("decoder")))
                 continue
             with ExitStack() as stack:
                 if not can_read_ahead(video, self.scratch.name):
                     stack.enter_context(self._decoding)  # in its turn: then it may wait for room
-                copy = stack.enter_context(self._fetched(video))
+                copy = stack.enter_context(self._fetched(video, key))
                 stack.enter_context(self._decoding)
-                clock = stack.enter_context(self.stage.work([video["write_id"]]))
-                units = decode_units(copy, self.recipe, self.decoder, has_thumbnails=self.has_thumbnails)
+                clock = stack.enter_context(stage.work([key]))
+                units = decode_units(
+                    copy,
+                    self.recipe,
+                    self.decoder,
+                    has_thumbnails=self.has_thumbnails,
+                    long_decode_s=self.long_decode_s,
+                )
                 while (frames := clock.time(next, units, None)) is not None:
                     clock.cpu_s += frames["decode_ms"][0].as_py() / 1000  # burnt in the child
                     yield _noted(frames)
 
     @contextmanager
-    def _fetched(self, video: dict[str, Any]) -> Iterator[VideoCopy]:
+    def _fetched(self, video: dict[str, Any], key: str) -> Iterator[VideoCopy]:
         """The video's local copy, fetched; of a remote one the tally hears how long that took."""
         if is_local(video["uri"]):
             with video_copy(video, self.recipe, self.surveyor, self.scratch.name) as copy:
                 yield copy
             return
         with ExitStack() as stack:
-            with self.network.work([video["write_id"]]) as clock:
+            with self.network.work([key]) as clock:
                 fetching = video_copy(video, self.recipe, self.surveyor, self.scratch.name)
                 spent_ms = self.surveyor.cpu_ms
                 copy = clock.time(stack.enter_context, fetching)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from longvlm.pipeline.decode.device import hwaccel
 from longvlm.pipeline.decode.fields import field_pairs
 from longvlm.pipeline.decode.frame_index import (
     PACKET,
@@ -51,15 +52,16 @@ class VideoFile:
         path: of a local file.
         is_brief: look at its headers alone, and at no packet to find out more: of a sparse copy there may be none yet.
         is_sparse: there are holes in it, between what is needed.
+        on_device: its pictures are decoded by a GPU.
 
     Raises:
-        TerminalError: with the code that says why there is nothing to watch.
+        TerminalError: with the code that says why there is nothing to watch, or why not on a GPU.
     """
 
-    def __init__(self, path: str, *, is_brief: bool = False, is_sparse: bool = False) -> None:
+    def __init__(self, path: str, *, is_brief: bool = False, is_sparse: bool = False, on_device: bool = False) -> None:
         import av
 
-        self.path, self.is_sparse = path, is_sparse
+        self.path, self.is_sparse, self.on_device = path, is_sparse, on_device
         self.size_bytes = Path(path).stat().st_size
         if self.size_bytes == 0:
             raise TerminalError(ErrorCode.EMPTY_FILE, "The file is empty (0 bytes); upload it again.")
@@ -68,9 +70,16 @@ class VideoFile:
         if is_brief:
             options |= {"probesize": "32", "analyzeduration": "1"}
         try:
-            self.container: Any = av.open(f"file:{path}", options=options, metadata_errors="replace")
+            self.container: Any = av.open(
+                f"file:{path}",
+                options=options,
+                metadata_errors="replace",
+                hwaccel=hwaccel() if on_device else None,
+            )
         except (av.FFmpegError, ValueError) as error:
             raise _diagnose_unreadable(path, str(error)) from error
+        except RuntimeError as error:  # of PyAV: no stream that the device could decode
+            raise TerminalError(ErrorCode.UNSUPPORTED_CODEC, f"{error}.") from error
         self.stream: Any = self._choose_stream()
         self.codec: Any = self.stream.codec_context
         self.codec.thread_count = 1  # a worker per core is faster than threads, and takes less memory
@@ -290,7 +299,7 @@ class VideoFile:
     def rewind(self) -> None:
         """Go back to the first packet, by opening the file anew: the one way that works for every format."""
         self.close()
-        fresh = VideoFile(self.path, is_sparse=self.is_sparse)
+        fresh = VideoFile(self.path, is_sparse=self.is_sparse, on_device=self.on_device)
         self.container, self.stream, self.codec = fresh.container, fresh.stream, fresh.codec
 
     def close(self) -> None:

@@ -1,14 +1,14 @@
 """The local copy from which a video is decoded: the file in place, a sparse copy of what is shown, or all of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from longvlm.pipeline.decode.isolate import Decoder
-from longvlm.pipeline.decode.sampling import plan_segments
-from longvlm.pipeline.source.copies import download, local_copy, persist
+from longvlm.pipeline.decode.sampling import plan_units
+from longvlm.pipeline.source.copies import check_unchanged, download, local_copy, persist
 from longvlm.pipeline.source.fetch import WholeNeededError
 from longvlm.pipeline.source.ranges import RemoteObject
 from longvlm.pipeline.source.scratch import has_room
@@ -35,6 +35,21 @@ class VideoCopy:
     whole_because: str | None = None  # why a large remote file had to be fetched whole
     _num_bytes: int = 0
 
+    @property
+    def is_part(self) -> bool:
+        """Whether other decoders have copies of the same video, and decode other units of it."""
+        return self.video.get("first_unit") is not None
+
+    def wanted(self, units: Sequence[Any]) -> range:
+        """Which of a video's units are to be decoded from this copy."""
+        end = self.video.get("end_unit")
+        return range(self.video.get("first_unit") or 0, len(units) if end is None else min(end, len(units)))
+
+    def check_unchanged(self) -> None:
+        """Check that what others decode is the same file. Raises as `copies.check_unchanged`."""
+        if self.is_part:
+            check_unchanged(self.video)
+
     def complete(self, why: str) -> None:
         """Fetch the whole file in place of a sparse copy that did not do. Raises as `copies.local_copy`."""
         self.is_sparse, self.whole_because = False, why
@@ -53,7 +68,7 @@ class VideoCopy:
             surveyor: reads the index of a sparse copy, which is as hostile as the rest of it.
         """
         uri, etag, size = self.video["uri"], self.video.get("etag"), self.video.get("size_bytes") or 0
-        if not may_be_sparse(size) or not may_need_little(recipe):
+        if not may_be_sparse(size) or not (self.is_part or may_need_little(recipe)):
             self.fetch_whole()
             return
         if not etag:
@@ -71,13 +86,15 @@ class VideoCopy:
             self._num_bytes += remote.num_bytes_read
 
     def _fill(self, copy: SparseCopy, recipe: IndexRecipe, surveyor: Decoder) -> None:
-        """Fetch the index, learn from it what the recipe will show, and fetch that."""
+        """Fetch the index, learn from it what the recipe will show of the wanted units, and fetch that."""
         uri = self.video["uri"]
         persist(uri, copy.fetch_index)
         found = surveyor.survey(self.path, recipe.decode, recipe.segment_s)
         if isinstance(found, str):
             raise WholeNeededError(found)
-        frames = [frame for segment in plan_segments(recipe, found) for frame in segment.frames]
+        units = plan_units(recipe, found)
+        segments = (segment for unit in self.wanted(units) for segment in units[unit])
+        frames = [frame for segment in segments for frame in segment.frames]
         for wanted in ranges_of(copy, frames, surveyor):
             persist(uri, partial(copy.fetch, wanted))
 

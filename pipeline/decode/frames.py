@@ -7,7 +7,7 @@ import numpy as np
 
 from longvlm.pipeline.decode.container import VideoFile, encrypted_error, max_missing_frames
 from longvlm.pipeline.decode.frame_index import FrameIndex
-from longvlm.pipeline.decode.orientation import Orientation, orientation_of
+from longvlm.pipeline.decode.scaling import Orientation, orientation_of
 from longvlm.pipeline.decode.times import NS
 from longvlm.pipeline.source.formats import is_encrypted
 from longvlm.schemas.errors import ErrorCode, TerminalError
@@ -163,6 +163,21 @@ class FrameReader:
             if shown is None or abs(number - shown[0]) > self._max_missing:
                 raise self._missing(number)
             yield shown
+
+    @property
+    def first(self) -> tuple[int, Any]:
+        """(number, frame) of the first that could be decoded."""
+        return self._first
+
+    @property
+    def has_problem(self) -> bool:
+        """Whether the decoder had one with a packet so far."""
+        return bool(self._problem)
+
+    @property
+    def can_seek(self) -> bool:
+        """Whether exact decoding may begin at any frame at little cost; no more, once a seek went astray."""
+        return self._can_seek
 
     @property
     def _position(self) -> int:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from longvlm.pipeline.confine import confine, isolated_python, safe_environment
 from longvlm.pipeline.decode import messages, survey, video
+from longvlm.pipeline.decode.device import Device
 from longvlm.pipeline.decode.scaling import Size
 from longvlm.pipeline.decode.times import TimedVideo
 from longvlm.pipeline.decode.video import DecodedFrames, Mode, Resize, size_out
@@ -41,7 +43,9 @@ _CHILD_ENV = {
     "MALLOC_MMAP_THRESHOLD_": "131072",
     "MALLOC_TRIM_THRESHOLD_": "131072",
 }
-_SERVE = "from longvlm.pipeline.decode.isolate import serve; serve(int(sys.argv[1]), float(sys.argv[2]))"
+_SERVE = "from longvlm.pipeline.decode.isolate import serve; serve(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])"
+_DEVICE_FILES = "nvidia*"  # in /dev: through which a program talks to its GPU
+_DEVICE_ENV = ("CUDA_VISIBLE_DEVICES",)  # which one a worker was given
 
 
 class Decoder:
@@ -50,11 +54,13 @@ class Decoder:
     Args:
         deadline_s: wall seconds that one call may take.
         memory_limit_bytes: resident memory of the whole child, some 80 MB of it for Python and the decoders.
+        device: "cuda" decodes on a GPU what that can, see `device`.
     """
 
-    def __init__(self, deadline_s: float, memory_limit_bytes: int) -> None:
+    def __init__(self, deadline_s: float, memory_limit_bytes: int, device: Device = "cpu") -> None:
         self.deadline_s = deadline_s
         self.memory_limit_bytes = memory_limit_bytes
+        self.device = device
         self.cpu_ms = 0.0  # CPU milliseconds spent in calls so far, failed ones too
         self._num_probed = 0  # by the child of now
         self.probed: tuple[str, bool] | None = None  # the video that the child holds open, and whether it is sparse
@@ -108,13 +114,16 @@ class Decoder:
 
         def room(message: dict[str, Any]) -> memoryview:
             nonlocal pixels
-            shown, _ = messages.read_frame_numbers(message.get("value"), frames)
+            shown, *_ = messages.read_frame_numbers(message.get("value"), frames)
             pixels = np.empty((len(set(shown)), *size_out(size, resize), 3), dtype=np.uint8)
             return pixels.reshape(-1).data
 
         value = self._call_into(video.decode, (path, frames, size, mode, resize), room)
-        shown, decoder = messages.read_frame_numbers(value, frames)
-        return DecodedFrames(pixels, shown, decoder)
+        return DecodedFrames(pixels, *messages.read_frame_numbers(value, frames))
+
+    def can_seek(self) -> bool:
+        """See `video.can_seek`; further failures as in `call`."""
+        return self.call(video.can_seek) is True
 
     def close_video(self) -> None:
         """Have the child close the video that it still holds open."""
@@ -170,13 +179,14 @@ class Decoder:
         # What libraries print goes here; its end explains a crash.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._socket, theirs = socket.socketpair()
+        kept = _DEVICE_ENV if self.device == "cuda" else ()
         self._child = subprocess.Popen(  # noqa: S603 - this interpreter, running `serve`
-            isolated_python(_SERVE, str(theirs.fileno()), str(self.deadline_s)),
+            isolated_python(_SERVE, str(theirs.fileno()), str(self.deadline_s), self.device),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
-            env=safe_environment() | _CHILD_ENV,
+            env=safe_environment() | _CHILD_ENV | {name: os.environ[name] for name in kept if name in os.environ},
             start_new_session=True,  # without our terminal, into which keystrokes could be put
         )
         theirs.close()
@@ -285,7 +295,7 @@ def _no_room(_: dict[str, Any]) -> memoryview:
     return memoryview(b"")
 
 
-def serve(descriptor: int, deadline_s: float) -> None:
+def serve(descriptor: int, deadline_s: float, device: str) -> None:
     """The child's main loop: answer calls until the parent closes the socket."""
     import av
 
@@ -293,7 +303,10 @@ def serve(descriptor: int, deadline_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its child
     parent = socket.socket(fileno=descriptor)
     requests = parent.makefile("rb")
-    parent.sendall(messages.serialise({"value": confine()}))
+    devices = [str(path) for path in Path("/dev").glob(_DEVICE_FILES)] if device == "cuda" else []
+    parent.sendall(messages.serialise({"value": confine(devices)}))
+    if device == "cuda":  # only now, for threads that there are before are not confined
+        video.use_device()
     while length := requests.read(messages.LENGTH_BYTES):
         function, args = messages.read_request(messages.parse(requests.read(messages.read_length(length))))
         # A child whose parent was killed in the middle of a call may hang with nobody left to end it.

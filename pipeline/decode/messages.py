@@ -47,7 +47,8 @@ def reply(value: Any, cpu_ms: float) -> tuple[bytes, memoryview]:
         said |= {"code": value.code.value, "error": value.message}
     elif isinstance(value, DecodedFrames):
         data = value.frames.reshape(-1).data
-        said |= {"value": {"shown": value.shown, "decoder": value.decoder}, "num_bytes": len(data)}
+        told = {"shown": value.shown, "decoder": value.decoder, "cpu_because": value.cpu_because}
+        said |= {"value": told, "num_bytes": len(data)}
     elif isinstance(value, TimedVideo):
         data = value.times_ns.astype("<i8").data.cast("B")
         said |= {"value": value.facts, "num_bytes": len(data)}
@@ -146,8 +147,8 @@ def read_video(value: Any, times_ns: NDArray[np.int64]) -> TimedVideo:
         raise InvalidMessageError("a video without frames, or with times that no frames have") from error
 
 
-def read_frame_numbers(value: Any, wanted: list[int]) -> tuple[tuple[int, ...], str]:
-    """The numbers of decoded frames, one for each wanted and in no other order, and the decoder's name."""
+def read_frame_numbers(value: Any, wanted: list[int]) -> tuple[tuple[int, ...], str, str | None]:
+    """The numbers of decoded frames, one for each wanted and in no other order, the decoder, and why no GPU was it."""
     numbers = value.get("shown") if isinstance(value, dict) else None
     if not isinstance(numbers, list) or len(numbers) != len(wanted):
         raise InvalidMessageError("not the frames that were asked for")
@@ -156,7 +157,8 @@ def read_frame_numbers(value: Any, wanted: list[int]) -> tuple[tuple[int, ...], 
     steps = zip(wanted, wanted[1:], numbers, numbers[1:], strict=False)
     if any(before <= after and first > second for before, after, first, second in steps):
         raise InvalidMessageError("frames out of order")
-    return tuple(numbers), _name(value, "decoder")
+    why = None if value.get("cpu_because") is None else _name(value, "cpu_because")
+    return tuple(numbers), _name(value, "decoder"), why
 
 
 def read_ranges(value: Any) -> list[tuple[int, int]]:

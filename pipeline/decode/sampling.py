@@ -6,7 +6,7 @@ import numpy as np
 
 from longvlm.pipeline.decode.times import NS, TimedVideo
 from longvlm.schemas.recipe import IndexRecipe
-from longvlm.schemas.timeline import Segment
+from longvlm.schemas.timeline import Segment, cut_into_units
 
 _ROUNDING = 1e-9  # slots: a length that is whole but for the last bits of a float counts as whole
 
@@ -40,6 +40,11 @@ def plan_segments(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:
     """The segments of a video under a recipe, in time order, at least one; together they cover the whole video."""
     plan = {"uniform": _uniform, "interval": _interval, "spread": _spread}[recipe.sampling]
     return plan(recipe, video)
+
+
+def plan_units(recipe: IndexRecipe, video: TimedVideo) -> list[list[Segment]]:
+    """The work units of a video under a recipe: its segments in groups, in time order."""
+    return cut_into_units(plan_segments(recipe, video))
 
 
 def _uniform(recipe: IndexRecipe, video: TimedVideo) -> list[Segment]:

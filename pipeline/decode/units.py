@@ -1,7 +1,9 @@
 """The decode stage of the index job: a planned video to its frames, one work unit at a time."""
 
 import io
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,26 +14,47 @@ from PIL import Image
 
 from longvlm.pipeline.decode.copy import VideoCopy
 from longvlm.pipeline.decode.isolate import Decoder
-from longvlm.pipeline.decode.sampling import plan_segments
+from longvlm.pipeline.decode.sampling import plan_units
 from longvlm.pipeline.decode.scaling import Size, fitted
 from longvlm.pipeline.decode.times import NS, TimedVideo
 from longvlm.pipeline.decode.video import KEYFRAMES, DecodedFrames
-from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
+from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError, TransientError
 from longvlm.schemas.recipe import IndexRecipe
 from longvlm.schemas.tables import FRAMES
-from longvlm.schemas.timeline import Segment, cut_into_units
+from longvlm.schemas.timeline import Segment
 
 T = TypeVar("T")
 THUMBNAIL_PX = 160  # at the longer side; about 4 kB
 _JPEG_QUALITY = 75
 
 
+@dataclass
+class _Rest:
+    """What is left of a video behind the units decoded so far, judged by what these took."""
+
+    num_units: int
+    most_ms: float  # that one decoder should do; what is more than that is left to others
+    spent_ms: float = 0.0
+
+    def too_long_ms(self, unit: int) -> float | None:
+        """The CPU milliseconds that are left behind a unit, if they are too many for one decoder."""
+        left_ms = self.spent_ms / (unit + 1) * (self.num_units - unit - 1)
+        return left_ms if left_ms > self.most_ms else None
+
+
 def decode_units(
-    copy: VideoCopy, recipe: IndexRecipe, decoder: Decoder, *, has_thumbnails: bool = False
+    copy: VideoCopy,
+    recipe: IndexRecipe,
+    decoder: Decoder,
+    *,
+    has_thumbnails: bool = False,
+    long_decode_s: float = math.inf,
 ) -> Iterator[pa.Table]:
     """Decode a video of which there is a copy as a recipe asks: yields tables.FRAMES, one row a unit.
 
-    Whatever goes wrong with the video ends in a last row with `error_code` and `error`; there is always a row.
+    Whatever goes wrong with the video ends in a last row with `error_code` and `error`; there is always a row. Where
+    more than `long_decode_s` of decoding are left, of a file that can be decoded from anywhere, the last row says so in
+    `rest_ms`: the units behind it are left to other decoders.
     """
     video = copy.video
     row = {"video_id": video["video_id"], "write_id": video["write_id"], "unit": 0, "num_units": 1}
@@ -41,25 +64,65 @@ def decode_units(
             raise TerminalError(ErrorCode(video["error_code"]), video["error"])
         if copy.error is not None:
             raise copy.error
+        copy.check_unchanged()
         try:
             info = _from_copy(copy, partial(_probe, copy, recipe, decoder))
-            segments = plan_segments(recipe, info)
-            units = cut_into_units(segments)
+            units = plan_units(recipe, info)
+            segments = [segment for unit in units for segment in unit]
+            rest = _Rest(len(units), math.inf if video.get("end_unit") else long_decode_s * 1e3)
             shape = _shape(recipe, info) if has_thumbnails else None
             row |= info.facts | {"num_units": len(units), "num_segments": len(segments)}
             row["num_pictures"] = sum(recipe.tower.num_pictures(segment.num_frames) for segment in segments)
-            for index, unit in enumerate(units):
-                row["unit"] = index
-                wanted = [frame for segment in unit for frame in segment.frames]
+            asked, told = _asked_for(copy, units), None
+            for index in asked:
+                row["unit"], began_ms = index, decoder.cpu_ms
+                wanted = [frame for segment in units[index] for frame in segment.frames]
                 decoded = _from_copy(copy, partial(_decode, copy, wanted, recipe, decoder))
+                rest.spent_ms += decoder.cpu_ms - began_ms
+                rest_ms = rest.too_long_ms(index) if index else None  # only a later one shows what seeking gives
+                if rest_ms is not None and not _is_repeatable(copy, wanted, recipe, decoder, decoded):
+                    rest_ms, rest.most_ms = None, math.inf
+                if index == asked[-1]:
+                    copy.check_unchanged()
                 row |= {"decoder": decoded.decoder, "decode_ms": decoder.cpu_ms - spent_ms, **copy.told}
-                row["keyframe_shift_s"] = _shift_s(wanted, decoded, info)
-                spent_ms = decoder.cpu_ms
-                yield _unit(row, _as_shown(unit, decoded, info), decoded, info, shape)
+                row |= {"keyframe_shift_s": _shift_s(wanted, decoded, info), "rest_ms": rest_ms}
+                row["cpu_because"] = decoded.cpu_because if decoded.cpu_because != told else None
+                spent_ms, told = decoder.cpu_ms, decoded.cpu_because
+                yield _unit(row, _as_shown(units[index], decoded, info), decoded, info, shape)
+                if rest_ms is not None:
+                    return
         finally:
             decoder.close_video()
     except PipelineError as error:
         yield failed_unit(row | {"decode_ms": decoder.cpu_ms - spent_ms, **copy.told}, error)
+
+
+def _asked_for(copy: VideoCopy, units: list[list[Segment]]) -> range:
+    """Which of a video's units are to be decoded. Raises TransientError where there is none of them any more."""
+    asked = copy.wanted(units)
+    if not asked:
+        raise TransientError(ErrorCode.NETWORK, "The file was replaced by a shorter one while decoders were at it.")
+    return asked
+
+
+def _is_repeatable(
+    copy: VideoCopy, frames: list[int], recipe: IndexRecipe, decoder: Decoder, decoded: DecodedFrames
+) -> bool:
+    """Whether a decoder that begins with these frames gives the same, which is tried.
+
+    By another one, since what this one gives next may depend on where it began.
+    """
+    if not decoder.can_seek():
+        return False
+    with Decoder(decoder.deadline_s, decoder.memory_limit_bytes) as other:
+        try:
+            again = _decode(copy, frames, recipe, other)
+            is_same = other.can_seek() and (again.shown, again.decoder) == (decoded.shown, decoded.decoder)
+        except TerminalError:  # what one decoder gave another one does not
+            return False
+        finally:
+            decoder.cpu_ms += other.cpu_ms
+    return is_same and np.array_equal(again.frames, decoded.frames)
 
 
 def _from_copy(copy: VideoCopy, read: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvlm.pipeline.decode.container import VideoFile
+from longvlm.pipeline.decode.device import DeviceDecoder
 from longvlm.pipeline.decode.frame_index import FrameIndex
 from longvlm.pipeline.decode.frames import FrameReader, KeyframeMissingError
 from longvlm.pipeline.decode.scaling import Scaler, Size, fitted, letterboxed, resize_nearest, upright
@@ -35,6 +37,7 @@ class DecodedFrames:
     frames: NDArray[np.uint8]  # [D, height, width, 3]: of the distinct numbers of `shown`, ascending
     shown: tuple[int, ...]  # [F]; as asked for, but in keyframe mode and where a frame is missing
     decoder: str
+    cpu_because: str | None = None  # why a GPU did not decode them, where one was to
 
     def __post_init__(self) -> None:
         """Check the shape: a frame for each number."""
@@ -85,6 +88,16 @@ def decode(path: str, frames: list[int], size: Size, mode: Mode = "exact", resiz
     return _OPEN[0].decode(frames, size_out(size, resize), resize)
 
 
+def use_device() -> None:
+    """Have this process decode on its GPU from now on, and on the CPU what will not do there."""
+    _DEVICES.append(DeviceDecoder())
+
+
+def can_seek() -> bool:
+    """Whether decoding of the video in hand may begin anywhere, without what comes before."""
+    return bool(_OPEN) and _OPEN[0].can_seek
+
+
 def size_out(size: Size, resize: Resize) -> Size:
     """The size that frames have after a resize to another one."""
     return (NEAREST_PX, NEAREST_PX) if resize == "nearest" else (size[0], size[1])
@@ -106,6 +119,45 @@ class OpenVideo:
         self.reader = FrameReader(self.file, self._frame_index(math.inf if max_gap_s is None else max_gap_s))
         self.info = self._info(self.reader.frame_index)
         self._scaler = Scaler(is_colour_between=not self._can_use_keyframes and self._was_decords)
+        self.cpu_because = self._move_to(_DEVICES[0]) if _DEVICES else None  # why a GPU does not decode it
+
+    def _move_to(self, device: DeviceDecoder) -> str | None:
+        """Go on with a GPU, if it makes of the first frame what the CPU made; else why not, in a word or two."""
+        import av
+
+        reason = device.refuses(self.info.codec, self.file.codec.pix_fmt, is_interlaced=self.file.fields is not None)
+        if reason is not None:
+            return reason
+        file = None
+        try:
+            file = VideoFile(self.file.path, is_sparse=self.file.is_sparse, on_device=True)
+            reader = FrameReader(file, self.reader.frame_index)
+            reason = None if self._is_alike(reader) else "other pixels"
+        except (TerminalError, av.FFmpegError):
+            reason = ErrorCode.DECODE_FAILED.value
+        if reason is None:
+            self.reader.close()
+            self.file, self.reader = reader.file, reader
+        elif file is not None:
+            file.close()
+        return reason
+
+    def _is_alike(self, other: FrameReader) -> bool:
+        """Whether another reader has the same first frame: its number, its pixels as stored and shown, how it lies."""
+        (number, frame), (other_number, other_frame) = self.reader.first, other.first
+        planar, other_planar = self._scaler.planar(frame), self._scaler.planar(other_frame)
+        return (
+            (number, self.reader.orientation) == (other_number, other.orientation)
+            and np.array_equal(planar.to_ndarray(), other_planar.to_ndarray())
+            and np.array_equal(self._scaler.rgb(frame), self._scaler.rgb(other_frame))
+        )
+
+    def _leave_device(self) -> None:
+        """Go on with the CPU: a picture was missing, and whether it is in the file only that can tell."""
+        self.cpu_because = ErrorCode.DECODE_FAILED.value
+        self.reader.close()
+        self.file = VideoFile(self.file.path, is_sparse=self.file.is_sparse)
+        self.reader = FrameReader(self.file, self.reader.frame_index)
 
     def _frame_index(self, max_gap_s: float) -> FrameIndex:
         """The frame index; decides whether keyframes will do."""
@@ -144,6 +196,16 @@ class OpenVideo:
 
     def decode(self, frames: list[int], size: Size, resize: Resize) -> DecodedFrames:
         """See the function `decode`."""
+        if self.file.on_device:
+            with suppress(TerminalError):  # the CPU is to say what is wrong
+                decoded = self._decode(frames, size, resize)
+                is_whole = decoded.decoder == KEYFRAMES or decoded.shown == tuple(frames)
+                if is_whole and not self.reader.has_problem:
+                    return decoded
+            self._leave_device()
+        return self._decode(frames, size, resize)
+
+    def _decode(self, frames: list[int], size: Size, resize: Resize) -> DecodedFrames:
         wanted = sorted(set(frames))
         if self._can_use_keyframes and (found := self._decode_keyframes(wanted, size, resize)) is not None:
             shown, pixels = found
@@ -152,7 +214,12 @@ class OpenVideo:
             shown, pixels = self._resized(self.reader.read_exact(wanted), len(wanted), size, resize)
             decoder = "pyav"
         shown_for = dict(zip(wanted, shown, strict=True))
-        return DecodedFrames(pixels, tuple(shown_for[number] for number in frames), decoder)
+        return DecodedFrames(pixels, tuple(shown_for[number] for number in frames), decoder, self.cpu_because)
+
+    @property
+    def can_seek(self) -> bool:
+        """See the function `can_seek`."""
+        return self.file.is_seekable if self._can_use_keyframes else self.reader.can_seek
 
     @property
     def _was_decords(self) -> bool:
@@ -194,6 +261,8 @@ class OpenVideo:
         try:
             pixels = self._resized(self.reader.read_keyframes(distinct.tolist()), len(distinct), size, resize)[1]
         except KeyframeMissingError:  # then all frames are needed to get at the wanted ones
+            if self.file.on_device:
+                raise self.file.undecodable("") from None
             self._can_use_keyframes = False
             self._refuse_holes()
             self.file.rewind()
@@ -227,4 +296,5 @@ class OpenVideo:
         return shown, pixels[:num_distinct]
 
 
+_DEVICES: list[DeviceDecoder] = []  # the GPU's decoder, at most one, where this process was to use it
 _OPEN: list[OpenVideo] = []  # the video in hand, at most one: units of one video are decoded one after the other

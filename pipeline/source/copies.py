@@ -114,6 +114,31 @@ def _check_readable(path: str) -> None:
         raise _refusal(path, error) or TransientError(ErrorCode.NETWORK, f"{path} cannot be read: {error}.") from error
 
 
+def check_unchanged(video: dict[str, Any]) -> None:
+    """Check that a file is still the one that was listed, as far as that can be told: by etag, else by size and time.
+
+    Args:
+        video: uri, etag, size_bytes and modified_at of it, as columns of tables.LISTING.
+
+    Raises:
+        TransientError: NETWORK, it is another one; or as `local_copy`.
+    """
+    now: dict[str, Any] = {}
+
+    def look() -> None:
+        fs, path = locate(video["uri"])
+        fs.invalidate_cache(path)
+        now.update(facts(fs.info(path)))
+
+    persist(video["uri"], look)
+    names = ("etag",) if video.get("etag") and now["etag"] else ("size_bytes", "modified_at")
+    if any(None not in (video.get(name), now[name]) and video[name] != now[name] for name in names):
+        raise TransientError(
+            ErrorCode.NETWORK,
+            "The file was replaced while several decoders were at it; the next run takes the new one.",
+        )
+
+
 def download(uri: str, path: str, size_bytes: int | None) -> None:
     """Download a remote file over one that is there. Raises as `local_copy`."""
 

@@ -15,6 +15,7 @@ from longvlm.pipeline.store.look import PROVED, Look
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ANY_CODE
+from longvlm.schemas.rows import WorkRow
 
 _STAMP_S = 0.002  # two milliseconds: a length made of stamps in milliseconds may be off by that much
 _MEMORY_GB = 1.5  # of DuckDB's; a listing and a ledger of a million rows fit, more goes to disk
@@ -193,7 +194,7 @@ class Changes:
         ((seq,),) = con.execute("SELECT coalesce(max(seq), 0) FROM ledger_videos").fetchall()
         self.look = Look(seq, dict(con.execute("FROM moves").fetchall()))
 
-    def waves(self, num_videos: int, limit: int | None = None) -> Iterator[list[tables.WorkRow]]:
+    def waves(self, num_videos: int, limit: int | None = None) -> Iterator[list[WorkRow]]:
         """The work in the order of uris, so many videos at a time: tables.LISTING, and `attempts` at this content."""
         end = self._end(limit)
         for start in range(0, end, num_videos):

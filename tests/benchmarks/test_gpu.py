@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import section
+from benchmarks.gpu import decode, section
 from benchmarks.gpu.__main__ import FIGURES, SECTIONS, summary
-from benchmarks.gpu.section import SectionResult, check, run_section
+from benchmarks.gpu.section import Run, SectionResult, check, run_section
 from support import ROOT
 
 # What the machine that it is meant for lacks; but for httpx2, which transformers here cannot do without.
@@ -159,6 +159,23 @@ def test_an_error_is_a_sentence(outcome):
     done, _ = outcome(refuse)
     assert done.error == "OutOfMemoryError: none left on cpu."
     assert section.describe(AssertionError("so it is.")) == "so it is."
+
+
+def test_without_pyav_the_section_of_decoding_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(decode, "find_spec", lambda _: None)
+    decode.run(Run(torch.device("cpu"), is_tiny=True, ends_s=time.monotonic() + 60, send=said.append))
+    assert said == [("found", {"skipped": decode.MISSING}), ("line", decode.MISSING)]
+
+
+def test_frames_are_held_against_the_cpus_where_there_is_pyav():
+    context, heard = multiprocessing.get_context("fork"), []
+    done = run_section(context, "decode", "cpu", 120, is_tiny=True, on_news=lambda _, line: heard.append(line))
+    assert done.error is None
+    clips = {name: clip for name, clip in done.found.items() if isinstance(clip, dict)}
+    assert {name.partition("-")[0] for name in clips} == {"h264", "hevc", "vp9", "av1"}
+    assert {clip["different"] for clip in clips.values()} == {0}
+    assert all(clip["cpu_because"] for name, clip in clips.items() if name.startswith("av1"))
 
 
 def test_the_last_line_says_what_did_not_run():

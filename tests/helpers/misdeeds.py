@@ -169,7 +169,10 @@ def read_environment_of_the_parent():
 
 
 def in_a_child(confined_by, name, *args):
-    """The answer of a misdeed done in a process that is confined by one means of `confine`, or by "nothing"."""
+    """The answer of a misdeed done in a process that is confined by one means of `confine`, or by "nothing".
+
+    Or by all of them, but for a device whose path is named.
+    """
     code = f"""
 import ctypes, misdeeds
 from longvlm.pipeline import confine
@@ -177,6 +180,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 if {confined_by!r} == "landlock":
     assert libc.prctl(38, 1, 0, 0, 0) == 0
     assert confine._restrict_with_landlock(libc)
+elif {confined_by!r} != "nothing":
+    confine.confine([{confined_by!r}])
 print(misdeeds.{name}(*{args!r}))
 """
     path = os.pathsep.join([str(ROOT), *sys.path])

@@ -79,6 +79,22 @@ def test_landlock_alone_keeps_files_safe(decoder, tmp_path):
     assert misdeeds.in_a_child("nothing", "write", str(tmp_path / "a.txt")) == "done"
 
 
+def test_a_device_may_be_opened_and_nothing_else_be_written(decoder, tmp_path):
+    if not {"landlock", "seccomp"} <= set(decoder.confined):
+        pytest.skip(f"the kernel has no Landlock or no filter; what holds: {decoder.confined}")
+    victim = tmp_path / "a.txt"
+    victim.touch()
+    assert misdeeds.in_a_child("/dev/zero", "open_all_rights", "/dev/zero") == "done"
+    for misdeed, path in (
+        ("open_all_rights", "/dev/null"),
+        ("open_all_rights", str(victim)),
+        ("write", str(victim)),
+        ("write", "/dev/zero"),
+        ("remove", str(victim)),
+    ):
+        assert "refused" in misdeeds.in_a_child("/dev/zero", misdeed, path), (misdeed, path)
+
+
 def test_nothing_is_typed_into_a_terminal(filtered):
     assert filtered.call(misdeeds.open_the_terminal) == "refused: No such device or address"  # it has none
     assert filtered.call(misdeeds.type_into, 0) == "refused: Operation not permitted"

@@ -1,6 +1,6 @@
 import pytest
 
-from longvlm.jobs.cluster.resources import WRITER_CPUS, for_answer, for_index
+from longvlm.jobs.cluster.resources import MAX_PARTS, PART_DECODE_S, WRITER_CPUS, for_answer, for_index, num_parts
 
 CLUSTERS = [{"CPU": 1}, {"CPU": 2}, {"CPU": 16}, {"CPU": 64, "GPU": 4}, {"CPU": 2, "GPU": 1}, {"CPU": 8, "GPU": 8}]
 
@@ -26,6 +26,19 @@ def test_encoders_grow_with_gpus_and_writers_with_encoders():
     assert (r.encoders, r.most_encoders, r.writers, r.most_writers) == (4, 16, 1, 4)
     r = for_index({"CPU": 64}, 1000)
     assert (r.encoders, r.most_encoders, r.writers, r.most_writers) == (8, 8, 2, 2)
+
+
+@pytest.mark.parametrize("cluster", [{"CPU": 16, "GPU": 1}, {"CPU": 64, "GPU": 4}, {"CPU": 2, "GPU": 1}])
+def test_where_gpus_decode_they_have_room_for_all_who_ask(cluster):
+    r = for_index(cluster, 1000, decodes_on_gpu=True)
+    assert 0 < r.decoders * r.decoder_gpus + r.encoders * r.encoder_gpus <= cluster["GPU"] + 1e-9
+    assert r.encoders == cluster["GPU"]
+    assert r.decoders <= 8 * cluster["GPU"]
+    assert for_index({"CPU": 4}, 10, decodes_on_gpu=True) == for_index({"CPU": 4}, 10)
+
+
+def test_long_videos_are_shared_out_in_parts_of_minutes_but_not_too_many():
+    assert [num_parts(times * PART_DECODE_S) for times in (0, 1, 1.1, 6, 1e4)] == [1, 1, 2, 6, MAX_PARTS]
 
 
 def test_small_runs_keep_every_decoder_busy():

@@ -1,8 +1,10 @@
 import pyarrow as pa
 import pytest
 
+from longvlm.jobs.cluster.resources import PART_DECODE_S
 from longvlm.jobs.index.accounting import Account, Counts
 from longvlm.schemas import tables
+from longvlm.schemas.tables import ALL_UNITS
 
 FACTS = {"duration_s": 30.0, "fps": 25.0, "width": 64, "height": 48, "num_frames": 750, "codec": "h264"}
 
@@ -56,6 +58,69 @@ def test_what_vanishes_is_planned_again_and_then_lost():
     assert account.add(table(outcome(other, 1, 2))) == []  # a unit of the first pass is no part of the second
     (row,) = account.lost(account.unaccounted(), 3)
     assert (row["status"], row["error_code"], row["video_id"]) == ("failed", "lost", "v1")
+
+
+def planned_parts(account):
+    return [(row["write_id"], row["first_unit"], row["end_unit"]) for row in account.parts().to_pylist()]
+
+
+def left(video, unit, num_units, rest_s):
+    return outcome(video, unit, num_units) | {"rest_ms": rest_s * 1e3}
+
+
+def test_what_a_decoder_left_is_planned_in_parts_of_the_same_write():
+    account, (video, short) = account_of(2)
+    assert (video["first_unit"], video["end_unit"]) == (None, None)
+    assert planned_parts(account) == []
+    account.add(table(outcome(short, 0, 2), outcome(video, 0, 12), left(video, 1, 12, 3.5 * PART_DECODE_S)))
+    write_id = video["write_id"]
+    assert planned_parts(account) == [(write_id, 2, 5), (write_id, 5, 8), (write_id, 8, 11), (write_id, 11, 12)]
+    assert {row["attempts"] for row in account.parts().to_pylist()} == {1}
+    account.add(table(*(outcome(video, unit, 12) for unit in (2, 3, 4, 5, 8, 9, 10, 11))))
+    assert planned_parts(account) == [(write_id, 6, 8)]  # what one of them lost, and nothing else
+    (row,) = account.add(table(outcome(video, 6, 12), outcome(video, 7, 12)))
+    assert (row["status"], row["decode_ms"], row["attempts"]) == ("indexed", 60.0, 1)
+    assert planned_parts(account) == []
+    assert [row["video_id"] for row in account.unaccounted()] == ["v1"]
+
+
+def test_units_that_were_lost_before_the_rest_are_parts_too():
+    account, (video,) = account_of(1)
+    account.add(table(outcome(video, 0, 9), left(video, 3, 9, 2.5 * PART_DECODE_S)))
+    write_id = video["write_id"]
+    assert planned_parts(account) == [(write_id, 1, 3), (write_id, 4, 6), (write_id, 6, 8), (write_id, 8, 9)]
+
+
+def test_a_part_that_fails_fails_its_video_once():
+    account, (video,) = account_of(1)
+    account.add(table(outcome(video, 0, 9), left(video, 1, 9, 60)))
+    (row,) = account.add(table(outcome(video, 2, 9), outcome(video, 3, 9, "decode_failed"), outcome(video, 4, 9)))
+    assert (row["status"], row["error_code"]) == ("failed", "decode_failed")
+    assert planned_parts(account) == account.unaccounted() == []
+
+
+def test_a_part_that_meets_an_outage_is_planned_again_and_at_last_one_decoder_does_it_all():
+    account, (video,) = account_of(1)
+    account.add(table(outcome(video, 0, 4), left(video, 1, 4, 60)))
+    for _ in range(2):
+        assert account.add(table(outcome(video, 0, 1, "network"))) == []
+        assert planned_parts(account) == [(video["write_id"], 2, 4)]
+    (again,) = account.plan(account.unaccounted()).to_pylist()
+    assert (again["first_unit"], again["end_unit"]) == (None, ALL_UNITS)
+    (row,) = account.add(table(outcome(again, 0, 4), outcome(again, 0, 1, "network")))
+    assert (row["status"], row["error_code"]) == ("failed", "network")
+
+
+@pytest.mark.parametrize("found", [{"num_frames": 751}, {"decoder": "pyav-keyframes"}, {"num_units": 8}])
+def test_parts_that_find_another_video_are_given_up_for_one_decoder_alone(found):
+    account, (video,) = account_of(1)
+    account.add(table(outcome(video, 0, 9), left(video, 1, 9, 60)))
+    assert account.add(table(outcome(video, 2, 9), outcome(video, 3, 9) | found, outcome(video, 4, 9))) == []
+    assert planned_parts(account) == []
+    (again,) = account.plan(account.unaccounted()).to_pylist()
+    assert again["write_id"] != video["write_id"]
+    assert (again["first_unit"], again["end_unit"]) == (None, ALL_UNITS)
+    assert [row["status"] for row in account.add(table(*(outcome(again, unit, 9) for unit in range(9))))] == ["indexed"]
 
 
 def test_counts_add_up_or_say_so():

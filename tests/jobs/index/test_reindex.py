@@ -134,7 +134,11 @@ def test_failures_are_tried_again_by_code(night):
 
 def test_a_run_ends_well_when_its_time_is_over_and_the_next_goes_on(tmp_path, clips, model, monkeypatch):
     plain = longvlm.jobs.index.run.for_index
-    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", lambda *facts: replace(plain(*facts), units_per_shard=2))
+    monkeypatch.setattr(
+        longvlm.jobs.index.run,
+        "for_index",
+        lambda *facts, **options: replace(plain(*facts, **options), units_per_shard=2),
+    )
     first = run_index(order_for(clips, tmp_path / "store", model=model, max_hours=1e-9))
     assert first.out_of_time
     assert first.stopped is None

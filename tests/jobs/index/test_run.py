@@ -152,7 +152,7 @@ def with_resources(**changes):
 
     from longvlm.jobs.cluster.resources import for_index
 
-    return lambda cluster, num_videos: replace(for_index(cluster, num_videos), **changes)
+    return lambda *facts, **options: replace(for_index(*facts, **options), **changes)
 
 
 def test_an_operator_that_breaks_stops_the_run_and_keeps_what_was_done(tmp_path, clips, model, monkeypatch):
@@ -195,6 +195,11 @@ def test_a_broken_writer_call_is_never_seen(tmp_path, indexed):
         ({"model": "broken"}, "config.json"),
         ({"recipe": "paperr"}, "paper, long, tiny"),
         ({"recipe": "thirtyone.toml"}, "ends at 30"),
+        pytest.param(
+            {"decode_device": "cuda"},
+            "no GPU to decode with",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
     ],
 )
 def test_wrong_input_is_a_sentence_and_writes_nothing(tmp_path, clips, model, monkeypatch, settings, says):

@@ -70,7 +70,9 @@ def test_frames_cross_as_bare_bytes():
     message, frames = received(DecodedFrames(pixels, (3, 9), "pyav"))
     assert message["num_bytes"] == len(frames) == pixels.nbytes
     assert bytes(frames) == pixels.tobytes()
-    assert messages.read_frame_numbers(message["value"], [3, 10]) == ((3, 9), "pyav")
+    assert messages.read_frame_numbers(message["value"], [3, 10]) == ((3, 9), "pyav", None)
+    message, _ = received(DecodedFrames(pixels, (3, 9), "pyav", "codec\nav1"))
+    assert messages.read_frame_numbers(message["value"], [3, 10]) == ((3, 9), "pyav", "codec av1")
 
 
 def test_errors_cross_as_one_line():

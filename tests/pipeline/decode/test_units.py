@@ -1,4 +1,5 @@
 import io
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -6,10 +7,12 @@ import pytest
 from PIL import Image
 
 from clips import damage, read_number, write_clip, write_still
+from longvlm.pipeline.decode import units
 from longvlm.pipeline.decode.copy import video_copy
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.sampling import uniform_indices
 from longvlm.pipeline.decode.units import decode_units, failed_unit
+from longvlm.pipeline.source import sparse
 from longvlm.pipeline.source.corpus import Source, list_source
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.recipe import IndexRecipe, paper, tiny
@@ -236,3 +239,134 @@ def test_what_its_entry_in_the_source_told_is_the_outcome(tmp_path, decoder):
     listed = {**planned(str(tmp_path / "a.mp4")), "error_code": "bad_entry", "error": "its name is none."}
     (unit,) = units_of(listed, paper(TOWER), decoder, tmp_path)
     assert (unit["error_code"][0].as_py(), unit["error"][0].as_py()) == ("bad_entry", "its name is none.")
+
+
+# --- a long video whose rest one decoder leaves to others: together they give what one alone gives, bit for bit ---
+
+FIVE_UNITS = IndexRecipe("five", TOWER, "uniform", 20, 20, num_segments=25)
+UNEVEN_S = [number / 25 + 0.3 * (number // 7) for number in range(300)]
+
+
+def watched(video, recipe, decoder, scratch, **settings):
+    return [unit.to_pylist()[0] for unit in units_of(video, recipe, decoder, scratch, **settings)]
+
+
+def shared(video, recipe, decoder, scratch, per_part=1):
+    """The rows of a video that is left to others as soon as it may be, a decoder's after the other's, latest first."""
+    first = watched(video, recipe, decoder, scratch, long_decode_s=0.0)
+    parts = []
+    for start in range(len(first), first[0]["num_units"], per_part):
+        part = video | {"first_unit": start, "end_unit": min(start + per_part, first[0]["num_units"])}
+        parts.insert(0, watched(part, recipe, decoder, scratch))
+    return [first, *parts]
+
+
+def without_figures(rows):
+    plain = {"decode_ms": 0.0, "read_bytes": 0, "whole_because": None, "rest_ms": None}
+    return sorted((row | plain for row in rows), key=lambda row: row["unit"])
+
+
+@pytest.mark.parametrize("decode", ["exact", "keyframe"])
+@pytest.mark.parametrize("times_s", [None, UNEVEN_S], ids=["even", "uneven"])
+@pytest.mark.parametrize("recipe", [FIVE_UNITS, MANY_UNITS], ids=["five", "often"])
+def test_parts_are_what_one_decoder_gives(tmp_path, decoder, recipe, times_s, decode):
+    options = {"preset": "medium", "bf": "3"}
+    path = write_clip(tmp_path / "a.mp4", 300, times_s=times_s, options=options, gop=40)
+    recipe = replace(recipe, decode=decode)
+    whole = watched(planned(path), recipe, decoder, tmp_path)
+    first, *parts = shared(planned(path), recipe, decoder, tmp_path)
+    assert [row["unit"] for row in first] == [0, 1]
+    assert first[0]["rest_ms"] is None
+    assert first[1]["rest_ms"] > 0
+    assert len(parts) == len(whole) - 2
+    assert without_figures([row for part in [first, *parts] for row in part]) == without_figures(whole)
+
+
+def test_what_is_not_long_enough_is_not_left(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 300)
+    rows = watched(planned(path), FIVE_UNITS, decoder, tmp_path, long_decode_s=600.0)
+    assert [row["rest_ms"] for row in rows] == [None] * 5
+
+
+def test_a_part_is_left_to_nobody_and_neither_is_what_one_decoder_shall_watch_alone(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 300)
+    part = planned(path) | {"first_unit": 2, "end_unit": 5}
+    assert [row["unit"] for row in watched(part, FIVE_UNITS, decoder, tmp_path, long_decode_s=0.0)] == [2, 3, 4]
+    alone = planned(path) | {"end_unit": 2**31 - 1}
+    assert len(watched(alone, FIVE_UNITS, decoder, tmp_path, long_decode_s=0.0)) == 5
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.ts", "libx264"), ("a.avi", "mpeg4")])
+def test_what_can_only_be_read_in_order_is_not_left(tmp_path, decoder, name, codec):
+    path = write_clip(tmp_path / name, 300, codec=codec)
+    rows = watched(planned(path), FIVE_UNITS, decoder, tmp_path, long_decode_s=0.0)
+    assert [row["rest_ms"] for row in rows] == [None] * 5
+
+
+def test_a_file_that_gives_other_pixels_after_a_seek_is_not_left(tmp_path, decoder):
+    """Intra refresh has no keyframe but the first, and the container may call any frame one."""
+    options = {"preset": "medium", "bf": "0", "intra-refresh": "1", "x264-params": "keyint=40"}
+    path = write_clip(tmp_path / "a.mp4", 300, gop=40, noise=30, options=options)
+    whole = watched(planned(path), FIVE_UNITS, decoder, tmp_path)
+    [rows] = shared(planned(path), FIVE_UNITS, decoder, tmp_path)
+    assert without_figures(rows) == without_figures(whole)
+
+
+def test_a_decoder_that_gives_something_else_the_second_time_goes_on_alone(tmp_path, decoder, monkeypatch):
+    class Different(Decoder):
+        def decode(self, *args):
+            decoded = super().decode(*args)
+            decoded.frames[-1, 0, 0] += 1
+            return decoded
+
+    monkeypatch.setattr(units, "Decoder", Different)
+    path = write_clip(tmp_path / "a.mp4", 300)
+    rows = watched(planned(path), FIVE_UNITS, decoder, tmp_path, long_decode_s=0.0)
+    assert [row["rest_ms"] for row in rows] == [None] * 5
+
+
+def test_a_part_of_a_file_that_was_replaced_fails(tmp_path, decoder):
+    path = write_clip(tmp_path / "a.mp4", 300)
+    (listed,) = list_source(Source(str(path))).to_pylist()
+    part = listed | {"write_id": "w", "first_unit": 2, "end_unit": 3}
+    assert [row["error_code"] for row in watched(part, FIVE_UNITS, decoder, tmp_path)] == [None]
+    os.utime(path, (1, 1))
+    (row,) = watched(part, FIVE_UNITS, decoder, tmp_path)
+    assert row["error_code"] == "network"
+    assert "replaced while" in row["error"]
+    (row,) = watched(planned(path) | {"first_unit": 7, "end_unit": 8}, FIVE_UNITS, decoder, tmp_path)
+    assert "replaced by a shorter one" in row["error"]
+
+
+def test_of_a_remote_file_each_part_fetches_its_own(tmp_path, s3, decoder, monkeypatch):
+    monkeypatch.setattr(sparse, "MIN_BYTES", 0)
+    monkeypatch.setattr(sparse, "_WINDOW_BYTES", 1 << 10)
+    path = write_clip(tmp_path / "a.mp4", 1200, size=(160, 120), gop=20, noise=30)
+    s3.upload_file(str(path), "bucket", "a.mp4")
+    (listed,) = list_source(Source("s3://bucket")).to_pylist()
+    whole = watched(planned(path), MANY_UNITS, decoder, tmp_path)
+    first, *parts = shared(listed | {"write_id": "w"}, MANY_UNITS, decoder, tmp_path, per_part=3)
+    assert sum(row["read_bytes"] for row in first) == path.stat().st_size
+    told = [(row["video_id"], row["whole_because"], row["error_code"]) for part in parts for row in part]
+    assert told == [(listed["video_id"], None, None)] * (len(whole) - 2)
+    assert all(0 < sum(row["read_bytes"] for row in part) < path.stat().st_size / 2 for part in parts)
+    rows = [row | {"video_id": "v"} for part in [first, *parts] for row in part]
+    assert without_figures(rows) == without_figures(whole)
+
+
+def test_a_part_of_a_remote_file_that_was_replaced_fails(tmp_path, s3, decoder):
+    s3.upload_file(str(write_clip(tmp_path / "a.mp4", 300)), "bucket", "a.mp4")
+    (listed,) = list_source(Source("s3://bucket")).to_pylist()
+    part = listed | {"write_id": "w", "first_unit": 2, "end_unit": 3, "etag": "0" * 32}
+    (row,) = watched(part, FIVE_UNITS, decoder, tmp_path)
+    assert row["error_code"] == "network"
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("decode", ["exact", "keyframe"])
+@pytest.mark.parametrize("path", cases(VIDEOS, "good/*"))
+def test_parts_of_real_files_are_what_one_decoder_gives(path, tmp_path, decoder, decode):
+    recipe = replace(FIVE_UNITS, decode=decode)
+    whole = watched(planned(path), recipe, decoder, tmp_path)
+    parts = shared(planned(path), recipe, decoder, tmp_path, per_part=2)
+    assert without_figures([row for part in parts for row in part]) == without_figures(whole)

@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 from benchmarks.measure import interleave, square_product
 from longvlm.pipeline.vision.merge import merge
 from longvlm.pipeline.vision.pixels import Normalisation, Pixels
-from longvlm.pipeline.vision.towers.clip_siglip import ClipTower
+from longvlm.pipeline.vision.towers.clip_tower import ClipTower
 from longvlm.schemas.recipe import halving_schedule
 from longvlm.schemas.tower import TowerSpec
 

@@ -104,5 +104,5 @@ def stored_fingerprint(tensors: Iterable[tuple[str, StoredTensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda named: named[0]):
         digest.update(f"{name} torch.{tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(tensor.data)
+        digest.update(tensor.data.data)
     return digest.hexdigest()[:16]

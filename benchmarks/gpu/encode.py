@@ -23,7 +23,7 @@ from benchmarks.measure import finished, interleave, peak_flops
 from longvlm.pipeline.transfer import Fetch
 from longvlm.pipeline.vision.encode import encode_units
 from longvlm.pipeline.vision.merge import Merged, merge
-from longvlm.pipeline.vision.towers.clip_siglip import FRAMES_PER_FORWARD, ClipTower
+from longvlm.pipeline.vision.towers.clip_tower import FRAMES_PER_FORWARD, ClipTower
 from longvlm.schemas.recipe import IndexRecipe, long
 from longvlm.schemas.tables import ENCODED, FRAMES
 

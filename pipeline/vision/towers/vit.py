@@ -32,9 +32,7 @@ class VisionTransformer(nn.Module):
         self.embeddings = _Embeddings(config)
         if config.has_cls:
             self.pre_layrnorm = _norm(config)  # so it is spelt in every checkpoint
-        self.encoder = nn.ModuleDict(
-            {"layers": nn.ModuleList(_VitBlock(config) for _ in range(config.num_hidden_layers))}
-        )
+        self.encoder = _Layers(config)
         self.post_layernorm = _norm(config)
         if has_head:
             self.head = _PoolingHead(config)
@@ -103,6 +101,14 @@ class _VitBlock(nn.Module):
         super().__init__()
         self.layer_norm1, self.layer_norm2 = _norm(config), _norm(config)
         self.self_attn, self.mlp = _VitAttention(config), _VitMlp(config)
+
+
+class _Layers(nn.Module):
+    """The blocks of a tower."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_VitBlock(config) for _ in range(config.num_hidden_layers))
 
 
 class _PoolingHead(nn.Module):

@@ -132,3 +132,13 @@ def test_counts_add_up_or_say_so():
     counts.listed += 1
     with pytest.raises(RuntimeError, match="do not add up"):
         counts.check()
+
+
+def test_what_was_told_of_reading_and_of_gpus_is_counted_by_why():
+    _, (one, other) = account_of(2)
+    rows = [outcome(one, 0, 2) | {"read_bytes": 5, "cpu_because": "codec av1"}, outcome(one, 1, 2) | {"read_bytes": 7}]
+    rows.append(outcome(other, 0, 1) | {"whole_because": "no index", "cpu_because": "codec av1"})
+    counts = Counts()
+    counts.add_told(table(*rows))
+    told = counts.as_json()
+    assert (told["read_bytes"], told["read_whole"], told["on_cpu"]) == (12, {"no index": 1}, {"codec av1": 2})

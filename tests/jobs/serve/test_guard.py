@@ -54,8 +54,8 @@ def test_no_path_leads_out_of_what_is_shown(server, path):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "X"])
-def test_pages_are_only_read(server, method):
-    status, headers, _ = server.ask("/", method, body=b"")
+def test_pages_are_only_read(impatient, method):
+    status, headers, _ = impatient.ask("/", method, body=b"")
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
 
@@ -86,7 +86,7 @@ def test_every_answer_carries_what_browsers_hold_to(server, target):
     assert headers["Content-Security-Policy"].startswith("default-src 'self'; ")
     assert "unsafe" not in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
-    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Referrer-Policy"] == "same-origin"
     assert "server" not in headers
 
 
@@ -295,8 +295,8 @@ def test_a_server_loads_no_ray_and_no_torch_before_it_searches(shown):
     code = (
         "import sys, json\n"
         "from longvlm.jobs.serve.app import make_app\n"
-        "from longvlm.jobs.serve.library import Library\n"
-        "make_app(Library(sys.argv[1]), '127.0.0.1', None)\n"
+        "from longvlm.jobs.serve.pinned import ShownStore\n"
+        "make_app(ShownStore(sys.argv[1]), '127.0.0.1', None)\n"
         "print(json.dumps([name for name in ('ray', 'torch', 'transformers') if name in sys.modules]))\n"
     )
     done = subprocess.run(

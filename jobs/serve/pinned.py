@@ -102,6 +102,12 @@ class PinnedStore:
         return from_spec(json.loads(found[0]["spec"])).tower.name
 
     @cached_property
+    def recipe(self) -> str:
+        """The fingerprint of the recipe that the views show; empty where there is none yet."""
+        found = self.rows("SELECT recipe FROM recipes WHERE active")
+        return str(found[0]["recipe"]) if found else ""
+
+    @cached_property
     def num_by_status(self) -> dict[str, int]:
         """How many videos there are, by status."""
         counted = self.rows("SELECT status, count(*) AS number FROM videos GROUP BY status ORDER BY status DESC")
@@ -125,7 +131,7 @@ class PinnedStore:
         )
 
 
-class Library:
+class ShownStore:
     """A store that is looked at for as long as the server runs.
 
     Args:
@@ -152,6 +158,12 @@ class Library:
                 self._renew()
             finally:
                 self._renewing.release()
+        return self._pinned
+
+    def renewed(self) -> PinnedStore:
+        """The store as it is now, whenever it was looked at last: with what this process has just written."""
+        with self._renewing:
+            self._renew()
         return self._pinned
 
     def _renew(self) -> None:

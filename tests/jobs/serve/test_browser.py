@@ -6,6 +6,7 @@ from servers import SCRIPT_NAME
 from support import BROWSER, missing
 
 COLOURS = {"runOnly": ["color-contrast", "link-in-text-block"]}  # the rest of a page is the same in all sizes
+COLOURFUL = ("library", "video", "question", "found")
 WIDTHS = {"phone": (360, 740), "desk": (1440, 900)}
 
 
@@ -209,6 +210,7 @@ def test_every_page_can_be_read_by_everybody(tab, videos_by_name, tmp_path, size
     for name, path in pages.items():
         tab.goto(path)
         tab.screenshot(path=tmp_path / f"{name}-{size}-{scheme}.png")
-        found = Axe().run(tab, options=None if size == "phone" else COLOURS).response["violations"]
-        assert [(name, one["id"], one["help"]) for one in found if one["impact"] in ("serious", "critical")] == []
+        if size == "phone" or name in COLOURFUL:
+            found = Axe().run(tab, options=None if size == "phone" else COLOURS).response["violations"]
+            assert [(name, one["id"], one["help"]) for one in found if one["impact"] in ("serious", "critical")] == []
         assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -89,7 +89,7 @@ class Pages:
         if self._asker is not None and form.question:
             try:
                 now = self._asker.ask(pinned, [video], form, keep=False)
-                first, unkept = now.question_hash, next(iter(now.answers), None)
+                first, unkept = now.question_hash, None if now.num_reused else next(iter(now.answers), None)
             except InputError as error:
                 trouble = str(error)
         segments = segments_of(pinned, video["write_id"])

@@ -180,7 +180,8 @@ def answers_of(pinned: PinnedStore, write_id: str, first: str = "", unkept: Row 
         for row in some:
             name = names[row["model"] or "", row["answer_recipe"] or ""]
             if name is not None:
-                answers[name] = {**row, "place": place, "evidence": row["evidence"] or []}
+                known = {"place": place, "evidence": row["evidence"] or [], "is_kept": row is not unkept}
+                answers[name] = row | known
                 place += 1
         questions.append(AskedOfVideo(question or "", question_hash, answers))
     models = list(dict.fromkeys(name for name in names.values() if name is not None))

@@ -33,6 +33,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from longvlm import tinyworld
+from longvlm.jobs.answer.loaded import LoadedModel
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
 from longvlm.jobs.query.verify import verify
@@ -173,7 +174,7 @@ def find_events(store: Store, texts: TextEncoder, seed: int, num_videos: int) ->
 
 def verify_names(store: Store, texts: TextEncoder, seed: int, num_videos: int) -> dict[str, Any]:
     """Precision of the first ten hits by score and by the model's yes, and how many a second are verified."""
-    snapshot = store.pin()
+    snapshot, loaded = store.pin(), LoadedModel(store, None, "float32")
     count: dict[str, int] = defaultdict(int)
     for _, name, _, _ in only_ones(seed, num_videos):
         count[name] += 1
@@ -183,7 +184,7 @@ def verify_names(store: Store, texts: TextEncoder, seed: int, num_videos: int) -
         query = texts.encode([with_article(name)])[0].numpy()
         hits = search(snapshot, query, CANDIDATES).rows
         started_s = time.perf_counter()
-        told = verify(store, snapshot, hits, f"is there {with_article(name)}?", None, "float32")
+        told = verify(loaded, snapshot, hits, f"is there {with_article(name)}?")
         seconds += time.perf_counter() - started_s
         num_asked += len(hits)
         by_yes = sorted(range(len(hits)), key=lambda i: -(told.yes[i] or 0.0))

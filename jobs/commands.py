@@ -13,8 +13,8 @@ WHAT, VIDEOS, MODEL, CLUSTER, OUTPUT = "What", "Which videos", "Model and memory
 GROUPS: dict[str, str] = {  # group -> its options, of one command alone or of all; all others say what is to be done
     WHAT: "sql.file",
     VIDEOS: "where limit include exclude retry_failed restale prune allow_mass_delete sample seed videos uris file",
-    MODEL: "model recipe decode budget budgets tokens_per_segment focus template precision max_new_tokens temperature "
-    "top_p kv_gb answer.seed",
+    MODEL: "model asked_model recipe decode budget budgets tokens_per_segment focus template precision max_new_tokens "
+    "temperature top_p kv_gb answer.seed",
     CLUSTER: "ray_address workers max_hours max_failed gpu_price cpu_price address working_dir pip env no_wait",
     OUTPUT: "as_json form quiet dry_run evidence report out yes by search.limit",
 }

@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "jobs.compare": BELOW_JOBS | {"jobs.cluster", "jobs.index", "jobs.answer"},
     "jobs.operate": BELOW_JOBS | {"jobs.cluster", "jobs.index", "jobs.answer"},
     "jobs.query": BELOW_JOBS | {"jobs.cluster", "jobs.answer"},
-    "jobs.serve": BELOW_JOBS | {"jobs.cluster", "jobs.query"},
+    "jobs.serve": BELOW_JOBS | {"jobs.cluster", "jobs.answer", "jobs.query"},
 }
 KNOW_ALL_JOBS = {"jobs.cli", "jobs.demo"}  # of the files at the root of jobs/, which the rooms use
 # Libraries that a room must do without, so that it runs where they are not installed or costs little to start.

@@ -31,7 +31,8 @@ from longvlm.jobs.cluster.progress import progress
 from longvlm.jobs.cluster.resources import COMMIT_ANSWERS, GROWTH, MAX_PASSES, AnswerResources, for_answer
 from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.runs import close_run
-from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.models.contract import ModelSpec
+from longvlm.pipeline.store.ledger import RegisteredRecipe, Store
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, TerminalError
 from longvlm.schemas.identity import new_run_id
@@ -132,20 +133,7 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
     doing("reading the store and the model")
     store = Store.open(order.store)
     spec, stored = choose_answer_model(store, order.model)
-    recipe = AnswerRecipe(
-        model=spec.name,
-        weights=spec.weights,
-        index_recipe=stored.fingerprint,
-        template=fit_template(spec, order.template),
-        precision=order.precision,
-        budget=fit_budget(spec, order.budget, order.max_new_tokens),
-        tokens_per_segment=order.tokens_per_segment,
-        focus=fit_focus(stored, order.focus, order.budget),
-        max_new_tokens=order.max_new_tokens,
-        temperature=order.temperature,
-        top_p=order.top_p,
-        seed=order.seed,
-    )
+    recipe = recipe_for(order, spec, stored)
     doing("planning what to ask")
     snapshot = store.pin()
     report = AnswerReport(new_run_id(), store, plan(snapshot, order.questions, recipe, order.where, order.limit))
@@ -166,6 +154,24 @@ def answer_questions(order: AnswerOrder) -> AnswerReport:
         logs.ended("answer", report.run_id, report.as_json(), report.stopped)
     report.wall_s = time.time() - started_s
     return report
+
+
+def recipe_for(order: AnswerOrder, spec: ModelSpec, stored: RegisteredRecipe) -> AnswerRecipe:
+    """How a model answers an order from what a stored recipe keeps. Raises InputError where it cannot."""
+    return AnswerRecipe(
+        model=spec.name,
+        weights=spec.weights,
+        index_recipe=stored.fingerprint,
+        template=fit_template(spec, order.template),
+        precision=order.precision,
+        budget=fit_budget(spec, order.budget, order.max_new_tokens),
+        tokens_per_segment=order.tokens_per_segment,
+        focus=fit_focus(stored, order.focus, order.budget),
+        max_new_tokens=order.max_new_tokens,
+        temperature=order.temperature,
+        top_p=order.top_p,
+        seed=order.seed,
+    )
 
 
 class _AnswerRun:

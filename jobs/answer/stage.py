@@ -19,6 +19,7 @@ from longvlm.pipeline.answering.evidence import fold
 from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Answer, Group
+from longvlm.pipeline.models.contract import LanguageModel
 from longvlm.pipeline.models.families import load_model
 from longvlm.pipeline.models.prefix import prefix_of
 from longvlm.pipeline.models.sight import Sight
@@ -56,14 +57,24 @@ class _Asked:
 
 
 class Answerer:
-    """Stage 2: one actor holds one language model and streams videos through its engine."""
+    """Stage 2: one actor holds one language model and streams videos through its engine.
 
-    def __init__(self, terms: AnswerTerms, tally: Any, resources: AnswerResources) -> None:
+    Args:
+        terms: what it has to know.
+        tally: of the run.
+        resources: of the stage.
+        model: one that is loaded already; None: it loads that of the terms.
+    """
+
+    def __init__(
+        self, terms: AnswerTerms, tally: Any, resources: AnswerResources, model: LanguageModel | None = None
+    ) -> None:
         torch.set_num_threads(resources.threads)
         self.terms, self.recipe = terms, terms.recipe
         self.stage, self.prefill, self.decode = (StageReporter(name, tally) for name in ("answer", "prefill", "decode"))
         self.stage.start_logs()
-        self.model = load_model(self.recipe.model, self.recipe.precision, "cuda" if resources.gpus else "cpu")
+        device = "cuda" if resources.gpus else "cpu"
+        self.model = model or load_model(self.recipe.model, self.recipe.precision, device)
         self.engine = Engine(self.model, self.recipe, resources.kv_bytes)
         follows = self.recipe.focus in ("question", "auto")
         texts = load_text_encoder(terms.search_model) if follows and terms.search_model else None

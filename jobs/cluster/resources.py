@@ -172,7 +172,11 @@ class ServeResources:
     duckdb_memory: str = "1GB"
     duckdb_threads: int = 2
     renew_s: float = 3.0  # between two looks at the store's log
+    renew_wait_s: float = 0.5  # for what changed; a page shows what was there before where that takes longer
     searches_at_once: int = 1  # each takes all cores
+    asks_at_once: int = 1  # of the loaded model
+    ask_videos: int = 20  # of a selection, by one question
+    ask_s: float = 60.0  # then what has not begun is left
     media_bytes: int = 4 << 20  # of a video in one answer
     media_at_once: int = 8
     thumbnails_waiting: int = 12  # for the one decoder

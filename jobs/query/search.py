@@ -3,9 +3,11 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from longvlm.jobs.cluster.activity import doing
 from longvlm.pipeline.store.ledger import Store
-from longvlm.pipeline.store.query.search import SearchResult, search
+from longvlm.pipeline.store.query.search import SearchResult, search, segments_where
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.text_encoder import TextEncoder, load_text_encoder
 from longvlm.schemas.errors import InputError
@@ -54,17 +56,19 @@ def find_moments(order: SearchOrder) -> Found:
     encoder = load_text_encoder(active.recipe.tower.name)
     doing("comparing it with all moments")
     snapshot = store.pin()
-    result = nearest_moments(snapshot, encoder, order.text, order.limit, order.where)
+    within = None if order.where is None else segments_where(snapshot, order.where)
+    result = nearest_moments(snapshot, encoder, order.text, order.limit, within)
     hits = [asdict(hit) for hit in result.rows]
     for hit in hits:
         del hit["write_id"]
     if order.verify is None:
         return Found(hits, result.num_scanned, result.bytes_scanned)
+    from longvlm.jobs.answer.loaded import LoadedModel
     from longvlm.jobs.query.verify import verify
 
     doing("asking the model about what was found")
     question = order.verify or f"Is there {order.text}?"
-    told = verify(store, snapshot, result.rows, question, order.model)
+    told = verify(LoadedModel(store, order.model), snapshot, result.rows, question)
     hits = [{**hit, "yes": yes} for hit, yes in zip(hits, told.yes, strict=True)]
     if order.by == "yes":
         hits.sort(key=lambda hit: -1.0 if hit["yes"] is None else hit["yes"], reverse=True)
@@ -72,7 +76,7 @@ def find_moments(order: SearchOrder) -> Found:
 
 
 def nearest_moments(
-    snapshot: Snapshot, encoder: TextEncoder, text: str, limit: int, where: str | None = None
+    snapshot: Snapshot, encoder: TextEncoder, text: str, limit: int, within: pa.Table | None = None
 ) -> SearchResult:
     """The moments of a snapshot that are nearest to a text, in the words of its tower's encoder. Raises as `search`."""
-    return search(snapshot, encoder.encode([text])[0].numpy(), limit=limit, where=where)
+    return search(snapshot, encoder.encode([text])[0].numpy(), limit, within)

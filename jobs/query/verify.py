@@ -5,26 +5,23 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
+from longvlm.jobs.answer.loaded import LoadedModel
 from longvlm.jobs.answer.options import fit_budget
-from longvlm.jobs.choose import choose_answer_model
 from longvlm.pipeline.answering.typed import as_request
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.requests import Group
 from longvlm.pipeline.judging.calibration import calibration_error
 from longvlm.pipeline.models.contract import ModelSpec
-from longvlm.pipeline.models.families import load_model
 from longvlm.pipeline.models.prefix import prefix_of
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.query.search import Hit
 from longvlm.pipeline.store.shards import read_segments, read_tokens
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.budget import fit
 from longvlm.pipeline.vision.tokens import from_arrow
 from longvlm.schemas.errors import InputError, PipelineError
-from longvlm.schemas.recipe import AnswerRecipe, Precision
+from longvlm.schemas.recipe import AnswerRecipe
 from longvlm.schemas.tables import TypedQuestion
 
 _NEIGHBOURS = 1  # segments before and after that of the best moment: what is there began earlier, or goes on
@@ -48,20 +45,13 @@ class Verification:
     calibration: str  # a sentence
 
 
-def verify(
-    store: Store,
-    snapshot: Snapshot,
-    hits: Sequence[Hit],
-    question: str,
-    model: str | None,
-    precision: Precision = "bfloat16",
-) -> Verification:
+def verify(loaded: LoadedModel, snapshot: Snapshot, hits: Sequence[Hit], question: str) -> Verification:
     """Ask a model about the segment of each hit's best moment and its neighbours; no video is opened.
 
     Raises:
         InputError: the model cannot answer, or not from the tokens that were searched.
     """
-    spec, stored = choose_answer_model(store, model)
+    spec, stored = loaded.spec, loaded.stored
     if not stored.active:
         raise InputError(
             f"the model {spec.name} reads the tokens of the recipe {stored.name}, and search goes over those of the "
@@ -72,12 +62,12 @@ def verify(
         weights=spec.weights,
         index_recipe=stored.fingerprint,
         template=spec.templates[0],
-        precision=precision,
+        precision=loaded.precision,
         budget=fit_budget(spec, None, _NO_NEW_TOKENS),
         focus="even",
         max_new_tokens=_NO_NEW_TOKENS,
     )
-    engine = Engine(load_model(spec.name, precision, "cuda" if torch.cuda.is_available() else "cpu"), recipe)
+    engine = Engine(loaded.model, recipe)
     problems: dict[str, None] = {}
     yes_of: dict[Hashable, float] = {}
     for answer in engine.answer(_groups(snapshot, hits, question, spec, recipe, problems)):

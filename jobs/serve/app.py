@@ -2,7 +2,7 @@
 
 import hashlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
@@ -10,17 +10,20 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from longvlm.jobs.cluster.resources import SERVE
-from longvlm.jobs.serve.guard import MAX_HEAD_BYTES, Guard, PunctualProtocol, busy
-from longvlm.jobs.serve.library import BusyError, Library
+from longvlm.jobs.serve.asking import Asker
+from longvlm.jobs.serve.guard import MAX_HEAD_BYTES, Guard, PunctualProtocol, busy, read_form
 from longvlm.jobs.serve.media import ChangedError, RangeError, media_file, one_range
 from longvlm.jobs.serve.pages import Pages
+from longvlm.jobs.serve.pinned import BusyError, ShownStore
 from longvlm.jobs.serve.thumbnails import Thumbnails
+from longvlm.jobs.serve.verdicts import HumanVerdicts
 from longvlm.jobs.serve.videos import find_video, segments_of
 from longvlm.schemas.errors import InputError, PipelineError
 
@@ -32,18 +35,18 @@ class Media:
     """What pages load beside themselves: bytes of videos, thumbnails, and files of the package.
 
     Args:
-        library: the store.
+        store: that is shown.
         pages: for what is not there.
     """
 
-    def __init__(self, library: Library, pages: Pages) -> None:
-        self._library, self._pages = library, pages
+    def __init__(self, store: ShownStore, pages: Pages) -> None:
+        self._store, self._pages = store, pages
         self.thumbnails = Thumbnails()
         self._files = {path.name: path.read_bytes() for path in (files(__package__) / "static").iterdir()}
 
     def video(self, request: Request) -> Response:
         """One range of a video's bytes."""
-        row = find_video(self._library.pinned(), str(request.path_params["write_id"]))
+        row = find_video(self._store.pinned(), str(request.path_params["write_id"]))
         if row is None:
             return self._pages.nothing_here()
         file = media_file(row)
@@ -65,7 +68,7 @@ class Media:
 
     def thumbnail(self, request: Request) -> Response:
         """The picture of a segment, or of the middle one; a drawing where there is none."""
-        pinned = self._library.pinned()
+        pinned = self._store.pinned()
         video = find_video(pinned, str(request.path_params["write_id"]))
         segments = [] if video is None else segments_of(pinned, video["write_id"])
         asked = request.path_params.get("segment")
@@ -92,17 +95,27 @@ class Media:
         return Response(self._files[name], headers=headers, media_type=_KINDS["." + name.rpartition(".")[2]])
 
 
-def make_app(library: Library, host: str, token: str | None, framed_by: str = "'none'") -> Guard:
-    """The pages over a library, behind their guard.
+def make_app(
+    store: ShownStore,
+    host: str,
+    token: str | None,
+    framed_by: str = "'none'",
+    *,
+    person: HumanVerdicts | None = None,
+    asker: Asker | None = None,
+) -> Guard:
+    """The pages over a store, behind their guard.
 
     Args:
-        library: the store.
+        store: that is shown.
         host: the address that is listened at.
         token: that requests have to know; None: none.
         framed_by: see `Guard`.
+        person: whose verdicts are taken; None: nothing is written.
+        asker: what answers questions; None: nothing.
     """
-    pages = Pages(library)
-    media = Media(library, pages)
+    pages = Pages(store, person, asker)
+    media = Media(store, pages)
     write_id = "{write_id:uuid}"
 
     @asynccontextmanager
@@ -114,6 +127,7 @@ def make_app(library: Library, host: str, token: str | None, framed_by: str = "'
         Route("/", pages.library),
         Route(f"/video/{write_id}", pages.video),
         Route("/search", pages.search),
+        Route("/ask", pages.ask),
         Route("/questions", pages.questions),
         Route("/runs", pages.runs),
         Route("/sql", pages.sql),
@@ -122,9 +136,27 @@ def make_app(library: Library, host: str, token: str | None, framed_by: str = "'
         Route(f"/thumbnail/{write_id}/{{segment:int}}", media.thumbnail),
         Route("/static/{name}", media.static),
     ]
+    if person is not None:
+        routes += [
+            Route("/verdict", _posted(pages.judge, pages.form_token), methods=["POST"]),
+            Route("/ask", _posted(pages.keep_answer, pages.form_token), methods=["POST"]),
+            Route(f"/video/{write_id}/ask", _posted(pages.keep_answer, pages.form_token), methods=["POST"]),
+        ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=_handlers(pages))
     app.router.redirect_slashes = False
-    return Guard(app, host, token, framed_by)
+    return Guard(app, host, token, framed_by, takes_forms=person is not None)
+
+
+def _posted(
+    act: Callable[[Request, Mapping[str, str]], Response], form_token: str
+) -> Callable[[Request], Awaitable[Response]]:
+    """What answers a form: it is read here, and acted upon in a thread."""
+
+    async def answer(request: Request) -> Response:
+        fields = await read_form(request, form_token)
+        return await run_in_threadpool(act, request, fields)
+
+    return answer
 
 
 def _handlers(pages: Pages) -> dict[Any, Callable[[Request, Exception], Response]]:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from html import escape
 
 from longvlm.jobs.serve.app import make_app, open_socket, run_server
-from longvlm.jobs.serve.library import Library
+from longvlm.jobs.serve.pinned import ShownStore
 
 _HOST = "127.0.0.1"
 # Notebooks of this machine; and of others, whose reader leads the port here, for a frame of http in a page of https
@@ -41,7 +41,7 @@ def show_video(store_uri: str, write_id: str, start_s: float | None = None) -> V
 @lru_cache(8)
 def _port_for(store_uri: str) -> int:
     """The port of a server over a store, in a thread of this process; the first call starts it."""
-    app = make_app(Library(store_uri), _HOST, None, _NOTEBOOKS)
+    app = make_app(ShownStore(store_uri), _HOST, None, _NOTEBOOKS)
     listening = open_socket(_HOST, 0)
     threading.Thread(target=run_server, args=(app, listening), name="longvlm-serve", daemon=True).start()
     port: int = listening.getsockname()[1]

@@ -7,15 +7,16 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from longvlm.jobs.cluster.logs import log
 from longvlm.jobs.cluster.resources import SERVE
+from longvlm.schemas.errors import InputError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,13 +28,16 @@ MAX_QUERY_BYTES = 12 << 10  # of an address, behind the question mark
 _MAX_PATH_BYTES = 1 << 10
 _PIECE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 32 << 10  # of a request: its line and headers
+MAX_BODY_BYTES = 64 << 10  # of a form
+_MAX_FIELDS = 32
+_FORM = "application/x-www-form-urlencoded"
 _POLICY = (
     "default-src 'self'; img-src 'self'; media-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors "
 )
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with none at all, browsers would not say either where a form comes from
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
@@ -58,10 +62,14 @@ class Guard:
             site can make its own name lead here, but no number.
         token: that every request has to know, by its cookie, or in `?token=`, which sets it; None: none.
         framed_by: origins whose pages may show these in a frame, as the policy has them.
+        takes_forms: POST is let through, for forms of pages from here.
     """
 
-    def __init__(self, app: App, host: str, token: str | None, framed_by: str = "'none'") -> None:
+    def __init__(
+        self, app: App, host: str, token: str | None, framed_by: str = "'none'", *, takes_forms: bool = False
+    ) -> None:
         self._app, self._token = app, token
+        self._methods = ("GET", "HEAD", "POST") if takes_forms else ("GET", "HEAD")
         self._headers = {**_HEADERS, "Content-Security-Policy": _POLICY + framed_by}
         self._is_local = is_loopback(host)
         own = {host, "localhost"} if self._is_local else {host, "localhost", socket.gethostname(), socket.getfqdn()}
@@ -106,8 +114,9 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         """What is answered in place of the application; None where it may answer."""
-        if request.method not in ("GET", "HEAD"):
-            return _refused(HTTPStatus.METHOD_NOT_ALLOWED, "Pages are only read here.", {"Allow": "GET, HEAD"})
+        if request.method not in self._methods:
+            allowed = {"Allow": ", ".join(self._methods)}
+            return _refused(HTTPStatus.METHOD_NOT_ALLOWED, "Nothing else is done here.", allowed)
         if (refusal := _too_large(request)) is not None:
             return refusal
         if not self._is_own(request.headers.getlist("host")):
@@ -115,6 +124,8 @@ class Guard:
         site, mode = (request.headers.get(f"sec-fetch-{what}", "") for what in ("site", "mode"))
         if site not in ("", "none", "same-origin") and mode != "navigate":
             return _refused(HTTPStatus.FORBIDDEN, "Pages of other sites get nothing from here.")
+        if request.method == "POST" and not _is_from_here(request):
+            return _refused(HTTPStatus.FORBIDDEN, "Only forms of pages from here are taken.")
         return self._without_token(request) or (busy() if self._num_requests >= SERVE.requests else None)
 
     def _is_own(self, hosts: list[str]) -> bool:
@@ -152,9 +163,48 @@ def _too_large(request: Request) -> Response | None:
         status, said = HTTPStatus.REQUEST_URI_TOO_LONG, "That address is too long; ask for less at once."
     elif sum(len(name) + len(value) for name, value in request.scope["headers"]) > MAX_HEAD_BYTES:
         status, said = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "These headers are too long."
-    elif request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
-        status, said = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "A request has no body here."
+    elif "transfer-encoding" in request.headers or _body_bytes(request) > _most_body_bytes(request):
+        status, said = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "A request has no body here, or that of a form."
     return None if status is None else _refused(status, said)
+
+
+def _body_bytes(request: Request) -> float:
+    said = request.headers.get("content-length", "0")
+    return int(said) if said.isascii() and said.isdecimal() and len(said) < 12 else float("inf")
+
+
+def _most_body_bytes(request: Request) -> int:
+    is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == _FORM
+    return MAX_BODY_BYTES if request.method == "POST" and is_form else 0
+
+
+def _is_from_here(request: Request) -> bool:
+    """Whether a POST was sent by a page of this server: browsers name its origin, and no page can change that."""
+    origin = urlsplit(request.headers.get("origin", ""))
+    is_own = origin.scheme in ("http", "https") and origin.netloc == request.headers["host"]
+    return is_own and request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+
+
+async def read_form(request: Request, form_token: str) -> dict[str, str]:
+    """The fields of a form that a page from here sent, each once.
+
+    Args:
+        request: a POST.
+        form_token: that the page gave to the form: only who has seen a page knows it. A cookie would be sent by pages
+            of other ports of this machine too.
+
+    Raises:
+        InputError: it is not whole in time, no form, or lacks the token.
+    """
+    try:
+        async with asyncio.timeout(SERVE.head_s):
+            body = await request.body()
+        fields = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict"))
+    except (TimeoutError, ClientDisconnect, ValueError) as error:
+        raise InputError("this form did not arrive as it should; load its page again.") from error
+    if not _is_equal(fields.pop("form_token", ""), form_token):
+        raise InputError("the page of this form is older than the server; load it again.")
+    return fields
 
 
 def _pieces(message: MutableMapping[str, Any]) -> Iterator[MutableMapping[str, Any]]:

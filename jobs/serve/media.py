@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from longvlm.jobs.cluster.resources import SERVE
-from longvlm.jobs.serve.library import Row, waiting
+from longvlm.jobs.serve.pinned import Row, waiting
 from longvlm.pipeline.source.copies import facts
 from longvlm.pipeline.source.fetch import FetchError, WholeNeededError
 from longvlm.pipeline.source.ranges import RemoteObject

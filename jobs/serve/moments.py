@@ -1,14 +1,15 @@
 """Search for the page of that name: a text, and the moments of the pinned store that are nearest to it."""
 
 import threading
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from longvlm.jobs.cluster.resources import SERVE
-from longvlm.jobs.serve.library import PinnedStore, Row, waiting
+from longvlm.jobs.serve.own_sql import segments_of_own
+from longvlm.jobs.serve.pinned import PinnedStore, waiting
 from longvlm.schemas.errors import InputError
 
 if TYPE_CHECKING:
+    from longvlm.pipeline.store.query.search import Hit
     from longvlm.pipeline.vision.text_encoder import TextEncoder
 
 MAX_HITS = 24
@@ -22,20 +23,26 @@ class MomentSearch:
         self._turn = threading.BoundedSemaphore(SERVE.searches_at_once)
         self._encoder: tuple[str, TextEncoder] | None = None  # the tower that it is of
 
-    def find(self, pinned: PinnedStore, text: str) -> list[Row]:
-        """The hits, best first, as `longvlm search` finds them: uri, external_id, write_id, times and score.
+    def find(self, pinned: PinnedStore, text: str, where: str = "") -> "list[Hit]":
+        """The hits, best first, as `longvlm search` finds them.
+
+        Args:
+            pinned: the store as it is shown.
+            text: what they look like.
+            where: a predicate over segments and what is known of their videos; empty: all.
 
         Raises:
-            InputError: the store is empty, its tower has no text encoder, or the text is too long.
+            InputError: the store is empty, its tower has no text encoder, the text is too long, or the predicate cannot
+                run.
             BusyError: others search already.
         """
         from longvlm.jobs.query.search import nearest_moments
 
         if len(text) > MAX_TEXT:
             raise InputError(f"that text is too long; say it in {MAX_TEXT} characters.")
+        within = segments_of_own(pinned.store_uri, where) if where else None
         with waiting(self._turn):
-            encoder = self._encoder_of(pinned.tower)
-            return [asdict(hit) for hit in nearest_moments(pinned.snapshot, encoder, text, MAX_HITS).rows]
+            return nearest_moments(pinned.snapshot, self._encoder_of(pinned.tower), text, MAX_HITS, within).rows
 
     def _encoder_of(self, tower: str) -> "TextEncoder":
         from longvlm.pipeline.vision.text_encoder import load_text_encoder

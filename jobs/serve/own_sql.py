@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from longvlm.jobs.cluster.resources import SERVE
 from longvlm.jobs.query.sql import sealed_store
-from longvlm.jobs.serve.library import Row, waiting
+from longvlm.jobs.serve.pinned import Row, waiting
 from longvlm.pipeline.confine import isolated_python
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.query import rows
+from longvlm.pipeline.store.query.search import sql_of_segments
 from longvlm.schemas.errors import InputError
 
 _TOO_MUCH = f"the result is larger than {SERVE.file_bytes >> 20} MB; select less, or use `longvlm sql`."
@@ -61,8 +62,13 @@ def rows_of_own(store_uri: str, sql: str, values: Row) -> list[Row]:
     return found
 
 
+def segments_of_own(store_uri: str, where: str) -> pa.Table:
+    """The segments for which somebody's own predicate holds, as `segments_where` gives them. Raises as `run_own`."""
+    return pq.read_table(io.BytesIO(run_as(store_uri, sql_of_segments(where), "whole")))
+
+
 def run_as(store_uri: str, sql: str, form: str, values: Row | None = None) -> bytes:
-    """The rows of one SELECT as table, csv, parquet or rows, at most `SERVE.file_rows`.
+    """The rows of one SELECT as table, csv, parquet or rows, at most `SERVE.file_rows`; whole is parquet of all.
 
     Raises:
         InputError: it cannot run, or takes too long, too much memory or too much room.
@@ -124,11 +130,15 @@ def _csv(con: duckdb.DuckDBPyConnection, sql: str, _: Row) -> bytes:
 
 
 def _parquet(con: duckdb.DuckDBPyConnection, sql: str, _: Row) -> bytes:
-    batches, written, size = (
-        catalog.select(con, sql).limit(SERVE.file_rows).to_arrow_reader(_BATCH_ROWS),
-        io.BytesIO(),
-        0,
-    )
+    return _as_parquet(catalog.select(con, sql).limit(SERVE.file_rows))
+
+
+def _whole(con: duckdb.DuckDBPyConnection, sql: str, _: Row) -> bytes:
+    return _as_parquet(catalog.select(con, sql))
+
+
+def _as_parquet(relation: duckdb.DuckDBPyRelation) -> bytes:
+    batches, written, size = relation.to_arrow_reader(_BATCH_ROWS), io.BytesIO(), 0
     try:
         with pq.ParquetWriter(written, batches.schema) as writer:
             for batch in batches:
@@ -149,4 +159,4 @@ def _rows(con: duckdb.DuckDBPyConnection, sql: str, values: Row) -> bytes:
     return json.dumps(found, default=str).encode()
 
 
-_WRITERS = {"table": _table, "csv": _csv, "parquet": _parquet, "rows": _rows}
+_WRITERS = {"table": _table, "csv": _csv, "parquet": _parquet, "whole": _whole, "rows": _rows}

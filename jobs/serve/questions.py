@@ -1,16 +1,14 @@
-"""What pages say of answers and runs: one question over all videos, how its answers are spread, and the last runs."""
+"""What pages say of a question over all videos: its answers in some order, and how they are spread."""
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from longvlm.jobs.serve.library import PinnedStore, Row
+from longvlm.jobs.serve.pinned import PinnedStore, Row
 
 PAGE_ANSWERS = 100
 MAX_PAGE = 100  # later ones are for the page SQL
-MAX_RUNS = 100
 _BINS = 20
 _BARS = 24
 SORTS = {
@@ -45,9 +43,9 @@ def answers_to(pinned: PinnedStore, question_hash: str, sort: str, value: str, p
         QueryError: it takes too long.
     """
     return pinned.rows(
-        "SELECT write_id, uri, external_id, answer, value, confidence, status, error, model, num_visual_tokens, "
-        "evidence, TRY_CAST(value AS DOUBLE) AS value_number FROM answers WHERE question_hash = $question_hash "
-        "AND ($value = '' OR coalesce(value, answer) = $value) "
+        "SELECT write_id, uri, external_id, question_id, question, question_hash, answer_recipe, answer, value, "
+        "confidence, status, error, model, num_visual_tokens, evidence, TRY_CAST(value AS DOUBLE) AS value_number "
+        "FROM answers WHERE question_hash = $question_hash AND ($value = '' OR coalesce(value, answer) = $value) "
         f"ORDER BY {SORTS[sort]}, uri, write_id, answer_recipe LIMIT {PAGE_ANSWERS + 1} OFFSET {PAGE_ANSWERS * page}",
         {"question_hash": question_hash, "value": value},
         PAGE_ANSWERS + 1,
@@ -91,27 +89,3 @@ def _bins(numbers: list[float]) -> list[Bar]:
         Bar(f"{edges[place]:g} to {edges[place + 1]:g}", counted[place], counted[place] / most)
         for place in range(num_bins)
     ]
-
-
-def last_runs(pinned: PinnedStore) -> list[Row]:
-    """The last runs, newest first: finished_at, job, run_id, wall_s, stopped, counts (numbers but 0)."""
-    rows = pinned.rows(
-        f"SELECT finished_at, job, run_id, wall_s, counts FROM runs ORDER BY seq DESC, run_id LIMIT {MAX_RUNS}"
-    )
-    for row in rows:
-        counts = json.loads(row["counts"] or "{}")
-        row["stopped"] = counts.get("stopped")
-        row["counts"] = {
-            name: number
-            for name, number in counts.items()
-            if isinstance(number, int | float) and not isinstance(number, bool) and number and name != "wall_s"
-        }
-    return rows
-
-
-def failures_of_runs(pinned: PinnedStore) -> list[Row]:
-    """What now stands failed, by the run that said so and by code, newest first: run_id, error_code, number."""
-    return pinned.rows(
-        "SELECT run_id, error_code, count(*) AS number FROM failures GROUP BY ALL "
-        "ORDER BY run_id DESC, number DESC, error_code LIMIT 200"
-    )

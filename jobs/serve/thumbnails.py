@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvlm.jobs.cluster.resources import SERVE
-from longvlm.jobs.serve.library import BusyError, Row
 from longvlm.jobs.serve.media import MediaFile, media_file
+from longvlm.jobs.serve.pinned import BusyError, Row
 from longvlm.pipeline.decode.copy import ranges_of
 from longvlm.pipeline.decode.isolate import Decoder
 from longvlm.pipeline.decode.scaling import fitted

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from longvlm.jobs.serve.library import PinnedStore, Row
 from longvlm.jobs.serve.own_sql import rows_of_own
+from longvlm.jobs.serve.pinned import PinnedStore, Row
 from longvlm.pipeline.store.shards import read_segments
 from longvlm.schemas.errors import InputError
 
@@ -111,6 +111,17 @@ def find_video(pinned: PinnedStore, write_id: str) -> Row | None:
     return found[0] if found else None
 
 
+def find_videos(pinned: PinnedStore, write_ids: Sequence[str]) -> list[Row]:
+    """Live videos by their writes, in that order: write_id, video_id, uri, external_id, recipe."""
+    rows = pinned.rows(
+        "SELECT write_id, video_id, uri, external_id, recipe FROM live_videos "
+        "WHERE write_id IN (SELECT unnest($write_ids))",
+        {"write_ids": list(write_ids)},
+    )
+    found = {row["write_id"]: row for row in rows}
+    return [found[write_id] for write_id in write_ids if write_id in found]
+
+
 def segments_of(pinned: PinnedStore, write_id: str) -> list[Row]:
     """The segments of a write in time order: segment, start_s, end_s and, where one is stored, thumbnail."""
     read = read_segments(pinned.snapshot, [write_id], ["thumbnail"])
@@ -141,16 +152,26 @@ class VideoAnswers:
         return [answer for asked in self.questions for answer in asked.answers.values()]
 
 
-def answers_of(pinned: PinnedStore, write_id: str) -> VideoAnswers:
-    """The newest answers of a write to each question, of each model and setting."""
+def answers_of(pinned: PinnedStore, write_id: str, first: str = "", unkept: Row | None = None) -> VideoAnswers:
+    """The newest answers of a write to each question, of each model and setting.
+
+    Args:
+        pinned: the store as it is shown.
+        write_id: of which video.
+        first: hash of the question that comes first.
+        unkept: an answer that was given just now and is in no table; it comes before all.
+    """
     rows = pinned.rows(
-        "SELECT question, question_hash, type, answer, value, confidence, status, error, model, answer_recipe, "
-        "num_visual_tokens, evidence, created_at FROM answers WHERE write_id = $write_id "
-        "ORDER BY question, question_hash, model, answer_recipe",
-        {"write_id": write_id},
+        "SELECT write_id, question_id, question, question_hash, type, answer, value, confidence, status, error, model, "
+        "answer_recipe, num_visual_tokens, evidence, created_at FROM answers WHERE write_id = $write_id "
+        "ORDER BY question_hash <> $first, question, question_hash, model, answer_recipe",
+        {"write_id": write_id, "first": first if unkept is None else unkept["question_hash"]},
         MAX_ANSWERS + 1,
     )
     number, rows = len(rows), rows[:MAX_ANSWERS]
+    if unkept is not None:
+        older = [row for row in rows if any(row[name] != unkept[name] for name in ("question_hash", "answer_recipe"))]
+        number, rows = number + 1 - len(rows) + len(older), [unkept, *older]
     names = _model_names(rows)
     questions = []
     place = 0
@@ -159,7 +180,8 @@ def answers_of(pinned: PinnedStore, write_id: str) -> VideoAnswers:
         for row in some:
             name = names[row["model"] or "", row["answer_recipe"] or ""]
             if name is not None:
-                answers[name] = {**row, "place": place, "evidence": row["evidence"] or []}
+                known = {"place": place, "evidence": row["evidence"] or [], "is_kept": row is not unkept}
+                answers[name] = row | known
                 place += 1
         questions.append(AskedOfVideo(question or "", question_hash, answers))
     models = list(dict.fromkeys(name for name in names.values() if name is not None))

@@ -5,9 +5,11 @@ const typed = (element) => element.matches("input, textarea, select, [contentedi
 function step(direction) {
   const moments = [...document.querySelectorAll("[data-moment]")].filter((moment) => moment.getClientRects().length);
   if (!moments.length) return;
-  const here = moments.indexOf(document.activeElement);
-  const next = here < 0 ? (direction > 0 ? 0 : moments.length - 1) : here + direction;
-  moments[Math.min(Math.max(next, 0), moments.length - 1)].focus();
+  const here = document.activeElement;
+  if (here === document.body) return moments.at(direction > 0 ? 0 : -1).focus();
+  const side = direction > 0 ? Node.DOCUMENT_POSITION_FOLLOWING : Node.DOCUMENT_POSITION_PRECEDING;
+  const beyond = moments.filter((moment) => here.compareDocumentPosition(moment) & side);
+  beyond.at(direction > 0 ? 0 : -1)?.focus();
 }
 
 const help = document.getElementById("help");

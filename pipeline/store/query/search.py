@@ -26,8 +26,8 @@ from longvlm.schemas.errors import InputError
 JOINED_WITHIN = 0.5
 _FIRST_LOOK = 4096  # of the best moments; more are looked at only where these are neighbours of each other
 
-# what `where` may speak of: a segment and its video
-_CANDIDATES = """
+# what a predicate may speak of: a segment and its video
+_WHERE = """
 SELECT write_id, segment
 FROM segments
 JOIN (
@@ -64,7 +64,9 @@ class SearchResult:
     bytes_scanned: int  # of their vectors
 
 
-def search(snapshot: Snapshot, query: NDArray[np.float32], limit: int = 10, where: str | None = None) -> SearchResult:
+def search(
+    snapshot: Snapshot, query: NDArray[np.float32], limit: int = 10, within: pa.Table | None = None
+) -> SearchResult:
     """The live moments of the active recipe that are nearest to a query by cosine, neighbours joined.
 
     A hit is a moment with its neighbours in time whose scores are within `JOINED_WITHIN` standard deviations of its
@@ -74,33 +76,45 @@ def search(snapshot: Snapshot, query: NDArray[np.float32], limit: int = 10, wher
         snapshot: from `Store.pin`.
         query: [E], of any length but zero.
         limit: how many hits to return at most.
-        where: SQL predicate over the columns of the `segments` view and of its video, such as `duration_s > 60`.
+        within: the segments to search, as `segments_where` gives them; None: all.
 
     Raises:
-        InputError: the store holds no search vectors, they are of another width than the query, the query has no
-            direction, or DuckDB refuses the predicate.
+        InputError: the store holds no search vectors, they are of another width than the query, or the query has no
+            direction.
     """
     norm = float(np.linalg.norm(query))
     if not norm > 0 or not np.isfinite(norm):
         raise InputError("the query vector is zero or not finite; search for something else.")
-    chosen = None if where is None else _chosen(snapshot, where)
     moments = open_moments(snapshot)
     if not moments.num_moments:
         _explain_nothing_found(snapshot)
         return SearchResult([], 0, 0)
     scores_M = moments.cosines((query / norm).astype(np.float32))
-    if chosen is not None:
-        scores_M[~_is_among(moments, chosen)] = -np.inf
+    if within is not None:
+        scores_M[~_is_among(moments, within)] = -np.inf
     num_scanned = int(np.isfinite(scores_M).sum())
     hits = [_hit(moments, scores_M, *span) for span in _spans(scores_M, moments.video, limit)]
     return SearchResult(hits, num_scanned, num_scanned * len(query))
 
 
-def _chosen(snapshot: Snapshot, where: str) -> pa.Table:
-    """The segments for which a predicate holds: write_id and segment."""
+def sql_of_segments(where: str) -> str:
+    """The query for the segments for which a predicate holds, as `segments_where` takes it."""
+    return _WHERE.format(where=where)
+
+
+def segments_where(snapshot: Snapshot, where: str) -> pa.Table:
+    """The segments for which a predicate holds: write_id and segment.
+
+    Args:
+        snapshot: from `Store.pin`.
+        where: SQL over the columns of the `segments` view and of its video, such as `duration_s > 60`.
+
+    Raises:
+        InputError: DuckDB refuses the predicate.
+    """
     with catalog.connect(snapshot, ("segments", "videos"), apart=True) as con:
         access.seal(con, snapshot)  # the predicate is somebody's own SQL
-        sql = _CANDIDATES.format(where=where)
+        sql = sql_of_segments(where)
         try:
             catalog.check_select(con, sql)
             return con.sql(sql).to_arrow_table()

@@ -5,7 +5,9 @@ import pyarrow as pa
 import pytest
 import stores
 
+from longvlm.jobs.answer.loaded import LoadedModel
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
+from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.query import verify as module
 from longvlm.jobs.query.search import SearchOrder, find_moments
 from longvlm.jobs.query.verify import verify
@@ -32,7 +34,7 @@ def test_a_yes_is_that_of_an_answer_about_these_segments(store):
     width = len(stores.rows(store, "FROM segments LIMIT 1")[0]["embedding"])
     hits = search(snapshot, np.ones(width, np.float32), limit=99).rows
     assert {hit.uri for hit in hits} == {*answers}
-    verified = verify(store, snapshot, hits, QUESTION, None, "float32")
+    verified = verify(LoadedModel(store, None, "float32"), snapshot, hits, QUESTION)
     assert not verified.problems
     for hit, yes in zip(hits, verified.yes, strict=True):
         assert told[hit.uri] <= 2  # so that all of a video is beside each hit
@@ -58,7 +60,7 @@ def test_what_was_judged_says_how_far_a_yes_can_be_trusted(store):
         for place, row in enumerate(answers)
     ]
     store.append("verdicts", pa.Table.from_pylist(judged, tables.VERDICTS))
-    spec, _ = module.choose_answer_model(store, None)
+    spec, _ = choose_answer_model(store, None)
     said = module._calibration(store.pin(), spec)
     assert f"the {len(answers)} yes/no answers of this store that were judged" in said
     assert "points from the share that is right" in said

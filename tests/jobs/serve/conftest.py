@@ -1,5 +1,6 @@
 """A store with videos of the tiny world and hostile ones, and a real server over it."""
 
+import json
 from datetime import datetime
 
 import pyarrow as pa
@@ -25,6 +26,13 @@ def answer(video, model, said, **columns):
     row |= {"answer": said, "value": "true", "confidence": 0.9, "status": "answered", "model": model}
     row |= {"answer_recipe": model, "num_visual_tokens": 68, "evidence": EVIDENCE, "created_at": CREATED}
     return {**row, **columns}
+
+
+def night(number):
+    parts = {"index": {"indexed": 10 * number, "failed": number}, "answer": {"answered": 7, "stopped": None}}
+    raised = {"raised": {"many failures": number}} if number else {"raised": {}}
+    counts = {**parts, "alerts": raised, "stopped": None, "wall_s": 60.0 + number}
+    return {"run_id": f"night-{number}", "job": "nightly", "counts": json.dumps(counts), "wall_s": 60.0 + number}
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +62,7 @@ def shown(tmp_path_factory):
         answer(second, "some/model", None, question=SCRIPT, question_hash="h2", status="failed", error=SCRIPT),
     ]
     store.append("answers", pa.Table.from_pylist(rows, tables.ANSWERS))
+    store.append("runs", pa.Table.from_pylist([night(number) for number in range(3)], tables.RUNS))
     return folder
 
 
@@ -66,8 +75,11 @@ def videos_by_name(shown):
 
 @pytest.fixture(scope="session")
 def server(shown):
-    """A server over the store, for all tests: whatever they ask, it is there at the end and made no mistake."""
-    running = PagesServer("--store", str(shown / "store"))
+    """A server over the store, for all tests: whatever they ask, it is there at the end and made no mistake.
+
+    It writes and has a model; what it wrote is in the store for the tests that follow.
+    """
+    running = PagesServer("--store", str(shown / "store"), "--write", "anna", "--model", "tinyworld")
     yield running
     assert running.process.poll() is None
     assert "Traceback" not in running.stop()

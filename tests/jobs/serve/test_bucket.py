@@ -10,8 +10,8 @@ from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.cluster.resources import SERVE
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.index.run import run_index
-from longvlm.jobs.serve.library import Library
 from longvlm.jobs.serve.media import ChangedError, media_file
+from longvlm.jobs.serve.pinned import ShownStore
 from longvlm.jobs.serve.thumbnails import Thumbnails
 from longvlm.jobs.serve.videos import find_video, segments_of
 from longvlm.pipeline.source.corpus import Source
@@ -53,7 +53,7 @@ def in_bucket(s3, tmp_path):
 
 def test_a_video_is_read_by_ranges_and_only_as_it_was_indexed(in_bucket, s3, read):
     address, clip = in_bucket
-    pinned = Library(address).pinned()
+    pinned = ShownStore(address).pinned()
     (row,) = stores.rows(address, "FROM videos")
     video = find_video(pinned, row["write_id"])
     file = media_file(video)

@@ -12,7 +12,7 @@ from servers import SCRIPT, SCRIPT_NAME
 
 from longvlm.jobs.query.search import SearchOrder, find_moments
 from longvlm.jobs.serve import videos
-from longvlm.jobs.serve.library import Library
+from longvlm.jobs.serve.pinned import ShownStore
 from longvlm.jobs.serve.questions import histogram
 from longvlm.jobs.serve.thumbnails import Thumbnails
 from longvlm.jobs.serve.videos import LibraryOrder, library_page
@@ -68,7 +68,7 @@ def test_the_library_shows_every_video_and_why_one_failed(page):
         ("reason=not_a_video", 1),
         ("reason=no_such_code", 0),
         ("q=tiny&where=duration_s+%3E+1000", 0),
-        ("where=write_id+IN+(SELECT+write_id+FROM+answers)", 2),
+        ("where=write_id+IN+(SELECT+write_id+FROM+answers+WHERE+question_hash%3D%27h1%27)", 2),
     ],
 )
 def test_a_filter_narrows_the_library(page, asked, number):
@@ -81,7 +81,7 @@ def test_pages_follow_each_other_through_the_whole_library(tmp_path, monkeypatch
     store.register_recipe(stores.LONG, "some/model")
     made = [f"v{number}" for number in range(8)]
     stores.index(store, made)
-    pinned = Library(str(tmp_path)).pinned()
+    pinned = ShownStore(str(tmp_path)).pinned()
     found, after = [], ""
     while after is not None:
         shown = library_page(pinned, LibraryOrder(after=after))
@@ -95,13 +95,13 @@ def test_pages_follow_each_other_through_the_whole_library(tmp_path, monkeypatch
 
 def test_what_is_indexed_meanwhile_is_shown(tmp_path, monkeypatch):
     store = Store.create(str(tmp_path))
-    library = Library(str(tmp_path))
-    assert library.pinned().num_by_status == {}
+    shown = ShownStore(str(tmp_path))
+    assert shown.pinned().num_by_status == {}
     store.register_recipe(stores.LONG, "some/model")
     stores.index(store, ["a"])
-    assert library.pinned().num_by_status == {}  # it looked just now
-    monkeypatch.setattr(library, "_looked_s", float("-inf"))
-    assert library.pinned().num_by_status == {"indexed": 1}
+    assert shown.pinned().num_by_status == {}  # it looked just now
+    monkeypatch.setattr(shown, "_looked_s", float("-inf"))
+    assert shown.pinned().num_by_status == {"indexed": 1}
 
 
 # --- one video ---
@@ -190,7 +190,7 @@ def test_search_finds_what_the_command_finds(page, shown):
     text = "a cyan ring"
     found = find_moments(SearchOrder(str(shown / "store"), text, limit=24)).hits
     html = page(f"/search?q={quote(text)}")
-    linked = re.findall(r'href="/video/[-\w]+\?marks=[\d.-]+#t=([\d.]+)"', html)
+    linked = re.findall(r'href="/video/[-\w]+\?marks=[\d.-]+#t=([\d.]+)" data-moment', html)
     assert linked == [f"{hit['best_s']:.3f}".rstrip("0").rstrip(".") for hit in found]
 
 
@@ -216,7 +216,7 @@ def test_numbers_are_counted_in_bins(tmp_path):
         for write_id, value in zip(made["write_id"].to_pylist(), ["1", "2", "10", "nan"], strict=True)
     ]
     store.append("answers", pa.Table.from_pylist(rows, tables.ANSWERS))
-    pinned = Library(str(tmp_path)).pinned()
+    pinned = ShownStore(str(tmp_path)).pinned()
     bars = histogram(pinned, "n", "number")
     assert [bar.number for bar in bars] == [2, 0, 1]
     assert bars[0].label == "1 to 4"
@@ -226,6 +226,22 @@ def test_runs_tell_what_failed(page):
     html = page("/runs")
     assert "listed" in html
     assert 'href="/?reason=not_a_video"' in html
+
+
+def test_runs_tell_how_nights_went(page):
+    html = page("/runs")
+    (trends,) = re.findall(
+        r'<section class="trend" aria-label="The last 3 runs of nightly">.*?</section>', html, re.DOTALL
+    )
+    said = re.findall(r'aria-label="([^"]*: last [^"]*)"', trends)
+    assert said == [
+        "took: last 1 min 2 s, at most 1 min 2 s",
+        "index: indexed: last 20, at most 20",
+        "index: failed: last 2, at most 2",
+    ]
+    assert re.findall(r'height="([\d.]+)"><title>', trends)[3:6] == ["0.00", "12.00", "24.00"]
+    assert "alert many failures <b>2</b>" in html
+    assert "index: indexed <b>20</b>" in html
 
 
 def test_a_querys_rows_come_as_a_table_and_as_files(page, server):

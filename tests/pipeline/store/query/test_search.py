@@ -11,7 +11,7 @@ from stores import segment, unit
 
 from longvlm.pipeline.store.query import moments
 from longvlm.pipeline.store.query import search as module
-from longvlm.pipeline.store.query.search import search
+from longvlm.pipeline.store.query.search import search, segments_where
 from longvlm.pipeline.store.shards import write_shards
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
@@ -138,11 +138,12 @@ def test_where_chooses_among_segments_and_their_videos(store):
     made = stores.index(store, ["a", "b"])
     query = vectors(made)[1]
     where = "external_id = 'x-b' AND duration_s > 39 AND start_s >= 10 -- the rest of b"
-    result = search(store.pin(), query, where=where)
+    snapshot = store.pin()
+    result = search(snapshot, query, within=segments_where(snapshot, where))
     assert {hit.uri for hit in result.rows} == {stores.uri_of("b")}
     assert {hit.segment for hit in result.rows} <= {1, 2, 3}
     assert result.num_scanned == 3
-    assert search(store.pin(), query, where="duration_s > 1e6").rows == []
+    assert search(snapshot, query, within=segments_where(snapshot, "duration_s > 1e6")).rows == []
 
 
 def test_only_live_segments_of_the_active_recipe_are_found(store):
@@ -196,7 +197,7 @@ def test_another_width_names_both(store):
 )
 def test_a_predicate_that_is_none_is_refused(store, where, sentence):
     with pytest.raises(InputError, match=sentence):
-        search(store.pin(), np.ones(stores.WIDTH, np.float32), where=where)
+        segments_where(store.pin(), where)
 
 
 def test_a_query_without_direction_is_refused():

@@ -102,6 +102,12 @@ class PinnedStore:
         return from_spec(json.loads(found[0]["spec"])).tower.name
 
     @cached_property
+    def recipe(self) -> str:
+        """The fingerprint of the recipe that the views show; empty where there is none yet."""
+        found = self.rows("SELECT recipe FROM recipes WHERE active")
+        return str(found[0]["recipe"]) if found else ""
+
+    @cached_property
     def num_by_status(self) -> dict[str, int]:
         """How many videos there are, by status."""
         counted = self.rows("SELECT status, count(*) AS number FROM videos GROUP BY status ORDER BY status DESC")
@@ -125,7 +131,7 @@ class PinnedStore:
         )
 
 
-class Library:
+class ShownStore:
     """A store that is looked at for as long as the server runs.
 
     Args:
@@ -144,14 +150,28 @@ class Library:
         self.trouble: str | None = None  # why the store could not be looked at again
 
     def pinned(self) -> PinnedStore:
-        """The store as it is now, or was a few seconds ago; while one thread looks, others have what was there."""
+        """The store as it is now, or was a few seconds ago: what of a large one is computed anew is not waited for."""
         is_broken = self._pinned.is_broken
         is_due = is_broken or time.monotonic() - self._looked_s > SERVE.renew_s
         if is_due and self._renewing.acquire(blocking=is_broken):
-            try:
-                self._renew()
-            finally:
-                self._renewing.release()
+            looking = threading.Thread(target=self._renew_and_release, name="renew", daemon=True)
+            looking.start()
+            looking.join(None if is_broken else SERVE.renew_wait_s)
+        return self._pinned
+
+    def _renew_and_release(self) -> None:
+        try:
+            self._renew()
+        except Exception:  # nobody waits for it any more: pages say so, and the log says what it was
+            self.trouble = "something went wrong; the log says what."
+            raise
+        finally:
+            self._renewing.release()
+
+    def renewed(self) -> PinnedStore:
+        """The store as it is now, whenever it was looked at last: with what this process has just written."""
+        with self._renewing:
+            self._renew()
         return self._pinned
 
     def _renew(self) -> None:

@@ -126,7 +126,7 @@ class Jobs:
         """Pin, think for a while, and read every token of what was live then: write id, and what it was."""
         store = Store.open(self.store)
         snapshot = store.pin()
-        with connect(snapshot) as con:
+        with connect(snapshot, ("live_videos",)) as con:
             live = con.execute("SELECT write_id FROM live_videos ORDER BY write_id").fetchall()
         found: list[tuple[str, bytes | PipelineError]] = []
         for (write_id,) in live:

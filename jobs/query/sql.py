@@ -1,7 +1,7 @@
 """SQL over a store, sealed: a query reads the store and what is attached to it, and nothing else."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import duckdb
@@ -36,12 +36,22 @@ def run_sql(store_uri: str, query: str, attach: Iterable[str] = ()) -> pa.Table:
 
 
 @contextmanager
-def sealed_store(store_uri: str, attach: Iterable[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection to the views of a store as it is now, which reads that and what is attached; as `run_sql`."""
+def sealed_store(
+    store_uri: str, attach: Iterable[str] = (), made: Mapping[str, str] | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to the views of a store as it is now, which reads that and what is attached; as `run_sql`.
+
+    Args:
+        store_uri: a local or remote store.
+        attach: as of `run_sql`.
+        made: parquet files, by the views that they stand for: what these hold was computed before.
+    """
     doing(f"reading the store {store_uri}")
-    snapshot = without_damaged(Store.open(store_uri).pin())
+    snapshot, made = without_damaged(Store.open(store_uri).pin()), made or {}
     with catalog.connect(snapshot, apart=True) as con:
-        access.seal(con, snapshot, access.attach(con, attach))
+        for view, path in made.items():
+            con.execute(f"CREATE OR REPLACE VIEW {view} AS FROM read_parquet({catalog.quoted(path)})")
+        access.seal(con, snapshot, [*access.attach(con, attach), *made.values()])
         doing("running the query")
         yield con
 

@@ -30,7 +30,7 @@ MAX_QUESTION = 2000  # characters, its choices included
 
 
 @dataclass(frozen=True)
-class AskedQuestionForm:
+class QuestionForm:
     """A question as a page asks it; without words it is none."""
 
     question: str = ""
@@ -86,7 +86,7 @@ class Asker:
         """Its name."""
         return self._loaded.spec.name
 
-    def ask(self, pinned: PinnedStore, videos: Sequence[Row], form: AskedQuestionForm, *, keep: bool) -> AskedNow:
+    def ask(self, pinned: PinnedStore, videos: Sequence[Row], form: QuestionForm, *, keep: bool) -> AskedNow:
         """Answer a question to some videos; what the store has an answer to is not asked again.
 
         Args:

@@ -40,7 +40,7 @@ class MomentSearch:
 
         if len(text) > MAX_TEXT:
             raise InputError(f"that text is too long; say it in {MAX_TEXT} characters.")
-        within = segments_of_own(pinned.store_uri, where) if where else None
+        within = segments_of_own(pinned, where) if where else None
         with waiting(self._turn):
             return nearest_moments(pinned.snapshot, self._encoder_of(pinned.tower), text, MAX_HITS, within).rows
 

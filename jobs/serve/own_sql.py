@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from longvlm.jobs.cluster.resources import SERVE
 from longvlm.jobs.query.sql import sealed_store
-from longvlm.jobs.serve.pinned import Row, waiting
+from longvlm.jobs.serve.pinned import PinnedStore, Row, waiting
 from longvlm.pipeline.confine import isolated_python
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.query import rows
@@ -50,32 +50,32 @@ class SqlResult:
         return self.columns.index("write_id") if "write_id" in self.columns else None
 
 
-def run_own(store_uri: str, sql: str) -> SqlResult:
+def run_own(pinned: PinnedStore, sql: str) -> SqlResult:
     """The first rows of one SELECT, for a page. Raises InputError where it cannot run, or takes too much."""
-    told = json.loads(run_as(store_uri, sql, "table"))
+    told = json.loads(run_as(pinned, sql, "table"))
     return SqlResult(told["columns"], told["rows"][: SERVE.sql_rows], len(told["rows"]) > SERVE.sql_rows)
 
 
-def rows_of_own(store_uri: str, sql: str, values: Row) -> list[Row]:
+def rows_of_own(pinned: PinnedStore, sql: str, values: Row) -> list[Row]:
     """Rows of a query that holds somebody's own predicate: texts, numbers and booleans by name. Raises as `run_own`."""
-    found: list[Row] = json.loads(run_as(store_uri, sql, "rows", values))
+    found: list[Row] = json.loads(run_as(pinned, sql, "rows", values))
     return found
 
 
-def segments_of_own(store_uri: str, where: str) -> pa.Table:
+def segments_of_own(pinned: PinnedStore, where: str) -> pa.Table:
     """The segments for which somebody's own predicate holds, as `segments_where` gives them. Raises as `run_own`."""
-    return pq.read_table(io.BytesIO(run_as(store_uri, sql_of_segments(where), "whole")))
+    return pq.read_table(io.BytesIO(run_as(pinned, sql_of_segments(where), "whole")))
 
 
-def run_as(store_uri: str, sql: str, form: str, values: Row | None = None) -> bytes:
+def run_as(pinned: PinnedStore, sql: str, form: str, values: Row | None = None) -> bytes:
     """The rows of one SELECT as table, csv, parquet or rows, at most `SERVE.file_rows`; whole is parquet of all.
 
     Raises:
         InputError: it cannot run, or takes too long, too much memory or too much room.
         BusyError: other queries run already.
     """
-    asked = json.dumps({"sql": sql, "form": form, "values": values or {}}).encode()
-    command = isolated_python(_CHILD, store_uri)
+    asked = json.dumps({"sql": sql, "form": form, "values": values or {}, "made": pinned.copies()}).encode()
+    command = isolated_python(_CHILD, pinned.store_uri)
     try:
         with waiting(_turns):
             done = subprocess.run(command, input=asked, capture_output=True, timeout=SERVE.sql_s, check=False)  # noqa: S603
@@ -97,7 +97,7 @@ def answer(store_uri: str) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(4 * SERVE.sql_s),) * 2)  # where nobody is left to end it
     asked = json.load(sys.stdin)
     try:
-        with sealed_store(store_uri) as con, catalog.queries_as_sentences():
+        with sealed_store(store_uri, made=asked["made"]) as con, catalog.queries_as_sentences():
             found = _WRITERS[asked["form"]](con, asked["sql"], asked["values"])
     except (InputError, MemoryError, duckdb.OutOfMemoryException) as error:
         is_told = isinstance(error, InputError) and not isinstance(error.__cause__, duckdb.OutOfMemoryException)

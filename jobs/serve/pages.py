@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from longvlm.jobs.cluster.resources import SERVE
 from longvlm.jobs.figures import counted, spell_bytes, spell_figure, spell_moment, spell_seconds
 from longvlm.jobs.serve import own_sql, questions, runs
-from longvlm.jobs.serve.asking import KINDS, MAX_QUESTION, AskedQuestionForm, Asker
+from longvlm.jobs.serve.asking import KINDS, MAX_QUESTION, Asker, QuestionForm
 from longvlm.jobs.serve.moments import MomentSearch
 from longvlm.jobs.serve.pinned import PinnedStore, Row, ShownStore
 from longvlm.jobs.serve.verdicts import KEY, HumanVerdicts, add_verdicts
@@ -231,9 +231,9 @@ class Pages:
             try:
                 if form in _FILES:
                     headers = {"Content-Disposition": f'attachment; filename="result.{form}"'}
-                    found = own_sql.run_as(self._store.store_uri, query, form)
+                    found = own_sql.run_as(self._store.pinned(), query, form)
                     return Response(found, headers=headers, media_type=_FILES[form])
-                result = own_sql.run_own(self._store.store_uri, query)
+                result = own_sql.run_own(self._store.pinned(), query)
             except InputError as error:
                 trouble = str(error)
         return self._page("sql.html", trouble, query=query, result=result)
@@ -273,8 +273,8 @@ def _library_order(asked: Mapping[str, str]) -> LibraryOrder:
     )
 
 
-def _question_form(asked: Mapping[str, str]) -> AskedQuestionForm:
-    return AskedQuestionForm(asked.get("ask", "").strip(), asked.get("kind", "text"), asked.get("choices", ""))
+def _question_form(asked: Mapping[str, str]) -> QuestionForm:
+    return QuestionForm(asked.get("ask", "").strip(), asked.get("kind", "text"), asked.get("choices", ""))
 
 
 def _selection(asked: Mapping[str, str]) -> dict[str, str]:

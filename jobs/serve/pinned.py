@@ -12,6 +12,7 @@ import duckdb
 
 from longvlm.jobs.cluster.resources import SERVE
 from longvlm.jobs.query.sql import without_damaged
+from longvlm.pipeline.source.scratch import ScratchFolder
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.query import access
@@ -47,7 +48,11 @@ class PinnedStore:
         self._con.execute("SET GLOBAL TimeZone = 'UTC'")  # of cursors, too
         self._con.execute(f"SET memory_limit = '{SERVE.duckdb_memory}'")
         self._con.execute(f"SET threads = {SERVE.duckdb_threads}")
-        access.seal(self._con, whole)  # from here on; what does not fit into memory goes to a folder of its own
+        self._scratch = ScratchFolder()  # removed with this
+        self._copies = {view: f"{self._scratch.name}/{view}.parquet" for view in _MADE_ONCE}
+        self._copying, self._has_copies = threading.Lock(), False
+        # from here on; what does not fit into memory goes to a folder of its own
+        access.seal(self._con, whole, self._copies.values())
         for view in _MADE_ONCE:
             self._con.execute(f"CREATE TABLE made_{view} AS FROM {view} ORDER BY uri, video_id")
             self._con.execute(f"CREATE OR REPLACE VIEW {view} AS FROM made_{view}")
@@ -92,6 +97,17 @@ class PinnedStore:
             names = [column[0] for column in cursor.description or ()]
             found = cursor.fetchall() if limit is None else cursor.fetchmany(limit)
         return [dict(zip(names, row, strict=True)) for row in found]
+
+    def copies(self) -> dict[str, str]:
+        """What all views stand on, as parquet files by the names of the views; the first call writes them.
+
+        They are there for as long as this is.
+        """
+        with self._copying, self.cursor() as cursor:
+            for view in [] if self._has_copies else _MADE_ONCE:
+                cursor.execute(f"COPY made_{view} TO {catalog.quoted(self._copies[view])} (FORMAT parquet)")
+            self._has_copies = True
+        return self._copies
 
     @cached_property
     def tower(self) -> str:

@@ -65,7 +65,6 @@ def library_page(pinned: PinnedStore, order: LibraryOrder) -> LibraryPage:
     if order.after:
         beyond = "WHERE (uri, video_id) > ($after_uri, $after_id)"
         values |= _place(order.after)
-    # in the child of a predicate of one's own, what is live is not computed yet: once is enough for page and number
     is_own = bool(order.where.strip())
     page = f"""
         WITH chosen AS {"" if is_own else "NOT"} MATERIALIZED (
@@ -74,7 +73,7 @@ def library_page(pinned: PinnedStore, order: LibraryOrder) -> LibraryPage:
         SELECT *, (SELECT count(*) FROM chosen) AS number
         FROM chosen {beyond} ORDER BY uri, video_id LIMIT {PAGE_VIDEOS + 1}
     """
-    found = rows_of_own(pinned.store_uri, page, values) if is_own else pinned.rows(page, values)
+    found = rows_of_own(pinned, page, values) if is_own else pinned.rows(page, values)
     shown = found[:PAGE_VIDEOS]
     number = found[0]["number"] if found else 0
     return LibraryPage(shown, number, _spell_place(shown[-1]) if len(found) > PAGE_VIDEOS else None)

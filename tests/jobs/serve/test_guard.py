@@ -1,12 +1,10 @@
 """Hostile requests: a table of what was tried. None reads or writes what it should not, and the server stays up."""
 
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import quote
 
 import psutil
@@ -29,16 +27,6 @@ def said_raw(server, sent, timeout=30):
     with socket.create_connection(("127.0.0.1", server.port), timeout=timeout) as raw:
         raw.sendall(sent)
         return raw.recv(65536)
-
-
-@pytest.fixture(scope="module")
-def impatient(shown):
-    """A server that waits for nobody for long."""
-    limits = {"head_s": 1.0, "page_s": 4.0, "sql_s": 4.0, "request_s": 8.0, "wait_s": 0.3}
-    running = PagesServer("--store", str(shown / "store"), **limits)
-    yield running
-    assert running.process.poll() is None
-    assert "Traceback" not in running.stop()
 
 
 PATHS = (
@@ -119,8 +107,8 @@ def test_what_is_no_request_is_refused(server, sent):
 def at_once(monkeypatch):
     """What a child does with a query is done here: to start one takes a second."""
 
-    def run_here(store_uri, sql, form, values=None):
-        with sealed_store(store_uri) as con, catalog.queries_as_sentences():
+    def run_here(pinned, sql, form, values=None):
+        with sealed_store(pinned.store_uri, made=pinned.copies()) as con, catalog.queries_as_sentences():
             return own_sql._WRITERS[form](con, sql, values or {})
 
     monkeypatch.setattr(own_sql, "run_as", run_here)
@@ -146,7 +134,7 @@ def at_once(monkeypatch):
 )
 def test_a_query_reads_the_store_and_nothing_else(shown, query):
     with pytest.raises(InputError) as refused:
-        own_sql.run_own(str(shown / "store"), query)
+        own_sql.run_own(ShownStore(str(shown / "store")).pinned(), query)
     assert "root:" not in str(refused.value)
     assert not os.path.exists("/tmp/longvlm-stolen.csv")  # noqa: PTH110
 
@@ -327,18 +315,13 @@ def test_beyond_this_machine_a_token_is_needed(shown):
 # --- what the process is ---
 
 
-def test_a_server_loads_no_ray_and_no_torch_before_it_searches(shown):
-    code = (
-        "import sys, json\n"
-        "from longvlm.jobs.serve.app import make_app\n"
-        "from longvlm.jobs.serve.pinned import ShownStore\n"
-        "make_app(ShownStore(sys.argv[1]), '127.0.0.1', None)\n"
-        "print(json.dumps([name for name in ('ray', 'torch', 'transformers') if name in sys.modules]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(shown / "store")], capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout) == []
+def test_a_server_loads_no_ray_and_no_torch_where_no_model_is_asked_for(impatient, server):
+    assert impatient.ask("/")[0] == 200
+    loaded = Path(f"/proc/{impatient.process.pid}/maps").read_text()
+    assert [name for name in ("_raylet", "libtorch", "tokenizers") if name in loaded] == []
+    loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "libtorch" in loaded  # which is how one would see it
+    assert "_raylet" not in loaded
 
 
 def test_without_its_libraries_it_says_what_to_install(shown, monkeypatch):
@@ -352,12 +335,11 @@ def test_without_its_libraries_it_says_what_to_install(shown, monkeypatch):
     ("options", "sentence"),
     [
         (["--store", "nowhere"], "there is no store"),
+        (["--store", "{store}", "--write", "a b"], "cannot stand in a verdict"),
         (["--host", "192.0.2.1", "--store", "{store}"], "cannot listen at 192.0.2.1"),
     ],
 )
-def test_what_cannot_be_served_is_a_sentence(shown, options, sentence, tmp_path):
-    words = [option.format(store=shown / "store") for option in options]
-    command = [sys.executable, "-m", "longvlm", "serve", "--quiet", *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert sentence in done.stderr
+def test_what_cannot_be_served_is_a_sentence(shown, options, sentence):
+    done = CliRunner().invoke(main, ["serve", "--quiet", *(option.format(store=shown / "store") for option in options)])
+    assert done.exit_code == 2
+    assert sentence in done.output

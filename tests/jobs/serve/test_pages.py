@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 from html.parser import HTMLParser
 from urllib.parse import quote
 
@@ -100,8 +101,14 @@ def test_what_is_indexed_meanwhile_is_shown(tmp_path, monkeypatch):
     store.register_recipe(stores.LONG, "some/model")
     stores.index(store, ["a"])
     assert shown.pinned().num_by_status == {}  # it looked just now
-    monkeypatch.setattr(shown, "_looked_s", float("-inf"))
+    for _ in range(100):  # it looks in a thread
+        monkeypatch.setattr(shown, "_looked_s", float("-inf"))
+        if shown.pinned().num_by_status:
+            break
+        time.sleep(0.1)
     assert shown.pinned().num_by_status == {"indexed": 1}
+    stores.index(store, ["b"])
+    assert shown.renewed().num_by_status == {"indexed": 2}
 
 
 # --- one video ---

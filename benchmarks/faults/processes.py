@@ -86,7 +86,7 @@ def driver_terminated(trial: Trial) -> list[Ended]:
 
 def driver_killed_between_commits(trial: Trial) -> list[Ended]:
     """SIGKILL when tokens and segments are committed, and the rows that make them exist are not."""
-    ended = trial.index(dies_between_commits=2).end()
+    ended = trial.index(dies_between_commits=2, commits_every=0).end()
     trial.expect(holds=ended.code == -signal.SIGKILL, otherwise=f"the driver was not killed: exit {ended.code}")
     return [ended]
 

@@ -363,10 +363,11 @@ def test_a_part_of_a_remote_file_that_was_replaced_fails(tmp_path, s3, decoder):
 
 
 @pytest.mark.corpus
-@pytest.mark.parametrize("decode", ["exact", "keyframe"])
 @pytest.mark.parametrize("path", cases(VIDEOS, "good/*"))
-def test_parts_of_real_files_are_what_one_decoder_gives(path, tmp_path, decoder, decode):
-    recipe = replace(FIVE_UNITS, decode=decode)
-    whole = watched(planned(path), recipe, decoder, tmp_path)
-    parts = shared(planned(path), recipe, decoder, tmp_path, per_part=2)
-    assert without_figures([row for part in parts for row in part]) == without_figures(whole)
+def test_parts_of_real_files_are_what_one_decoder_gives(path, tmp_path, decoder):
+    is_small = path.stat().st_size < 700_000  # each frame of the others, three times over, takes half a minute
+    for decode in ("exact", "keyframe") if is_small else ("keyframe",):
+        recipe = replace(FIVE_UNITS, decode=decode)
+        whole = watched(planned(path), recipe, decoder, tmp_path)
+        parts = shared(planned(path), recipe, decoder, tmp_path, per_part=2)
+        assert without_figures([row for part in parts for row in part]) == without_figures(whole)

@@ -170,7 +170,8 @@ class ShownStore:
         is_broken = self._pinned.is_broken
         is_due = is_broken or time.monotonic() - self._looked_s > SERVE.renew_s
         if is_due and self._renewing.acquire(blocking=is_broken):
-            looking = threading.Thread(target=self._renew_and_release, name="renew", daemon=True)
+            # the process waits for it at its end: DuckDB cannot be left in the middle
+            looking = threading.Thread(target=self._renew_and_release, name="renew")
             looking.start()
             looking.join(None if is_broken else SERVE.renew_wait_s)
         return self._pinned

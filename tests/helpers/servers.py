@@ -163,7 +163,11 @@ class PagesServer:
         for name, value in {"Host": f"127.0.0.1:{self.port}", **(headers or {})}.items():
             if value is not None:
                 connection.putheader(name, value)
+        pieces = []
+        connection.send = pieces.append
         connection.endheaders(body)
+        connection.connect()
+        connection.sock.sendall(b"".join(pieces))  # at once: who refuses a request reads no further
         answer = connection.getresponse()
         data = answer.read()
         connection.close()

@@ -30,9 +30,9 @@ def main() -> None:
         page.goto(frame.address)
         page.wait_for_function("() => document.getElementById('player').readyState >= 2")
         page.locator(".evidence.on rect").first.click()
-        page.wait_for_function("() => !document.getElementById('player').seeking")
+        page.wait_for_function("() => !player.seeking && player.readyState >= 3")
         page.mouse.move(0, 0)
-        page.wait_for_timeout(500)  # until the frame is drawn
+        page.wait_for_timeout(3000)  # until the frame is drawn, and the player shows nothing over it
         page.screenshot(path=PICTURE, full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": SHOWN_HEIGHT})
         browser.close()
 

@@ -123,7 +123,7 @@ def test_parts_that_disagree_are_given_up_for_one_decoder(tmp_path, order, monke
 
 @pytest.mark.usefixtures("on_ray", "shared")
 def test_a_decoder_that_dies_in_a_part_costs_that_part_alone(tmp_path, order, monkeypatch):
-    """What it had fetched ahead is fetched again, and was not decoded yet."""
+    """And what it had fetched ahead besides, of which it may have decoded a unit."""
     noted = tmp_path / "noted"
     noted.mkdir()
 
@@ -144,7 +144,11 @@ def test_a_decoder_that_dies_in_a_part_costs_that_part_alone(tmp_path, order, mo
     assert (report.counts.indexed, report.counts.failed) == (3, 0)
     tries = {f"{video}.mp4-{first}-0" for video in "ab" for first in (2, 5, 8, 11)}
     begun = {f"{video}-None-0" for video in ("a.mp4", "b.mp4", "short.mp4")}
-    assert {path.name for path in noted.iterdir()} == tries | begun | {"died", "a.mp4-5-1"}
+    seen = {path.name for path in noted.iterdir()}
+    again = {name for name in seen if name.endswith("-1")}
+    assert seen - again == tries | begun | {"died"}
+    assert "a.mp4-5-1" in again
+    assert len(again) <= 2
     monkeypatch.undo()
     run_index(order("alone", ray_address=IN_PROCESS))
     assert tokens_of(tmp_path / "shared") == tokens_of(tmp_path / "alone")

@@ -241,6 +241,8 @@ class Model:
     def _hold(self, live: dict[tuple[str, str], Row]) -> None:
         names = self.bucket.names()
         hurt = {video for (video, _), row in live.items() if row["write_id"] in self.hurt_writes}  # under any recipe
+        for video in hurt:  # also one that rotted before its video was live by it, in place of a whole one
+            self._let_go(video)
         for (video, recipe), row in live.items():
             name, content = names[video], people.content_of_size(row["size_bytes"])
             is_as_live = self.bucket.there.get(name) == content and video not in hurt

@@ -47,6 +47,7 @@ FORMAT_KEY = "longvlm.format"
 _ADDED_LATER = ("verdicts",)  # tables that stores of earlier versions lack until something is written to them
 _COMMIT_TRIES = 40  # half a minute at least: whoever reads more before it commits is overtaken more often
 _LONGEST_WAIT_S = 1.6  # whoever waits longer than others commit is only overtaken again
+_LOOKS = 10  # at a log with a gap, which is believed after so many
 _ALONE = CommitProperties(max_commit_retries=0)  # or of two at once both would commit the same change
 _BY_NEWER = "was written by a newer longvlm; upgrade with `pip install --upgrade longvlm-index`."
 
@@ -112,13 +113,13 @@ def open_table(uri: str) -> DeltaTable:
     """
     with refusing_newer(uri):
         try:
-            handle = DeltaTable(address(uri), storage_options=storage_options(uri))
+            handle = _past_gaps(_opened, uri)
         except TableNotFoundError:
             raise
         except DeltaError:
             if not logfiles.drop_damaged_checkpoint(f"{uri}/_delta_log"):
                 raise
-            handle = DeltaTable(address(uri), storage_options=storage_options(uri))
+            handle = _past_gaps(_opened, uri)
     _check_format(uri, handle)
     return handle
 
@@ -126,8 +127,28 @@ def open_table(uri: str) -> DeltaTable:
 def refresh(uri: str, handle: DeltaTable) -> None:
     """Bring a handle to the newest version of its table. Raises as `open_table`."""
     with refusing_newer(uri):
-        handle.update_incremental()
+        _past_gaps(handle.update_incremental)
     _check_format(uri, handle)
+
+
+def _opened(uri: str) -> DeltaTable:
+    return DeltaTable(address(uri), storage_options=storage_options(uri))
+
+
+def _past_gaps(look: Callable[..., T], *arguments: str) -> T:
+    """A look at a log, made again where it shows a gap: what is written during the listing of a folder is seen or not.
+
+    So a look may show a commit without the one before it. The next look shows both, and at worst another gap behind.
+    """
+    number = 0
+    while True:
+        number += 1
+        try:
+            return look(*arguments)
+        except DeltaError as error:
+            if "found gap" not in str(error) or number == _LOOKS:  # the library has no class of its own for this
+                raise
+            time.sleep(0.02)
 
 
 @contextmanager

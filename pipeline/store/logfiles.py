@@ -110,6 +110,14 @@ def _hinted_version(log_uri: str, names: Collection[str]) -> int | None:
 
 
 def _names(log_uri: str) -> set[str]:
+    """A log's files, listed twice: what is written during the listing of a folder is seen or not.
+
+    So one listing may show a commit and not the one before it. The second has both.
+    """
+    return _listed(log_uri) | _listed(log_uri)
+
+
+def _listed(log_uri: str) -> set[str]:
     fs, root = filesystem(log_uri)
     fs.invalidate_cache()
     found: list[Any] = fs.ls(root, detail=False)

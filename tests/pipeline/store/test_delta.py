@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import stores
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from longvlm.pipeline.store import delta
 from longvlm.pipeline.store.ledger import Store
@@ -153,3 +153,29 @@ def test_a_writer_that_is_overtaken_many_times_still_commits_and_never_waits_lon
     assert delta.Logs(store.uri).upon_newest("recipes", attempt) > 30
     assert len(waits) == 30
     assert max(waits) < 2
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_listing_that_shows_a_commit_and_not_the_one_before_it_is_made_again(store, monkeypatch, is_open):
+    logs = delta.Logs(store.uri)
+    if is_open:
+        logs.handle("recipes")
+    for number in range(3):
+        store.append("recipes", pa.Table.from_pylist([{"name": str(number)}], tables.RECIPES))
+    *_, unseen, newest = sorted(Path(store.uri, "recipes", "_delta_log").glob("*.json"))
+    aside = unseen.rename(unseen.with_suffix(".aside"))
+    monkeypatch.setattr(delta.time, "sleep", lambda _: aside.rename(unseen))  # the next listing shows it
+    assert logs.handle("recipes").version() == int(newest.stem)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_commit_that_is_missing_for_good_is_told(store, monkeypatch, is_open):
+    monkeypatch.setattr(delta.time, "sleep", lambda _: None)
+    logs = delta.Logs(store.uri)
+    if is_open:
+        logs.handle("recipes")
+    for number in range(3):
+        store.append("recipes", pa.Table.from_pylist([{"name": str(number)}], tables.RECIPES))
+    sorted(Path(store.uri, "recipes", "_delta_log").glob("*.json"))[-2].unlink()
+    with pytest.raises(DeltaError, match="gap"):
+        logs.handle("recipes")

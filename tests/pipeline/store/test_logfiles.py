@@ -4,6 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from longvlm.pipeline.store import logfiles
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.logfiles import drop_damaged_checkpoint, log_damage
 from longvlm.schemas import tables
@@ -80,3 +81,12 @@ def test_in_a_bucket_too(s3):
     assert json.loads(
         s3.get_object(Bucket="bucket", Key=f"index/runs/_delta_log/{24:020}.json")["Body"].read().split()[0]
     )
+
+
+def test_a_commit_that_one_listing_leaves_out_is_not_missing(checkpointed, monkeypatch):
+    uri, log = checkpointed
+    Store(uri).append("runs", pa.Table.from_pylist([{"run_id": "newest"}], tables.RUNS))
+    listed = logfiles._listed
+    left_out = iter([{f"{25:020}.json"}, set()])  # of the first listing, and of the second
+    monkeypatch.setattr(logfiles, "_listed", lambda uri: listed(uri) - next(left_out))
+    assert log_damage(str(log)) == {}

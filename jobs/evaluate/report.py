@@ -9,7 +9,7 @@ from typing import Any
 from longvlm.jobs.evaluate.run import EvaluateReport
 from longvlm.jobs.terminal import NO_MATPLOTLIB, print_rows, terminal
 from longvlm.pipeline.judging.score import metrics_by_kind
-from longvlm.pipeline.store.catalog import quoted
+from longvlm.schemas.sql_text import quoted
 
 REPORT, PLOT = "report.md", "report.png"
 _MEASURES = ("score", "score_missing_as_zero", "accuracy", "accuracy_missing_as_wrong", "precision", "recall")

@@ -17,6 +17,7 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.sql_text import quoted
 
 _TABLES = ("videos", "answers", "answers_wide", "verdicts", "scores", "failures", "runs", "recipes")
 _LEDGERS = ("videos", "answers", "verdicts", "runs", "recipes")  # what these are made of
@@ -66,10 +67,10 @@ def _write(draft: Path, pinned: Snapshot, report: ExportReport, *, segments: boo
     """Copy what the views show into a new file."""
     with catalog.connect(pinned, apart=True) as con, reachable(draft) as taken:
         con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
-        con.execute(f"SET temp_directory = {catalog.quoted(f'{tempfile.gettempdir()}/longvlm-export-{uuid.uuid4()}')}")
+        con.execute(f"SET temp_directory = {quoted(f'{tempfile.gettempdir()}/longvlm-export-{uuid.uuid4()}')}")
         con.execute("SET preserve_insertion_order = false")  # would hold rows back
         # the storage version lets older DuckDBs open the file
-        con.execute(f"ATTACH {catalog.quoted(taken)} AS taken (STORAGE_VERSION 'v1.0.0')")
+        con.execute(f"ATTACH {quoted(taken)} AS taken (STORAGE_VERSION 'v1.0.0')")
         for name in _TABLES:
             doing(f"copying {name}")
             report.rows[name] = _copy(con, name, "*")

@@ -18,6 +18,7 @@ from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.text_files import UserFile, read_lines
 from longvlm.pipeline.visible import is_utf8
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.sql_text import quoted
 
 
 def run_sql(store_uri: str, query: str, attach: Iterable[str] = ()) -> pa.Table:
@@ -50,7 +51,7 @@ def sealed_store(
     snapshot, made = without_damaged(Store.open(store_uri).pin()), made or {}
     with catalog.connect(snapshot, apart=True) as con:
         for view, path in made.items():
-            con.execute(f"CREATE OR REPLACE VIEW {view} AS FROM read_parquet({catalog.quoted(path)})")
+            con.execute(f"CREATE OR REPLACE VIEW {view} AS FROM read_parquet({quoted(path)})")
         access.seal(con, snapshot, [*access.attach(con, attach), *made.values()])
         doing("running the query")
         yield con

@@ -19,6 +19,7 @@ from longvlm.pipeline.store.query import access
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas.errors import InputError, QueryError
 from longvlm.schemas.recipe import from_spec
+from longvlm.schemas.sql_text import quoted
 
 # Every page stands on these two, which look through the whole ledger; of a pinned snapshot they never change.
 _MADE_ONCE = ("live_videos", "failed_videos")
@@ -105,7 +106,7 @@ class PinnedStore:
         """
         with self._copying, self.cursor() as cursor:
             for view in [] if self._has_copies else _MADE_ONCE:
-                cursor.execute(f"COPY made_{view} TO {catalog.quoted(self._copies[view])} (FORMAT parquet)")
+                cursor.execute(f"COPY made_{view} TO {quoted(self._copies[view])} (FORMAT parquet)")
             self._has_copies = True
         return self._copies
 

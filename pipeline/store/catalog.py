@@ -16,8 +16,14 @@ from duckdb import DuckDBPyConnection
 from longvlm.pipeline.store.files import num_columns
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.uris import is_local
+from longvlm.schemas import sql_text
 from longvlm.schemas.errors import InputError, QueryError
+from longvlm.schemas.sql_text import quoted
 from longvlm.schemas.tables import TABLES
+
+# Columns of the view answers_wide at most, those with the most answers. Standing questions, asked of every video, are
+# some dozens; a benchmark's file may bring 100,000 ids, each for a video of its own, and every connection binds them.
+MAX_WIDE_COLUMNS = 1000
 
 VIEWS_SQL = (files("longvlm.schemas") / "views.sql").read_text()
 _CREATE = re.compile(r"^CREATE (?:VIEW|MACRO) (\w+).*?;$", re.MULTILINE | re.DOTALL)
@@ -26,10 +32,6 @@ _READS, _NAMED_WITHIN = re.compile(r"\b(?:FROM|JOIN) (\w+)"), re.compile(r"^(?:W
 _STANDS_ON = {
     view[1]: {*_READS.findall(view[0])} - {*_NAMED_WITHIN.findall(view[0])} for view in _CREATE.finditer(VIEWS_SQL)
 }
-
-# Columns of the view answers_wide at most, those with the most answers. Standing questions, asked of every video, are
-# some dozens; a benchmark's file may bring 100,000 ids, each for a video of its own, and every connection binds them.
-MAX_WIDE_COLUMNS = 1000
 
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",  # what the views need (parquet, json) is built in
@@ -52,42 +54,6 @@ _SQL_TYPES = {
     pa.float64(): "DOUBLE",
     pa.timestamp("us"): "TIMESTAMP",
 }
-_UNIT_SEPARATOR = "\x1f"
-_KIND = "CASE WHEN type IN ('bool', 'choice', 'number', 'json') THEN type ELSE 'text' END"
-
-# The question ids of answers_wide and their types, in the order in which they were first asked. They come from all
-# answers, not from the live ones: a column must not vanish while its videos are indexed anew.
-_ASKED_SQL = f"""
-    SELECT question_id, kind FROM (
-        SELECT question_id, arg_max({_KIND}, (coalesce(seq, 0), created_at)) AS kind, min(created_at) AS first_asked,
-            count(*) AS num_answers
-        FROM ledger_answers WHERE question_id IS NOT NULL GROUP BY question_id
-        ORDER BY num_answers DESC, first_asked, question_id LIMIT ?
-    )
-    ORDER BY first_asked, question_id
-"""
-_WIDE_FIXED = ("video_id", "uri", "external_id", "write_id")
-# A video that is live under several recipes is shown as the other views show it, or else as it was indexed last.
-_WIDE_VIDEOS_SQL = """
-    SELECT video_id, uri, external_id, write_id FROM live_videos
-    QUALIFY row_number() OVER (
-        PARTITION BY video_id ORDER BY (recipe IS NOT DISTINCT FROM (FROM active_recipe)) DESC, seq DESC, write_id DESC
-    ) = 1
-"""
-# Values by type and question id, so that those from before a question changed its type are left out.
-_WIDE_CELLS_SQL = f"""
-    SELECT video_id, {_KIND} || chr(31) || question_id AS slot,
-        CASE WHEN {_KIND} = 'text' THEN answer ELSE value END AS value,
-        (coalesce(seq, 0), created_at, run_id) AS newness
-    FROM answers WHERE status = 'answered'
-"""
-_WIDE_CASTS = {
-    "bool": "TRY_CAST({} AS BOOLEAN)",
-    "number": "TRY_CAST({} AS DOUBLE)",
-    "json": "TRY_CAST({} AS JSON)",
-    "choice": "{}",
-    "text": "{}",
-}
 
 
 def connect(
@@ -99,28 +65,35 @@ def connect(
         snapshot: from `Store.pin`.
         views: those that are needed beside the tables themselves, `ledger_` and their name; by default all that stand
             on them. Each takes its time, most of all answers_wide, which looks through all answers.
-        apart: in a database of its own, for whoever changes its settings or lets somebody's own SQL in. Else it is that
-            of all connections in this process, and what is made in it has to be TEMP, as the views are.
+        apart: in a database of its own, for whoever changes its settings or lets somebody's own SQL in. Else, for this
+            machine's files, it is that of all connections in this process, which has the views already; what is made in
+            it has to be TEMP, as the tables of the snapshot are. One that the snapshot lacks raises when it is read.
         trusts_footers: whether queries may pass over row groups for what footers say of them, which have no checksums.
 
     Raises:
         InputError: a file that the snapshot names is gone or out of reach.
     """
     con = without_views(snapshot, apart=apart, trusts_footers=trusts_footers)
-    create_views(con, snapshot, views, "CREATE" if apart else "CREATE TEMP")
+    if apart or _is_remote(snapshot):
+        create_views(con, snapshot, views)
+    else:
+        with _files_as_named():
+            _create_tables(con, snapshot, "CREATE TEMP")
+            if views is None and {"answers", "recipes", "videos"} <= snapshot.tables.keys():
+                con.execute(f"CREATE TEMP VIEW answers_wide AS {answers_wide(con)}")
     return con
 
 
 def without_views(snapshot: Snapshot, *, apart: bool = False, trusts_footers: bool = True) -> DuckDBPyConnection:
     """A connection that reaches the files of a snapshot, as `connect` makes its views in."""
-    remote = _remote_filesystem(snapshot)
+    is_remote = _is_remote(snapshot)
     settings = _SETTINGS if trusts_footers else {**_SETTINGS, **_LOOKING_AT_ALL}
-    con = duckdb.connect(config=settings) if apart or remote else _of_process(trusts_footers=trusts_footers)
+    con = duckdb.connect(config=settings) if apart or is_remote else _of_process(trusts_footers=trusts_footers)
     con.execute("SET TimeZone = 'UTC'")  # as all times of a store are, wherever it is read
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
         con.execute("SET enable_progress_bar = false")  # a job has its own; in notebooks it may not even be set
-    if remote:
-        con.register_filesystem(remote)
+    if is_remote:
+        con.register_filesystem(_remote_filesystem(snapshot))
     return con
 
 
@@ -138,11 +111,20 @@ def _of_process(*, trusts_footers: bool) -> DuckDBPyConnection:
 def _database(_pid: int, *, trusts_footers: bool) -> DuckDBPyConnection:
     """The database in memory of a process, for it takes longer to make than most queries run; none survives a fork.
 
+    Its views stand on tables that raise when they are read, until a connection has TEMP ones of the same names: DuckDB
+    looks a view's tables up anew with each query, there first, and to make all views takes ten times as long.
+
     It keeps nothing of the files that it reads: it outlives many connections, and a file may be damaged meanwhile. So
     it is for this machine's files alone: of a bucket's each view that is bound would ask for them again.
     """
     settings = _SETTINGS if trusts_footers else {**_SETTINGS, **_LOOKING_AT_ALL}
-    return duckdb.connect(config={**settings, "enable_external_file_cache": "false"})
+    con = duckdb.connect(config={**settings, "enable_external_file_cache": "false"})
+    for name, schema in TABLES.items():
+        raises = f"error({quoted(f'ledger_{name} is not part of what this connection was given')})"
+        columns = ", ".join(f'CAST({raises} AS {_sql_type(field.type)}) AS "{field.name}"' for field in schema)
+        con.execute(f"CREATE VIEW ledger_{name} AS SELECT {columns} WHERE {raises} IS NULL")
+    _create_stack(con, set(_STANDS_ON), {f"ledger_{name}" for name in TABLES}, "CREATE")
+    return con
 
 
 @lru_cache(16)
@@ -206,15 +188,21 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+def _folders(snapshot: Snapshot) -> set[str]:
+    return {file.uri.rpartition("/")[0] for table in snapshot.tables.values() for file in table.files}
+
+
+def _is_remote(snapshot: Snapshot) -> bool:
+    return any(not is_local(folder) for folder in _folders(snapshot))
+
+
 def _remote_filesystem(snapshot: Snapshot) -> Any:
-    """The file system of a snapshot's files if it is not this machine's, knowing their sizes already.
+    """The file system of a remote snapshot's files, knowing their sizes already.
 
     DuckDB opens each file again for every view it binds; after one listing a table that costs no request. The option
     makes it another file system than all else uses, and trusts, but one for all snapshots: a client takes long to make.
     """
-    folders = {file.uri.rpartition("/")[0] for table in snapshot.tables.values() for file in table.files}
-    if not folders or is_local(next(iter(folders))):
-        return None
+    folders = _folders(snapshot)
     fs, _ = fsspec.core.url_to_fs(next(iter(folders)), use_listings_cache=True)
     fs.invalidate_cache()
     for folder in folders:
@@ -222,22 +210,43 @@ def _remote_filesystem(snapshot: Snapshot) -> Any:
     return fs
 
 
-def create_views(con: DuckDBPyConnection, snapshot: Snapshot, views: Collection[str] | None, create: str) -> None:
-    """Make the views of `connect` in a connection, each by a statement that begins with `create`."""
+def create_views(
+    con: DuckDBPyConnection, snapshot: Snapshot, views: Collection[str] | None, create: str = "CREATE"
+) -> None:
+    """Make the views of `connect` in a database of its own, each by a statement that begins with `create`."""
     needed = set(_STANDS_ON if views is None else views)
     for name, reads in reversed(_STANDS_ON.items()):
         needed |= reads if name in needed else set()
-    try:
-        for name, table in snapshot.tables.items():
-            con.execute(f"{create} VIEW ledger_{name} AS {_relation(name, table, TABLES[name])}")
-        made = {f"ledger_{name}" for name in snapshot.tables}
-        for view in _CREATE.finditer(VIEWS_SQL):
-            is_macro = not _STANDS_ON[view[1]]
-            if is_macro or (view[1] in needed and _STANDS_ON[view[1]] <= made):
-                con.execute(f"{create}{view[0].removeprefix('CREATE')}")
-                made.add(view[1])
+    with _files_as_named():
+        con.begin()  # one transaction for all takes a third less than each its own
+        _create_tables(con, snapshot, create)
+        made = _create_stack(con, needed, {f"ledger_{name}" for name in snapshot.tables}, create)
+        con.commit()
         if views is None and {"answers", "active_recipe"} <= made:
             con.execute(f"{create} VIEW answers_wide AS {answers_wide(con)}")
+
+
+def _create_tables(con: DuckDBPyConnection, snapshot: Snapshot, create: str) -> None:
+    for name, table in snapshot.tables.items():
+        con.execute(f"{create} VIEW ledger_{name} AS {_relation(name, table, TABLES[name])}")
+
+
+def _create_stack(con: DuckDBPyConnection, needed: Collection[str], tables: Collection[str], create: str) -> set[str]:
+    """Make the views that are needed, as far as what they stand on is there; returns the names of all that is."""
+    made = set(tables)
+    for view in _CREATE.finditer(VIEWS_SQL):
+        is_macro = not _STANDS_ON[view[1]]
+        if is_macro or (view[1] in needed and _STANDS_ON[view[1]] <= made):
+            con.execute(f"{create}{view[0].removeprefix('CREATE')}")
+            made.add(view[1])
+    return made
+
+
+@contextmanager
+def _files_as_named() -> Iterator[None]:
+    """Raise InputError where DuckDB cannot read a file that a snapshot names."""
+    try:
+        yield
     except duckdb.Error as error:
         if "Could not write" in str(error):  # index.duckdb itself, on a full disk
             raise
@@ -248,42 +257,8 @@ def create_views(con: DuckDBPyConnection, snapshot: Snapshot, views: Collection[
 
 
 def answers_wide(con: DuckDBPyConnection) -> str:
-    """The SELECT of the view answers_wide: one row a live video, one typed column a question id."""
-    asked = con.execute(_ASKED_SQL, [MAX_WIDE_COLUMNS]).fetchall()
-    if not asked:
-        return _WIDE_VIDEOS_SQL
-    names = column_names([question_id for question_id, _ in asked])
-    slots = [f"{quoted(kind + _UNIT_SEPARATOR + question_id)} AS c{i}" for i, (question_id, kind) in enumerate(asked)]
-    columns = [
-        f"{_WIDE_CASTS[kind].format(f'c{i}')} AS {identifier(name)}"
-        for i, (name, (_, kind)) in enumerate(zip(names, asked, strict=True))
-    ]
-    return f"""
-        SELECT v.*, {", ".join(columns)}
-        FROM ({_WIDE_VIDEOS_SQL}) v
-        LEFT JOIN (
-            FROM ({_WIDE_CELLS_SQL})
-            PIVOT (arg_max(value, newness) FOR slot IN ({", ".join(slots)}) GROUP BY video_id)
-        ) USING (video_id)
-    """
-
-
-def column_names(question_ids: list[str]) -> list[str]:
-    """A column name for each question id: itself, with a number behind it where that is taken.
-
-    Taken are the fixed columns of answers_wide and the names given before; case makes no difference to SQL.
-    """
-    taken = set(_WIDE_FIXED)
-    names = []
-    for question_id in question_ids:
-        plain = name = question_id.replace("\0", "") or "question"  # no name is empty or goes on behind a NUL
-        number = 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{plain}_{number}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+    """The SELECT of the view answers_wide, by the questions that a connection's answers were asked."""
+    return sql_text.answers_wide(con.execute(sql_text.ASKED, [MAX_WIDE_COLUMNS]).fetchall())
 
 
 def _relation(name: str, table: PinnedTable, schema: pa.Schema) -> str:
@@ -317,13 +292,3 @@ def rows_of(uris: Iterable[str]) -> str:
     What a folder is called says nothing of rows: without a word DuckDB would take `write_id=7/` for a column.
     """
     return f"read_parquet([{', '.join(map(quoted, uris))}], hive_partitioning = false)"
-
-
-def quoted(text: str) -> str:
-    """A string literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    """A name as SQL takes it, whatever characters it has."""
-    return '"' + name.replace('"', '""') + '"'

@@ -16,6 +16,7 @@ from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ANY_CODE
 from longvlm.schemas.rows import WorkRow
+from longvlm.schemas.sql_text import quoted
 
 _STAMP_S = 0.002  # two milliseconds: a length made of stamps in milliseconds may be off by that much
 _MEMORY_GB = 1.5  # of DuckDB's; a listing and a ledger of a million rows fit, more goes to disk
@@ -259,7 +260,7 @@ def compare(listing: str, snapshot: Snapshot, criteria: ChangeCriteria) -> Chang
     """
     con = catalog.connect(snapshot, ("live_videos", "newest_rows"), apart=True)
     con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
-    con.execute(f"SET temp_directory = {catalog.quoted(tempfile.gettempdir())}")
+    con.execute(f"SET temp_directory = {quoted(tempfile.gettempdir())}")
     con.execute(f"CREATE TEMP VIEW listed AS FROM {catalog.rows_of([listing])}")
     for statement in _KNOWN.split(";")[:-1]:
         values = {"home": criteria.home, "listed_seq": criteria.listed_seq}

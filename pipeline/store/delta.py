@@ -36,7 +36,7 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction
 
 from longvlm.pipeline.store import logfiles
 from longvlm.pipeline.store.files import UNSPEAKABLE
-from longvlm.pipeline.store.snapshot import DataFile
+from longvlm.pipeline.store.snapshot import DataFile, PinnedTable
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas import clock
 from longvlm.schemas.errors import InputError
@@ -244,6 +244,7 @@ class Logs:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._tables: dict[str, DeltaTable] = {}
+        self._pinned: dict[str, PinnedTable] = {}
 
     def has(self, table: str) -> bool:
         """Whether a table is there: one that an earlier version did not know may be missing, and is then empty."""
@@ -261,6 +262,15 @@ class Logs:
         if is_known:  # one that was opened just now is at the newest
             refresh(f"{self.uri}/{table}", handle)
         return handle
+
+    def pinned(self, table: str) -> PinnedTable:
+        """The files of a table now. A version has one list, which is read once, however often somebody asks."""
+        handle = self.handle(table)
+        known = self._pinned.get(table)
+        if known is None or known.version != handle.version():
+            known = PinnedTable(handle.version(), data_files(f"{self.uri}/{table}", handle))
+            self._pinned[table] = known
+        return known
 
     def columns(self, table: str) -> pa.Schema:
         """The columns that a table has now; a newer version may have added some that `tables.TABLES` does not know."""

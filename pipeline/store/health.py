@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import filesystem, num_columns
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
+from longvlm.schemas.sql_text import quoted
 from longvlm.schemas.tables import TABLES
 
 _MOST_FILES = 256  # of a table, whose footers are read before anything is asked; more would take too long in a bucket
@@ -176,7 +177,7 @@ def _unreadable(snapshot: Snapshot, what: str) -> dict[str, str]:
 
         def refusal(some: list[str]) -> str | None:
             try:
-                con.execute(f"SELECT count(*) FROM {what}([{', '.join(map(catalog.quoted, some))}])").fetchall()
+                con.execute(f"SELECT count(*) FROM {what}([{', '.join(map(quoted, some))}])").fetchall()
             except duckdb.Error as error:
                 return catalog.first_line(error)
             return None

@@ -11,9 +11,9 @@ from pathlib import Path
 from duckdb import DuckDBPyConnection
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.catalog import quoted
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.uris import is_local
+from longvlm.schemas.sql_text import quoted
 
 
 def write_index_duckdb(store_uri: str, snapshot: Snapshot) -> Path | None:

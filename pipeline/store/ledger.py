@@ -119,9 +119,7 @@ class Store(delta.Logs):
     def pin(self, names: Sequence[str] = _PINNED) -> Snapshot:
         """The files of every table (or of those named) now: videos first, so that whatever it names is there."""
         pinned = dict.fromkeys(names, PinnedTable())  # one that is not there yet is empty
-        for name in filter(self.has, names):
-            handle = self.handle(name)
-            pinned[name] = PinnedTable(handle.version(), delta.data_files(f"{self.uri}/{name}", handle))
+        pinned |= {name: self.pinned(name) for name in filter(self.has, names)}
         return Snapshot(pinned)
 
     def recipes(self) -> list[RegisteredRecipe]:

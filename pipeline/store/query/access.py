@@ -13,11 +13,12 @@ from typing import Any
 
 import duckdb
 
-from longvlm.pipeline.store.catalog import first_line, identifier, quoted
+from longvlm.pipeline.store.catalog import first_line
 from longvlm.pipeline.store.files import filesystem
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.uris import is_local
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.sql_text import identifier, quoted
 
 _READERS = {
     ".parquet": "read_parquet",

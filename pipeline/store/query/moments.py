@@ -29,6 +29,7 @@ from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import clock
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.sql_text import quoted
 
 _FOLDER = "longvlm-search-"
 _ROWS = """
@@ -143,7 +144,7 @@ def _build(snapshot: Snapshot, path: Path) -> None:
     draft = path.with_name(f"{path.stem}-{uuid.uuid4()}.draft")
     try:
         with catalog.connect(snapshot, ("segments",), apart=True) as con, pa.OSFile(str(draft), "wb") as sink:
-            con.execute(f"SET temp_directory = {catalog.quoted(f'{draft}-sort')}")
+            con.execute(f"SET temp_directory = {quoted(f'{draft}-sort')}")
             con.execute(f"SET memory_limit = '{_MEMORY_GB}GB'")
             with catalog.queries_as_sentences("the search"), pa.ipc.new_file(sink, _FILE) as file:
                 for batch in con.sql(_ROWS).to_arrow_reader(_SEGMENTS_PER_BATCH):

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from longvlm.pipeline.store.catalog import identifier, quoted
+from longvlm.schemas.sql_text import identifier, quoted
 
 _BATCH_ROWS = 2048
 _STRING_OR_NO_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')

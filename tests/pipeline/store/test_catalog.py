@@ -9,11 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.catalog import column_names, connect, query
+from longvlm.pipeline.store.catalog import connect, query
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import PinnedTable, Snapshot
 from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.sql_text import column_names, identifier
 
 LONG, TINY = stores.LONG.fingerprint, stores.TINY.fingerprint
 
@@ -282,7 +283,7 @@ def database():
 @example(ids=["a", "A", "a_2", "video_id", "URI", "", "question", '"', "'", "\0", "ß", "SS", "é", "É", "\U0010ffff"])
 def test_every_id_has_a_column_of_its_own(database, ids):
     names = column_names(ids)
-    columns = ", ".join(f"{i} AS {catalog.identifier(name)}" for i, name in enumerate([*FIXED, *names]))
+    columns = ", ".join(f"{i} AS {identifier(name)}" for i, name in enumerate([*FIXED, *names]))
     database.execute(f"CREATE OR REPLACE VIEW v AS SELECT {columns}")
     assert database.sql("FROM v").columns == [*FIXED, *names]
     assert all(name.startswith(given.replace("\0", "")) for name, given in zip(names, ids, strict=True))
@@ -358,7 +359,7 @@ def test_a_file_that_is_gone_is_a_sentence(store, tmp_path):
 )
 def test_a_connection_has_the_views_of_the_tables_that_it_is_given(pinned, shown):
     """A view over a table that was not pinned would show a store without its rows."""
-    with connect(Snapshot({name: PinnedTable() for name in pinned})) as con:
+    with connect(Snapshot({name: PinnedTable() for name in pinned}), apart=True) as con:
         found = con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     assert {name for (name,) in found} == shown | {f"ledger_{name}" for name in pinned}
 
@@ -373,10 +374,20 @@ def test_a_connection_has_the_views_of_the_tables_that_it_is_given(pinned, shown
 )
 def test_a_connection_has_the_views_that_are_asked_for_and_what_they_stand_on(store, asked, shown):
     snapshot = store.pin()
-    with connect(snapshot, asked) as con:
+    with connect(snapshot, asked, apart=True) as con:
         found = con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         assert con.execute("SELECT content_of(1, 'a', NULL)").fetchall() == [((1, "a"),)]
     assert {name for (name,) in found} == shown | {f"ledger_{name}" for name in snapshot.tables}
+
+
+@pytest.mark.parametrize(
+    "sql", ["FROM live_videos", "SELECT count(*) FROM answers", "FROM ledger_answers", "FROM videos"]
+)
+def test_in_the_database_of_all_connections_a_table_that_was_not_given_is_not_an_empty_one(store, sql):
+    stores.index(store, ["a"])
+    given = ["videos", "recipes"] if "answers" in sql else ["recipes", "answers"]
+    with connect(store.pin(given)) as con, pytest.raises(duckdb.Error, match="is not part of what this connection was"):
+        con.execute(sql).fetchall()
 
 
 def test_connections_share_a_database_and_see_nothing_of_each_other(store):

@@ -179,3 +179,14 @@ def test_a_commit_that_is_missing_for_good_is_told(store, monkeypatch, is_open):
     sorted(Path(store.uri, "recipes", "_delta_log").glob("*.json"))[-2].unlink()
     with pytest.raises(DeltaError, match="gap"):
         logs.handle("recipes")
+
+
+def test_the_files_of_a_version_are_listed_once_and_those_of_the_next_anew(store, monkeypatch):
+    listed = []
+    files_of = delta.data_files
+    monkeypatch.setattr(delta, "data_files", lambda uri, handle: listed.append(uri) or files_of(uri, handle))
+    first, again = (store.pinned("recipes") for _ in range(2))
+    assert again is first
+    Store.open(store.uri).append("recipes", pa.Table.from_pylist([{"name": "other"}], tables.RECIPES))
+    assert {*store.pinned("recipes").files} > {*first.files}
+    assert len(listed) == 2

@@ -35,7 +35,7 @@ def test_it_opens_alone_and_is_replaced_at_once(store, tmp_path):
 def test_it_has_every_view_of_a_connection_as_that_has_it(store):
     stores.index(store, ["a"])
     named = "SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1"
-    with opened(write_index_duckdb(store.uri, store.pin())) as con, catalog.connect(store.pin()) as live:
+    with opened(write_index_duckdb(store.uri, store.pin())) as con, catalog.connect(store.pin(), apart=True) as live:
         assert con.execute(named).fetchall() == live.execute(named).fetchall()
         for (view,) in con.execute(named).fetchall():
             assert con.execute(f"DESCRIBE {view}").fetchall() == live.execute(f"DESCRIBE {view}").fetchall()

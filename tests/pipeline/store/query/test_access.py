@@ -5,10 +5,11 @@ import pytest
 import stores
 from pyarrow import parquet
 
-from longvlm.pipeline.store.catalog import connect, query, quoted
+from longvlm.pipeline.store.catalog import connect, query
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.query.access import attach, seal
 from longvlm.schemas.errors import InputError
+from longvlm.schemas.sql_text import quoted
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
 
 def delete_torn(store: Store, run_id: str) -> int:
     """Delete the live videos that lack any of their tokens or segments; returns how many are to be indexed again."""
-    with catalog.connect(store.pin(("videos", "segments", "tokens"))) as con:
+    with catalog.connect(store.pin(("videos", "segments", "tokens")), ("live_videos",)) as con:
         return _delete(store, con, [torn["write_id"] for torn in torn_writes(con)], run_id)
 
 

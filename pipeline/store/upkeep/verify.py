@@ -25,12 +25,14 @@ from longvlm.pipeline.store.upkeep.tombstones import read_copies
 from longvlm.schemas.recipe import CHANNELS_PER_SCALE
 
 _COUNTED = ("tokens", "segments")
+# What the queries below ask about: the view is made of the whole ledger again by each query over it.
+_LIVE = "CREATE TEMP TABLE live AS SELECT uri, write_id, num_segments FROM live_videos"
 # Live videos whose rows in a table are not the segments 0 to num_segments - 1, each once.
 _WRONG_SEGMENTS = """
 SELECT v.uri, v.write_id, '{table}' AS "table",
     'has ' || coalesce(r.num_rows, 0) || ' segments of ' || v.num_segments ||
     CASE WHEN r.num_rows > r.num_different THEN ', some repeated' ELSE '' END AS problem
-FROM live_videos v LEFT JOIN (
+FROM live v LEFT JOIN (
     SELECT write_id, count(*) AS num_rows, count(DISTINCT segment) AS num_different,
         min(segment) AS first, max(segment) AS last
     FROM ledger_{table} GROUP BY write_id
@@ -40,11 +42,11 @@ WHERE r.num_rows IS DISTINCT FROM v.num_segments OR r.num_different <> v.num_seg
 """
 _TWICE = """
 SELECT any_value(uri) AS uri, write_id, 'videos' AS "table", 'is live ' || count(*) || ' times' AS problem
-FROM live_videos GROUP BY write_id HAVING count(*) > 1
+FROM live GROUP BY write_id HAVING count(*) > 1
 """
 _OF_LIVE = """
 SELECT v.uri, p.write_id, p."table", p.problem
-FROM found p JOIN (SELECT DISTINCT write_id, uri FROM live_videos) v USING (write_id)
+FROM found p JOIN (SELECT DISTINCT write_id, uri FROM live) v USING (write_id)
 """
 
 
@@ -95,15 +97,19 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
     asked = Snapshot({table: snapshot.table(table) for table in ("videos", *_COUNTED)})
     with catalog.connect(without(asked, damaged), ("live_videos",)) as con:
         con.register("found", pa.Table.from_pylist(found, _FOUND))
-        problems = [row for sql in (_OF_LIVE, _TWICE) for row in con.sql(sql).to_arrow_table().to_pylist()]
-        problems += torn_writes(con)
-        ((num_videos,),) = con.execute("SELECT count(*) FROM live_videos").fetchall()
+        problems = torn_writes(con)
+        problems += [row for sql in (_OF_LIVE, _TWICE) for row in con.sql(sql).to_arrow_table().to_pylist()]
+        ((num_videos,),) = con.execute("SELECT count(*) FROM live").fetchall()
     files = [file for pinned in snapshot.tables.values() for file in pinned.files]
     return Verified(num_videos, len(files), sum(file.size_bytes for file in files), damaged, problems)
 
 
 def torn_writes(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """The problems (see `Verified`) of live videos that do not have each of their segments once in both tables."""
+    """The problems (see `Verified`) of live videos that do not have each of their segments once in both tables.
+
+    Leaves in the connection what is live, as the table `live`.
+    """
+    con.execute(_LIVE)
     queries = [_WRONG_SEGMENTS.format(table=table) for table in _COUNTED]
     return [row for sql in queries for row in con.sql(sql).to_arrow_table().to_pylist()]
 

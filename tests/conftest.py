@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -136,6 +137,26 @@ def s3_endpoint():
     from werkzeug.serving import make_server
 
     class Handler(MotoRequestHandler):
+        """Werkzeug's ends each connection, a hundredth of a second after its one answer; this one's stay open."""
+
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def run_wsgi(self):
+            environ, started = self.make_environ(), []
+            asked = environ["wsgi.input"]
+            is_chunked = "wsgi.input_terminated" in environ
+            content = asked.read() if is_chunked else asked.read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = BytesIO(content)  # read to its end, behind which the next request begins
+            body = b"".join(self.server.app(environ, lambda status, headers: started.append((status, headers))))
+            ((status, headers),) = started
+            self.send_response(int(status.partition(" ")[0]), status.partition(" ")[2])
+            names = {name.lower() for name, _ in headers}
+            for name, value in headers if "content-length" in names else [*headers, ("Content-Length", len(body))]:
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(body)
+
         def log_request(self, *_):
             pass
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import stores
-from werkzeug.serving import WSGIRequestHandler
+from moto.moto_server.werkzeug_app import MotoRequestHandler
 
 from longvlm.pipeline.store.catalog import _remote_filesystem, connect, query
 from longvlm.pipeline.store.ledger import Store
@@ -61,20 +61,20 @@ def test_a_file_is_asked_for_once_however_many_views_stand_on_it(monkeypatch):
     store = Store.create(f"{BUCKET}/store")
     store.register_recipe(stores.LONG, "some/model")
     stores.index(store, ["a"])
-    asked, serve = Counter(), WSGIRequestHandler.run_wsgi
+    asked, make_environ = Counter(), MotoRequestHandler.make_environ
 
     def counted(handler):
         asked[handler.path] += handler.command == "GET" and ".parquet" in handler.path
-        serve(handler)
+        return make_environ(handler)
 
-    monkeypatch.setattr(WSGIRequestHandler, "run_wsgi", counted)
+    monkeypatch.setattr(MotoRequestHandler, "make_environ", counted)
     with connect(store.pin()) as con:
         assert query(con, "FROM videos JOIN segments USING (write_id)").num_rows == 4
     assert max(asked.values()) == 1
 
 
-def test_small_files_in_a_bucket_are_merged(monkeypatch):
-    monkeypatch.setattr("longvlm.pipeline.store.upkeep.compact._MIN_FILES", 3)
+@pytest.mark.usefixtures("few_are_merged")
+def test_small_files_in_a_bucket_are_merged():
     store = Store.create(f"{BUCKET}/store")
     store.register_recipe(stores.LONG, "some/model")
     for number in range(3):

@@ -1,4 +1,7 @@
-"""Stores of made-up videos: encoded units with random blobs, and what a driver would write of them."""
+"""Stores of made-up videos: encoded units with random blobs, and what a driver would write of them.
+
+Processes of writers import this file, so torch, which takes them longest, is imported where it is needed.
+"""
 
 import re
 from functools import cache
@@ -6,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import write_shards
-from longvlm.pipeline.vision.tokens import VideoTokens
 from longvlm.schemas import recipe, tables
 from longvlm.schemas.identity import new_write_id, video_id
 
@@ -145,8 +146,12 @@ def create(uri: str, start) -> None:
 
 
 @cache
-def token_video(counts: tuple[int, ...], num_global: int = 2, seed: int = 0) -> VideoTokens:
-    """A video whose segments cover ten frames each; frame 10 * i + j is the j-th of segment i."""
+def token_video(counts: tuple[int, ...], num_global: int = 2, seed: int = 0):
+    """VideoTokens whose segments cover ten frames each; frame 10 * i + j is the j-th of segment i."""
+    import torch
+
+    from longvlm.pipeline.vision.tokens import VideoTokens
+
     random = torch.Generator().manual_seed(seed)
     num_tokens = sum(counts)
     firsts = torch.cat([torch.randint(10 * i, 10 * i + 5, (n,), generator=random) for i, n in enumerate(counts)])
@@ -160,7 +165,8 @@ def token_video(counts: tuple[int, ...], num_global: int = 2, seed: int = 0) -> 
     )
 
 
-def segment_of(tokens: VideoTokens, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def segment_of(tokens, index: int):
+    """The local tokens of a segment of VideoTokens, their sizes and spans."""
     stop = sum(tokens.counts[: index + 1])
     part = slice(stop - tokens.counts[index], stop)
     return tokens.local[part], tokens.sizes[part], tokens.spans[part]

@@ -19,3 +19,9 @@ def empty_store(tmp_path_factory) -> str:
 def store(tmp_path, empty_store) -> Store:
     """A local store that knows two recipes; `stores.LONG` is the active one."""
     return Store.open(str(shutil.copytree(empty_store, tmp_path / "store")))
+
+
+@pytest.fixture
+def few_are_merged(monkeypatch):
+    """Three small files are worth a merge, so that a test need not make eight."""
+    monkeypatch.setattr("longvlm.pipeline.store.upkeep.compact._MIN_FILES", 3)

@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,16 +37,21 @@ def bytes_below(folder):
     return b"".join(path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file())
 
 
+SECRET = video_id(stores.uri_of("secret"))
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory, empty_store):
-    """Twelve videos in several files, merged once, with answers: where they lie, and what was encoded of secret."""
+    """Five videos in several files, merged once, with answers: where they lie, and what was encoded of secret."""
     store = Store.open(str(shutil.copytree(empty_store, tmp_path_factory.mktemp("filled") / "store")))
-    for number in range(10):
+    for number in range(3):
         stores.index(store, [f"v{number}"], seed=number)
     secret = stores.index(store, ["secret", "other"], seed=99)
     answer(store, "secret", "the-secret-answer")
     answer(store, "other", "the-other-answer")
-    merge_small_files(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("longvlm.pipeline.store.upkeep.compact._MIN_FILES", 4)
+        merge_small_files(store)
     stores.index(store, ["secret"], seed=100)
     answer(store, "secret", "the-later-answer")
     return store.uri, secret
@@ -55,19 +61,36 @@ def filled(tmp_path_factory, empty_store):
 def full(tmp_path, filled):
     """A copy of them, and what was encoded of secret."""
     uri, secret = filled
-    store = Store.open(str(shutil.copytree(uri, tmp_path / "store")))
-    write_index_duckdb(store.uri, store.pin())
-    return store, secret
+    return Store.open(str(shutil.copytree(uri, tmp_path / "store"))), secret
+
+
+@pytest.fixture(scope="module")
+def erased_once(tmp_path_factory, filled):
+    """Where these lie without secret, whose live write was before: its row."""
+    uri, _ = filled
+    store = Store.open(str(shutil.copytree(uri, tmp_path_factory.mktemp("erased") / "store")))
+    (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
+    erase.erase(store, [SECRET], "run")
+    return store.uri, before
+
+
+@pytest.fixture
+def erased(tmp_path, erased_once):
+    """A copy of them, and a row of something else that was written of secret before and is to be committed late."""
+    uri, before = erased_once
+    late = {"write_id": before["write_id"], "video_id": SECRET, "uri": before["uri"]}
+    return Store.open(str(shutil.copytree(uri, tmp_path / "store"))), late
 
 
 def test_no_byte_of_a_forgotten_video_is_left(full):
     store, secret = full
     tokens = [segment["local"] for segment in secret.to_pylist()[0]["segments"]]
     others = [segment["local"] for segment in secret.to_pylist()[1]["segments"]]
+    write_index_duckdb(store.uri, store.pin())
     before = bytes_below(store.uri)
     words = [b"/videos/secret.mp4", b"the-secret-answer", b"the-later-answer", b"about secret?"]
     assert all(word in before for word in (*words, *tokens, *others))
-    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    erased = erase.erase(store, [SECRET], "run")
     write_index_duckdb(store.uri, store.pin())
     after = bytes_below(store.uri)
     assert not [word for word in (*words, *tokens) if word in after]
@@ -77,9 +100,9 @@ def test_no_byte_of_a_forgotten_video_is_left(full):
     assert erased.files_deleted > 0
     assert erased.still_there == []
     live = rows(store, "FROM live_videos")
-    assert len(live) == 11
-    assert read_tokens(store.pin(), [video["write_id"] for video in live]).num_rows == 44
-    again = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    assert len(live) == 4
+    assert read_tokens(store.pin(), [video["write_id"] for video in live]).num_rows == 16
+    again = erase.erase(store, [SECRET], "run")
     assert (again.rows, again.files_deleted) == (dict.fromkeys(again.rows, 0), 0)
     assert rows(store, "SELECT count(*) AS n FROM ledger_videos WHERE status = 'deleted'") == [{"n": 4}]  # a proof each
 
@@ -96,16 +119,14 @@ def unaware(monkeypatch):
     return commit
 
 
-def test_it_stays_out_whatever_is_committed_later_and_upkeep_drops_that(full, unaware):
-    store, _ = full
-    erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+@pytest.mark.usefixtures("few_are_merged")
+def test_it_stays_out_whatever_is_committed_later_and_upkeep_drops_that(erased, unaware):
+    store, _ = erased
     unaware(lambda: stores.index(store, ["secret"], seed=101))
-    assert len(rows(store, "FROM live_videos")) == 11
+    assert len(rows(store, "FROM live_videos")) == 4
     assert len(dead_writes(store, 48).write_ids) == 1
-    for number in range(8):
-        stores.index(store, [f"w{number}"], seed=number)
     compact(store, dead_writes(store, 48))
-    assert rows(store, "SELECT count(*) AS n FROM ledger_tokens") == [{"n": 4 * 19}]
+    assert rows(store, "SELECT count(*) AS n FROM ledger_tokens") == [{"n": 4 * 4}]
 
 
 def test_a_moved_video_is_forgotten_with_what_it_was(full):
@@ -127,7 +148,7 @@ def test_shards_of_a_run_that_died_or_sleeps_are_erased_and_cannot_be_committed(
     made = stores.encoded(["secret", "also"], seed=5)
     asleep = Store.open(store.uri)
     outcomes = stores.write_shards(store.uri, made, stores.LONG.fingerprint)
-    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    erased = erase.erase(store, [SECRET], "run")
     assert erased.still_there == []
     assert not Path(store.uri, "tokens", outcomes["tokens_shard"][0].as_py()["path"]).exists()
     left_out = asleep.commit(outcomes, stores.videos(outcomes, ["secret", "also"], stores.LONG.fingerprint))
@@ -137,16 +158,12 @@ def test_shards_of_a_run_that_died_or_sleeps_are_erased_and_cannot_be_committed(
     assert "also" in live(store)
 
 
-def test_what_is_written_of_it_later_is_not_committed(full):
-    store, _ = full
-    secret = video_id(stores.uri_of("secret"))
-    (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
-    erase.erase(store, [secret], "run")
-    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"]}
+def test_what_is_written_of_it_later_is_not_committed(erased):
+    store, late = erased
     for table in ("verdicts", "answers"):
         other = {"write_id": "w", "video_id": "other", "uri": "/videos/other.mp4"}
         left_out = store.append(table, pa.Table.from_pylist([late, other], tables.TABLES[table]))
-        assert left_out["video_id"].to_pylist() == [secret]
+        assert left_out["video_id"].to_pylist() == [SECRET]
     stores.index(store, ["secret", "also"], seed=3)
     assert erase.left_over(store, 48) == []
     assert b"secret" not in bytes_below(store.uri)
@@ -165,16 +182,14 @@ def test_an_erasure_that_is_killed_is_finished_by_the_next(full):
         "erase.rewrite = rewrite\n"
         "erase.erase(Store.open(sys.argv[1]), [sys.argv[2]], 'run')\n"
     )
-    video = video_id(stores.uri_of("secret"))
-    killed = subprocess.run([sys.executable, "-c", script, store.uri, video], check=False)
+    killed = subprocess.run([sys.executable, "-c", script, store.uri, SECRET], check=False)
     assert killed.returncode == -9
-    assert len(rows(store, "FROM live_videos")) == 11
+    assert len(rows(store, "FROM live_videos")) == 4
     assert b"the-secret-answer" in bytes_below(store.uri)
-    erase.erase(Store.open(store.uri), [video_id(stores.uri_of("v3"))], "run")
-    assert erase.left_over(store, 48) == [video]
-    erase.erase(Store.open(store.uri), erase.left_over(store, 48), "run")
+    erase.erase(Store.open(store.uri), [video_id(stores.uri_of("v2"))], "run")
+    assert erase.left_over(store, 48) == [SECRET]
+    erase.erase(Store.open(store.uri), [SECRET], "run")
     assert erase.left_over(store, 48) == []
-    write_index_duckdb(store.uri, store.pin())
     assert b"secret" not in bytes_below(store.uri)
 
 
@@ -188,7 +203,7 @@ def test_files_cut_off_by_a_killed_writer_go_with_what_they_may_hold(full):
     whole = next(Path(store.uri, "tokens").glob("*.parquet"))
     path = Path(store.uri, "tokens", "half.parquet")
     path.write_bytes(whole.read_bytes()[:5000])
-    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
+    assert erase.erase(store, [SECRET], "run").still_there == []
     assert not path.exists()
 
 
@@ -212,16 +227,15 @@ def test_a_file_that_is_out_of_reach_is_tried_again_and_not_taken_for_one_that_h
     others = write_shards(store.uri, stores.encoded(["other"]), stores.LONG.fingerprint)
     name = others["tokens_shard"][0]["path"].as_py()
     path = Path(store.uri, "tokens", name)
-    secret = [video_id(stores.uri_of("secret"))]
     with monkeypatch.context() as patch:
         fail_reads(patch, name, 100)
-        (said,) = erase.erase(store, secret, "run").still_there
+        (said,) = erase.erase(store, [SECRET], "run").still_there
     assert said.startswith(f"{path} cannot be read (TimeoutError)")
     assert path.exists()
-    assert erase.left_over(store, 48) == secret
+    assert erase.left_over(store, 48) == [SECRET]
     with monkeypatch.context() as patch:
         fail_reads(patch, name, 2)
-        assert erase.erase(store, secret, "run").still_there == []
+        assert erase.erase(store, [SECRET], "run").still_there == []
     assert path.exists()
 
 
@@ -245,31 +259,31 @@ def rewrite_all(store, table):
     rewrite(store, table, store.pin().table(table).files, lambda rows: rows, damaged={})
 
 
+@pytest.mark.usefixtures("few_are_merged")
 def test_what_a_machine_dropped_whose_clock_is_ahead_goes_too(full, monkeypatch):
     store, _ = full
+    stores.index(store, ["later"])
     with monkeypatch.context() as patch:
         ahead_ns = time.time_ns() + 3_600_000_000_000
         patch.setattr(time, "time_ns", lambda: ahead_ns)
-        merge_small_files(Store.open(store.uri))
-    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
-    write_index_duckdb(store.uri, store.pin())
+        assert merge_small_files(Store.open(store.uri))["videos"] == 2
+    assert erase.erase(store, [SECRET], "run").still_there == []
     assert b"secret" not in bytes_below(store.uri)
 
 
 def test_a_file_that_nobody_can_delete_is_told(full, monkeypatch):
     store, _ = full
     monkeypatch.setattr(erase, "remove_files", lambda *_: [])
-    (first, *_) = erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there
+    (first, *_) = erase.erase(store, [SECRET], "run").still_there
     assert first.startswith(f"{store.uri}/tokens/")
     monkeypatch.undo()
-    assert erase.left_over(store, 48) == [video_id(stores.uri_of("secret"))]
+    assert erase.left_over(store, 48) == [SECRET]
 
 
 def test_what_somebody_commits_while_it_is_erased_is_found_by_the_proof(full, unaware, monkeypatch):
     store, _ = full
-    secret = video_id(stores.uri_of("secret"))
     (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
-    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"], "answer": "the-late-answer"}
+    late = {"write_id": before["write_id"], "video_id": SECRET, "uri": before["uri"], "answer": "the-late-answer"}
     plain = erase.delete_old_versions
 
     def interrupted(*args):
@@ -278,10 +292,10 @@ def test_what_somebody_commits_while_it_is_erased_is_found_by_the_proof(full, un
 
     with monkeypatch.context() as patch:
         patch.setattr(erase, "delete_old_versions", interrupted)
-        (left,) = erase.erase(store, [secret], "run").still_there
+        (left,) = erase.erase(store, [SECRET], "run").still_there
     assert "holds rows that were committed meanwhile" in left
-    assert erase.left_over(store, 48) == [secret]
-    assert erase.erase(store, [secret], "run").still_there == []
+    assert erase.left_over(store, 48) == [SECRET]
+    assert erase.erase(store, [SECRET], "run").still_there == []
     assert erase.left_over(store, 48) == []
     assert b"the-late-answer" not in bytes_below(store.uri)
 
@@ -293,9 +307,9 @@ def test_what_was_rotten_before_is_not_sealed_under_a_new_checksum(full):
     content = bytearray(path.read_bytes())
     content[content.index(blob) + 5] ^= 1
     path.write_bytes(content)
-    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    erased = erase.erase(store, [SECRET], "run")
     assert (erased.videos_torn, erased.still_there) == (1, [])
-    assert live(store) == {f"v{number}" for number in range(10)}  # the other is to be indexed again
+    assert live(store) == {f"v{number}" for number in range(3)}  # the other is to be indexed again
     verified = verify(store.pin())
     assert (verified.damaged_files, verified.problems) == ({}, [])
 
@@ -309,47 +323,50 @@ def flip_in_column(path, name):
     Path(path).write_bytes(content)
 
 
-@pytest.mark.parametrize("is_named", [True, False])
-@pytest.mark.parametrize("name", ["video_id", "write_id"])
-def test_a_file_whose_ids_rotted_may_hold_the_video_and_goes(full, name, is_named):
-    """The rows of a run that died before its videos were live, which nothing but the ids in its shards tells of."""
-    store, _ = full
-    outcomes = stores.write_shards(store.uri, stores.encoded(["secret"], seed=5), stores.LONG.fingerprint)
+def written_by_a_run_that_died(store, seed, *, is_named=True):
+    """Shards of secret that never was live by them, which nothing but the ids in them tells of: the outcomes, paths."""
+    outcomes = stores.write_shards(store.uri, stores.encoded(["secret"], seed=seed), stores.LONG.fingerprint)
     if is_named:
-        store.commit(outcomes, stores.videos(outcomes, ["secret"], stores.LONG.fingerprint).slice(0, 0))
-    paths = [Path(store.uri, table, outcomes[f"{table}_shard"][0].as_py()["path"]) for table in ("tokens", "segments")]
-    for path in paths:
-        flip_in_column(path, name)
-    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
-    assert not any(path.exists() for path in paths)
+        store.commit(outcomes, tables.VIDEOS.empty_table())
+    shards = {table: outcomes[f"{table}_shard"][0].as_py()["path"] for table in ("tokens", "segments")}
+    return outcomes, [Path(store.uri, table, name) for table, name in shards.items()]
 
 
-@pytest.mark.parametrize("name", ["video_id", "write_id"])
-def test_what_a_footer_says_of_ids_hides_no_row(full, name):
+def test_files_whose_ids_rotted_may_hold_the_video_and_go(full):
+    store, _ = full
+    written = {}
+    for seed, (name, is_named) in enumerate(product(("video_id", "write_id"), (True, False))):
+        _, written[name, is_named] = written_by_a_run_that_died(store, seed, is_named=is_named)
+        for path in written[name, is_named]:
+            flip_in_column(path, name)
+    assert erase.erase(store, [SECRET], "run").still_there == []
+    assert [case for case, paths in written.items() if any(path.exists() for path in paths)] == []
+
+
+def test_what_a_footer_says_of_ids_hides_no_row(full):
     """Footers have no checksums, and by what they say of a column SQL passes over row groups."""
     store, _ = full
-    outcomes = stores.write_shards(store.uri, stores.encoded(["secret"], seed=5), stores.LONG.fingerprint)
-    store.commit(outcomes, stores.videos(outcomes, ["secret"], stores.LONG.fingerprint).slice(0, 0))
-    paths = [Path(store.uri, table, outcomes[f"{table}_shard"][0].as_py()["path"]) for table in ("tokens", "segments")]
-    said = outcomes[name][0].as_py().encode()
-    for path in paths:
-        content = path.read_bytes()
-        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
-        path.write_bytes(content[:footer] + content[footer:].replace(said, bytes([said[0] ^ 4]) + said[1:]))
-    assert erase.erase(store, [video_id(stores.uri_of("secret"))], "run").still_there == []
-    assert not any(path.exists() for path in paths)
+    written = {}
+    for seed, name in enumerate(("video_id", "write_id")):
+        outcomes, written[name] = written_by_a_run_that_died(store, seed)
+        said = outcomes[name][0].as_py().encode()
+        for path in written[name]:
+            content = path.read_bytes()
+            footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+            path.write_bytes(content[:footer] + content[footer:].replace(said, bytes([said[0] ^ 4]) + said[1:]))
+    assert erase.erase(store, [SECRET], "run").still_there == []
+    assert [name for name, paths in written.items() if any(path.exists() for path in paths)] == []
 
 
 def test_a_ledger_that_rotted_is_told_and_after_its_repair_the_erasure_goes_on(full):
     store, _ = full
     path = Path(store.pin(("videos",)).table("videos").files[-1].uri)
     flip_in_column(path, "uri")
-    secret = video_id(stores.uri_of("secret"))
-    (left,) = erase.erase(store, [secret], "run").still_there
+    (left,) = erase.erase(store, [SECRET], "run").still_there
     assert str(path) in left
     assert "maintain --repair" in left
     repair(store, verify(store.pin()), "run")
-    assert erase.erase(store, [secret], "run").still_there == []
+    assert erase.erase(store, [SECRET], "run").still_there == []
     assert b"secret" not in bytes_below(store.uri)
 
 
@@ -384,23 +401,19 @@ def test_what_moved_on_from_an_older_name_of_a_video_stays(store):
     assert b"tuesday" not in bytes_below(store.uri)
 
 
-def test_what_a_writer_that_knows_no_tombstones_commits_later_is_found_and_erased(full, unaware):
-    store, _ = full
-    secret = video_id(stores.uri_of("secret"))
-    (before,) = rows(store, "FROM live_videos WHERE uri LIKE '%secret%'")
-    erase.erase(store, [secret], "run")
+def test_what_a_writer_that_knows_no_tombstones_commits_later_is_found_and_erased(erased, unaware):
+    store, late = erased
     assert erase.left_over(store, 48) == []
-    late = {"write_id": before["write_id"], "video_id": secret, "uri": before["uri"]}
     verdict = pa.Table.from_pylist([late | {"prediction": "the-late-answer"}], tables.VERDICTS)
     unaware(lambda: store.append("verdicts", verdict))
-    assert erase.left_over(store, 48) == [secret]
+    assert erase.left_over(store, 48) == [SECRET]
     answers = pa.Table.from_pylist([late | {"answer": "the-late-answer"}], tables.ANSWERS)
     unaware(lambda: store.append("answers", answers))
     unaware(lambda: stores.index(store, ["secret", "also"], seed=3))
     assert "secret" not in live(store)
-    assert erase.left_over(store, 48) == [secret]
-    erased = erase.erase(store, [secret], "run")
-    assert erased.rows == {"tokens": 4, "segments": 4, "verdicts": 1, "answers": 1, "videos": 1}
+    assert erase.left_over(store, 48) == [SECRET]
+    again = erase.erase(store, [SECRET], "run")
+    assert again.rows == {"tokens": 4, "segments": 4, "verdicts": 1, "answers": 1, "videos": 1}
     assert erase.left_over(store, 48) == []
     left = bytes_below(store.uri)
     assert b"the-late-answer" not in left
@@ -408,8 +421,8 @@ def test_what_a_writer_that_knows_no_tombstones_commits_later_is_found_and_erase
     assert "also" in live(store)
 
 
-def test_in_a_bucket_no_object_keeps_a_byte(s3, monkeypatch):
-    monkeypatch.setattr("longvlm.pipeline.store.upkeep.compact._MIN_FILES", 3)
+@pytest.mark.usefixtures("few_are_merged")
+def test_in_a_bucket_no_object_keeps_a_byte(s3):
     store = Store.create("s3://bucket/index")
     store.register_recipe(stores.LONG, "some/model")
     secret = stores.index(store, ["secret", "other"], seed=99)
@@ -417,7 +430,7 @@ def test_in_a_bucket_no_object_keeps_a_byte(s3, monkeypatch):
         stores.index(store, [f"v{number}"], seed=number)
     answer(store, "secret", "the-secret-answer")
     merge_small_files(store)
-    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    erased = erase.erase(store, [SECRET], "run")
     assert erased.rows == {"tokens": 4, "segments": 4, "verdicts": 1, "answers": 1, "videos": 1}
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket="bucket")["Contents"]]
     left = b"".join(s3.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys)
@@ -431,7 +444,7 @@ def test_a_bucket_with_versions_keeps_none_of_what_was_deleted(s3):
     s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
     store = Store.create("s3://bucket/index")
     secret = stores.index(store, ["secret", "other"], seed=99)
-    erased = erase.erase(store, [video_id(stores.uri_of("secret"))], "run")
+    erased = erase.erase(store, [SECRET], "run")
     assert (erased.still_there, erased.versions_deleted > 0) == ([], True)
     blob = secret.to_pylist()[0]["segments"][0]["local"]
     for one in s3.list_object_versions(Bucket="bucket")["Versions"]:

@@ -38,13 +38,21 @@ def is_whole(store, *names):
     return {Path(row["uri"]).stem for row in live} == {*names} and is_read
 
 
-@pytest.fixture
-def moved(store):
-    """A store in which the camera's video was moved to monday: it, and what was encoded; by an older write too."""
+@pytest.fixture(scope="module")
+def moved_once(tmp_path_factory, empty_store):
+    """Where a store lies in which the camera's video was moved to monday, and what was encoded, superseded too."""
+    store = Store.open(str(shutil.copytree(empty_store, tmp_path_factory.mktemp("moved") / "store")))
     superseded = stores.index(store, ["cam"], seed=7)
     made = stores.index(store, ["cam"])
     stores.move(store, "cam", "monday")
-    return store, [b"/videos/monday.mp4", *blobs(made), *blobs(superseded)]
+    return store.uri, [b"/videos/monday.mp4", *blobs(made), *blobs(superseded)]
+
+
+@pytest.fixture
+def moved(tmp_path, moved_once):
+    """A copy of it, and these bytes."""
+    uri, words = moved_once
+    return Store.open(str(shutil.copytree(uri, tmp_path / "store"))), words
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-from itertools import product
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ from pyarrow import parquet
 from longvlm.jobs.operate.maintain import MaintainOrder, run_maintain
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.files import write_pieces
+from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep import tombstones
 from longvlm.pipeline.store.upkeep.compact import rewrite
 from longvlm.pipeline.store.upkeep.erase import erase, left_over
@@ -62,7 +63,6 @@ def empty(path):
 
 
 ROWS = {
-    "videos": None,
     "answers": {"question": "?"},
     "verdicts": {"judge": "exact#1"},
     "recipes": {"event": "registered", "recipe": "r", "name": "n", "spec": "{}", "model": "m"},
@@ -70,28 +70,44 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("table", "harm"),
-    [*product(ROWS, (cut, flip_a_page)), *product(["videos"], (flip_the_footer, empty, Path.unlink))],
-)
-def test_a_damaged_file_of_any_table_is_repaired_and_the_store_is_whole(store, table, harm):
-    stores.index(store, ["well"])
-    before = {file.uri for file in store.pin().table(table).files}
-    if table == "videos":
-        stores.index(store, ["lost"], seed=1)
-    else:
-        store.append(table, pa.Table.from_pylist([ROWS[table]], tables.TABLES[table]))
-    (damaged,) = (file.uri for file in store.pin().table(table).files if file.uri not in before)
-    harm(Path(damaged))
+def files_of(store, *named):
+    """The files of some tables."""
+    return {file.uri for table in named for file in store.pin(named).table(table).files}
+
+
+def repaired_rows(store, damaged):
+    """The rows lost by table to a repair of these files, after which the store is whole."""
     found = verify(store.pin())
-    assert list(found.damaged_files) == [damaged]
+    assert {*found.damaged_files} == damaged
     repaired = repair(store, found, "run")
-    assert repaired.rows_lost == {table: 1}
     again = verify(store.pin())
     assert (again.damaged_files, again.problems, again.num_videos) == ({}, [], 1)
     assert live(store) == {"well"}
+    return repaired.rows_lost
+
+
+@pytest.mark.parametrize("harm", [cut, flip_a_page, flip_the_footer, empty, Path.unlink])
+def test_a_damaged_file_of_the_ledger_is_repaired_and_the_store_is_whole(store, harm):
+    stores.index(store, ["well"])
+    before = files_of(store, "videos")
+    stores.index(store, ["lost"], seed=1)
+    (damaged,) = files_of(store, "videos") - before
+    harm(Path(damaged))
+    assert repaired_rows(store, {damaged}) == {"videos": 1}
     stores.index(store, ["lost"], seed=2)  # as the next run does, to which it is new
     assert live(store) == {"well", "lost"}
+
+
+@pytest.mark.parametrize("harm", [cut, flip_a_page])
+def test_damaged_files_of_all_other_tables_are_repaired_and_the_store_is_whole(store, harm):
+    stores.index(store, ["well"])
+    before = files_of(store, *ROWS)
+    for table, row in ROWS.items():
+        store.append(table, pa.Table.from_pylist([row], tables.TABLES[table]))
+    damaged = files_of(store, *ROWS) - before
+    for path in damaged:
+        harm(Path(path))
+    assert repaired_rows(store, damaged) == dict.fromkeys(ROWS, 1)
 
 
 def test_what_can_be_read_of_a_damaged_ledger_is_kept(store):
@@ -110,86 +126,104 @@ def test_what_can_be_read_of_a_damaged_ledger_is_kept(store):
     assert verify(store.pin()).damaged_files == {}
 
 
-def forgotten_store(store, harm):
-    """A store whose one file of the ledger, with a tombstone and its proof, is damaged; returns who was forgotten."""
+PRIVATE = video_id(stores.uri_of("private"))
+
+
+@pytest.fixture(scope="module")
+def erased_once(tmp_path_factory, empty_store):
+    """Where a store lies with one file of the ledger, which has a tombstone and its proof."""
+    store = Store.open(str(shutil.copytree(empty_store, tmp_path_factory.mktemp("erased") / "store")))
     stores.index(store, ["well", "private"])
-    private = video_id(stores.uri_of("private"))
-    erase(store, [private], "run")
-    files = store.pin().table("videos").files
-    rewrite(store, "videos", files, lambda rows: rows)
-    (file,) = store.pin().table("videos").files
-    harm(Path(file.uri))
-    return private
+    erase(store, [PRIVATE], "run")
+    rewrite(store, "videos", store.pin().table("videos").files, lambda rows: rows)
+    return store.uri
+
+
+@pytest.fixture
+def erased(tmp_path, erased_once):
+    """A copy of it."""
+    return Store.open(str(shutil.copytree(erased_once, tmp_path / "erased")))
 
 
 @pytest.mark.parametrize("harm", [cut, flip_a_page])
-def test_a_forgotten_video_does_not_come_back_with_a_repair(store, harm):
-    private = forgotten_store(store, harm)
-    repaired = repair(store, verify(store.pin()), "run")
+def test_a_forgotten_video_does_not_come_back_with_a_repair(erased, harm):
+    (ledger,) = files_of(erased, "videos")
+    harm(Path(ledger))
+    repaired = repair(erased, verify(erased.pin()), "run")
     assert repaired.tombstones == 1
-    assert store.forgotten() == {private}
-    stores.index(store, ["well"], seed=1)
-    stores.index(store, ["private"], seed=2)
-    assert live(store) == {"well"}
-    assert left_over(store, 48.0) == [private]  # what was erased is proved again
-    assert erase(store, [private], "again").still_there == []
-    with catalog.connect(store.pin()) as con:
+    assert erased.forgotten() == {PRIVATE}
+    stores.index(erased, ["well"], seed=1)
+    stores.index(erased, ["private"], seed=2)
+    assert live(erased) == {"well"}
+    assert left_over(erased, 48.0) == [PRIVATE]  # what was erased is proved again
+    assert erase(erased, [PRIVATE], "again").still_there == []
+    with catalog.connect(erased.pin(("videos",)), ()) as con:
         kept = con.sql("FROM ledger_videos WHERE error_code = 'forgotten'").to_arrow_table().to_pylist()
     assert {(row["etag"], row["size_bytes"], row["source"]) for row in kept} == {("1", 9, "/videos")}
 
 
-def test_what_lifted_a_tombstone_still_holds_after_a_repair_that_did_not_lose_it(store):
-    stores.index(store, ["private"])
-    private = video_id(stores.uri_of("private"))
-    erase(store, [private], "run")
-    files = store.pin().table("videos").files
-    rewrite(store, "videos", files, lambda rows: rows)
-    (file,) = store.pin().table("videos").files
-    store.append("videos", stores.deleted(["private"]))
-    cut(Path(file.uri))
-    assert repair(store, verify(store.pin()), "run").tombstones == 0
-    assert store.forgotten() == frozenset()
+def test_what_lifted_a_tombstone_still_holds_after_a_repair_that_did_not_lose_it(erased):
+    (ledger,) = files_of(erased, "videos")
+    erased.append("videos", stores.deleted(["private"]))
+    cut(Path(ledger))
+    assert repair(erased, verify(erased.pin()), "run").tombstones == 0
+    assert erased.forgotten() == frozenset()
 
 
-def test_a_damaged_copy_of_tombstones_is_told_and_made_again(store):
-    stores.index(store, ["private"])
-    erase(store, [video_id(stores.uri_of("private"))], "run")
-    (copy,) = Path(store.uri, "forgotten").iterdir()
+def test_a_damaged_copy_of_tombstones_is_told_and_made_again(erased):
+    (copy,) = Path(erased.uri, "forgotten").iterdir()
     cut(copy)
-    found = verify(store.pin())
+    found = verify(erased.pin())
     assert list(found.damaged_files) == [str(copy)]
-    repair(store, found, "run")
-    assert verify(store.pin()).damaged_files == {}
-    rows, _ = tombstones.read_copies(store.uri)
-    assert rows["video_id"].to_pylist().count(video_id(stores.uri_of("private"))) > 0
+    repair(erased, found, "run")
+    assert verify(erased.pin()).damaged_files == {}
+    rows, _ = tombstones.read_copies(erased.uri)
+    assert rows["video_id"].to_pylist().count(PRIVATE) > 0
+
+
+@pytest.fixture
+def misstated(erased):
+    """The store with an answer in a file whose footer misstates it, so that the file is damaged and can be read."""
+    erased.append("answers", pa.Table.from_pylist([ROWS["answers"] | {"write_id": "a-write"}], tables.ANSWERS))
+    (damaged,) = map(Path, files_of(erased, "answers"))
+    content = damaged.read_bytes()
+    at = content.rindex(b"a-write")  # in the footer's statistics
+    damaged.write_bytes(content[:at] + b"b" + content[at + 1 :])
+    return erased
+
+
+@pytest.fixture
+def mistaken(misstated, monkeypatch):
+    """Gives a function that maintains that store with a mistake of our own in the function of a name."""
+
+    def a_mistake(*_):
+        raise TypeError("a mistake")
+
+    def mistaken(name):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"longvlm.pipeline.store.{name}", a_mistake)
+            with pytest.raises(TypeError, match="a mistake"):
+                run_maintain(MaintainOrder(misstated.uri, repair=True))
+
+    return mistaken
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"),
+    "name",
     [
-        ("upkeep.verify", "_wrong_blobs"),
-        ("upkeep.verify", "_check_statistics"),
-        ("upkeep.repair", "conformed"),
-        ("upkeep.tombstones", "conformed"),
-        ("health", "num_columns"),
+        "upkeep.verify._wrong_blobs",
+        "upkeep.verify._check_statistics",
+        "upkeep.repair.conformed",
+        "upkeep.tombstones.conformed",
+        "health.num_columns",
     ],
 )
-def test_a_mistake_of_our_own_is_no_damage_and_nothing_is_dropped_for_it(store, monkeypatch, owner, name):
-    stores.index(store, ["well", "private"])
-    erase(store, [video_id(stores.uri_of("private"))], "run")
-    store.append("answers", pa.Table.from_pylist([ROWS["answers"] | {"write_id": "a-write"}], tables.ANSWERS))
-    (damaged,) = (Path(file.uri) for file in store.pin().table("answers").files)
-    content = damaged.read_bytes()
-    at = content.rindex(b"a-write")  # in the footer's statistics: the row itself can be read
-    damaged.write_bytes(content[:at] + b"b" + content[at + 1 :])
-    before = store.pin()
+def test_a_mistake_of_our_own_is_no_damage_and_nothing_is_dropped_for_it(misstated, mistaken, name):
+    before = misstated.pin()
+    mistaken(name)
+    assert misstated.pin() == before
 
-    def mistaken(*_):
-        raise TypeError("a mistake")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(f"longvlm.pipeline.store.{owner}.{name}", mistaken)
-        with pytest.raises(TypeError, match="a mistake"):
-            run_maintain(MaintainOrder(store.uri, repair=True))
-    assert store.pin() == before
-    assert run_maintain(MaintainOrder(store.uri, repair=True)).repaired.rows_lost == {"answers": 0}
+def test_once_the_mistake_is_mended_the_damage_is_too(misstated, mistaken):
+    mistaken("upkeep.repair.conformed")
+    assert run_maintain(MaintainOrder(misstated.uri, repair=True)).repaired.rows_lost == {"answers": 0}

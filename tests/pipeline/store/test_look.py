@@ -1,7 +1,7 @@
 import pyarrow as pa
 import stores
+from stores import rows
 
-from longvlm.pipeline.store.catalog import connect, query
 from longvlm.pipeline.store.files import write_parquet
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.look import Look
@@ -10,20 +10,18 @@ from longvlm.schemas.identity import video_id
 
 
 def look_at(store, **tied):
-    with connect(store.pin()) as con:
-        ((seq,),) = con.execute("SELECT max(seq) FROM ledger_videos").fetchall()
-    return Look(seq, {video_id(stores.uri_of(new)): video_id(stores.uri_of(old)) for new, old in tied.items()})
+    (ledger,) = rows(store, "SELECT max(seq) AS seq FROM ledger_videos")
+    return Look(
+        ledger["seq"], {video_id(stores.uri_of(new)): video_id(stores.uri_of(old)) for new, old in tied.items()}
+    )
 
 
 def live(store):
-    with connect(store.pin()) as con:
-        return {row["uri"] for row in query(con, "SELECT uri FROM live_videos").to_pylist()}
+    return {row["uri"] for row in rows(store, "SELECT uri FROM live_videos")}
 
 
 def moved(store, old, new):
-    with connect(store.pin()) as con:
-        sql = f"SELECT * EXCLUDE (outdated) FROM live_videos WHERE uri = '{stores.uri_of(old)}'"
-        (row,) = query(con, sql).to_pylist()
+    (row,) = rows(store, f"SELECT * EXCLUDE (outdated) FROM live_videos WHERE uri = '{stores.uri_of(old)}'")
     row |= {"video_id": video_id(stores.uri_of(new)), "uri": stores.uri_of(new)}
     return pa.concat_tables([pa.Table.from_pylist([row], tables.VIDEOS), stores.deleted([old])])
 
@@ -42,8 +40,8 @@ def test_a_look_holds_though_files_were_merged_since(store):
     look = look_at(store)
     other = Store.open(store.uri)
     pinned = other.pin().table("videos")
-    rows = stores.newest(other)
-    shard = write_parquet(other.uri, "videos", rows.select(tables.VIDEOS.names).cast(tables.VIDEOS))
+    newest = stores.newest(other)
+    shard = write_parquet(other.uri, "videos", newest.select(tables.VIDEOS.names).cast(tables.VIDEOS))
     other.replace_files("videos", pinned.files, [shard])
     assert not store.append("videos", stores.deleted(["a"]), look).num_rows
     assert live(store) == {stores.uri_of("b")}
@@ -51,9 +49,9 @@ def test_a_look_holds_though_files_were_merged_since(store):
 
 def test_the_two_sides_of_a_move_stand_or_fall_together(store):
     stores.index(store, ["a", "b"])
-    rows, look = moved(store, "a", "new"), look_at(store, new="a")
+    both, look = moved(store, "a", "new"), look_at(store, new="a")
     stores.index(Store.open(store.uri), ["a"], seed=1, etag="2")
-    assert store.append("videos", rows, look).num_rows == 2
+    assert store.append("videos", both, look).num_rows == 2
     assert live(store) == {stores.uri_of("a"), stores.uri_of("b")}
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,14 +12,22 @@ from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 
 
-@pytest.fixture
-def checkpointed(store):
-    """A store whose ledger has a checkpoint, at version 24, and the folder of its log."""
+@pytest.fixture(scope="module")
+def checkpointed_once(tmp_path_factory, empty_store):
+    """Where a store lies whose runs have a checkpoint, at version 24, and two commits behind it."""
+    store = Store.open(str(shutil.copytree(empty_store, tmp_path_factory.mktemp("checkpointed") / "store")))
     for number in range(26):
         store.append("runs", pa.Table.from_pylist([{"run_id": str(number)}], tables.RUNS))
-    log = Path(store.uri, "runs", "_delta_log")
-    assert [path.name for path in log.glob("*.checkpoint.parquet")] == [f"{24:020}.checkpoint.parquet"]
-    return store.uri, log
+    checkpoints = Path(store.uri, "runs", "_delta_log").glob("*.checkpoint.parquet")
+    assert [path.name for path in checkpoints] == [f"{24:020}.checkpoint.parquet"]
+    return store.uri
+
+
+@pytest.fixture
+def checkpointed(tmp_path, checkpointed_once):
+    """A copy of it, and the folder of the log of its runs."""
+    uri = str(shutil.copytree(checkpointed_once, tmp_path / "checkpointed"))
+    return uri, Path(uri, "runs", "_delta_log")
 
 
 def flip(path):
@@ -72,12 +81,11 @@ def test_commits_with_holes_are_named(checkpointed):
     assert "is missing" in log_damage(str(log))[str(log / names[25])]
 
 
-def test_in_a_bucket_too(s3):
-    store = Store.create("s3://bucket/index")
-    for number in range(25):
-        store.append("runs", pa.Table.from_pylist([{"run_id": str(number)}], tables.RUNS))
+def test_in_a_bucket_too(s3, checkpointed_once):
+    for path in Path(checkpointed_once).rglob("_delta_log/*"):
+        s3.upload_file(str(path), "bucket", f"index/{path.relative_to(checkpointed_once)}")
     s3.put_object(Bucket="bucket", Key=f"index/runs/_delta_log/{24:020}.checkpoint.parquet", Body=b"")
-    assert len(Store.open("s3://bucket/index").pin().table("runs").files) == 25
+    assert len(Store.open("s3://bucket/index").pin().table("runs").files) == 26
     assert json.loads(
         s3.get_object(Bucket="bucket", Key=f"index/runs/_delta_log/{24:020}.json")["Body"].read().split()[0]
     )

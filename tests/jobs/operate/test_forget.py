@@ -19,6 +19,7 @@ from longvlm.jobs.query.search import SearchOrder, find_moments
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store.files import write_parquet
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.shards import read_tokens
 from longvlm.schemas.errors import InputError
 
 
@@ -130,14 +131,25 @@ def test_a_bucket_with_versions_is_told_before_and_its_versions_go(s3, indexed, 
     for path in Path(indexed).rglob("*"):
         if path.is_file() and path.name != "index.duckdb":
             s3.upload_file(str(path), "bucket", f"index/{path.relative_to(indexed)}")
-    args = ["forget", "--store", "s3://bucket/index", "--uri", str(clips / "clip-03.mp4")]
+    uri = str(clips / "clip-03.mp4")
+    (known,) = rows(indexed, f"SELECT write_id FROM live_videos WHERE uri = '{uri}'")
+    shards = b"".join(path.read_bytes() for path in Path(indexed, "tokens").glob("*.parquet"))
+    assert known["write_id"].encode() in shards
+    args = ["forget", "--store", "s3://bucket/index", "--uri", uri]
     shown = CliRunner().invoke(main, [*args, "--dry-run"])
     assert "Mind that the bucket keeps old versions of deleted files" in shown.stderr
     done = CliRunner().invoke(main, [*args, "--yes", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["versions_deleted"] > 0
-    versions = s3.list_object_versions(Bucket="bucket", Prefix="index/tokens/")
-    assert all(one["IsLatest"] for one in versions["Versions"] if one["Key"].endswith(".parquet"))
+    found = s3.list_object_versions(Bucket="bucket", Prefix="index/")["Versions"]
+    versions = [one for one in found if one["Key"].endswith(".parquet")]
+    assert all(one["IsLatest"] for one in versions)
+    keys = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in versions]
+    kept = b"".join(s3.get_object(Bucket="bucket", **key)["Body"].read() for key in keys)
+    assert [word for word in (uri, known["write_id"]) if word.encode() in kept] == []
+    left = [row["write_id"] for row in rows("s3://bucket/index", "SELECT write_id FROM live_videos")]
+    assert len(left) == 11
+    assert {*read_tokens(Store.open("s3://bucket/index").pin(), left)["write_id"].to_pylist()} == {*left}
 
 
 def test_a_damaged_file_is_a_sentence_and_after_its_repair_the_erasure_goes_on(store, clips):

@@ -438,17 +438,3 @@ def test_in_a_bucket_no_object_keeps_a_byte(s3):
     assert not [word for word in (b"/videos/secret.mp4", b"the-secret-answer", blob) if word in left]
     assert b"/videos/other.mp4" in left
     assert readable(store) == 3
-
-
-def test_a_bucket_with_versions_keeps_none_of_what_was_deleted(s3):
-    s3.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
-    store = Store.create("s3://bucket/index")
-    secret = stores.index(store, ["secret", "other"], seed=99)
-    erased = erase.erase(store, [SECRET], "run")
-    assert (erased.still_there, erased.versions_deleted > 0) == ([], True)
-    blob = secret.to_pylist()[0]["segments"][0]["local"]
-    for one in s3.list_object_versions(Bucket="bucket")["Versions"]:
-        content = s3.get_object(Bucket="bucket", Key=one["Key"], VersionId=one["VersionId"])["Body"].read()
-        assert blob not in content
-        assert b"/videos/secret.mp4" not in content
-    assert readable(store) == 1

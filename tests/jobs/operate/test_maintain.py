@@ -15,6 +15,7 @@ from longvlm.jobs.operate.forget import find_videos, run_forget
 from longvlm.jobs.operate.maintain import MaintainOrder, maintain_store, run_maintain
 from longvlm.pipeline.source.corpus import Source
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.upkeep.compact import rewrite
 from longvlm.schemas.errors import InputError
 from longvlm.schemas.tables import VIDEOS
 
@@ -88,13 +89,13 @@ def test_what_was_committed_of_a_forgotten_video_since_is_erased(store, monkeypa
     assert not rows(store, f"FROM ledger_videos WHERE uri = '{video['uri']}'")
 
 
-def forgets_before_each(monkeypatch, store, uris):
-    """Let a video be forgotten between the look at the logs and that at the files, so that these are gone."""
+def before_each(monkeypatch, acts):
+    """Let something happen between the look at the logs and that at the files, each time one thing more."""
     plain = maintain.verify
 
     def verify(snapshot, progress):
-        if uris:
-            run_forget(find_videos(store, [uris.pop()]))
+        if acts:
+            acts.pop()()
         return plain(snapshot, progress)
 
     monkeypatch.setattr(maintain, "verify", verify)
@@ -102,7 +103,7 @@ def forgets_before_each(monkeypatch, store, uris):
 
 def test_files_that_a_forget_replaces_while_they_are_verified_are_no_damage(store, monkeypatch):
     before = [row["uri"] for row in rows(store, "SELECT uri FROM live_videos ORDER BY uri")]
-    forgets_before_each(monkeypatch, store, before[:1])
+    before_each(monkeypatch, [lambda: run_forget(find_videos(store, before[:1]))])
     report = run_maintain(MaintainOrder(store, repair=True))
     assert report.verified.damaged_files == {}
     assert (report.verified.problems, report.repaired.videos, report.stopped) == ([], 0, None)
@@ -110,8 +111,17 @@ def test_files_that_a_forget_replaces_while_they_are_verified_are_no_damage(stor
 
 
 def test_a_store_whose_files_keep_being_replaced_is_not_judged(store, monkeypatch):
-    before = [row["uri"] for row in rows(store, "SELECT uri FROM live_videos ORDER BY uri")]
-    forgets_before_each(monkeypatch, store, before[:3])
+    before = rows(store, "FROM live_videos ORDER BY uri")
+
+    def replace():
+        """As a forget does, and at once."""
+        opened = Store.open(store)
+        files = opened.pin(("tokens",)).table("tokens").files
+        rewrite(opened, "tokens", files, lambda rows: rows)
+        for file in files:
+            Path(file.uri).unlink()
+
+    before_each(monkeypatch, [replace] * 3)
     with pytest.raises(InputError, match=r"each of the 3 times .* verify it when they are done"):
         run_maintain(MaintainOrder(store, repair=True))
-    assert [row["uri"] for row in rows(store, "SELECT uri FROM live_videos ORDER BY uri")] == before[3:]
+    assert rows(store, "FROM live_videos ORDER BY uri") == before

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from servers import Webhook
@@ -33,12 +34,18 @@ def quick(monkeypatch):
     monkeypatch.setattr(alerts, "_WAITS_S", (0.01, 0.01))
 
 
-@pytest.fixture
-def store(tmp_path):
-    made = Store.create(str(tmp_path / "store"))
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Where a store of 30 videos lies."""
+    made = Store.create(str(tmp_path_factory.mktemp("filled") / "store"))
     made.register_recipe(LONG, "made-up")
     index(made, [f"v{i:02}" for i in range(30)])
-    return made
+    return made.uri
+
+
+@pytest.fixture
+def store(tmp_path, filled):
+    return Store.open(str(shutil.copytree(filled, tmp_path / "store")))
 
 
 def test_a_query_with_rows_is_posted_and_one_without_is_not(store, webhook):

@@ -109,7 +109,10 @@ def test_a_script_is_an_argument_a_file_or_standard_input(sql, tmp_path, source)
         "stdin": ([], SCRIPT),
     }[source]
     assert objects(sql(*words, "--json", input=given)) == [{"n": 2}, {"x": ";"}]
-    shown = sql(*words, input=given).stdout
+
+
+def test_each_statement_of_a_script_has_a_box_of_its_own(sql):
+    shown = sql(SCRIPT).stdout
     assert shown.count("┌") == shown.count("└") == 2
 
 

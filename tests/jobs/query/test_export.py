@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import duckdb
 import pyarrow as pa
@@ -14,10 +15,10 @@ from longvlm.schemas import tables
 from longvlm.schemas.errors import InputError
 
 
-@pytest.fixture
-def store(tmp_path):
-    """Two live videos with answers of every type, one that failed, one run."""
-    made = Store.create(str(tmp_path / "it's a store"))
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Where a store lies of two live videos with answers of every type, one that failed, one run."""
+    made = Store.create(str(tmp_path_factory.mktemp("filled") / "it's a store"))
     made.register_recipe(stores.LONG, "some/model")
     first, second = stores.index(made, ["a", "b"])["write_id"].to_pylist()
     stores.index(made, ["broken"], status="failed", error_code="no_frames", write_id=None)
@@ -37,7 +38,13 @@ def store(tmp_path):
     made.append(
         "runs", pa.Table.from_pylist([{"run_id": "1", "job": "index", "counts": "{}", "wall_s": 1.0}], tables.RUNS)
     )
-    return made
+    return made.uri
+
+
+@pytest.fixture
+def store(tmp_path, filled):
+    """A copy of it."""
+    return Store.open(str(shutil.copytree(filled, tmp_path / "it's a store")))
 
 
 def test_the_file_holds_what_the_views_show_and_needs_nothing_else(store, tmp_path):

@@ -24,9 +24,14 @@ def home(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def snapshot(home):
+    """Of that store."""
+    return Store.open(str(home / "store")).pin()
+
+
 @pytest.fixture
-def sealed(home):
-    snapshot = Store.open(str(home / "store")).pin()
+def sealed(snapshot):
     with connect(snapshot, apart=True) as con:
         con.execute("SET memory_limit = '100MB'")
         seal(con, snapshot)
@@ -109,12 +114,14 @@ def test_a_query_larger_than_memory_goes_to_a_folder_that_is_removed(sealed):
 # --- attached inputs ---
 
 
-@pytest.fixture
-def inputs(tmp_path):
-    """One small table in every form, with the column `uri` of the video a."""
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """One small table in every form, with the column `uri` of the video a, and two files that are none."""
     table = pa.table({"uri": [stores.uri_of("a"), "other"], "owner": ["it's me", "you"]})
-    folder = tmp_path / "it's mine"
+    folder = tmp_path_factory.mktemp("inputs") / "it's mine"
     folder.mkdir()
+    for name in ("broken.parquet", "broken.duckdb"):
+        (folder / name).write_text("x" * 9000)
     parquet.write_table(table, folder / "m.parquet")
     table.to_pandas().to_csv(folder / "m.csv", index=False)
     table.to_pandas().to_csv(folder / "m.csv.gz", index=False)
@@ -128,9 +135,7 @@ def inputs(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m.parquet", "m.csv", "m.csv.gz", "m.jsonl", "m.json", "m.duckdb"])
-def test_an_input_of_every_form_joins(store, inputs, name):
-    stores.index(store, ["a"])
-    snapshot = store.pin()
+def test_an_input_of_every_form_joins(snapshot, inputs, name):
     with connect(snapshot, apart=True) as con:
         seal(con, snapshot, attach(con, [f"meta={inputs / name}"]))
         table = "meta.owners" if name.endswith("duckdb") else "meta"
@@ -139,14 +144,20 @@ def test_an_input_of_every_form_joins(store, inputs, name):
             con.execute(f"INSERT INTO {table} VALUES ('x', 'y')")
 
 
-def test_a_view_of_an_attached_database_reaches_no_further(store, inputs):
-    snapshot = store.pin()
+def test_a_view_of_an_attached_database_reaches_no_further(snapshot, inputs):
     with connect(snapshot, apart=True) as con:
         seal(con, snapshot, attach(con, [f"meta={inputs}/m.duckdb", f"more={inputs}/m.csv"]))
         assert query(con, "FROM more").num_rows == 2
         for sql in ("FROM meta.sly", f"FROM {quoted(f'{inputs}/m.parquet')}"):
             with pytest.raises(InputError, match="Cannot access"):
                 query(con, sql)
+
+
+@pytest.fixture(scope="module")
+def unsealed(snapshot):
+    """A connection to which nothing is attached: nothing comes of what is tried."""
+    with connect(snapshot, apart=True) as con:
+        yield con
 
 
 @pytest.mark.parametrize(
@@ -168,16 +179,14 @@ def test_a_view_of_an_attached_database_reaches_no_further(store, inputs):
         ("meta=carrier-pigeon://m.csv", "Protocol not known"),
     ],
 )
-def test_what_cannot_be_attached_is_told_in_a_sentence(store, inputs, given, sentence):
-    for name in ("broken.parquet", "broken.duckdb"):
-        (inputs / name).write_text("x" * 9000)
-    with connect(store.pin(), apart=True) as con, pytest.raises(InputError, match=sentence) as caught:
-        attach(con, [given.replace("INPUTS", str(inputs))])
+def test_what_cannot_be_attached_is_told_in_a_sentence(unsealed, inputs, given, sentence):
+    with pytest.raises(InputError, match=sentence) as caught:
+        attach(unsealed, [given.replace("INPUTS", str(inputs))])
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_serves_once(store, inputs):
-    with connect(store.pin(), apart=True) as con, pytest.raises(InputError, match="taken"):
+def test_a_name_serves_once(snapshot, inputs):
+    with connect(snapshot, apart=True) as con, pytest.raises(InputError, match="taken"):
         attach(con, [f"meta={inputs}/m.csv", f"META={inputs}/m.json"])
 
 
@@ -199,10 +208,8 @@ def test_a_store_in_a_bucket_opens_that_bucket_s_tables_only(s3, inputs):
                 query(con, f"FROM read_parquet('{path}')")
 
 
-def test_inputs_of_a_bucket_join_a_local_store(s3, store, inputs):
-    stores.index(store, ["a"])
+def test_inputs_of_a_bucket_join_a_local_store(s3, snapshot, inputs):
     s3.put_object(Bucket="bucket", Key="m.parquet", Body=(inputs / "m.parquet").read_bytes())
-    snapshot = store.pin()
     with connect(snapshot, apart=True) as con:
         seal(con, snapshot, attach(con, ["meta=s3://bucket/m.parquet"]))
         assert query(con, "FROM videos JOIN meta USING (uri)").num_rows == 1

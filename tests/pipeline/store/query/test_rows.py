@@ -10,10 +10,10 @@ from longvlm.pipeline.store.query.rows import json_lines, text_rows, without_blo
 from longvlm.pipeline.store.snapshot import Snapshot
 
 
-@pytest.fixture
-def con(monkeypatch):
-    monkeypatch.setenv("TZ", "Asia/Tokyo")
-    with catalog.connect(Snapshot(), apart=True) as con:
+@pytest.fixture(scope="module")
+def con():
+    with pytest.MonkeyPatch.context() as patch, catalog.connect(Snapshot(), apart=True) as con:
+        patch.setenv("TZ", "Asia/Tokyo")
         access.seal(con, Snapshot())
         yield con
 

@@ -340,7 +340,7 @@ class Store(delta.Logs):
 def _numbered(rows: pa.Table, handle: DeltaTable, schema: pa.Schema) -> pa.Table:
     """Rows of a table with their `seq`, if it has one: this moment, raised above all that the table holds."""
     if "seq" in schema.names:
-        actions = pa.table(handle.get_add_actions(flatten=True))
+        actions = delta.added(handle)
         largest = pc.max(actions["max.seq"]).as_py() if "max.seq" in actions.column_names else None
         seq = max(clock.now_us(), (largest or 0) + 1)
         rows = rows.drop_columns("seq") if "seq" in rows.column_names else rows

@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longvlm.pipeline.store import catalog
+from longvlm.pipeline.store import catalog, delta
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.snapshot import DataFile, Snapshot
 from longvlm.schemas import clock
@@ -94,7 +94,7 @@ def _note_held(con: duckdb.DuckDBPyConnection, store: Store, table: str, files: 
     """Note which writes some files hold, and when the log came to name those files."""
     if not files:
         return
-    actions = pa.table(store.handle(table).get_add_actions(flatten=True))
+    actions = delta.added(store.handle(table))
     names = pc.binary_join_element_wise(f"{store.uri}/{table}", actions["path"].cast(pa.string()), "/")
     added_us = pc.multiply(actions["modification_time"], 1000)
     con.register("added", pa.table({"filename": names, "added_us": added_us}))

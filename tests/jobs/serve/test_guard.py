@@ -221,7 +221,7 @@ def test_a_range_is_cut():
 def test_a_flood_of_ranges_leaves_the_server_up(server, videos_by_name):
     target = media(videos_by_name, "hevc")
     with ThreadPoolExecutor(48) as pool:
-        asked = [pool.submit(server.ask, target, headers={"Range": f"bytes={i}-"}) for i in range(400)]
+        asked = [pool.submit(server.ask, target, headers={"Range": f"bytes={i}-"}) for i in range(144)]
         statuses = {done.result()[0] for done in asked}
     assert statuses <= {206, 503}
     assert server.ask("/")[0] == 200

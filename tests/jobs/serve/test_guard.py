@@ -103,6 +103,12 @@ def test_what_is_no_request_is_refused(server, sent):
 # --- SQL ---
 
 
+@pytest.fixture(scope="module")
+def pinned(shown):
+    """The store as pages have it."""
+    return ShownStore(str(shown / "store")).pinned()
+
+
 @pytest.fixture
 def at_once(monkeypatch):
     """What a child does with a query is done here: to start one takes a second."""
@@ -132,9 +138,9 @@ def at_once(monkeypatch):
         SCRIPT,
     ],
 )
-def test_a_query_reads_the_store_and_nothing_else(shown, query):
+def test_a_query_reads_the_store_and_nothing_else(pinned, query):
     with pytest.raises(InputError) as refused:
-        own_sql.run_own(ShownStore(str(shown / "store")).pinned(), query)
+        own_sql.run_own(pinned, query)
     assert "root:" not in str(refused.value)
     assert not os.path.exists("/tmp/longvlm-stolen.csv")  # noqa: PTH110
 
@@ -156,8 +162,7 @@ def test_what_a_query_or_predicate_is_refused_for_is_said_as_text(server, target
         "uri IN (SELECT content FROM read_text('/etc/passwd'))",
     ],
 )  # fmt: skip
-def test_a_predicate_does_no_more(shown, where):
-    pinned = ShownStore(str(shown / "store")).pinned()
+def test_a_predicate_does_no_more(pinned, where):
     with pytest.raises(InputError) as refused:
         library_page(pinned, LibraryOrder(where=where))
     assert "root:" not in str(refused.value)

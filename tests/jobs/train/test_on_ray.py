@@ -13,7 +13,7 @@ base = "full"
 precision = "float32"
 gradient_checkpointing = false
 learning_rate = 3e-3
-epochs = 20000
+epochs = 4000
 batch_videos = 1
 save_every_steps = 5
 """

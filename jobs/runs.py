@@ -17,6 +17,7 @@ from longvlm.pipeline.store.catalog import first_line
 from longvlm.pipeline.store.index_file import write_index_duckdb
 from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.upkeep.compact import merge_small_files
+from longvlm.pipeline.uris import is_local
 from longvlm.schemas import clock, tables
 from longvlm.schemas.errors import InputError
 
@@ -86,7 +87,9 @@ def _versions() -> str:
 
 
 def refresh_index(store: Store, notes: list[str]) -> None:
-    """Bring index.duckdb up to date; why it could not be goes into the notes of a run."""
+    """Bring index.duckdb up to date, which a local store has; why it could not be goes into the notes of a run."""
+    if not is_local(store.uri):  # nothing would be written, and to pin costs a bucket some requests a table
+        return
     try:
         write_index_duckdb(store.uri, store.pin())
     except _TROUBLE as error:  # the file is a convenience, the store itself is whole

@@ -119,10 +119,8 @@ def write_files(folder):
 
 def write_models(folder):
     """The model of the tiny world in place of every LongVLM; small ones of random weights for others and a judge."""
-    llava = save_llava(folder / "path/to/llava")
-    ends = {"eos_token_id": list(range(0, 256, 2))}  # else random weights hardly ever come to an end
-    for model in (llava, save_qwen3_vl(folder / "Qwen/Qwen3-VL-2B-Instruct")):
-        (model / "generation_config.json").write_text(json.dumps(ends))
+    llava, judge = save_llava(folder / "path/to/llava"), folder / "path/to/judge"
+    qwen = save_qwen3_vl(folder / "Qwen/Qwen3-VL-2B-Instruct")
     (folder / "llava-hf").mkdir()
     (folder / "models").mkdir()
     (folder / "llava-hf/llava-1.5-7b-hf").symlink_to(llava)
@@ -132,8 +130,11 @@ def write_models(folder):
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=4096, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder / "path/to/judge")
-    tokenizer.save_pretrained(folder / "path/to/judge")
+    LlamaForCausalLM(config).save_pretrained(judge)
+    tokenizer.save_pretrained(judge)
+    ends = {"eos_token_id": list(range(0, 256, 2))}  # else random weights hardly ever come to an end
+    for model in (llava, qwen, judge):
+        (model / "generation_config.json").write_text(json.dumps(ends))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvlm.pipeline.answering.typed import as_request
 from longvlm.schemas.tables import TypedQuestion
 from longvlm.tinyworld.questions import (
     CAMERA_ANSWERS,
@@ -65,6 +64,8 @@ class TypedSceneQuestion:
     @property
     def prompt(self) -> str:
         """What a model is asked."""
+        from longvlm.pipeline.answering.typed import as_request  # PyTorch, which a world is made without
+
         return as_request(self.kind, self.as_row()).question
 
 

@@ -21,7 +21,6 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 import longvlm.jobs.cluster.commits
 import longvlm.jobs.cluster.watch
@@ -95,6 +94,8 @@ def scratch(folder: str) -> None:
 
 def nodes_noted(folder: str) -> None:
     """A node that decodes leaves a file with its id in this folder."""
+    import ray  # other drivers may do without
+
     plain = vars(longvlm.jobs.index.run)["Watch"]
 
     class Watch(plain):  # type: ignore[misc,valid-type]  # as it is by now

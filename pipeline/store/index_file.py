@@ -5,7 +5,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from duckdb import DuckDBPyConnection
@@ -58,11 +58,22 @@ def _of_no_rows() -> bytes:
 @contextmanager
 def _attached(path: Path) -> Iterator[DuckDBPyConnection]:
     """A connection that makes its views in a file; what is in it is whole at the end."""
-    with catalog.without_views(Snapshot(), apart=True) as con, reachable(path) as taken:
-        # the storage version lets older DuckDBs open the file
-        con.execute(f"ATTACH {quoted(taken)} AS index_file (STORAGE_VERSION 'v1.0.0'); USE index_file")
-        yield con
-        con.execute("USE memory; DETACH index_file")
+    name = f"index_{uuid.uuid4().hex}"  # another thread may have one attached
+    with _database(os.getpid()).cursor() as con, reachable(path) as taken:
+        try:
+            # the storage version lets older DuckDBs open the file
+            con.execute(f"ATTACH {quoted(taken)} AS {name} (STORAGE_VERSION 'v1.0.0'); USE {name}")
+            yield con
+            con.execute(f"USE memory; DETACH {name}")
+        except BaseException:
+            _database.cache_clear()  # it may be broken, and holds the file open
+            raise
+
+
+@lru_cache(1)
+def _database(_pid: int) -> DuckDBPyConnection:
+    """What files are attached to: to make one for each takes longer than to make its views; none survives a fork."""
+    return catalog.without_views(Snapshot(), apart=True)
 
 
 @contextmanager

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import CLIPTextConfig, SiglipTextConfig
 
 from longvlm.pipeline.model_folder import load_tokenizer, read_json, resolve
 from longvlm.pipeline.weights import build_module, read_tensors
 from longvlm.schemas.errors import InputError
 
-_CONFIGS: dict[str, Any] = {"clip": CLIPTextConfig, "siglip": SiglipTextConfig}
+_FAMILIES = ("clip", "siglip")
 _NO_SPECIAL_IDS = {"siglip": {"bos_token_id": None, "eos_token_id": None}}  # its defaults lie outside its vocabulary
 _TEXT_PROJECTION = "text_projection.weight"
 
@@ -55,14 +54,18 @@ def load_text_encoder(model: str) -> TextEncoder:
     folder = resolve(model)
     raw = read_json(folder, "config.json")
     kind = raw.get("model_type")
-    if kind not in _CONFIGS:
+    if kind not in _FAMILIES:
         raise InputError(
             f"{model} has no text encoder, and searching by text needs one; index with a whole CLIPModel or "
             "SiglipModel, such as openai/clip-vit-large-patch14."
         )
-    from transformers import CLIPTextModel, SiglipTextModel  # takes seconds to load
+    import transformers  # takes seconds to load
 
-    config = _CONFIGS[kind].from_dict({**_NO_SPECIAL_IDS.get(kind, {}), **(raw.get("text_config") or {})})
+    config_class, model_class = {
+        "clip": (transformers.CLIPTextConfig, transformers.CLIPTextModel),
+        "siglip": (transformers.SiglipTextConfig, transformers.SiglipTextModel),
+    }[kind]
+    config = config_class.from_dict({**_NO_SPECIAL_IDS.get(kind, {}), **(raw.get("text_config") or {})})
 
     def rename(name: str) -> str | None:
         inner = name.removeprefix("text_model.")
@@ -71,5 +74,4 @@ def load_text_encoder(model: str) -> TextEncoder:
     tensors = {name: tensor.float() for name, tensor in read_tensors(folder, rename)}
     projection = tensors.pop(_TEXT_PROJECTION, None)
     tokenizer = load_tokenizer(folder)
-    model_class = {"clip": CLIPTextModel, "siglip": SiglipTextModel}[kind]
     return TextEncoder(build_module(model_class, config, tensors, model), tokenizer, projection)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -24,13 +25,18 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.errors import ErrorCode, TransientError
 
 
-@pytest.fixture
-def store(tmp_path):
-    """Two live videos and a failed one."""
-    made = Store.create(str(tmp_path / "store"))
+@pytest.fixture(scope="module")
+def two_videos(tmp_path_factory):
+    """A store of two live videos, to be copied."""
+    made = Store.create(str(tmp_path_factory.mktemp("made") / "store"))
     made.register_recipe(stores.LONG, "made-up")
     stores.index(made, ["a", "b"])
-    return made
+    return made.uri
+
+
+@pytest.fixture
+def store(tmp_path, two_videos):
+    return Store.open(shutil.copytree(two_videos, str(tmp_path / "store")))
 
 
 def test_what_is_whole_is_found_whole(store):

@@ -14,11 +14,10 @@ RECIPE = AnswerRecipe(model="m", weights="w", index_recipe=LONG.fingerprint, bud
 ASKED = [("x" * 40, "text"), ("y" * 41, "bool")]
 
 
-def estimated(store, recipe=RECIPE, num_global=5):
+def planned(store):
+    """What is to be asked of a store in which nothing is answered, under whatever recipe."""
     rows = [{"question": question, "type": kind} for question, kind in ASKED]
-    snapshot = store.pin()
-    asking = plan(snapshot, pa.Table.from_pylist(rows, schema=tables.QUESTIONS), recipe)
-    return estimate(asking, recipe, LONG, num_global, snapshot)
+    return plan(store.pin(), pa.Table.from_pylist(rows, schema=tables.QUESTIONS), RECIPE)
 
 
 def record(store, run_id, seq, **counts):
@@ -30,25 +29,29 @@ def test_tokens_follow_from_segments_and_seconds_from_the_last_run(tmp_path):
     store = Store.create(str(tmp_path / "store"))
     index(store, ["a", "b", "c"])  # four segments each
     store.register_recipe(LONG, "m")
-    visual = 4 * 80 + 5
-    found = estimated(store)
+    visual, asking = 4 * 80 + 5, planned(store)
+
+    def estimated(recipe=RECIPE, num_global=5):
+        return estimate(asking, recipe, LONG, num_global, store.pin())
+
+    found = estimated()
     assert found == {
         "prefill_tokens": 3 * (visual + 10 + 11),
         "decode_tokens": 3 * 100,
         "seconds": None,
         "rates_of_run": None,
     }
-    assert estimated(store, replace(RECIPE, budget=100))["prefill_tokens"] == 3 * (100 + 21)
+    assert estimated(replace(RECIPE, budget=100))["prefill_tokens"] == 3 * (100 + 21)
     for focus, each in (("even", 100), ("question", 2 * 100), ("auto", 2 * 100)):  # perhaps a prefix a question
-        assert estimated(store, replace(RECIPE, budget=100, focus=focus))["prefill_tokens"] == 3 * (each + 21)
-        assert estimated(store, replace(RECIPE, focus=focus))["prefill_tokens"] == 3 * (visual + 21)
-    assert estimated(store, replace(RECIPE, tokens_per_segment=8), 0)["prefill_tokens"] == 3 * (32 + 21)
+        assert estimated(replace(RECIPE, budget=100, focus=focus))["prefill_tokens"] == 3 * (each + 21)
+        assert estimated(replace(RECIPE, focus=focus))["prefill_tokens"] == 3 * (visual + 21)
+    assert estimated(replace(RECIPE, tokens_per_segment=8), 0)["prefill_tokens"] == 3 * (32 + 21)
 
     rates = {"prefill_tokens": 1000, "prefill_s": 2.0, "decode_tokens": 50, "decode_s": 5.0, "questions": 5}
     record(store, "older", 1, **rates, workers=1)
     record(store, "newer", 2, **{**rates, "prefill_s": 4.0}, workers=2)
     record(store, "stopped-early", 3, asked=7)
-    found = estimated(store)
+    found = estimated()
     prefill, decode = 3 * (visual + 21), 3 * 10
     assert found["decode_tokens"] == decode
     assert found["rates_of_run"] == "newer"

@@ -169,13 +169,14 @@ def test_a_budget_caps_the_prefix_and_its_answers_stand_beside_the_others(store)
         ({"max_new_tokens": 8000}, "lower --max-new-tokens"),
     ],
 )
-def test_wrong_input_is_a_sentence_and_writes_nothing(store, tmp_path, monkeypatch, settings, says):
+def test_wrong_input_is_a_sentence_and_writes_nothing(indexed, tmp_path, monkeypatch, settings, says):
     monkeypatch.chdir(tmp_path)
-    save_clip_tower(tmp_path / "other-tower" / "tower", seed=7)
-    build_untrained(tmp_path / "other-tower", tower="tower", tower_dim=64)
+    if settings.get("model") == "other-tower":
+        save_clip_tower(tmp_path / "other-tower" / "tower", seed=7)
+        build_untrained(tmp_path / "other-tower", tower="tower", tower_dim=64)
     with pytest.raises(InputError, match=says):
-        run_answer(replace(order_for(store, ask("What?")), **settings))
-    assert not rows(store, "FROM answers")
+        run_answer(replace(order_for(indexed, ask("What?")), **settings))
+    assert not rows(indexed, "FROM ledger_answers")
 
 
 @pytest.mark.usefixtures("quick")

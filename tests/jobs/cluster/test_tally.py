@@ -54,8 +54,8 @@ def test_only_worker_processes_log_for_the_run_of_a_tally():
     assert InProcess().start_tally("mine").worker_run_id() is None
 
 
-def test_work_that_comes_back_in_parts_is_finished_part_by_part(start_tally):
-    stage = StageReporter("answer", start_tally("parts"))
+def test_work_that_comes_back_in_parts_is_finished_part_by_part():
+    stage = StageReporter("answer", Tally())
     stage.begin(["a", "b"])
     stage.finish(["b"], 1.0, 0.5)
     assert stage.attempts(["a", "b"]) == [1, 0]

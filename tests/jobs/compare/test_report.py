@@ -53,6 +53,18 @@ def test_the_table_leaves_out_what_there_is_nothing_of(capsys):
     assert "failed" in capsys.readouterr().out
 
 
+def test_without_matplotlib_the_table_says_how_to_get_a_plot(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("longvlm.jobs.compare.report.find_spec", lambda _: None)
+    comparison = compared(path("baseline", "x", "y"), path("full", "x", "y"))
+    plot = save_plot(comparison.figures(), tmp_path)
+    assert plot is None
+    print_comparison(comparison, plot)
+    shown = capsys.readouterr().out
+    assert "pip install 'longvlm-index[compare]'" in shown
+    assert "agreement" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_plot_is_drawn_for_whatever_is_known(tmp_path):
     folder = plot_folder(tmp_path / "new", "--out")
     for texts in (("x", "y"), (None, None)):

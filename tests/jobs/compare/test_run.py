@@ -1,8 +1,8 @@
 """Comparisons of small random models on real clips, in this process."""
 
-import importlib.util
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -42,9 +42,9 @@ def llavas(tmp_path_factory):
     return {family: str(save_llava(tmp_path_factory.mktemp("llavas") / family, family)) for family in LLAVAS}
 
 
-@pytest.fixture
-def questions(tmp_path):
-    file = tmp_path / "questions.jsonl"
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    file = tmp_path_factory.mktemp("questions") / "questions.jsonl"
     file.write_text("\n".join(map(json.dumps, ROWS)))
     return str(file)
 
@@ -68,14 +68,20 @@ def compared(source, model, questions, out, *more, recipe="tiny"):
     )
 
 
+@pytest.fixture(scope="module")
+def comparison_of(source, llavas, questions, tmp_path_factory):
+    """Gives what is `compared` with a family, once."""
+    return cache(lambda family: compared(source, llavas[family], questions, tmp_path_factory.mktemp("out")))
+
+
 def read(row):
     """What an answer says: its value, which is false for a No, or where it has none its text."""
     return row["answer"] if row["value"] is None else row["value"]
 
 
 @pytest.mark.parametrize("family", LLAVAS)
-def test_unmerged_tokens_answer_as_transformers_does_over_the_same_frames(source, llavas, questions, tmp_path, family):
-    answers, figures, summary = compared(source, llavas[family], questions, tmp_path)
+def test_unmerged_tokens_answer_as_transformers_does_over_the_same_frames(comparison_of, family):
+    answers, figures, summary = comparison_of(family)
     assert list(figures) == ["baseline", "unmerged", "full", "budget-12", "budget-6"]
     assert figures["unmerged"]["agreement"] == 1.0
     assert figures["unmerged"]["visual_tokens"] == figures["baseline"]["visual_tokens"]
@@ -89,8 +95,8 @@ def test_unmerged_tokens_answer_as_transformers_does_over_the_same_frames(source
     assert f"{LLAVAS[family][1].__name__} over 4 to 8 frames" in summary["baseline"]
 
 
-def test_figures_follow_from_the_answers(source, llavas, questions, tmp_path):
-    answers, figures, summary = compared(source, llavas["llava"], questions, tmp_path)
+def test_figures_follow_from_the_answers(comparison_of):
+    answers, figures, summary = comparison_of("llava")
     given = {path: [row for row in answers if row["path"] == path] for path in figures}
     said = {(row["video"], row["question_id"]): read(row) for row in given["baseline"]}
     for path, rows in given.items():
@@ -151,18 +157,6 @@ def test_a_person_sees_a_table_and_what_was_skipped_and_gets_a_plot(source, llav
     assert str(plot) in shown.stdout
     with Image.open(plot) as image:
         assert len(image.getcolors(1 << 20)) > 50
-
-
-def test_without_matplotlib_the_table_says_how_to_get_a_plot(source, llavas, questions, tmp_path, monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        "longvlm.jobs.compare.report.find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
-    )
-    settings = ("--recipe", "tiny", "--max-new-tokens", 2, "--out", tmp_path, "--sample", 1)
-    shown = compare(source, "--model", llavas["llava"], "--questions", questions, *settings)
-    assert "pip install 'longvlm-index[compare]'" in shown.stdout
-    assert "agreement" in shown.stdout
-    assert not (tmp_path / "compare.png").exists()
 
 
 def test_where_the_context_is_short_fewer_frames_are_shown_and_stored_tokens_are_merged(source, questions, tmp_path):

@@ -18,7 +18,7 @@ from longvlm.tinyworld.render import FPS, draw_frame
 from longvlm.tinyworld.scenes import SEGMENT_S, draw_scene
 
 HELD = 3 * FPS // 2  # frames: a picture stays for 1.5 s
-SEED, NUM_VIDEOS, QUESTIONS = 4711, 4, 8
+SEED, NUM_VIDEOS, QUESTIONS = 4711, 2, 8
 
 
 def write_held(path, scene, *, repeated):

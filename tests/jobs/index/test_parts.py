@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -20,27 +21,35 @@ from longvlm.pipeline.store.ledger import Store
 from longvlm.pipeline.store.shards import read_tokens
 
 
-@pytest.fixture
-def long_videos(tmp_path):
+@pytest.fixture(scope="module")
+def long_videos(tmp_path_factory):
     """Two videos of twelve units each, and one of a single unit."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("videos")
     for name, num_frames in (("a", 300), ("b", 299), ("short", 25)):
         write_clip(folder / f"{name}.mp4", num_frames, gop=20)
     return folder
 
 
-@pytest.fixture
-def order(tmp_path, long_videos, model):
-    """Gives an order to index them by a name of its store."""
-    recipe = {"base": "tiny", "segment_s": 0.5, "frames_per_segment": 50}
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+@pytest.fixture(scope="module")
+def order(tmp_path_factory, long_videos, model):
+    """Gives an order to index a folder, or these videos, into a store."""
+    recipe = tmp_path_factory.mktemp("recipe") / "recipe.json"
+    recipe.write_text(json.dumps({"base": "tiny", "segment_s": 0.5, "frames_per_segment": 50}))
 
-    def order(name, **settings):
-        recipe = str(tmp_path / "recipe.json")
-        return IndexOrder(Source(str(long_videos)), str(tmp_path / name), model, recipe, **settings)
+    def order(store, source=long_videos, **settings):
+        return IndexOrder(Source(str(source)), str(store), model, str(recipe), **settings)
 
     return order
+
+
+@pytest.fixture(scope="module")
+def watched_alone(tmp_path_factory, order):
+    """What is stored of the videos where one decoder watches each."""
+    store = tmp_path_factory.mktemp("alone") / "store"
+    alone = run_index(order(store, ray_address=IN_PROCESS))
+    assert alone.counts.indexed == 3
+    assert "parts" not in alone.stages
+    return tokens_of(store)
 
 
 @pytest.fixture
@@ -67,36 +76,34 @@ def tokens_of(store):
 
 
 @pytest.mark.usefixtures("shared")
-def test_shared_videos_have_the_tokens_of_those_that_one_decoder_watched(tmp_path, order, monkeypatch):
-    report = run_index(order("shared"))
+def test_shared_videos_have_the_tokens_of_those_that_one_decoder_watched(tmp_path, order, watched_alone):
+    report = run_index(order(tmp_path / "store"))
     assert (report.counts.indexed, report.counts.failed) == (3, 0)
     done = {name: stage["done"] for name, stage in report.stages.items()}
     assert (done["decode"], done["parts"], done["encode"]) == (3, 8, 25)
-    monkeypatch.undo()
-    alone = run_index(order("alone", ray_address=IN_PROCESS))
-    assert alone.counts.indexed == 3
-    assert "parts" not in alone.stages
-    assert tokens_of(tmp_path / "shared") == tokens_of(tmp_path / "alone")
+    assert tokens_of(tmp_path / "store") == watched_alone
 
 
 @pytest.mark.usefixtures("shared")
 def test_a_video_that_is_replaced_between_its_parts_is_left_to_one_decoder_and_taken_again_by_the_next_run(
     tmp_path, order, long_videos, monkeypatch
 ):
+    source, store = shutil.copytree(long_videos, tmp_path / "videos"), tmp_path / "store"
+
     class Replaces(stages.Watch):
         def __call__(self, plan):
             for video in plan.to_pylist():
                 if video["first_unit"] and video["uri"].endswith("a.mp4"):
-                    os.utime(long_videos / "a.mp4", (1, 1))
+                    os.utime(source / "a.mp4", (1, 1))
             return super().__call__(plan)
 
     monkeypatch.setattr(longvlm.jobs.index.run, "Watch", Replaces)
-    report = run_index(order("store"))
+    report = run_index(order(store, source))
     assert (report.counts.indexed, report.counts.failed) == (3, 0)
     assert report.stages["decode"]["done"] == 4
-    again = run_index(order("store"))
+    again = run_index(order(store, source))
     assert (again.counts.indexed, again.counts.unchanged) == (1, 2)
-    assert len(tokens_of(tmp_path / "store")) == 3
+    assert len(tokens_of(store)) == 3
 
 
 @pytest.mark.usefixtures("shared")
@@ -112,7 +119,7 @@ def test_parts_that_disagree_are_given_up_for_one_decoder(tmp_path, order, monke
                     yield unit
 
     monkeypatch.setattr(longvlm.jobs.index.run, "Watch", SeesAnother)
-    report = run_index(order("store"))
+    report = run_index(order(tmp_path / "store"))
     assert (report.counts.indexed, report.counts.failed) == (3, 0)
     assert report.stages["decode"]["done"] == 4
     assert rows(tmp_path / "store", "SELECT DISTINCT decoder, attempts FROM live_videos ORDER BY 2") == [
@@ -122,7 +129,7 @@ def test_parts_that_disagree_are_given_up_for_one_decoder(tmp_path, order, monke
 
 
 @pytest.mark.usefixtures("on_ray", "shared")
-def test_a_decoder_that_dies_in_a_part_costs_that_part_alone(tmp_path, order, monkeypatch):
+def test_a_decoder_that_dies_in_a_part_costs_that_part_alone(tmp_path, order, watched_alone, monkeypatch):
     """And what it had fetched ahead besides, of which it may have decoded a unit."""
     noted = tmp_path / "noted"
     noted.mkdir()
@@ -140,7 +147,7 @@ def test_a_decoder_that_dies_in_a_part_costs_that_part_alone(tmp_path, order, mo
                     os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(longvlm.jobs.index.run, "Watch", Dies)
-    report = run_index(order("shared"))
+    report = run_index(order(tmp_path / "store"))
     assert (report.counts.indexed, report.counts.failed) == (3, 0)
     tries = {f"{video}.mp4-{first}-0" for video in "ab" for first in (2, 5, 8, 11)}
     begun = {f"{video}-None-0" for video in ("a.mp4", "b.mp4", "short.mp4")}
@@ -149,6 +156,4 @@ def test_a_decoder_that_dies_in_a_part_costs_that_part_alone(tmp_path, order, mo
     assert seen - again == tries | begun | {"died"}
     assert "a.mp4-5-1" in again
     assert len(again) <= 2
-    monkeypatch.undo()
-    run_index(order("alone", ray_address=IN_PROCESS))
-    assert tokens_of(tmp_path / "shared") == tokens_of(tmp_path / "alone")
+    assert tokens_of(tmp_path / "store") == watched_alone

@@ -23,7 +23,7 @@ from longvlm.pipeline.confine import confine, isolated_python, safe_environment
 CPU_LIMIT_S = 2  # templates take milliseconds
 MEMORY_LIMIT_BYTES = 512 << 20  # above what Python and transformers take
 MAX_CHARACTERS = 4_000_000  # of a prompt: more than any context holds
-_SERVE = "from longvlm.pipeline.chat_templates import serve; serve()"
+_SERVE = "from longvlm.pipeline.chat_templates import serve; serve(float(sys.argv[1]))"
 
 
 class ChatTemplateError(Exception):
@@ -33,7 +33,8 @@ class ChatTemplateError(Exception):
 class _Renderer:
     """The child process that renders, one template at a time; started when it is needed, and again if it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_limit_s: float = CPU_LIMIT_S) -> None:
+        self.cpu_limit_s = cpu_limit_s  # of a template
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -60,7 +61,7 @@ class _Renderer:
     def _start(self) -> None:
         self.close()
         self._child = subprocess.Popen(  # noqa: S603 - this interpreter, running `serve`
-            isolated_python(_SERVE),
+            isolated_python(_SERVE, str(self.cpu_limit_s)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -75,7 +76,7 @@ class _Renderer:
         status = self._child.wait()
         self.close()
         if status == -signal.SIGPROF:
-            return f"it was not done after {CPU_LIMIT_S} s"
+            return f"it was not done after {self.cpu_limit_s:g} s"
         how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         return f"the process that filled it ended, {how}"
 
@@ -104,7 +105,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], special_tokens:
     return _renderer.render({"template": template, "messages": messages, "special_tokens": special_tokens})
 
 
-def serve() -> None:
+def serve(cpu_limit_s: float) -> None:
     """The child's main loop: a line of JSON for each that comes, until the parent closes the pipe."""
     from transformers.utils import chat_template_utils  # before the rights are given up: it opens files
 
@@ -117,7 +118,7 @@ def serve() -> None:
     _limit_memory()
     for line in sys.stdin.buffer:
         asked = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)  # whose signal ends a process, whatever it is at
+        signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)  # whose signal ends a process, whatever it is at
         reply = _reply(chat_template_utils.render_jinja_template, asked)
         signal.setitimer(signal.ITIMER_PROF, 0)
         replies.write(json.dumps(reply).encode() + b"\n")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -86,11 +87,34 @@ def room_of(module: str) -> str:
     return module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What the tests ask of a file, which is parsed once for all of them."""
+
+    num_lines: int
+    imports: frozenset[str]  # modules of the project by their folders, of others by their names
+    classes: tuple[str, ...]  # that are not within others
+    functions: tuple[tuple[str, int], ...]  # names, and how many lines each has
+    families: frozenset[str]  # that it names, or whose kind it compares
+
+
 @cache
-def imports_of(path: Path) -> frozenset[str]:
-    """What a file imports anywhere in it: modules of the project by their folders, of others by their names."""
+def contents_of(path: Path) -> Contents:
+    text = path.read_text()
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    return Contents(
+        len(text.splitlines()),
+        frozenset(name.removeprefix("longvlm.") for name in _imported(path, nodes)),
+        tuple(node.name for node in tree.body if isinstance(node, ast.ClassDef)),
+        tuple((node.name, node.end_lineno - node.lineno) for node in nodes if isinstance(node, ast.FunctionDef)),
+        frozenset(_families_named(nodes)) if "family" in text or A_FAMILY.search(text) else frozenset(),
+    )
+
+
+def _imported(path: Path, nodes: list[ast.AST]) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -99,28 +123,31 @@ def imports_of(path: Path) -> frozenset[str]:
             found |= {name if name.removeprefix("longvlm.") in MODULES else node.module for name in names}
     bare = {name for name in found if name.split(".")[0] in ROOMS}
     assert not bare, f"{path} imports {bare}; what is installed is longvlm"
-    return frozenset(name.removeprefix("longvlm.") for name in found)
+    return found
+
+
+def imports_of(path: Path) -> frozenset[str]:
+    return contents_of(path).imports
 
 
 def ours(path: Path) -> set[str]:
     return {name for name in imports_of(path) if name in MODULES}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_imports_only_point_left(path):
-    module = module_of(path)
-    room = room_of(module)
-    allowed = MAY_IMPORT[room] | {room, "schemas"}
-    for name in ours(path):
-        if module not in KNOW_ALL_JOBS:
-            assert room_of(name) in allowed, f"{module} imports {name}"
-        if room != "longvlm":
-            assert name != "jobs.cli", f"{module} imports the command line, which imports it"
-    pipeline = {"ray", "duckdb", "deltalake", "decord", "av"} if room.startswith("pipeline.") else set()
-    forbidden = MUST_NOT_IMPORT.get(room, set() if room.startswith(("jobs", "longvlm")) else pipeline)
-    for name in imports_of(path):
-        top = name.split(".")[0]
-        assert top not in forbidden | {"tests", "benchmarks"}, f"{module} imports {name}"
+def test_imports_only_point_left():
+    for module in map(module_of, SOURCES):
+        room, path = room_of(module), MODULES[module]
+        allowed = MAY_IMPORT[room] | {room, "schemas"}
+        for name in ours(path):
+            if module not in KNOW_ALL_JOBS:
+                assert room_of(name) in allowed, f"{module} imports {name}"
+            if room != "longvlm":
+                assert name != "jobs.cli", f"{module} imports the command line, which imports it"
+        pipeline = {"ray", "duckdb", "deltalake", "decord", "av"} if room.startswith("pipeline.") else set()
+        forbidden = MUST_NOT_IMPORT.get(room, set() if room.startswith(("jobs", "longvlm")) else pipeline)
+        for name in imports_of(path):
+            top = name.split(".")[0]
+            assert top not in forbidden | {"tests", "benchmarks"}, f"{module} imports {name}"
 
 
 @pytest.mark.parametrize("room", ["pipeline.source", "pipeline.decode"])
@@ -142,14 +169,15 @@ MAKE_ONE = {"tinyworld.calibrate", "tinyworld.make"}  # a LongVLM is what the ti
 
 def families_in(path: Path) -> set[str]:
     """The families that a file names or imports, or whose kind it compares."""
-    found = {
-        name
-        for name in imports_of(path)
-        if re.match(r"pipeline\.(models\.(longvlm|llava|qwen3_vl|smolvlm)|vision\.towers\.(clip|qwen|smol))", name)
-    }
-    tree = ast.parse(path.read_text())
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    of_one = r"pipeline\.(models\.(longvlm|llava|qwen3_vl|smolvlm)|vision\.towers\.(clip|qwen|smol))"
+    contents = contents_of(path)
+    return contents.families | {name for name in contents.imports if re.match(of_one, name)}
+
+
+def _families_named(nodes: list[ast.AST]) -> set[str]:
+    found = set()
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         said = [value for field in ("id", "attr", "arg", "name", "asname") if (value := getattr(node, field, None))]
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             said = [node.value] if not re.search(r"\s", node.value) else []
@@ -203,9 +231,8 @@ def test_no_files_import_one_another_in_a_circle():
 def test_a_class_name_means_one_thing():
     found = defaultdict(list)
     for module, path in MODULES.items():
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef):
-                found[node.name].append(module)
+        for name in contents_of(path).classes:
+            found[name].append(module)
     assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
 
 
@@ -226,13 +253,13 @@ def test_schemas_need_only_pyarrow():
     assert outside - set(sys.stdlib_module_names) <= {"pyarrow", "schemas"}
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: path.name)
-def test_files_and_functions_stay_small(path):
-    cap = 500 if "tests" in path.relative_to(ROOT).parts else 350
-    assert len(path.read_text().splitlines()) <= cap
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 60, f"{node.name} has {node.end_lineno - node.lineno} lines"
+def test_files_and_functions_stay_small():
+    for path in [*SOURCES, *TESTS]:
+        name, contents = path.relative_to(ROOT), contents_of(path)
+        cap = 500 if "tests" in name.parts else 350
+        assert contents.num_lines <= cap, f"{name} has {contents.num_lines} lines"
+        for function, num_lines in contents.functions:
+            assert num_lines < 60, f"{function} in {name} has {num_lines} lines"
 
 
 def test_help_imports_nothing_heavy():

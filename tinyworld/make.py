@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from string import digits
 from typing import Any
@@ -71,6 +72,7 @@ They are those of seed {TEST_SEED}, which nothing was trained on or chosen by: `
 """
 
 
+@cache
 def vocabulary() -> tuple[str, ...]:
     """The vocabulary: every word of questions, answers, prompts and markers, in an order that does not change."""
     texts = [text for shown in TEMPLATES.values() for text in (shown.system, shown.user, shown.assistant, ":")]

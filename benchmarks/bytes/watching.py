@@ -22,6 +22,7 @@ from longvlm.schemas.identity import new_write_id
 from longvlm.schemas.recipe import paper
 from longvlm.schemas.tower import TowerSpec
 
+_LOADED = ["benchmarks.bytes.watching", "s3fs"]  # once, by a server that forks the workers of all runs
 _START_S = 120.0  # for processes to start and watch a first video
 _TOWER = TowerSpec("none", "none", 24, (16, 16), 1024, 224, has_cls=True, search_dim=None)
 RECIPES = {  # by how frames are decoded: exactly, one of each of paper's segments, for these files are minutes long
@@ -53,7 +54,8 @@ def watch_bucket(bucket: DistantBucket, keys: Collection[str], decode: str, *, w
     A worker's first video is not counted: it starts the client of the bucket and the decoder's child.
     """
     cores = len(os.sched_getaffinity(0))
-    context = get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(_LOADED)
     gate, place = context.Barrier(cores + 1), context.Value("q", 0)
     shared = (gate, place, bucket.environment)
     with ProcessPoolExecutor(cores, mp_context=context, initializer=_share, initargs=shared) as pool:

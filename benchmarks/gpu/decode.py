@@ -31,9 +31,13 @@ def run(run: Run) -> None:
         run.note(skipped=MISSING)
         run.say(MISSING)
         return
+    from longvlm.pipeline.decode.isolate import Decoder
+
     with TemporaryDirectory() as folder:
-        for path in [*made_clips(Path(folder), is_tiny=run.is_tiny), *lent_clips(is_tiny=run.is_tiny)]:
-            run.part(path.name, lambda path=path: both(run, path))  # type: ignore[misc] # mypy sees no default
+        clips = [*made_clips(Path(folder), is_tiny=run.is_tiny), *lent_clips(is_tiny=run.is_tiny)]
+        with Decoder(DEADLINE_S, MEMORY_BYTES) as cpu, Decoder(DEADLINE_S, MEMORY_BYTES, "cuda") as card:
+            for path in clips:
+                run.part(path.name, lambda path=path: both(run, path, cpu, card))  # type: ignore[misc] # no default
         if not run.is_tiny:
             run.part("together", lambda: together(run, next(iter(made_clips(Path(folder), is_tiny=False)))))
 
@@ -72,18 +76,15 @@ def lent_clips(*, is_tiny: bool) -> list[Path]:
     return sorted(good.iterdir()) if good.is_dir() and not is_tiny else []
 
 
-def both(run: Run, path: Path) -> Found:
+def both(run: Run, path: Path, cpu: "Decoder", card: "Decoder") -> Found:
     """A clip decoded by the CPU and by the card."""
-    from longvlm.pipeline.decode.isolate import Decoder
-
     found: Found = {}
     hashes: dict[str, list[str]] = {}
-    for device in ("cpu", "cuda"):
-        with Decoder(DEADLINE_S, MEMORY_BYTES, device) as decoder:
-            decode_all(decoder, path, 1)  # the child, its libraries and the device are there
-            started_s = time.perf_counter()
-            hashes[device], because = decode_all(decoder, path, MOST_FRAMES)
-            found[f"{device}_frames_per_s"] = len(hashes[device]) / (time.perf_counter() - started_s)
+    for device, decoder in (("cpu", cpu), ("cuda", card)):
+        decode_all(decoder, path, 1)  # the child, its libraries and the device are there
+        started_s = time.perf_counter()
+        hashes[device], because = decode_all(decoder, path, MOST_FRAMES)
+        found[f"{device}_frames_per_s"] = len(hashes[device]) / (time.perf_counter() - started_s)
     different = sum(one != other for one, other in zip(hashes["cpu"], hashes["cuda"], strict=True))
     found |= {"frames": len(hashes["cpu"]), "different": different, "cpu_because": because}
     where = f"on the CPU all the same ({because})" if because else f"{found['cuda_frames_per_s']:.0f} on the card"

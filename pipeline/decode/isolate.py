@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from longvlm.pipeline.confine import confine, isolated_python, safe_environment
@@ -175,6 +174,8 @@ class Decoder:
             ) from error
 
     def _start(self) -> None:
+        import psutil  # not above: the child, which imports this file, does without
+
         self.close()
         # What libraries print goes here; its end explains a crash.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -230,6 +231,8 @@ class Decoder:
         return buffer
 
     def _check_memory(self) -> None:
+        import psutil
+
         try:
             used = self._process.memory_info().rss
         except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What a hostile video might have its decoder do: called in the child through Decoder.call, by import."""
+"""What a hostile video might have its decoder do: called in the child through Decoder.call, which imports this."""
 
 import ctypes
 import fcntl
@@ -12,11 +12,6 @@ import termios
 import threading
 import time
 from pathlib import Path
-
-import numpy as np
-
-from longvlm.pipeline.decode.video import DecodedFrames
-from support import ROOT
 
 
 class Bomb:
@@ -72,6 +67,10 @@ def shout_and_leave():
 
 
 def too_large_frames(path, frames, size, mode, resize):  # noqa: ARG001 - a stand-in for decode.decode
+    import numpy as np
+
+    from longvlm.pipeline.decode.video import DecodedFrames
+
     return DecodedFrames(np.zeros((1, 2 * size[0], size[1], 3), dtype=np.uint8), (1,), "pyav")
 
 
@@ -168,10 +167,10 @@ def read_environment_of_the_parent():
     return _attempt(Path(f"/proc/{os.getppid()}/environ").read_bytes)
 
 
-def in_a_child(confined_by, name, *args):
-    """The answer of a misdeed done in a process that is confined by one means of `confine`, or by "nothing".
+def in_a_child(confined_by, *attempts):
+    """The answers to attempts at misdeeds, (name, path), in a process that is confined by one means of `confine`.
 
-    Or by all of them, but for a device whose path is named.
+    Or by "nothing", or by all of them, but for a device whose path is named.
     """
     code = f"""
 import ctypes, misdeeds
@@ -182,10 +181,11 @@ if {confined_by!r} == "landlock":
     assert confine._restrict_with_landlock(libc)
 elif {confined_by!r} != "nothing":
     confine.confine([{confined_by!r}])
-print(misdeeds.{name}(*{args!r}))
+for name, path in {attempts!r}:
+    print(getattr(misdeeds, name)(path))
 """
-    path = os.pathsep.join([str(ROOT), *sys.path])
+    path = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
-    return done.stdout.strip()
+    return done.stdout.splitlines()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from reference_outputs import golden_cases, record_cases
 
+from longvlm.pipeline import chat_templates
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.pipeline.models.longvlm.model import LongVLM, load_longvlm
 from models import LLAVAS, save_llava
@@ -17,6 +18,15 @@ def pytest_generate_tests(metafunc):
     for name, found in (("golden", golden_cases), ("record", record_cases)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, found())
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Chat templates are rendered as ever, but in a fifth of a second: what never gets done takes no longer."""
+    renderer = chat_templates._Renderer(cpu_limit_s=0.2)
+    monkeypatch.setattr(chat_templates, "_renderer", renderer)
+    yield
+    renderer.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,12 +4,13 @@ from string import digits
 
 import longvlm.tinyworld.make
 from longvlm import tinyworld
+from longvlm.jobs.choose import choose_train_recipe
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.pipeline.models.longvlm.model import load_longvlm
 from longvlm.pipeline.store.ledger import Store
 from longvlm.schemas.training import TrainRecipe
-from longvlm.tinyworld.make import TYPED_RUNS, make_model, tell_figures, typed_words, vocabulary
+from longvlm.tinyworld.make import HERE, TYPED_RUNS, make_model, tell_figures, typed_words, vocabulary
 from longvlm.tinyworld.world import video_name
 
 
@@ -17,6 +18,8 @@ def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, 
     monkeypatch.setattr(longvlm.tinyworld.make, "_run", lambda *words: main(words, standalone_mode=False))
     monkeypatch.setenv("RAY_ADDRESS", IN_PROCESS)  # saves starting Ray, and its workers
     monkeypatch.setattr(TrainRecipe, "num_steps", lambda *_: 1)
+    few_runs = {name: TYPED_RUNS[name] for name in ("typed", "typed-fresh")}
+    monkeypatch.setattr(longvlm.tinyworld.make, "TYPED_RUNS", few_runs)
     model = make_model(tmp_path / "work", num_videos=2, tower_steps=2)
     config = json.loads((model / "config.json").read_text())
     assert config[tinyworld.VERSION_FIELD] == tinyworld.WORLD_VERSION
@@ -24,7 +27,7 @@ def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, 
     assert load_longvlm(str(model)).templates[0] == "brief"
     assert load_longvlm(str(model)).option_temperature == config["mm_option_temperature"] > 0
     card = (model / "README.md").read_text()
-    assert card.count("## Recipe ") == 2 + len(TYPED_RUNS)
+    assert card.count("## Recipe ") == 2 + len(few_runs)
     assert str(tmp_path) not in card
     assert Store.open(str(tmp_path / "work" / "store")).active_recipe().recipe.name == "tinyworld"
     rows = [json.loads(line) for line in (tmp_path / "work" / "conversations.jsonl").read_text().splitlines()]
@@ -35,6 +38,11 @@ def test_a_small_model_is_made_by_the_commands_that_anybody_would_use(tmp_path, 
     typed = {row["q"].rpartition("\n")[2] for row in both[len(rows) :]}
     assert {"Answer yes or no.", "Answer with a number."} <= typed
     capfd.readouterr()  # of the commands
+
+
+def test_every_training_has_its_recipe():
+    recipes = [choose_train_recipe(str(HERE / f"training-{name}.toml")) for name in TYPED_RUNS]
+    assert {recipe.stage for recipe in recipes} == {"full"}
 
 
 def test_the_words_are_small_in_number_and_those_of_the_shipped_model():

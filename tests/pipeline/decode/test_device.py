@@ -41,7 +41,7 @@ def card(monkeypatch):
     close_video()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def on_cpu():
     """Gives a function that decodes as `decode` does, in a child that knows no card."""
     with Decoder(60, 1500 << 20) as decoder:

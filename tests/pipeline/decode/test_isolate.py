@@ -38,7 +38,7 @@ def test_frames_come_back_through_the_child(decoder, tmp_path):
 
 def test_the_child_stays_small_and_alive(decoder):
     modules = decoder.call(poison.modules)
-    assert not {"torch", "pyarrow", "fsspec", "pandas", "ray"} & set(modules)
+    assert not {"torch", "pyarrow", "fsspec", "pandas", "psutil", "ray"} & set(modules)
     assert decoder.call(poison.process_id) == decoder.call(poison.process_id) != os.getpid()
 
 
@@ -46,6 +46,12 @@ def test_cpu_time_is_counted_failures_included(decoder):
     before = decoder.cpu_ms
     decoder.call(poison.burn, 0.2)
     assert 190 < decoder.cpu_ms - before < 400
+
+
+@pytest.fixture(scope="module")
+def small_decoder():
+    with Decoder(deadline_s=60, memory_limit_bytes=300 * MB) as decoder:
+        yield decoder
 
 
 @pytest.mark.parametrize(
@@ -59,24 +65,18 @@ def test_cpu_time_is_counted_failures_included(decoder):
         (poison.allocate, (4000 * MB,), ErrorCode.MEMORY_LIMIT, "more than 315 MB"),
     ],
 )
-def test_poison_costs_one_child(poisonous, args, code, words):
-    with Decoder(deadline_s=60, memory_limit_bytes=300 * MB) as decoder:
-        assert decoder.call(poison.double, 21) == 42
-        decoder.deadline_s = 1 if code == ErrorCode.DEADLINE else 60
-        victim = decoder.call(poison.process_id)
-        with pytest.raises(TerminalError, match=words) as caught:
-            decoder.call(poisonous, *args)
-        assert caught.value.code == code
-        assert not psutil.pid_exists(victim)
-        assert decoder.call(poison.double, 4) == 8
-        assert decoder.call(poison.process_id) != victim
-
-
-def test_time_of_a_killed_child_is_counted():
-    with Decoder(deadline_s=1, memory_limit_bytes=300 * MB) as decoder:  # on a busy machine it gets a part of it
-        with pytest.raises(TerminalError):
-            decoder.call(poison.burn, 60)
-        assert decoder.cpu_ms > 100
+def test_poison_costs_one_child_whose_time_is_counted(small_decoder, poisonous, args, code, words):
+    assert small_decoder.call(poison.double, 21) == 42
+    victim, before_ms = small_decoder.call(poison.process_id), small_decoder.cpu_ms
+    small_decoder.deadline_s = 1 if code == ErrorCode.DEADLINE else 60
+    with pytest.raises(TerminalError, match=words) as caught:
+        small_decoder.call(poisonous, *args)
+    small_decoder.deadline_s = 60
+    assert caught.value.code == code
+    assert poisonous is not poison.burn or small_decoder.cpu_ms - before_ms > 100  # busy machines give it a part
+    assert not psutil.pid_exists(victim)
+    assert small_decoder.call(poison.double, 4) == 8
+    assert small_decoder.call(poison.process_id) != victim
 
 
 def test_an_error_without_a_code_gets_one(decoder):
@@ -99,10 +99,9 @@ def test_a_child_is_replaced_after_many_videos(tmp_path, monkeypatch):
     path = str(write_clip(tmp_path / "a.mp4", 5))
     children = []
     with Decoder(deadline_s=10, memory_limit_bytes=300 * MB) as decoder:
-        for _ in range(5):
+        for _ in range(3):
             decoder.probe(path)
             children.append(decoder.call(poison.process_id))
-    assert len(set(children)) == 3
     assert children[0] == children[1] != children[2]
 
 
@@ -152,5 +151,5 @@ def test_100_frames_of_a_1080p_file_take_less_than_250_mb(tmp_path):
 def test_real_1080p_clips_take_less_than_250_mb(path):
     with Decoder(deadline_s=60, memory_limit_bytes=1500 * MB) as decoder:
         info = decoder.probe(str(path))
-        decoder.decode(str(path), uniform_indices(min(info.num_frames, 1500), 100), (224, 224))
+        decoder.decode(str(path), uniform_indices(min(info.num_frames, 300), 100), (224, 224))
         assert decoder.call(poison.peak_rss_mb) < 250

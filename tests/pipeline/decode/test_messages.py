@@ -122,11 +122,18 @@ def test_text_that_is_no_message():
             messages.read_error(message)
 
 
-@pytest.fixture
-def decoder():
+@pytest.fixture(scope="module")
+def one_decoder():
     with Decoder(deadline_s=60, memory_limit_bytes=300 << 20) as decoder:
-        decoder.call(misdeeds.nothing)
         yield decoder
+
+
+@pytest.fixture
+def decoder(one_decoder):
+    """A decoder whose child is alive and imported what it will be asked to do."""
+    one_decoder.deadline_s = 60
+    one_decoder.call(misdeeds.nothing)
+    return one_decoder
 
 
 def serialise(message):

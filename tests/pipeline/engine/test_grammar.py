@@ -233,7 +233,7 @@ def longvlm(untrained_folder):
     return load_bytes_longvlm(untrained_folder)
 
 
-@pytest.fixture(params=["longvlm", *LLAVAS])
+@pytest.fixture
 def model(request, longvlm, folders):
     return longvlm if request.param == "longvlm" else load_model(str(folders[request.param]))
 
@@ -250,7 +250,9 @@ def answers(engine, asked_of):
     return {answer.key: answer for answer in engine.answer(iter(asked_of))}
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("model", "temperature"), [("longvlm", 1.5), *((name, 0.0) for name in ("longvlm", *LLAVAS))], indirect=["model"]
+)
 def test_rows_with_a_grammar_and_without_decode_together_as_each_would_alone(model, temperature):
     recipe = AnswerRecipe(
         "m", "w", "i", model.templates[0], precision="float32", max_new_tokens=45, temperature=temperature

@@ -63,8 +63,15 @@ def parts(model):
 # --- tied embeddings ---
 
 
-@pytest.mark.parametrize(("top", "text"), [(True, ...), (False, True)])
-@pytest.mark.parametrize("held", ["embed_tokens.weight", "lm_head.weight", "both"])
+@pytest.mark.parametrize(
+    ("top", "text", "held"),
+    [
+        (True, ..., "embed_tokens.weight"),
+        (True, ..., "lm_head.weight"),
+        (True, ..., "both"),
+        (False, True, "embed_tokens.weight"),
+    ],
+)
 def test_embeddings_are_tied_where_a_config_says_so_whatever_files_hold(folder, top, text, held):
     configure(folder, tie_word_embeddings=top)
     configure(folder, part="text_config", tie_word_embeddings=text)
@@ -184,26 +191,33 @@ def test_weights_in_bfloat16_load_in_the_precision_that_is_asked_for(folder, fie
 
 
 def test_several_end_marks_the_tokenizer_s_own_first(folder):
-    own, unknown = load_model(str(folder)).eos_ids[0], 999_999
+    own, unknown = eos_ids(folder)[0], 999_999
     for eos, found in (
         (own, (own,)),
         ([own], (own,)),
         ([9, own], (own, 9)),
-        ([unknown, 9, own, -1], (own, 9)),
         ([9, 5], (5, 9)),
+        ([unknown, 9, own, -1], (own, 9)),
     ):
         configure(folder, "generation_config.json", eos_token_id=eos)
-        assert load_model(str(folder)).eos_ids == describe_model(str(folder)).vocabulary.eos_ids == found
-        assert load_whole(str(folder)).vocabulary.eos_ids == found
+        assert eos_ids(folder) == found, eos
+    assert load_model(str(folder)).eos_ids == load_whole(str(folder)).vocabulary.eos_ids == found
 
 
-@pytest.mark.parametrize("unknown", [None, [], 999_999, [999_999]])
-def test_an_end_mark_that_there_is_not_is_looked_for_elsewhere(folder, unknown):
-    own = load_model(str(folder)).eos_ids[0]
+def eos_ids(folder):
+    return describe_model(str(folder)).vocabulary.eos_ids
+
+
+def test_an_end_mark_that_there_is_not_is_looked_for_elsewhere(folder):
+    own = eos_ids(folder)[0]
     configure(folder, part="text_config", eos_token_id=None)
-    configure(folder, "generation_config.json", eos_token_id=unknown)
-    assert load_model(str(folder)).eos_ids == (own,)
+    for unknown in (None, [], 999_999, [999_999]):
+        configure(folder, "generation_config.json", eos_token_id=unknown)
+        assert eos_ids(folder) == (own,), unknown
     configure(folder, part="text_config", eos_token_id=7)
+    for unknown in (None, [], 999_999, [999_999]):
+        configure(folder, "generation_config.json", eos_token_id=unknown)
+        assert eos_ids(folder) == (7,), unknown
     assert load_model(str(folder)).eos_ids == (7,)
 
 

@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from longvlm.pipeline.answering.typed import as_request, read_value
 from longvlm.pipeline.engine.engine import Engine
 from longvlm.pipeline.engine.reference import PlainWhole
 from longvlm.pipeline.engine.requests import Group, Request
-from longvlm.pipeline.models.families import describe_model, load_model, load_whole
+from longvlm.pipeline.models.families import load_model, load_whole
 from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix
 from longvlm.pipeline.models.thinking import Said, closed, opens, split_thinking
 from longvlm.schemas.errors import ErrorCode
@@ -97,9 +99,15 @@ def thinker(request, tmp_path_factory):
     return str(MODELS[request.param](tmp_path_factory.mktemp("thinker"))), "cue" in request.param
 
 
+@cache
+def loaded(folder):
+    """The model of the engine, and that of transformers' own path."""
+    return load_model(folder), load_whole(folder)
+
+
 def seen(folder):
     """A video of two frames, and its prefix."""
-    width, (rows, columns) = describe_model(folder).mm_hidden_size, (2, 3) if "qwen" in folder else (2, 2)
+    width, (rows, columns) = loaded(folder)[0].mm_hidden_size, (2, 3) if "qwen" in folder else (2, 2)
     if "llava" in folder:
         return torch.zeros(2, 56, 56, 3, dtype=torch.uint8), VideoPrefix(torch.randn(9, width))
     counts = (rows * columns,) if "qwen" in folder else (rows * columns, rows * columns)
@@ -114,8 +122,9 @@ def asked_both_ways(folder, request, max_new_tokens=12):
     """The answers of the engine, and of transformers' own path."""
     recipe = AnswerRecipe(folder, "w", "i", template="chat", precision="float32", max_new_tokens=max_new_tokens)
     frames, prefix = seen(folder)
-    (ours,) = Engine(load_model(folder), recipe).answer([Group(prefix, [request])])
-    plain = PlainWhole(load_whole(folder), recipe)
+    model, whole = loaded(folder)
+    (ours,) = Engine(model, recipe).answer([Group(prefix, [request])])
+    plain = PlainWhole(whole, recipe)
     return ours, plain.answer(plain.show(frames, prefix), request)
 
 
@@ -145,7 +154,7 @@ def test_typed_questions_are_answered_without_thinking(thinker, kind, choices):
         assert read_value(asked, answer.text) is not None
     assert ours.text == theirs.text
     assert ours.shares == pytest.approx(theirs.shares, abs=1e-5)
-    model = load_model(folder)
+    model, _ = loaded(folder)
     free, held = (model.lay_out("What?", 1, "chat", may_think=may_think) for may_think in (True, False))
     assert (free.is_thinking, held.is_thinking) == (by_cue, False)
     spell = model.vocabulary.tokenizer

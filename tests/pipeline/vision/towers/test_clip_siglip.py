@@ -28,7 +28,7 @@ def siglip(tmp_path_factory):
     return save_siglip_tower(tmp_path_factory.mktemp("siglip"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def frames():
     return torch.randint(0, 256, (11, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -53,11 +53,17 @@ def test_features_of_the_reference(reference, device, agree):
         agree(encoded.patches, golden["hidden_m2_patches"], atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def clip_states(clip, frames, device):
+    """A CLIP's tower, and the hidden states of transformers' own."""
+    tower = load_tower(str(clip), device=device)
+    return tower, hidden_states(CLIPModel.from_pretrained(clip).vision_model, tower, frames)[0]
+
+
 @pytest.mark.parametrize("feature_layer", [-2, -1, 0, 2, -5])
 @pytest.mark.parametrize("num_global", [5, 2, 0])
-def test_clip_states_are_those_of_transformers(clip, frames, feature_layer, num_global, device, agree):
-    tower = load_tower(str(clip), device=device)
-    states, _ = hidden_states(CLIPModel.from_pretrained(clip).vision_model, tower, frames)
+def test_clip_states_are_those_of_transformers(clip_states, frames, feature_layer, num_global, agree):
+    tower, states = clip_states
     encoded = tower.encode(frames, feature_layer, num_global)
     agree(encoded.patches, states[feature_layer][:, 1:], atol=1e-5, rtol=1e-5)
     if num_global:

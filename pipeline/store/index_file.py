@@ -73,7 +73,9 @@ def _attached(path: Path) -> Iterator[DuckDBPyConnection]:
 @lru_cache(1)
 def _database(_pid: int) -> DuckDBPyConnection:
     """What files are attached to: to make one for each takes longer than to make its views; none survives a fork."""
-    return catalog.without_views(Snapshot(), apart=True)
+    con = catalog.without_views(Snapshot(), apart=True)
+    con.execute("SET enable_external_file_cache = false")  # it outlives the job, and files may be damaged meanwhile
+    return con
 
 
 @contextmanager

@@ -128,11 +128,11 @@ def move(store: Store, old: str, new: str) -> None:
     store.append("videos", pa.Table.from_pylist([moved, gone], tables.VIDEOS))
 
 
-def append_for_ever(uri: str, prefix: str, log: str) -> None:
+def append(uri: str, prefix: str, log: str, num_commits: str = "10000") -> None:
     """A writer of its own process: commits two videos at a time and notes each commit that succeeded."""
     store = Store.open(uri)
     with Path(log).open("a") as done:
-        for number in range(10_000):
+        for number in range(int(num_commits)):
             names = [f"{prefix}-{number}-{i}" for i in range(2)]
             index(store, names, seed=number)
             done.write("\n".join(names) + "\n")

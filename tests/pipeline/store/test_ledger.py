@@ -184,9 +184,7 @@ def test_a_store_without_recipes_has_no_active_one(tmp_path):
 
 def test_two_writers_of_which_one_is_killed_and_a_reader_lose_nothing(store, tmp_path):
     logs = [tmp_path / "one.log", tmp_path / "two.log"]
-    writers = [
-        SPAWN.Process(target=stores.append_for_ever, args=(store.uri, log.stem, str(log)), daemon=True) for log in logs
-    ]
+    writers = [SPAWN.Process(target=stores.append, args=(store.uri, log.stem, str(log)), daemon=True) for log in logs]
     for writer in writers:
         writer.start()
     deadline = time.monotonic() + 60

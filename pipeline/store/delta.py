@@ -146,9 +146,13 @@ def _past_gaps(look: Callable[..., T], *arguments: str) -> T:
         try:
             return look(*arguments)
         except DeltaError as error:
-            if "found gap" not in str(error) or number == _LOOKS:  # the library has no class of its own for this
+            if not _shows_gap(error) or number == _LOOKS:
                 raise
             time.sleep(0.02)
+
+
+def _shows_gap(error: Exception) -> bool:
+    return "found gap" in str(error)  # the library has no class of its own for this
 
 
 @contextmanager
@@ -299,8 +303,9 @@ class Logs:
                 with refusing_newer(f"{self.uri}/{table}"):
                     add_columns(handle, TABLES[table])
                     return attempt(handle)
-            except (CommitFailedError, FileNotFoundError):
-                if number == _COMMIT_TRIES:
+            except (DeltaError, FileNotFoundError) as error:
+                is_overtaken = isinstance(error, (CommitFailedError, FileNotFoundError)) or _shows_gap(error)
+                if number == _COMMIT_TRIES or not is_overtaken:
                     raise
                 longest = min(0.05 * 2**number, _LONGEST_WAIT_S)
                 time.sleep(random.uniform(0.5, 1) * longest)  # noqa: S311 - spreads writers, guards nothing

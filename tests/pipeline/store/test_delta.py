@@ -168,6 +168,18 @@ def test_a_listing_that_shows_a_commit_and_not_the_one_before_it_is_made_again(s
     assert logs.handle("recipes").version() == int(newest.stem)
 
 
+def test_a_commit_that_meets_such_a_listing_is_made_again_and_no_other_trouble_is(store, monkeypatch):
+    monkeypatch.setattr(delta.time, "sleep", lambda _: None)
+    met = iter([DeltaError("Expected contiguous commit files, but found gap: 3 -> 5"), DeltaError("the disk is full")])
+
+    def attempt(_):
+        raise next(met)
+
+    with pytest.raises(DeltaError, match="the disk is full"):
+        delta.Logs(store.uri).upon_newest("recipes", attempt)
+    assert next(met, None) is None
+
+
 @pytest.mark.parametrize("is_open", [True, False])
 def test_a_commit_that_is_missing_for_good_is_told(store, monkeypatch, is_open):
     monkeypatch.setattr(delta.time, "sleep", lambda _: None)

@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Tests share the cores with each other and with Ray's workers. These are not to come last, as Ray has it for the sake
 # of the desktop that it may run on, and threads that wait are to sleep.
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # no workers that nobody has asked for yet
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")

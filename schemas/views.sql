@@ -89,7 +89,7 @@ JOIN (
 --     coalesce(a.value, a.answer) = coalesce(b.value, b.answer) AS agree  -- a text has no value
 --   FROM answers a JOIN answers b USING (write_id, question_id, question_hash)
 --   WHERE a.model = 'A' AND b.model = 'B'  -- or a.answer_recipe and b.answer_recipe
--- The view answers_wide, one typed column a question, is made by pipeline/store/catalog.py: its columns are data.
+-- The view answers_wide, one typed column a question, is made by schemas/sql_text.py: its columns are data.
 CREATE VIEW answers AS
 SELECT a.* REPLACE (v.video_id AS video_id, v.uri AS uri), v.external_id, v.recipe
 FROM ledger_answers a

@@ -134,6 +134,7 @@ class _FileHandler(BaseHTTPRequestHandler):
 
 SCRIPT = "<img src=x onerror=alert(1)><script>alert(1)</script>"  # in an answer, a question, an error
 SCRIPT_NAME = "b<img src=x onerror=alert(1)>"  # of a video
+LARGE_NAME, LARGE_BYTES = "tiny-3-00001", 16 << 20  # a video of more bytes than a connection takes while none is read
 _SERVE = """
 import json, sys
 from dataclasses import replace

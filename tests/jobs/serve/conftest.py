@@ -6,7 +6,7 @@ from datetime import datetime
 import pyarrow as pa
 import pytest
 import stores
-from servers import SCRIPT, SCRIPT_NAME, PagesServer
+from servers import LARGE_BYTES, LARGE_NAME, SCRIPT, SCRIPT_NAME, PagesServer
 
 from clips import write_clip
 from longvlm import tinyworld
@@ -47,6 +47,8 @@ def shown(tmp_path_factory):
     (folder / "videos" / "questions.jsonl").unlink(missing_ok=True)
     write_clip(folder / "videos" / "hevc.mp4", 100, codec="libx265", size=(64, 64))
     write_clip(folder / "videos" / f"{SCRIPT_NAME}.mp4", 50)
+    with (folder / "videos" / f"{LARGE_NAME}.mp4").open("ab") as file:
+        file.write(LARGE_BYTES.to_bytes(4, "big") + b"free" + bytes(LARGE_BYTES - 8))
     (folder / "videos" / "broken.mp4").write_bytes(b"\0" * 5000)
     order = IndexOrder(
         Source(str(folder / "videos")), str(folder / "store"), model=tinyworld.MODEL, recipe=tinyworld.RECIPE,
@@ -88,7 +90,7 @@ def server(shown):
 @pytest.fixture(scope="session")
 def impatient(shown):
     """A server over the same store that only reads, and waits for nobody for long."""
-    limits = {"head_s": 1.0, "page_s": 4.0, "sql_s": 4.0, "request_s": 8.0, "wait_s": 0.3}
+    limits = {"head_s": 1.0, "page_s": 4.0, "sql_s": 4.0, "request_s": 8.0, "wait_s": 0.3, "media_bytes": LARGE_BYTES}
     running = PagesServer("--store", str(shown / "store"), **limits)
     yield running
     assert running.process.poll() is None

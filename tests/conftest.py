@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import gc
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # no workers tha
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+gc.disable()  # until all are collected: none of it is garbage, and to look at it again and again took a fifth of that
 # A shell that starts the tests in the background has them and their children ignore Ctrl-C, which some send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -50,6 +52,12 @@ PAGES = "tests/jobs/serve/"
 def pytest_collection_modifyitems(items):
     """Tests of Ray come first, for they take longest, then those of the whole; many quick files even out the end."""
     items.sort(key=lambda item: (not is_on_ray(item.nodeid), item.nodeid.partition("::")[0].count("/") > 1))
+
+
+def pytest_collection_finish():
+    """What was loaded stays to the end, and is not looked at any more."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -36,6 +36,7 @@ from longvlm.jobs.runs import record_run
 from longvlm.pipeline.source.corpus import spool_source
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.look import Listed
 from longvlm.pipeline.store.upkeep.compact import merge_small_files
 from longvlm.schemas import tables
 
@@ -88,7 +89,8 @@ def index(folder: Path, num_videos: int) -> dict[str, Any]:
         store.register_recipe(recipe, model)
         _keep_books(changes, store, report, prune=False)
         stages = partial(watch, store.uri, recipe.fingerprint)
-        run = IndexRun(stages, recipe.fingerprint, store, changes.look.seq, report, Limits(None, 0.2, 0.0))
+        listed = Listed(changes.criteria.listed_seq, changes.look.seq, report.run_id, lambda _: True)
+        run = IndexRun(stages, recipe.fingerprint, store, listed, report, Limits(None, 0.2, 0.0))
         for wave in changes.waves(WAVE_VIDEOS):
             run.index_wave(wave)
     run.flush()

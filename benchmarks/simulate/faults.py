@@ -100,6 +100,7 @@ FAULTS: dict[str, Fault] = {
     "contents-are-forgotten-once": _instead((ledger, "alike", lambda *_: frozenset())),
     "torn-videos-go-live": _instead((ledger.Store, "_are_whole", lambda *given: _all(given[-1]))),
     "old-looks-are-written": _instead((look.Look, "holds", lambda _, rows, __: _all(rows))),
+    "older-listings-go-live": _instead((look.Listed, "holds", lambda _, rows, __: _all(rows))),
     "listed-before-looking": _instead(
         _worded(changes, "_KNOWN", "HAVING max(seq) <= $listed_seq", "HAVING $listed_seq >= 0")
     ),

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.resources import num_parts
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.look import Listed
 from longvlm.schemas import clock, tables
 from longvlm.schemas.errors import OWN_FAILURES, ErrorCode
 from longvlm.schemas.identity import new_write_id
@@ -231,19 +232,20 @@ class Finished(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def commit_to(store: Store, parts: list[Finished], since: int) -> list[dict[str, Any]]:
+def commit_to(store: Store, parts: list[Finished], listed: Listed) -> list[dict[str, Any]]:
     """Commit closed shards of tokens and segments, then the rows that make them exist.
 
     Args:
         store: where they go.
         parts: of the run.
-        since: the newest seq of the ledger that the run was planned by.
+        listed: what the run was planned by.
 
     Returns:
         The rows that the store left out, and that are no longer among the parts: see `Store.commit`.
     """
     rows = [row for part in parts for row in part.rows]
-    write_ids = store.commit(_outcomes(parts), pa.Table.from_pylist(rows, schema=tables.VIDEOS), since=since)
+    videos = pa.Table.from_pylist(rows, schema=tables.VIDEOS)
+    write_ids = store.commit(_outcomes(parts), videos, look=listed, since=listed.planned_seq)
     if not write_ids:
         return []
     for part in parts:

@@ -42,10 +42,12 @@ from longvlm.jobs.index.stages import Encode, Watch, Write
 from longvlm.jobs.limits import INTERRUPTED, Limits, TooManyFailuresError
 from longvlm.jobs.runs import close_run
 from longvlm.pipeline.decode.device import Device
+from longvlm.pipeline.source.copies import is_as_listed
 from longvlm.pipeline.source.corpus import nothing_in, spool_source
 from longvlm.pipeline.source.scratch import scratch_folder
 from longvlm.pipeline.store.changes import ChangeCriteria, Changes, compare
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.look import Listed
 from longvlm.pipeline.store.settings import keeps_thumbnails, remember_thumbnails
 from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.schemas import tables
@@ -166,14 +168,8 @@ def _index_work(
         return executor.run(blocks, stages, limits.ends_s)
 
     limits = Limits(order.max_hours, order.max_failed, report.started_s)
-    run = IndexRun(
-        run_stages,
-        recipe.fingerprint,
-        store,
-        changes.look.seq,
-        report,
-        limits,
-    )
+    listed = Listed(changes.criteria.listed_seq, changes.look.seq, report.run_id, is_as_listed)
+    run = IndexRun(run_stages, recipe.fingerprint, store, listed, report, limits)
     try:
         with progress(tally, {"decode": num_work, "encode": None, "write": None}, show=order.show_progress):
             for wave in changes.waves(WAVE_VIDEOS, order.limit):
@@ -187,6 +183,11 @@ def _index_work(
     finally:
         run.flush()
         metrics.QUEUE.record(0, job="index")  # nothing waits any more, whatever is left
+    if listed.overtaken:
+        report.notes.append(
+            f"{counted(len(listed.overtaken), 'video')} of which another run indexed a newer file, or which it found "
+            "gone, meanwhile: what was listed of them is no longer there, and was left out; the next run looks again"
+        )
     if report.stopped or report.out_of_time:
         executor.release()  # not in an except clause, where the exception is still held
     report.stages = tally.report()
@@ -203,7 +204,7 @@ class IndexRun:
         stages: tables.PLAN in, tables.OUTCOMES out as they land.
         recipe: fingerprint of the tokens.
         store: where they go.
-        planned_seq: the newest seq of the ledger that the run was planned by.
+        listed: the listing that it was planned by.
         report: counts what is committed.
         limits: when the run ends before its work does.
     """
@@ -213,13 +214,13 @@ class IndexRun:
         stages: Callable[[pa.Table], Iterator[pa.Table]],
         recipe: str,
         store: Store,
-        planned_seq: int,
+        listed: Listed,
         report: IndexReport,
         limits: Limits,
     ) -> None:
         self.stages, self.counts, self.limits = stages, report.counts, limits
         self.account, self.refused = Account(recipe, report.run_id), RefusedVideos()
-        self.store, self.planned_seq = store, planned_seq
+        self.store, self.listed = store, listed
         self.commits: Commits[Finished] = Commits(store.uri, "index", report.run_id, self._commit)
 
     def index_wave(self, wave: Sequence[WorkRow]) -> None:
@@ -249,15 +250,15 @@ class IndexRun:
         count_committed(self.commits.flush(), self.counts)
 
     def _commit(self, parts: list[Finished]) -> None:
-        """Commit; a video whose tokens were taken away meanwhile is planned again, one that was forgotten is not."""
-        left_out = commit_to(self.store, parts, self.planned_seq)
+        """Commit; a video whose tokens were taken meanwhile is planned again, one forgotten or overtaken is not."""
+        left_out = commit_to(self.store, parts, self.listed)
         rows = pa.Table.from_pylist(left_out, schema=tables.VIDEOS)
-        forgotten = self.store.forgotten(rows, self.planned_seq) if left_out else frozenset()
+        forgotten = self.store.forgotten(rows, self.listed.planned_seq) if left_out else frozenset()
         for row in left_out:
             if row["video_id"] in forgotten:
                 self.counts.forgotten += 1
                 self.counts.not_attempted -= 1
-            else:
+            elif row["write_id"] not in self.listed.overtaken:
                 self.account.reopen(row)
 
     def _settle(self, outcomes: pa.Table) -> None:

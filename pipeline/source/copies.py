@@ -6,7 +6,7 @@ import random
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,7 +114,7 @@ def _check_readable(path: str) -> None:
         raise _refusal(path, error) or TransientError(ErrorCode.NETWORK, f"{path} cannot be read: {error}.") from error
 
 
-def check_unchanged(video: dict[str, Any]) -> None:
+def check_unchanged(video: Mapping[str, Any]) -> None:
     """Check that a file is still the one that was listed, as far as that can be told: by etag, else by size and time.
 
     Args:
@@ -137,6 +137,15 @@ def check_unchanged(video: dict[str, Any]) -> None:
             ErrorCode.NETWORK,
             "The file was replaced while several decoders were at it; the next run takes the new one.",
         )
+
+
+def is_as_listed(video: Mapping[str, Any]) -> bool:
+    """Whether a file is there and can be told to be the one that was listed; arguments as `check_unchanged`."""
+    try:
+        check_unchanged(video)
+    except PipelineError:
+        return False
+    return True
 
 
 def download(uri: str, path: str, size_bytes: int | None) -> None:

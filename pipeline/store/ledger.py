@@ -16,7 +16,7 @@ from deltalake.transaction import RemoveAction
 
 from longvlm.pipeline.store import catalog, delta
 from longvlm.pipeline.store.files import canonical, check_writable, remove_files, write_parquet
-from longvlm.pipeline.store.look import Look, Tombstones, alike
+from longvlm.pipeline.store.look import Listed, Look, Tombstones, alike
 from longvlm.pipeline.store.snapshot import DataFile, PinnedTable, Snapshot
 from longvlm.pipeline.store.taken import note, strike, taken
 from longvlm.pipeline.store.uncommitted import SHARDED, Uncommitted, missing_files
@@ -134,7 +134,7 @@ class Store(delta.Logs):
     # --- writing ---
 
     def commit(
-        self, outcomes: pa.Table, videos: pa.Table, look: Look | None = None, since: int | None = None
+        self, outcomes: pa.Table, videos: pa.Table, look: Look | Listed | None = None, since: int | None = None
     ) -> frozenset[str]:
         """Make shards, then videos, part of the store: tokens, segments, and last the rows that make them seen.
 
@@ -145,7 +145,7 @@ class Store(delta.Logs):
             outcomes: `tables.OUTCOMES`; the shards they name are added, each once however many units name it.
             videos: `tables.VIDEOS` rows; their `seq`, if there, is replaced by the moment of this commit, raised above
                 all that is in the ledger.
-            look: for rows that rest on what was seen in the ledger before, and not on the video itself.
+            look: what the rows rest on: what was seen in the ledger before, or in the source that was listed.
             since: the newest seq of the ledger that the videos were planned by, see `forgotten`.
 
         Either may be empty. A conflict with another writer is retried with the same files; raises CommitFailedError
@@ -289,7 +289,7 @@ class Store(delta.Logs):
             self._uncommitted.lose(table, refused)
             remove_files(f"{self.uri}/{table}", refused)
 
-    def _are_whole(self, look: Look | None, handle: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
+    def _are_whole(self, look: Look | Listed | None, handle: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
         """Which rows of videos hold, and do not make a write live that is being taken or lacks some of its segments."""
         torn = taken(self.uri, "videos") | self._uncommitted.torn(
             rows.filter(pc.equal(rows["status"], "indexed")),
@@ -299,7 +299,7 @@ class Store(delta.Logs):
         are_whole = pc.invert(pc.is_in(rows["write_id"], pa.array(torn, pa.string())))
         return are_whole if look is None else pc.and_(are_whole, self._hold(look, handle, rows))
 
-    def _hold(self, look: Look, handle: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
+    def _hold(self, look: Look | Listed, handle: DeltaTable, rows: pa.Table) -> pa.ChunkedArray:
         files = delta.data_files(f"{self.uri}/videos", handle)
         return look.holds(rows, files)
 

@@ -195,6 +195,65 @@ def test_videos_whose_shards_are_taken_before_their_commit_are_watched_again(nig
     assert read_tokens(Store.open(str(store)).pin(), [video["write_id"]]).num_rows == video["num_segments"]
 
 
+def run_overtaken_by(night, monkeypatch, meanwhile):
+    """A run that has watched all there is when something happens to the source and others index it; then it commits."""
+    plain, left = Store.commit, [meanwhile]
+
+    def commit(self, outcomes, videos, **options):
+        if left:
+            left.pop()()
+        return plain(self, outcomes, videos, **options)
+
+    monkeypatch.setattr(Store, "commit", commit)
+    return run_index(order_for(*night))
+
+
+def test_what_was_listed_before_does_not_hide_what_another_run_indexed_since(night, monkeypatch):
+    source, store = night
+    write_clip(source / "clip-00.mp4", 25)
+    write_clip(source / "new.mp4", 25)
+
+    def replaced():
+        write_clip(source / "clip-00.mp4", 50)
+        assert run_index(order_for(source, store)).counts.indexed == 2
+
+    report = run_overtaken_by(night, monkeypatch, replaced)
+    assert (report.counts.indexed, report.counts.not_attempted) == (1, 1)
+    assert "another run indexed a newer file" in report.notes[0]
+    (live,) = rows(store, "SELECT num_frames FROM live_videos WHERE uri LIKE '%clip-00%'")
+    assert live["num_frames"] == 50
+    again = run_index(order_for(source, store)).counts
+    assert (again.unchanged, again.indexed) == (5, 0)
+
+
+def test_what_another_run_found_gone_since_does_not_come_back(night, monkeypatch):
+    source, store = night
+    write_clip(source / "clip-00.mp4", 25)
+
+    def removed():
+        (source / "clip-00.mp4").unlink()
+        assert run_index(order_for(source, store, prune=True)).counts.deleted == 1
+
+    report = run_overtaken_by(night, monkeypatch, removed)
+    assert (report.counts.indexed, report.counts.not_attempted) == (0, 1)
+    assert rows(store, "SELECT uri FROM live_videos WHERE uri LIKE '%clip-00%'") == []
+
+
+def test_what_was_listed_later_stays_though_a_slower_run_commits_before_it(night, monkeypatch):
+    source, store = night
+    write_clip(source / "clip-00.mp4", 50)
+    shutil.copy2(source / "clip-00.mp4", source.parent / "newest.mp4")
+
+    def slower():
+        write_clip(source / "clip-00.mp4", 25)
+        assert run_index(order_for(source, store)).counts.indexed == 1
+        shutil.copy2(source.parent / "newest.mp4", source / "clip-00.mp4")
+
+    assert run_overtaken_by(night, monkeypatch, slower).counts.indexed == 1
+    (live,) = rows(store, "SELECT num_frames FROM live_videos WHERE uri LIKE '%clip-00%'")
+    assert live["num_frames"] == 50
+
+
 def counts_of_a_run_while_one_is_forgotten(night, monkeypatch, name):
     """A run that has watched all there is when a video is forgotten, and commits after that."""
     source, store = night

@@ -18,7 +18,7 @@ from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.store.upkeep.compact import compact
 from longvlm.pipeline.store.upkeep.dead import Dead, dead_writes
 from longvlm.pipeline.store.upkeep.erase import Erased, erase, left_over
-from longvlm.pipeline.store.upkeep.repair import Repaired, repair
+from longvlm.pipeline.store.upkeep.repair import Repaired, mend_logs, repair
 from longvlm.pipeline.store.upkeep.vacuum import vacuum
 from longvlm.pipeline.store.upkeep.verify import Verified, verify
 from longvlm.schemas.errors import InputError
@@ -94,6 +94,7 @@ class MaintainReport:
             }
         if self.repaired is not None:
             counts |= {"repaired": self.repaired.videos, "tombstones_restored": self.repaired.tombstones}
+            counts["commits_lost"] = len(self.repaired.commits)
             counts |= {f"{table}_rows_lost": num_rows for table, num_rows in self.repaired.rows_lost.items()}
         return {**counts, "wall_s": round(self.wall_s, 3), "stopped": self.stopped, "run_id": self.run_id}
 
@@ -106,18 +107,21 @@ def run_maintain(order: MaintainOrder) -> MaintainReport:
     """
     started = time.time()
     doing("reading the store")
-    store = Store.open(order.store)
     _check_retention(order.retention_hours)
+    mended = mend_logs(order.store) if order.repair else {}
+    store = Store.open(order.store)
     report = MaintainReport()
     if order.verify or order.repair:
         report.verified = _verified(store, show=order.show_progress)
         if order.repair:
             report.repaired = repair(store, report.verified, report.run_id)
+            report.repaired.commits = mended
     if report.stopped is None:  # a damaged file would stop it half-way
         kept = report.verified, report.repaired, report.run_id
         report = maintain_store(store, order.retention_hours)
         report.verified, report.repaired, report.run_id = kept
-        report.notes += [_CAME_OF[table] for table in report.repaired.rows_lost] if report.repaired else []
+        if report.repaired:
+            report.notes += [_CAME_OF[table] for table in _CAME_OF if table in report.repaired.tables_hurt]
     report.wall_s = time.time() - started
     close_run(store, "maintain", report)
     return report

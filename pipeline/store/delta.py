@@ -117,7 +117,9 @@ def open_table(uri: str) -> DeltaTable:
         except TableNotFoundError:
             raise
         except DeltaError:
-            if not logfiles.drop_damaged_checkpoint(f"{uri}/_delta_log"):
+            is_dropped = logfiles.drop_damaged_checkpoint(f"{uri}/_delta_log")
+            logfiles.refuse_damaged(f"{uri}/_delta_log")
+            if not is_dropped:
                 raise
             handle = _past_gaps(_opened, uri)
     _check_format(uri, handle)
@@ -127,7 +129,11 @@ def open_table(uri: str) -> DeltaTable:
 def refresh(uri: str, handle: DeltaTable) -> None:
     """Bring a handle to the newest version of its table. Raises as `open_table`."""
     with refusing_newer(uri):
-        _past_gaps(handle.update_incremental)
+        try:
+            _past_gaps(handle.update_incremental)
+        except DeltaError:
+            logfiles.refuse_damaged(f"{uri}/_delta_log")
+            raise
     _check_format(uri, handle)
 
 

@@ -1,10 +1,12 @@
 """What a check found damaged is taken out of a store, so that the next runs make again what it held."""
 
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
@@ -12,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longvlm.pipeline.store import catalog
-from longvlm.pipeline.store.files import conformed, write_pieces
+from longvlm.pipeline.store.delta import create_table
+from longvlm.pipeline.store.files import canonical, conformed, filesystem, write_pieces
 from longvlm.pipeline.store.health import DamagedError, check_footer, look_into, reading, without
 from longvlm.pipeline.store.ledger import Store
+from longvlm.pipeline.store.logfiles import replace_damaged_commits
 from longvlm.pipeline.store.look import FORGOTTEN, Look
 from longvlm.pipeline.store.snapshot import DataFile
 from longvlm.pipeline.store.upkeep.tombstones import copy_tombstones, read_copies, remove_copy
@@ -46,6 +50,12 @@ class Repaired:
     videos: int = 0  # deleted, to be indexed again
     rows_lost: dict[str, int] = field(default_factory=dict)  # by table, of damaged files other than of tokens
     tombstones: int = 0  # of forgotten videos, lost with the ledger and taken from their copies
+    commits: dict[str, str] = field(default_factory=dict)  # of logs, that were damaged or missing: see `mend_logs`
+
+    @property
+    def tables_hurt(self) -> set[str]:
+        """The tables that may have lost rows."""
+        return {*self.rows_lost, *(uri.rsplit("/", 3)[1] for uri in self.commits)}
 
 
 def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
@@ -67,10 +77,10 @@ def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
     repaired = Repaired()
     for table in filter(store.has, tables.TABLES):
         damaged = [file for file in store.pin((table,)).table(table).files if file.uri in verified.damaged_files]
-        if damaged and table not in _SHARDED:
-            tombstones = _lost_tombstones(store, damaged) if table == "videos" else None
+        tombstones = _lost_tombstones(store, damaged) if table == "videos" else tables.VIDEOS.empty_table()
+        if (damaged or tombstones.num_rows) and table not in _SHARDED:
             repaired.rows_lost[table] = _replace(store, table, damaged, tombstones)
-            repaired.tombstones += tombstones.num_rows if tombstones else 0
+            repaired.tombstones += tombstones.num_rows
     lost = [problem["write_id"] for problem in verified.problems]
     with catalog.connect(store.pin(("videos",)), ("live_videos",)) as con:
         repaired.videos = _delete(store, con, lost, run_id)
@@ -80,6 +90,36 @@ def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
         repaired.videos += delete_torn(store, run_id)
     _renew_copies(store)
     return repaired
+
+
+def mend_logs(store_uri: str) -> dict[str, str]:
+    """Put commits that do nothing in the place of those of which a store's logs are damaged: see `logfiles`.
+
+    Whatever these named the ledger misses then, or names though it is gone, which a check finds and a repair drops.
+
+    Args:
+        store_uri: as the command was given it; there may be no store.
+
+    Returns:
+        What was damaged: uri -> reason, in words.
+
+    Raises:
+        OSError: a log is out of reach, or may not be written.
+    """
+    mended: dict[str, str] = {}
+    for table, schema in tables.TABLES.items():
+        log_uri = f"{canonical(store_uri)}/{table}/_delta_log"
+        fs, path = filesystem(log_uri)
+        if fs.exists(path):
+            mended |= replace_damaged_commits(log_uri, partial(_first_commit, schema))
+    return mended
+
+
+def _first_commit(schema: pa.Schema) -> bytes:
+    """The content of the commit that makes a table."""
+    with tempfile.TemporaryDirectory() as folder:
+        create_table(folder, schema)
+        return next(Path(folder, "_delta_log").glob("*.json")).read_bytes()
 
 
 def delete_torn(store: Store, run_id: str) -> int:
@@ -95,15 +135,17 @@ def _drop(store: Store, table: str, verified: Verified) -> None:
         store.replace_files(table, damaged, [])
 
 
-def _replace(store: Store, table: str, damaged: Sequence[DataFile], more: pa.Table | None) -> int:
+def _replace(store: Store, table: str, damaged: Sequence[DataFile], more: pa.Table) -> int:
     """Put what can be read of damaged files, and some more rows, in their place; returns how many rows are lost."""
     schema = store.columns(table)
-    pieces = chain(*(_readable(table, file, schema) for file in damaged), [conformed(more, schema)] if more else [])
+    pieces = chain(
+        *(_readable(table, file, schema) for file in damaged), [conformed(more, schema)] if more.num_rows else []
+    )
     new = []
     if (first := next(pieces, None)) is not None:
         new.append(write_pieces(store.uri, table, schema, chain([first], pieces)))
     store.replace_files(table, damaged, new)
-    num_kept = sum(json.loads(shard["stats"])["numRecords"] for shard in new) - (more.num_rows if more else 0)
+    num_kept = sum(json.loads(shard["stats"])["numRecords"] for shard in new) - more.num_rows
     return sum(file.num_rows for file in damaged) - num_kept
 
 
@@ -135,7 +177,7 @@ def _unless_damaged(uri: str, look: Callable[[Any], T]) -> T | None:
 
 
 def _lost_tombstones(store: Store, damaged: Sequence[DataFile]) -> pa.Table:
-    """The tombstones that may have stood in damaged files of the ledger alone."""
+    """The tombstones that stood in damaged files of the ledger alone, or were named by a commit that was lost."""
     copies, _ = read_copies(store.uri)
     with catalog.connect(without(store.pin(("videos",)), {file.uri: "" for file in damaged}), ()) as con:
         con.register("copies", copies)

@@ -1,5 +1,6 @@
 """Whether what a store says is live is really there: every file readable, every token of every video in its place."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -88,11 +89,11 @@ def verify(snapshot: Snapshot, progress: Callable[[int], None] = lambda _: None)
             except DamagedError as error:
                 damaged[file.uri] = error.reason
             progress(file.size_bytes)
-        if pinned.files:
-            folder = pinned.files[0].uri.rpartition("/")[0]
-            damaged |= log_damage(f"{folder}/_delta_log")
-            if table == "videos":
-                damaged |= read_copies(folder.rpartition("/")[0])[1]
+    for root in {file.uri.rsplit("/", 2)[0] for pinned in snapshot.tables.values() for file in pinned.files}:
+        for table in snapshot.tables:  # also one without files: its log may have lost them
+            with contextlib.suppress(FileNotFoundError):
+                damaged |= log_damage(f"{root}/{table}/_delta_log")
+        damaged |= read_copies(root)[1]
     damaged |= damaged_files(without(snapshot, damaged), with_statistics=True)
     asked = Snapshot({table: snapshot.table(table) for table in ("videos", *_COUNTED)})
     with catalog.connect(without(asked, damaged), ("live_videos",)) as con:

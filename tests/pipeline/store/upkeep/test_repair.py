@@ -16,6 +16,7 @@ from longvlm.pipeline.store.upkeep.erase import erase, left_over
 from longvlm.pipeline.store.upkeep.repair import repair
 from longvlm.pipeline.store.upkeep.verify import verify
 from longvlm.schemas import tables
+from longvlm.schemas.errors import InputError
 from longvlm.schemas.identity import video_id
 
 
@@ -124,6 +125,90 @@ def test_what_can_be_read_of_a_damaged_ledger_is_kept(store):
     (kept,) = live(store)
     assert kept in {"well", "lost"}
     assert verify(store.pin()).damaged_files == {}
+
+
+# --- logs ---
+
+
+def tear(commit):
+    commit.write_bytes(commit.read_bytes()[:-20])
+
+
+def rot(commit):
+    """JSON, but not what Delta knows."""
+    commit.write_bytes(commit.read_bytes().replace(b'{"add"', b'{"aed"'))
+
+
+@pytest.fixture(scope="module")
+def committed_once(tmp_path_factory, empty_store):
+    """Where a store lies to whose tables `well` was committed first, and later `other`."""
+    store = Store.open(str(shutil.copytree(empty_store, tmp_path_factory.mktemp("committed") / "store")))
+    for number, name in enumerate(["well", "other"]):
+        stores.index(store, [name], seed=number)
+        for table, row in ROWS.items():
+            store.append(table, pa.Table.from_pylist([row], tables.TABLES[table]))
+    return store.uri
+
+
+@pytest.fixture
+def committed(tmp_path, committed_once):
+    """The address of a copy of it."""
+    return str(shutil.copytree(committed_once, tmp_path / "committed"))
+
+
+def second_to_last(uri, table):
+    return sorted(Path(uri, table, "_delta_log").glob("*.json"))[-2]
+
+
+@pytest.mark.parametrize(
+    ("table", "harm"),
+    [("videos", tear), ("tokens", tear), ("answers", tear), ("segments", Path.unlink), ("runs", Path.unlink)],
+)
+def test_a_log_with_a_damaged_commit_is_told_and_a_repair_does_without(committed, table, harm):
+    commit = second_to_last(committed, table)
+    harm(commit)
+    with pytest.raises(InputError, match=f"{commit.name}, .*longvlm maintain --store {committed} --repair"):
+        Store.open(committed).pin()
+    report = run_maintain(MaintainOrder(committed, repair=True))
+    assert [*report.repaired.commits] == [str(commit)]
+    assert report.stopped is None
+    store = Store.open(committed)
+    again = verify(store.pin())
+    assert (again.damaged_files, again.problems) == ({}, [])
+    assert live(store) == ({"other"} if table in {"videos", "segments", "tokens"} else {"well", "other"})
+    stores.index(store, ["well"], seed=2)
+    assert live(store) == {"well", "other"}
+
+
+@pytest.mark.parametrize("harm", [empty, rot])
+def test_a_commit_that_delta_reads_as_nothing_is_found_and_repaired_though_nothing_is_left(committed, harm):
+    (first,) = sorted(Path(committed, "runs", "_delta_log").glob("*.json"))[1:2]
+    for later in sorted(first.parent.glob("*.json"))[2:]:
+        later.unlink()
+    harm(first)
+    assert [*verify(Store.open(committed).pin()).damaged_files] == [str(first)]
+    run_maintain(MaintainOrder(committed, repair=True))
+    assert verify(Store.open(committed).pin()).damaged_files == {}
+
+
+@pytest.mark.parametrize("table", ["videos", "runs"])
+def test_a_log_that_lost_what_made_its_table_gets_it_again(committed, table):
+    first = Path(committed, table, "_delta_log", f"{0:020}.json")
+    first.unlink()
+    assert [*run_maintain(MaintainOrder(committed, repair=True)).repaired.commits] == [str(first)]
+    assert live(Store.open(committed)) == {"well", "other"}
+    assert verify(Store.open(committed).pin()).damaged_files == {}
+
+
+def test_a_tombstone_whose_commit_is_lost_comes_back(committed):
+    store = Store.open(committed)
+    erase(store, [video_id(stores.uri_of("well"))], "run")
+    for commit in sorted(Path(committed, "videos", "_delta_log").glob("*.json"))[3:]:
+        tear(commit)
+    report = run_maintain(MaintainOrder(committed, repair=True))
+    assert report.repaired.tombstones == 1
+    assert Store.open(committed).forgotten() == {video_id(stores.uri_of("well"))}
+    assert live(Store.open(committed)) == {"other"}
 
 
 PRIVATE = video_id(stores.uri_of("private"))

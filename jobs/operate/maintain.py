@@ -114,8 +114,7 @@ def run_maintain(order: MaintainOrder) -> MaintainReport:
     if order.verify or order.repair:
         report.verified = _verified(store, show=order.show_progress)
         if order.repair:
-            report.repaired = repair(store, report.verified, report.run_id)
-            report.repaired.commits = mended
+            report.repaired = repair(store, report.verified, report.run_id, mended)
     if report.stopped is None:  # a damaged file would stop it half-way
         kept = report.verified, report.repaired, report.run_id
         report = maintain_store(store, order.retention_hours)

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -58,7 +58,7 @@ class Repaired:
         return {*self.rows_lost, *(uri.rsplit("/", 3)[1] for uri in self.commits)}
 
 
-def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
+def repair(store: Store, verified: Verified, run_id: str, commits: Mapping[str, str] | None = None) -> Repaired:
     """Drop what is damaged from the log, keeping what of it can be read, and delete the videos that lost tokens by it.
 
     They answer no more until they are indexed again, which the next run does, as with any deleted video whose file is
@@ -69,15 +69,17 @@ def repair(store: Store, verified: Verified, run_id: str) -> Repaired:
         store: opened by this process.
         verified: what came of a check of it.
         run_id: for the rows that delete.
+        commits: that the logs lost: see `mend_logs`.
 
     Raises:
         CommitFailedError: another writer replaced a damaged file since.
         OSError: a file is out of reach.
     """
-    repaired = Repaired()
+    repaired = Repaired(commits=dict(commits or {}))
     for table in filter(store.has, tables.TABLES):
         damaged = [file for file in store.pin((table,)).table(table).files if file.uri in verified.damaged_files]
-        tombstones = _lost_tombstones(store, damaged) if table == "videos" else tables.VIDEOS.empty_table()
+        has_lost = table == "videos" and (damaged or table in repaired.tables_hurt)
+        tombstones = _lost_tombstones(store, damaged) if has_lost else tables.VIDEOS.empty_table()
         if (damaged or tombstones.num_rows) and table not in _SHARDED:
             repaired.rows_lost[table] = _replace(store, table, damaged, tombstones)
             repaired.tombstones += tombstones.num_rows

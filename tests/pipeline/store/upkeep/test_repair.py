@@ -247,6 +247,14 @@ def test_a_forgotten_video_does_not_come_back_with_a_repair(erased, harm):
     assert {(row["etag"], row["size_bytes"], row["source"]) for row in kept} == {("1", 9, "/videos")}
 
 
+def test_a_tombstone_that_was_copied_and_never_committed_is_none(committed):
+    (row,) = stores.deleted(["well"]).to_pylist()
+    copied = [{**row, "error_code": "forgotten", "seq": 1}]
+    tombstones.copy_tombstones(committed, pa.Table.from_pylist(copied, tables.VIDEOS))
+    assert run_maintain(MaintainOrder(committed, repair=True)).repaired.tombstones == 0
+    assert live(Store.open(committed)) == {"well", "other"}
+
+
 def test_what_lifted_a_tombstone_still_holds_after_a_repair_that_did_not_lose_it(erased):
     (ledger,) = files_of(erased, "videos")
     erased.append("videos", stores.deleted(["private"]))

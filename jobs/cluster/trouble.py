@@ -1,4 +1,4 @@
-"""What the machine lacks, as a sentence: a full or read-only disk, no files to open, no temporary folder, a whole file.
+"""What the machine lacks, as a sentence: a full or read-only disk, no files to open, no temporary folder, its bucket.
 
 Libraries of several languages tell of it in exceptions of their own, so it is found by errno or by the system's words.
 """
@@ -25,6 +25,9 @@ _CURES = {
 _DAMAGED = re.compile(
     r"""["']([^"']+\.parquet)["']"""
 )  # named by DuckDB, which reads no other files where it is not sealed
+_UNANSWERED = re.compile(
+    r"Error performing \w+ (\S+)"
+)  # delta-rs's words for a request; why comes last, in a tree or XML
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"  # Python's words; each that it tried is full or read-only
 
 
@@ -52,6 +55,16 @@ def _told(error: BaseException) -> str | None:
             path = re.search(r"""["'](/[^"']+)["']""", text)
             where = f" ({path[1]})" if path else ""
             return f"{os.strerror(code)}{where}: {cure}."
+    return _told_of_a_store(error, text)
+
+
+def _told_of_a_store(error: BaseException, text: str) -> str | None:
+    """By the text and the names of classes, for the room of stores is not loaded for a sentence."""
+    if asked := _UNANSWERED.search(text):
+        why = re.findall(r"<Message>(.*?)\.?</Message>", text) or [text.rpartition("\u21b3")[2]]
+        return f"{asked[1]} did not give what was asked for ({why[0].strip()}); check your rights and the network."
+    if type(error).__name__ == "OutOfReachError":
+        return f"{text}: check your rights and the network."
     if file := _DAMAGED.search(text) if type(error).__module__ == "_duckdb" else None:
         return (
             f"a file of the store is damaged or gone ({file[1]}); `longvlm maintain --verify` says what it held, and "

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 POLL_S = 0.01  # to hear that a server is to end, which takes half a second otherwise
 
@@ -85,7 +85,9 @@ class BucketServer(FileServer):
         self.environment = {"AWS_ENDPOINT_URL": self.url, "AWS_DEFAULT_REGION": "us-east-1", **keys}
 
     def _answer(self, _, path):
-        key = unquote(path.partition("?")[0]).removeprefix("/bucket").removeprefix("/")
+        path, _, query = path.partition("?")
+        asked = {name: values[0] for name, values in parse_qs(query).items()}
+        key = unquote(path).removeprefix("/bucket").removeprefix("/")
         if refused := self.refuse(key):
             status, code = refused
             return status, {}, f"<Error><Code>{code}</Code><Message>Said by {code}.</Message></Error>".encode()
@@ -95,6 +97,7 @@ class BucketServer(FileServer):
             f"<Contents><Key>{key}</Key><ETag>&quot;{key}&quot;</ETag><Size>{len(content)}</Size>"
             "<LastModified>2026-01-02T03:04:05.000Z</LastModified></Contents>"
             for key, content in sorted(self.objects.items())
+            if key.startswith(asked.get("prefix", "")) and key > asked.get("start-after", "")
         )
         return 200, {"Content-Type": "application/xml"}, f"<ListBucketResult>{keys}</ListBucketResult>".encode()
 

@@ -8,12 +8,15 @@ import tempfile
 
 import duckdb
 import pytest
+import stores
 from click.testing import CliRunner
 from deltalake.exceptions import DeltaError
+from servers import BucketServer
 
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.executor import StageError
 from longvlm.jobs.cluster.trouble import trouble
+from longvlm.pipeline.store.ledger import Store
 
 FULL = "No space left on device"
 
@@ -41,6 +44,30 @@ def test_it_is_found_behind_what_it_caused():
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("no space"), FileNotFoundError(2, "No such file", "f")])
 def test_mistakes_of_the_program_are_none_of_the_machines(error):
     assert trouble(error) is None
+
+
+@pytest.mark.parametrize(
+    ("refused", "sentence"),
+    [
+        ("_last_checkpoint", "/_delta_log/_last_checkpoint did not give what was asked for (Said by AccessDenied)"),
+        (".parquet", ".parquet cannot be read (Forbidden): check your rights and the network."),
+    ],
+)
+def test_what_a_bucket_refuses_of_a_store_in_the_middle_of_a_command_is_a_sentence(
+    monkeypatch, tmp_path, refused, sentence
+):
+    stores.index(Store.create(str(tmp_path / "s")), ["a"])
+    contents = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+    def refuse(key):
+        return (403, "AccessDenied") if key.startswith("s/segments/") and key.endswith(refused) else None
+
+    with BucketServer(contents, refuse) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        done = CliRunner().invoke(main, ["sql", "--store", "s3://bucket/s", "FROM segments"])
+    assert done.exit_code == 1
+    assert sentence in done.output
 
 
 def test_too_few_open_files_are_named():

@@ -14,6 +14,7 @@ _CURES = {
     errno.EROFS: "use a folder that can be written (TMPDIR is for what is temporary)",
     errno.EACCES: "check your rights there, or use another folder (TMPDIR is for what is temporary)",
     errno.EPERM: "check your rights there, or use another folder (TMPDIR is for what is temporary)",
+    errno.EISDIR: "a folder is in the place of a file; move it away",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
     errno.ENFILE: "close other programs: the whole machine has no more files to open",
     errno.EAGAIN: "raise the limit on processes (`ulimit -u`), or close other programs",
@@ -22,12 +23,9 @@ _CURES = {
     errno.ESTALE: "mount that network drive again",
     errno.ENOTCONN: "mount that network drive again",
 }
-_DAMAGED = re.compile(
-    r"""["']([^"']+\.parquet)["']"""
-)  # named by DuckDB, which reads no other files where it is not sealed
-_UNANSWERED = re.compile(
-    r"Error performing \w+ (\S+)"
-)  # delta-rs's words for a request; why comes last, in a tree or XML
+# In DuckDB's words, which names the file or, where the head of a page is damaged, none; it reads no other files here.
+_DAMAGED = re.compile(r"""["']([^"']+\.parquet)["']|TProtocolException""")
+_UNANSWERED = re.compile(r"Error performing \w+ (\S+)")  # delta-rs's words; why comes last, in a tree or in XML
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"  # Python's words; each that it tried is full or read-only
 
 
@@ -66,8 +64,9 @@ def _told_of_a_store(error: BaseException, text: str) -> str | None:
     if type(error).__name__ == "OutOfReachError":
         return f"{text}: check your rights and the network."
     if file := _DAMAGED.search(text) if type(error).__module__ == "_duckdb" else None:
+        where = f" ({file[1]})" if file[1] else ""
         return (
-            f"a file of the store is damaged or gone ({file[1]}); `longvlm maintain --verify` says what it held, and "
+            f"a file of the store is damaged or gone{where}; `longvlm maintain --verify` says what it held, and "
             "`--repair` lets the next index run make it again where it can. What was begun goes on after that."
         )
     return None

@@ -7,6 +7,8 @@ import sys
 import tempfile
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import stores
 from click.testing import CliRunner
@@ -68,6 +70,18 @@ def test_what_a_bucket_refuses_of_a_store_in_the_middle_of_a_command_is_a_senten
         done = CliRunner().invoke(main, ["sql", "--store", "s3://bucket/s", "FROM segments"])
     assert done.exit_code == 1
     assert sentence in done.output
+
+
+def test_a_damaged_head_of_a_page_which_duckdb_tells_without_its_file_is_damage(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["x"] * 100}), path, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[4] = 0xFF  # the first of the page's head
+    path.write_bytes(content)
+    with pytest.raises(duckdb.Error) as error:
+        duckdb.sql(f"SELECT max(a || '') FROM '{path}'").fetchall()
+    assert ".parquet" not in str(error.value)
+    assert trouble(error.value).startswith("a file of the store is damaged or gone; `longvlm maintain --verify`")
 
 
 def test_too_few_open_files_are_named():

@@ -23,8 +23,9 @@ _CURES = {
     errno.ESTALE: "mount that network drive again",
     errno.ENOTCONN: "mount that network drive again",
 }
-# In DuckDB's words, which names the file or, where the head of a page is damaged, none; it reads no other files here.
-_DAMAGED = re.compile(r"""["']([^"']+\.parquet)["']|TProtocolException""")
+_DAMAGED = re.compile(
+    r"""["']([^"']+\.parquet)["']"""
+)  # DuckDB's words; it reads no other files where it is not sealed
 _UNANSWERED = re.compile(r"Error performing \w+ (\S+)")  # delta-rs's words; why comes last, in a tree or in XML
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"  # Python's words; each that it tried is full or read-only
 
@@ -63,8 +64,12 @@ def _told_of_a_store(error: BaseException, text: str) -> str | None:
         return f"{asked[1]} did not give what was asked for ({why[0].strip()}); check your rights and the network."
     if type(error).__name__ == "OutOfReachError":
         return f"{text}: check your rights and the network."
-    if file := _DAMAGED.search(text) if type(error).__module__ == "_duckdb" else None:
-        where = f" ({file[1]})" if file[1] else ""
+    file = _DAMAGED.search(text)
+    is_of_a_page = (
+        type(error).__name__ == "Error"
+    )  # of no class of its own, and without the file: a page's damaged head
+    if type(error).__module__ == "_duckdb" and (file or is_of_a_page):
+        where = f" ({file[1]})" if file else ""
         return (
             f"a file of the store is damaged or gone{where}; `longvlm maintain --verify` says what it held, and "
             "`--repair` lets the next index run make it again where it can. What was begun goes on after that."

@@ -163,13 +163,18 @@ def select(con: DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
         raise
 
 
+# What DuckDB tells of a page's damaged head is of no class of its own, and does not name the file.
+_OF_A_PAGE = "A file of the store is damaged; `longvlm maintain --verify` says which."
+
+
 @contextmanager
 def queries_as_sentences(name: str = "the query") -> Iterator[None]:
     """Raise what DuckDB raises in the body as QueryError, which begins with the name."""
     try:
         yield
     except duckdb.Error as error:
-        raise QueryError(f"{name} cannot run: {str(error).strip()}") from error
+        hint = f"\n{_OF_A_PAGE}" if type(error) is duckdb.Error else ""
+        raise QueryError(f"{name} cannot run: {str(error).strip()}{hint}") from error
 
 
 def check_select(con: DuckDBPyConnection, sql: str) -> None:

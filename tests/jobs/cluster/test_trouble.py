@@ -18,7 +18,9 @@ from servers import BucketServer
 from longvlm.jobs.cli import main
 from longvlm.jobs.cluster.executor import StageError
 from longvlm.jobs.cluster.trouble import trouble
+from longvlm.pipeline.store.catalog import queries_as_sentences
 from longvlm.pipeline.store.ledger import Store
+from longvlm.schemas.errors import QueryError
 
 FULL = "No space left on device"
 
@@ -76,12 +78,14 @@ def test_a_damaged_head_of_a_page_which_duckdb_tells_without_its_file_is_damage(
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"a": ["x"] * 100}), path, use_dictionary=False)
     content = bytearray(path.read_bytes())
-    content[4] = 0xFF  # the first of the page's head
-    path.write_bytes(content)
-    with pytest.raises(duckdb.Error) as error:
-        duckdb.sql(f"SELECT max(a || '') FROM '{path}'").fetchall()
-    assert ".parquet" not in str(error.value)
-    assert trouble(error.value).startswith("a file of the store is damaged or gone; `longvlm maintain --verify`")
+    for at in (4, 15):  # of the page's head
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x80]) + content[at + 1 :])
+        with pytest.raises(duckdb.Error) as error:
+            duckdb.sql(f"SELECT string_agg(a) FROM '{path}'").fetchall()
+        assert ".parquet" not in str(error.value)
+        assert trouble(error.value).startswith("a file of the store is damaged or gone; `longvlm maintain --verify`")
+        with pytest.raises(QueryError, match="--verify` says which"), queries_as_sentences():
+            raise error.value
 
 
 def test_too_few_open_files_are_named():

@@ -129,7 +129,10 @@ class Head:
         fixed += [f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
         fixed.append("--include-log-monitor=false")
         if "--head" in settings:
-            fixed += [f"--temp-dir={self.folder.name}", "--no-monitor"]  # nobody asks for nodes, nor for what workers say
+            fixed += [
+                f"--temp-dir={self.folder.name}",
+                "--no-monitor",
+            ]  # nobody asks for nodes, nor for what workers say
             if "--include-dashboard=true" not in settings:
                 fixed.append("--include-dashboard=false")
         log = Path(self.folder.name, f"start-{secrets.token_hex(4)}.log")

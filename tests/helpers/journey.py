@@ -16,6 +16,8 @@ from longvlm.jobs.cluster.logs import log
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from models import save_clip_tower
 
+# A Ray of a process's own as on a machine of one core: with a worker a stage, and none for each core that is here.
+ONE_CORE = {"RAY_ADDRESS": "local", "RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}
 _LINE = re.compile(r"(?P<series>\w+)(\{(?P<tags>.*)\})? (?P<value>\S+)")
 
 

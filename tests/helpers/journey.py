@@ -89,6 +89,8 @@ def ray_session(s3_environment):
     from longvlm.jobs.cluster.session import connect
 
     with pytest.MonkeyPatch.context() as patch:
+        # of two cores wherever it runs: a third decoder would show nothing more
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')
         patch.setenv("RAY_metrics_report_interval_ms", "3000")  # not ten seconds, which a test would wait for
         for name, value in s3_environment.items():
             patch.setenv(name, value)

@@ -5,6 +5,7 @@ It knows the rooms' commands, and no file in a room knows it.
 Nothing heavy is imported before a command runs, so that `--help` is quick.
 """
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ import click
 
 from longvlm.jobs.answer.command import answer
 from longvlm.jobs.cluster.logs import start_driver
+from longvlm.jobs.cluster.resources import COLLECT_EVERY
 from longvlm.jobs.cluster.trouble import trouble
 from longvlm.jobs.commands import Command, first_paragraph, refuse_repeated
 from longvlm.jobs.compare.command import compare
@@ -47,6 +49,7 @@ class Cli(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line."""
+        gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
         with own_output(), pressed_until_heard():
             return super().main(*args, **options)
 

@@ -127,8 +127,12 @@ class Head:
         *settings, num_cpus = options
         fixed = ["--block", "--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
         fixed += [f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
+        fixed.append("--include-log-monitor=false")
         if "--head" in settings:
-            fixed.append(f"--temp-dir={self.folder.name}")
+            fixed += [
+                f"--temp-dir={self.folder.name}",
+                "--no-monitor",
+            ]  # nobody asks for nodes, nor for what workers say
             if "--include-dashboard=true" not in settings:
                 fixed.append("--include-dashboard=false")
         log = Path(self.folder.name, f"start-{secrets.token_hex(4)}.log")

@@ -72,7 +72,7 @@ class Answerer:
         torch.set_num_threads(resources.threads)
         self.terms, self.recipe = terms, terms.recipe
         self.stage, self.prefill, self.decode = (StageReporter(name, tally) for name in ("answer", "prefill", "decode"))
-        self.stage.start_logs()
+        self.stage.start_worker()
         device = "cuda" if resources.gpus else "cpu"
         self.model = model or load_model(self.recipe.model, self.recipe.precision, device)
         self.engine = Engine(self.model, self.recipe, resources.kv_bytes)

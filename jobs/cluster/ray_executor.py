@@ -4,14 +4,13 @@ Pools grow where nodes join. Runs on one cluster start one after another: each h
 which shows that it has a worker of every stage, so that no two can each hold what the other waits for.
 """
 
-import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from longvlm.jobs.cluster import logs
 from longvlm.jobs.cluster.activity import doing
@@ -21,7 +20,8 @@ from longvlm.jobs.cluster.tally import Tally
 from longvlm.jobs.cluster.watch import ClusterLostError, watch_cluster
 
 _REPORT_S = 10.0  # for the tally to answer where nothing depends on it
-_TURN_S = 1.0  # between two looks whether it is this run's turn
+_TURN_S = 1  # between two looks whether it is this run's turn
+_OF_HEAD = {"node:__internal_head__": 0.6}  # of what a cluster has 1.0 of, on its head; Ray pins things there by 0.001
 
 
 class RayExecutor:
@@ -50,9 +50,9 @@ class RayExecutor:
         self, blocks: Sequence[pa.Table], stages: Sequence[Stage], ends_s: float | None = None
     ) -> Iterator[pa.Table]:
         """The stages as actor pools of Ray Data, when it is this run's turn to start them."""
-        turn = None
+        turn = StartTurn()
         try:
-            turn = self._take_turn(ends_s)
+            self._wait_for(turn, ends_s)
             data = ray.data.from_blocks(list(blocks))  # not from_arrow, which runs a task a block to look at it
             for stage in stages:
                 data = data.map_batches(
@@ -72,9 +72,7 @@ class RayExecutor:
             with watch_cluster(ends_s, self._tally.stall if self._tally else lambda: None) as watch:
                 results = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
                 for result in watch.wait_for(results):
-                    if turn is not None:
-                        ray.kill(turn)
-                        turn = None
+                    turn.give_back()
                     yield result
         except ClusterLostError as error:
             ray.shutdown()  # else Ray ends this process before what is finished is committed
@@ -82,53 +80,46 @@ class RayExecutor:
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise StageError(failure_of(error)) from error
         finally:
-            if turn is not None and ray.is_initialized():
-                ray.kill(turn)
+            turn.give_back()
 
-    def _take_turn(self, ends_s: float | None) -> Any:
-        """Wait for the turn of this run to start its stages, and take it: the actor that holds it."""
+    def _wait_for(self, turn: "StartTurn", ends_s: float | None) -> None:
+        """Wait until this run has the turn to start its stages."""
         with watch_cluster(ends_s) as watch:
-            turns = watch.wait_for(turns_to_start())
-            turn = next(turns)
-            if turn is None:
-                logs.log.warning("another run starts on this cluster: waiting for its first result")
-                if self._tally is None or self._tally.begun_s() is None:  # else there are bars on the screen
-                    doing("waiting for another run to start on this cluster")
-            while turn is None:
-                turn = next(turns)
-            return turn
+            looks = watch.wait_for(turn.looks())
+            if next(looks):
+                return
+            logs.log.warning("another run starts on this cluster: waiting for its first result")
+            if self._tally is None or self._tally.begun_s() is None:  # else there are bars on the screen
+                doing("waiting for another run to start on this cluster")
+            while not next(looks):
+                pass
 
     def release(self) -> None:
         """Give back the workers of a run that broke off; to be called when no exception is held any more."""
         release_failed_execution()
 
 
-def turns_to_start() -> Iterator[Any]:
-    """Tries to take the turn: its actor once no other run has one, None before.
+class StartTurn:
+    """The turn to start stages on a cluster, which one run has at a time.
 
-    Who kills the actor gives the turn back; it ends with its driver, too.
+    It is a placement group that takes more than half of a resource of which there is one, so no process holds it; Ray
+    gives it to those who ask one after another, and takes it back from a driver that ends.
     """
 
-    class StartTurn:  # made here, so that Ray sends it by value: its process need not import all that this file does
-        def __init__(self, holder: str) -> None:
-            self.held_by = holder
+    def __init__(self) -> None:
+        self._group: PlacementGroup | None = None
 
-        def holder(self) -> str:
-            return self.held_by
+    def looks(self) -> Iterator[bool]:
+        """Asks for the turn, and looks whether it is had by now, for a second each time."""
+        self._group = placement_group([_OF_HEAD])
+        while True:
+            yield self._group.wait(_TURN_S)
 
-    name, holder = {"name": "start-turn", "namespace": "longvlm"}, secrets.token_hex(8)
-    while True:
-        try:
-            turn = ray.remote(StartTurn).options(**name, num_cpus=0).remote(holder)
-            named = ray.get_actor(
-                **name
-            )  # of two who create it at once, Ray tells one only later that it is not theirs
-            is_ours = ray.get(named.holder.remote()) == holder
-        except (ValueError, ray.exceptions.RayActorError):  # the name is taken, or was until now
-            is_ours = False
-        yield turn if is_ours else None
-        turn = None
-        time.sleep(_TURN_S)
+    def give_back(self) -> None:
+        """Let the next run have it; also when it was only asked for, or given back before."""
+        if self._group is not None and ray.is_initialized():  # what is lost with the cluster needs no giving back
+            remove_placement_group(self._group)
+        self._group = None
 
 
 class RemoteTally:

@@ -1,5 +1,6 @@
 """The tally of a run: what its stages have begun, finished and burnt, counted outside Ray's own retries."""
 
+import gc
 import os
 import time
 from collections import Counter, defaultdict
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longvlm.jobs.cluster import logs, metrics
+from longvlm.jobs.cluster.resources import COLLECT_EVERY
 
 WORKER = f"{os.uname().nodename}:{os.getpid()}"  # who reports
 MAX_ATTEMPTS = 3  # a unit that was at work in three workers that died is taken to have killed them
@@ -111,11 +113,15 @@ class StageReporter:
         self.name = name
         self.tally = tally
 
-    def start_logs(self) -> None:
-        """Let a worker process log what it does for the run and the stage; the driver's own logs as it is told."""
+    def start_worker(self) -> None:
+        """Let a worker process log what it does for the run and the stage, and seldom look for cycles while it loads.
+
+        The driver's own process stays as it is.
+        """
         run_id = self.tally.worker_run_id()
         if run_id is not None:
             logs.start_worker(run_id, self.name)
+            gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
 
     def attempts(self, keys: list[str]) -> list[int]:
         """How often each key was begun by a worker that did not live to finish it."""

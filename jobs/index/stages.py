@@ -43,7 +43,7 @@ class Watch:
         self.recipe, self.has_thumbnails, self.long_decode_s = from_spec(recipe), has_thumbnails, long_decode_s
         self.stage, self.network = StageReporter("decode", tally), StageReporter("fetch", tally)
         self.parts = StageReporter("parts", tally)  # of long videos: the bar over `decode` counts videos
-        self.stage.start_logs()
+        self.stage.start_worker()
         self.decoder = Decoder(DECODE_DEADLINE_S, DECODE_MEMORY_BYTES, device)
         # Reads the indexes of sparse copies: in a child of its own, which starts when there is one, for the decoder's
         # is at work on the video before.
@@ -106,14 +106,14 @@ class Encode:
         # Decoders share the cores: OpenMP threads that spin while they wait would burn what decoding needs (measured:
         # seven times the CPU seconds). Has to be said before torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self.stage = StageReporter("encode", tally)
+        self.stage.start_worker()
         import torch
 
         from longvlm.pipeline.vision.towers.families import load_tower
 
         torch.set_num_threads(num_threads)
         self.recipe = from_spec(recipe)
-        self.stage = StageReporter("encode", tally)
-        self.stage.start_logs()
         self.tower = load_tower(self.recipe.tower.name, self.recipe.precision, device)
 
     def __call__(self, frames: pa.Table) -> pa.Table:

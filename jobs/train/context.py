@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 
 from longvlm.jobs.cluster.executor import Stage, run_inprocess
-from longvlm.jobs.train.read import Reader, ReaderConfig
-from longvlm.jobs.train.worker_config import PROGRESS
+from longvlm.jobs.train.read import Reader
+from longvlm.jobs.train.worker_config import PROGRESS, ReaderConfig
 
 
 class WorkerContext(Protocol):

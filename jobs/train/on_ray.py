@@ -17,9 +17,8 @@ from longvlm.jobs.cluster.executor import StageError
 from longvlm.jobs.cluster.resources import TrainResources
 from longvlm.jobs.cluster.session import failure_of
 from longvlm.jobs.cluster.watch import ClusterLostError, watch_cluster
-from longvlm.jobs.train.entry import train_worker
-from longvlm.jobs.train.read import Reader, ReaderConfig
-from longvlm.jobs.train.worker_config import CHECKPOINTS, WorkerConfig
+from longvlm.jobs.train.entry import ReadWorker, train_worker
+from longvlm.jobs.train.worker_config import CHECKPOINTS, ReaderConfig, WorkerConfig
 
 MAX_RETRIES = 3  # of a worker group that lost a member; it goes on from the last checkpoint
 
@@ -68,9 +67,8 @@ def _own_ctrl_c() -> Iterator[None]:
 def _read(blocks: list[pa.Table], config: ReaderConfig, resources: TrainResources) -> ray.data.Dataset:
     """Stage 2, for one worker."""
     return ray.data.from_blocks(blocks).map_batches(
-        Reader,
+        ReadWorker,
         fn_constructor_args=(config,),
-        fn_constructor_kwargs={"low_priority": True},
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=resources.readers),

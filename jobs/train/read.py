@@ -1,13 +1,11 @@
 """The read stage of training as Ray Data runs it: planned examples in, examples with their tokens out.
 
-A module of its own because several processes of a run load it, and what it needs is loaded in a third of the time that
-a language model's code takes.
+A module of its own because what it needs is loaded in a third of the time that a language model's code takes.
 """
 
 import json
 import os
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,9 +13,8 @@ import torch
 
 from longvlm.jobs.answer.options import ROOM_FOR_QUESTION
 from longvlm.jobs.stored_videos import StoredVideo, read_videos
+from longvlm.jobs.train.worker_config import ReaderConfig
 from longvlm.pipeline.models.prefix import SegmentTimes, VideoPrefix, prefix_of
-from longvlm.pipeline.models.sight import Sight
-from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.training.packing import Caption, Example
 from longvlm.pipeline.vision.budget import Budget, fit
 from longvlm.schemas.errors import PipelineError, TerminalError
@@ -42,23 +39,6 @@ EXAMPLES = pa.schema(  # an example with its tokens, on its way to a worker
 )
 
 
-@dataclass(frozen=True)
-class ReaderConfig:
-    """The configuration of a reader: all that it has to know besides the plan."""
-
-    snapshot: Snapshot
-    sight: Sight  # of the model
-    longest: int  # tokens of a sequence
-    tokens_per_segment: int | None
-
-    @property
-    def budget(self) -> Budget:
-        """How tokens are merged to fit: as answering does where a context could not hold it, evenly."""
-        room = self.longest - 2 * ROOM_FOR_QUESTION
-        max_tokens = room if room > self.sight.num_global_tokens + self.sight.num_marker_tokens else None
-        return self.sight.budget(max_tokens, self.tokens_per_segment, "even")
-
-
 class Reader:
     """A reader of stored tokens: planned examples (PLANNED) in, with tokens (EXAMPLES) out, in the same order.
 
@@ -69,7 +49,7 @@ class Reader:
     """
 
     def __init__(self, config: ReaderConfig, *, low_priority: bool = False) -> None:
-        self.config = config
+        self.config, self.budget = config, _budget(config)
         if low_priority:
             torch.set_num_threads(1)
             _lower_priority()
@@ -86,10 +66,17 @@ class Reader:
         if isinstance(video, PipelineError):
             return {"error": video.message}
         try:
-            tokens = fit(video.tokens, self.config.budget)
+            tokens = fit(video.tokens, self.budget)
         except TerminalError as error:
             return {"error": error.message}
         return _prefix_columns(prefix_of(tokens, video.segments, self.config.sight))
+
+
+def _budget(config: ReaderConfig) -> Budget:
+    """How tokens are merged to fit: as answering does where a context could not hold it, evenly."""
+    room = config.longest - 2 * ROOM_FOR_QUESTION
+    max_tokens = room if room > config.sight.num_global_tokens + config.sight.num_marker_tokens else None
+    return config.sight.budget(max_tokens, config.tokens_per_segment, "even")
 
 
 def _lower_priority() -> None:

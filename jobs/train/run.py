@@ -32,9 +32,17 @@ from longvlm.jobs.limits import INTERRUPTED
 from longvlm.jobs.runs import close_run
 from longvlm.jobs.train.context import InProcessContext
 from longvlm.jobs.train.plan import TrainPlan, plan_training, select_conversations
-from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
+from longvlm.jobs.train.read import Reader, example_from_row
 from longvlm.jobs.train.steps import StepsTaken
-from longvlm.jobs.train.worker_config import CHECKPOINTS, LOSSES, REFUSED, WorkerConfig, num_steps_done, read_losses
+from longvlm.jobs.train.worker_config import (
+    CHECKPOINTS,
+    LOSSES,
+    REFUSED,
+    ReaderConfig,
+    WorkerConfig,
+    num_steps_done,
+    read_losses,
+)
 from longvlm.pipeline.models.contract import no_projector
 from longvlm.pipeline.models.families import base_for_training
 from longvlm.pipeline.store.ledger import Store

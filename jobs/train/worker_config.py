@@ -1,4 +1,4 @@
-"""The configuration of training workers, and the files of a run, which the driver and its workers share.
+"""The configuration of training workers and readers, and the files of a run, which the driver and its workers share.
 
 Ray Train's own processes load this module too, so that a language model's code is loaded where one is trained only.
 """
@@ -6,10 +6,14 @@ Ray Train's own processes load this module too, so that a language model's code 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from longvlm.pipeline.models.sight import Sight
+from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.training.card import ModelCard
-from longvlm.pipeline.training.whitening import Whitening
+
+if TYPE_CHECKING:
+    from longvlm.pipeline.training.whitening import Whitening
 
 STATE, PROGRESS = "state.pt", "progress.json"
 LOSSES, REFUSED, CHECKPOINTS = "loss.jsonl", "refused.jsonl", "checkpoints"
@@ -25,8 +29,18 @@ class WorkerConfig:
     num_steps: int
     steps_per_epoch: int
     threads: int
-    whitening: Whitening | None
+    whitening: "Whitening | None"
     checkpoint: str | None  # to resume from
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """The configuration of a reader: all that it has to know besides the plan."""
+
+    snapshot: Snapshot
+    sight: Sight  # of the model
+    longest: int  # tokens of a sequence
+    tokens_per_segment: int | None
 
 
 def read_losses(folder: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from longvlm.jobs.cluster.logs import log
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from models import save_clip_tower
 
+# A Ray of a process's own as on a machine of one core: with a worker a stage, and none for each core that is here.
+ONE_CORE = {"RAY_ADDRESS": "local", "RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}
 _LINE = re.compile(r"(?P<series>\w+)(\{(?P<tags>.*)\})? (?P<value>\S+)")
 
 
@@ -87,6 +89,8 @@ def ray_session(s3_environment):
     from longvlm.jobs.cluster.session import connect
 
     with pytest.MonkeyPatch.context() as patch:
+        # of two cores wherever it runs: a third decoder would show nothing more
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')
         patch.setenv("RAY_metrics_report_interval_ms", "3000")  # not ten seconds, which a test would wait for
         for name, value in s3_environment.items():
             patch.setenv(name, value)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
+from journey import ONE_CORE
 
 from longvlm.jobs.cli import main
 from longvlm.schemas.tables import QUESTION_TYPES
@@ -184,7 +185,7 @@ def test_ctrl_c_leaves_a_readable_store_and_a_rerun_goes_on(tmp_path, clips, mod
     for i in range(36):
         os.link(clips / f"clip-{i % 12:02}.mp4", source / f"{i:03}.mp4")
     command = [*LONGVLM, "index", str(source), "--store", str(store), "--model", model, "--recipe", "tiny", "--json"]
-    env = {**os.environ, "RAY_ADDRESS": "local"}  # a Ray of its own is what most people press Ctrl-C on
+    env = {**os.environ, **ONE_CORE}  # a Ray of its own is what most people press Ctrl-C on
     running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not list(store.glob("tokens/*.parquet")) and running.poll() is None:

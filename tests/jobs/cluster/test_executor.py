@@ -1,10 +1,9 @@
 import pyarrow as pa
 import pytest
-import ray
 
 from longvlm.jobs.cluster.executor import IN_PROCESS, InProcess, Stage, StageError, run_inprocess
 from longvlm.jobs.cluster.open_executor import open_executor
-from longvlm.jobs.cluster.ray_executor import turns_to_start
+from longvlm.jobs.cluster.ray_executor import StartTurn
 
 
 def operators():
@@ -72,11 +71,14 @@ def test_what_breaks_a_stage_is_told_in_a_line(executor):
 
 @pytest.mark.usefixtures("on_ray")
 def test_runs_take_turns_to_start():
-    first, second = turns_to_start(), turns_to_start()
-    turn = next(first)
-    assert next(second) is None
-    ray.kill(turn)
-    ray.kill(next(taken for taken in second if taken))
+    first, second = StartTurn(), StartTurn()
+    assert next(first.looks())
+    waiting = second.looks()
+    assert not next(waiting)
+    first.give_back()
+    first.give_back()
+    assert any(waiting)
+    second.give_back()
 
 
 def test_the_environment_may_say_that_there_is_no_ray(monkeypatch):

@@ -24,7 +24,7 @@ num_blocks, hurry = int(sys.argv[1]), sys.argv[2]
 def operators():
     class Decode:
         def __call__(self, table):
-            time.sleep(0 if os.path.exists(hurry) else 0.5)
+            time.sleep(0 if os.path.exists(hurry) else 1.0)
             return table.append_column("node", pa.array([ray.get_runtime_context().get_node_id()]))
 
     class Encode:
@@ -51,7 +51,7 @@ def head():
 
 
 def start(head, num_blocks, hurry):
-    """A run of its own process, to be begun: a block, which is a row, takes half a second until `hurry` is there."""
+    """A run of its own process, to be begun: a block, which is a row, takes a second until `hurry` is there."""
     command = [sys.executable, "-c", DRIVER, str(num_blocks), str(hurry)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **head.env}, **pipes)
@@ -68,7 +68,7 @@ def begin(*runs):
 
 def test_a_node_that_joins_a_run_decodes_and_one_that_leaves_it_loses_nothing(head, tmp_path):
     hurry = tmp_path / "hurry"
-    run = start(head, 300, hurry)
+    run = start(head, 150, hurry)
     (landed,) = begin(run)
     found = [next(landed)]
     node = head.add_node(1)
@@ -78,11 +78,11 @@ def test_a_node_that_joins_a_run_decodes_and_one_that_leaves_it_loses_nothing(he
     hurry.touch()
     found.extend(landed)
     assert run.wait() == 0
-    assert sorted(row["n"] for row in found) == list(range(300))
+    assert sorted(row["n"] for row in found) == list(range(150))
 
 
 def test_two_runs_that_begin_at_once_where_there_is_room_for_one_both_get_to_their_end(head, tmp_path):
-    runs = [start(head, 8, tmp_path) for _ in range(2)]
+    runs = [start(head, 4, tmp_path) for _ in range(2)]
     for run, landed in zip(runs, begin(*runs), strict=True):
-        assert sorted(row["n"] for row in landed) == list(range(8))
+        assert sorted(row["n"] for row in landed) == list(range(4))
         assert run.wait() == 0

@@ -1,17 +1,20 @@
+import gc
+
 import pytest
 
 from longvlm.jobs.cluster.executor import InProcess
 from longvlm.jobs.cluster.open_executor import open_executor
+from longvlm.jobs.cluster.resources import COLLECT_EVERY
 from longvlm.jobs.cluster.tally import StageReporter, Tally
 
 
-@pytest.fixture(params=["on_ray", "in process"])
-def start_tally(request):
-    """Makes tallies: of actors of Ray, or of this process."""
+@pytest.fixture(scope="module", params=["on_ray", "in process"])
+def tally(request):
+    """Of a run: in an actor of Ray, or in this process."""
     if request.param == "in process":
-        return InProcess().start_tally
+        return InProcess().start_tally("mine")
     request.getfixturevalue("ray_session")
-    return open_executor("local").start_tally
+    return open_executor("local").start_tally("mine")
 
 
 def test_only_work_that_was_not_finished_counts_as_an_attempt():
@@ -28,8 +31,7 @@ def test_only_work_that_was_not_finished_counts_as_an_attempt():
     }
 
 
-def test_a_stage_times_its_calls_and_reports_them(start_tally):
-    tally = start_tally("test")
+def test_a_stage_times_its_calls_and_reports_them(tally):
     stage = StageReporter("decode", tally)
     with stage.work(["video"]) as clock:
         assert stage.attempts(["video"]) == [1]
@@ -41,17 +43,23 @@ def test_a_stage_times_its_calls_and_reports_them(start_tally):
     assert tally.begun_s() is not None
 
 
-def test_tokens_are_counted_without_keys(start_tally):
-    tally = start_tally("tokens")
+def test_tokens_are_counted_without_keys(tally):
     for tokens, seconds in ((300, 0.5), (200, 0.25)):
         StageReporter("prefill", tally).add_tokens(tokens, seconds)
-    assert tally.report() == {"prefill": {"done": 500, "workers": 1, "busy_s": 0.75, "cpu_s": 0.0}}
+    assert tally.report()["prefill"] == {"done": 500, "workers": 1, "busy_s": 0.75, "cpu_s": 0.0}
 
 
-@pytest.mark.usefixtures("on_ray")
-def test_only_worker_processes_log_for_the_run_of_a_tally():
-    assert open_executor("local").start_tally("mine").worker_run_id() == "mine"
-    assert InProcess().start_tally("mine").worker_run_id() is None
+@pytest.mark.usefixtures("driver")
+def test_only_worker_processes_log_for_the_run_of_a_tally_and_seldom_look_for_cycles(tally):
+    """The driver logs as it is told, and its process is its user's."""
+    is_worker = not isinstance(tally, Tally)
+    before = gc.get_threshold()
+    try:
+        StageReporter("decode", tally).start_worker()
+        assert tally.worker_run_id() == ("mine" if is_worker else None)
+        assert gc.get_threshold() == ((COLLECT_EVERY, *before[1:]) if is_worker else before)
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_work_that_comes_back_in_parts_is_finished_part_by_part():

@@ -12,6 +12,7 @@ import time
 
 import psutil
 import pytest
+from journey import ONE_CORE
 
 from longvlm.jobs.cluster import watch as watch_module
 from longvlm.jobs.cluster.executor import OutOfTimeError
@@ -113,9 +114,8 @@ def test_ctrl_c_is_no_lost_cluster(door):
         next(watch.wait_for(iter(queue.Queue().get, None)))
 
 
-def test_a_run_whose_gcs_is_killed_keeps_what_was_finished(monkeypatch, tmp_path, clips, model):
+def test_a_run_whose_gcs_is_killed_keeps_what_was_finished(tmp_path, clips, model):
     """In a folder with Python files of somebody's own, which no worker of it takes."""
-    monkeypatch.setenv("RAY_ADDRESS", "local")  # a Ray of its own
     source, store = tmp_path / "clips", tmp_path / "store"
     source.mkdir()
     for i in range(300):
@@ -139,7 +139,8 @@ finally:
     script, folder = tmp_path / "driver.py", stray_folder(tmp_path / "own")
     script.write_text(code)
     command = [sys.executable, str(script)]
-    running = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(command, cwd=folder, env={**os.environ, **ONE_CORE}, **pipes)
     end = time.monotonic() + 300
     try:
         while not list(store.glob("tokens/*.parquet")):

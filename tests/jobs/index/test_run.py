@@ -137,7 +137,9 @@ def test_workers_that_are_killed_lose_nothing_and_a_video_that_kills_every_encod
 
     monkeypatch.setattr(longvlm.jobs.index.run, "Write", DiesAfterItsSecondShard)
     monkeypatch.setattr(longvlm.jobs.index.run, "Encode", DiesOfOne)
-    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", with_resources(units_per_shard=2, units_per_forward=12))
+    one = {"decoders": 1, "decoder_cpus": 1.5}  # leaves no room for a second
+    changed = with_resources(units_per_shard=2, units_per_forward=12, **one)
+    monkeypatch.setattr(longvlm.jobs.index.run, "for_index", changed)
     report = run_index(order_for(clips, tmp_path / "store", model))
     assert killed.exists()
     assert {path.name for path in tmp_path.glob("died-of-*")} == {"died-of-12", "died-of-1"}

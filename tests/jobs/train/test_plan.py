@@ -4,7 +4,8 @@ import pyarrow as pa
 import pytest
 
 from longvlm.jobs.train.plan import PLANNED, plan_training, select_conversations
-from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
+from longvlm.jobs.train.read import Reader, example_from_row
+from longvlm.jobs.train.worker_config import ReaderConfig
 from longvlm.pipeline.models.sight import Sight
 from longvlm.pipeline.store import catalog
 from longvlm.pipeline.store.ledger import Store

@@ -19,9 +19,9 @@ from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.train.context import InProcessContext
 from longvlm.jobs.train.loop import RunLog, run_loop
 from longvlm.jobs.train.plan import plan_training
-from longvlm.jobs.train.read import Reader, ReaderConfig, example_from_row
+from longvlm.jobs.train.read import Reader, example_from_row
 from longvlm.jobs.train.run import TrainOrder, newest_checkpoint, run_train
-from longvlm.jobs.train.worker_config import CHECKPOINTS, LOSSES, num_steps_done
+from longvlm.jobs.train.worker_config import CHECKPOINTS, LOSSES, ReaderConfig, num_steps_done
 from longvlm.pipeline.answering.questions import ask
 from longvlm.pipeline.models.families import sight_of
 from longvlm.pipeline.models.longvlm.model import load_longvlm

@@ -12,6 +12,7 @@ from threading import Lock, Thread
 import pytest
 from hypothesis import settings
 
+from longvlm.jobs.cluster.resources import COLLECT_EVERY
 from support import VIDEOS, largest_error, missing
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -55,8 +56,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was loaded stays to the end, and is not looked at any more."""
+    """What was loaded stays to the end, and is not looked at any more; else as in commands."""
     gc.freeze()
+    gc.set_threshold(COLLECT_EVERY)
     gc.enable()
 
 

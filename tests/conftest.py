@@ -214,17 +214,25 @@ def s3_environment(s3_endpoint):
     }
 
 
-@pytest.fixture
-def s3(s3_environment, empty_s3, monkeypatch):
-    """A client of an S3 server on the loopback with an empty bucket named `bucket`; the environment leads there."""
+@pytest.fixture(scope="session")
+def s3_client(s3_environment):
+    """A client of the S3 server on the loopback: to make one takes as long as a few requests, and a connection."""
     import boto3
 
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment.items():
+            patch.setenv(name, value)
+        return boto3.client("s3")
+
+
+@pytest.fixture
+def s3(s3_client, s3_environment, empty_s3, monkeypatch):
+    """A client of an S3 server on the loopback with an empty bucket named `bucket`; the environment leads there."""
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     empty_s3()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
-    yield client
+    s3_client.create_bucket(Bucket="bucket")
+    yield s3_client
     empty_s3()
 
 

@@ -8,7 +8,6 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
-import boto3
 import pytest
 from click.testing import CliRunner
 from documents import blocks, shell_commands
@@ -77,8 +76,7 @@ def longvlm(words):
     assert done.exit_code == 0, f"longvlm {shlex.join(words)}\n{done.output}"
 
 
-def upload(folder, bucket, prefix):
-    client = boto3.client("s3")
+def upload(client, folder, bucket, prefix):
     for path in folder.rglob("*"):
         if path.is_file():
             client.put_object(Bucket=bucket, Key=f"{prefix}{path.relative_to(folder)}", Body=path.read_bytes())
@@ -138,7 +136,7 @@ def write_models(folder):
 
 
 @pytest.fixture(scope="module")
-def buckets(s3_environment, empty_s3):
+def buckets(s3_environment, s3_client, empty_s3):
     """Gives a function that leaves only the empty buckets of the documents on the S3 server, which processes reach."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**s3_environment, "RAY_ADDRESS": IN_PROCESS}.items():
@@ -146,16 +144,15 @@ def buckets(s3_environment, empty_s3):
 
         def start_anew():
             empty_s3()
-            client = boto3.client("s3")
             for name in ("bucket", "my-videos", "my-index"):
-                client.create_bucket(Bucket=name)
+                s3_client.create_bucket(Bucket=name)
 
         yield start_anew
         empty_s3()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, buckets):
+def made(tmp_path_factory, buckets, s3_client):
     """A folder with all that the lines name; `index` and `S` are stores of s3://bucket/videos, with answers."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "videos").mkdir()
@@ -164,8 +161,8 @@ def made(tmp_path_factory, buckets):
     write_files(folder)
     write_models(folder)
     buckets()
-    upload(folder / "videos", "bucket", "videos/")
-    boto3.client("s3").delete_object(Bucket="bucket", Key="videos/new.mp4")
+    upload(s3_client, folder / "videos", "bucket", "videos/")
+    s3_client.delete_object(Bucket="bucket", Key="videos/new.mp4")
     store = ("--store", str(folder / "index"))
     longvlm(["index", "s3://bucket/videos", *store, "--model", "tinyworld", "--recipe", "long"])
     longvlm(["index", "s3://bucket/videos", *store, "--decode", "keyframe", "--restale"])
@@ -210,14 +207,14 @@ def parse(name, *words):
 
 
 @pytest.mark.parametrize("lines", PRINTED)
-def test_what_is_printed_together_runs_in_its_order(lines, folder, buckets, judge):
+def test_what_is_printed_together_runs_in_its_order(lines, folder, buckets, s3_client, judge):
     text = "\n".join(line for line in lines if words_of(line, judge.url)[0] not in PARSED)
     if "s3://" in text:
         buckets()
     for place, name in UPLOADED:
         if place in text:
             bucket, _, prefix = place.removeprefix("s3://").partition("/")
-            upload(folder / name, bucket, prefix and f"{prefix}/")
+            upload(s3_client, folder / name, bucket, prefix and f"{prefix}/")
     if "--to mine" in text:
         (folder / "mine").unlink()  # it is made here
     for line in lines:

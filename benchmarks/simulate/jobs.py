@@ -15,7 +15,8 @@ from benchmarks.simulate import people
 from benchmarks.simulate.people import Footage
 from benchmarks.simulate.world import Simulation
 from longvlm.jobs import answer, index, runs
-from longvlm.jobs.answer.stage import failed_answer
+from longvlm.jobs.answer import stage
+from longvlm.jobs.answer.terms import failed_answer
 from longvlm.jobs.cluster.executor import IN_PROCESS
 from longvlm.jobs.index.order import IndexOrder
 from longvlm.jobs.operate.forget import find_videos, run_forget
@@ -54,7 +55,7 @@ def stood_in(world: Simulation) -> Iterator[None]:
         put(index.run, "Encode", lambda *_: _encode)
         put(answer.run, "choose_answer_model", _choose_model)
         put(answer.run, "check_vocabulary", lambda *_: None)
-        put(answer.run, "Answerer", lambda terms, *_: _Answerer(world, terms))
+        put(stage, "Answerer", lambda terms, *_: _Answerer(world, terms))
         put(runs, "refresh_index", lambda *_: None)  # a convenience, which takes longer than most jobs here
         yield
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 from longvlm.jobs.answer.options import check_vocabulary
 from longvlm.jobs.answer.plan import HASH
 from longvlm.jobs.answer.run import AnswerOrder, recipe_for
-from longvlm.jobs.answer.stage import Answerer, AnswerTerms
+from longvlm.jobs.answer.stage import Answerer
+from longvlm.jobs.answer.terms import AnswerTerms
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster.executor import InProcess
 from longvlm.jobs.cluster.resources import for_answer

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from longvlm.jobs.answer.estimate import estimate
 from longvlm.jobs.answer.options import check_vocabulary, fit_budget, fit_focus, fit_template, note_decoding
 from longvlm.jobs.answer.plan import Asking, plan
-from longvlm.jobs.answer.stage import Answerer, AnswerTerms, failed_answer
+from longvlm.jobs.answer.terms import AnswerTerms, failed_answer
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.activity import doing
@@ -229,6 +229,8 @@ class _AnswerRun:
 
     def stage(self, groups: pa.Table) -> Iterator[pa.Table]:
         """Stage 2: rows of GROUPS in, batches of tables.ANSWERS out as they land."""
+        from longvlm.jobs.answer.stage import Answerer  # torch, for seconds: a run that finds all answered needs none
+
         resources = self.resources
         blocks = _blocks(groups, resources.questions_per_block)
         workers = min(resources.answerers, len(blocks))

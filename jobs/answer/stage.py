@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from longvlm.jobs.answer.terms import AnswerTerms, begun_row, failed_answer
 from longvlm.jobs.answer.view import VideoView, Viewer
 from longvlm.jobs.cluster import logs, metrics
 from longvlm.jobs.cluster.resources import AnswerResources
@@ -22,28 +23,14 @@ from longvlm.pipeline.engine.requests import Answer, Group
 from longvlm.pipeline.models.contract import LanguageModel
 from longvlm.pipeline.models.families import load_model
 from longvlm.pipeline.models.prefix import prefix_of
-from longvlm.pipeline.models.sight import Sight
-from longvlm.pipeline.store.snapshot import Snapshot
 from longvlm.pipeline.vision.text_encoder import load_text_encoder
-from longvlm.schemas import clock, tables
+from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, PipelineError, TerminalError
-from longvlm.schemas.recipe import AnswerRecipe
 from longvlm.schemas.tables import AskedQuestion, GroupRow
 
 ANSWERS_PER_BATCH = 128  # handed to the driver together ...
 BATCH_S = 5.0  # ... or after so many seconds, since the driver commits what it has
 _KILLER = TerminalError(ErrorCode.LOST, f"{MAX_ATTEMPTS} workers died on this question; ask it alone.")
-
-
-@dataclass(frozen=True)
-class AnswerTerms:
-    """What an answerer has to know besides its questions."""
-
-    recipe: AnswerRecipe
-    sight: Sight  # of its model
-    snapshot: Snapshot
-    run_id: str
-    search_model: str | None  # whose text encoder is beside the stored search vectors; None where there are none
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +162,7 @@ class Answerer:
             return self._failed(group, question, answer.error) | made
         value = read_value(question, answer.text or "")
         return {
-            **_row(group, question, self.recipe, self.terms.run_id),
+            **begun_row(group, question, self.recipe, self.terms.run_id),
             **made,
             "status": "unparsed" if value is None and question["type"] != "text" else "answered",
             "answer": answer.text,
@@ -215,28 +202,6 @@ class _Lap:
             "decode_tokens": stats.decode_tokens,
             "decode_s": stats.decode_s,
         }
-
-
-def failed_answer(
-    group: GroupRow, question: AskedQuestion, recipe: AnswerRecipe, run_id: str, error: PipelineError
-) -> dict[str, Any]:
-    """The row of a question that has no answer, and why."""
-    row = _row(group, question, recipe, run_id)
-    return row | {"status": "failed", "error_code": error.code, "error": error.message}
-
-
-def _row(group: GroupRow, question: AskedQuestion, recipe: AnswerRecipe, run_id: str) -> dict[str, Any]:
-    return {
-        **{name: question[name] for name in ("question_id", "question", "question_hash", "type")},
-        "video_id": group["video_id"],
-        "uri": group["uri"],
-        "write_id": group["write_id"],
-        "run_id": run_id,
-        "model": recipe.model,
-        "answer_recipe": recipe.fingerprint,
-        "decoding": recipe.decoding,
-        "created_at": clock.utc_now(),
-    }
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

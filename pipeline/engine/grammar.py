@@ -15,7 +15,6 @@ from textwrap import shorten
 from typing import Any
 
 import numpy as np
-import torch
 
 from longvlm.pipeline.models.contract import Vocabulary
 from longvlm.schemas.errors import ErrorCode, TerminalError
@@ -66,6 +65,7 @@ class Speller:
     @cached_property
     def executor(self) -> Any:
         """Threads that make masks, as many as compute otherwise."""
+        import torch  # takes seconds to load, and whoever reads or judges an answer needs none
         from llguidance import LLExecutor
 
         return LLExecutor(torch.get_num_threads())

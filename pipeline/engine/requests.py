@@ -1,12 +1,17 @@
 """What the engine is given and what it gives: questions about a video in, answers out."""
 
+from __future__ import annotations  # torch, which takes seconds to load, stands in annotations alone
+
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from longvlm.pipeline.models.prefix import VideoPrefix
 from longvlm.schemas.errors import TerminalError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longvlm.pipeline.models.prefix import VideoPrefix
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,7 @@ class TimedCheckpoint(ABC):
         raw = read_json(folder, "config.json")
         refuse_quantised(model, raw)
         try:
-            config = getattr(transformers, cls.config_class).from_dict(raw)
+            config = getattr(transformers, cls.config_class)(**raw)  # from_dict writes it out for a log
         except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).replace("\n", " ").strip().rstrip(".")
             raise InputError(f"config.json of {model} describes no {cls.family} ({reason}); correct it.") from error

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files
+from threading import Lock
 from typing import Any
 
 import duckdb
@@ -24,6 +25,8 @@ from longvlm.schemas.tables import TABLES
 # Columns of the view answers_wide at most, those with the most answers. Standing questions, asked of every video, are
 # some dozens; a benchmark's file may bring 100,000 ids, each for a video of its own, and every connection binds them.
 MAX_WIDE_COLUMNS = 1000
+
+_MAKING_VIEWS = Lock()
 
 VIEWS_SQL = (files("longvlm.schemas") / "views.sql").read_text()
 _CREATE = re.compile(r"^CREATE (?:VIEW|MACRO) (\w+).*?;$", re.MULTILINE | re.DOTALL)
@@ -73,7 +76,7 @@ def connect(
     Raises:
         InputError: a file that the snapshot names is gone or out of reach.
     """
-    con = without_views(snapshot, apart=apart, trusts_footers=trusts_footers)
+    con = _connection(snapshot, apart=apart, trusts_footers=trusts_footers, has_views=True)
     if apart or _is_remote(snapshot):
         create_views(con, snapshot, views)
     else:
@@ -84,11 +87,17 @@ def connect(
     return con
 
 
-def without_views(snapshot: Snapshot, *, apart: bool = False, trusts_footers: bool = True) -> DuckDBPyConnection:
+def without_views(snapshot: Snapshot, *, apart: bool = False) -> DuckDBPyConnection:
     """A connection that reaches the files of a snapshot, as `connect` makes its views in."""
+    return _connection(snapshot, apart=apart, trusts_footers=True, has_views=False)
+
+
+def _connection(snapshot: Snapshot, *, apart: bool, trusts_footers: bool, has_views: bool) -> DuckDBPyConnection:
+    """One to a database of its own, or to that of the process, which has the views where they are asked for."""
     is_remote = _is_remote(snapshot)
     settings = _SETTINGS if trusts_footers else {**_SETTINGS, **_LOOKING_AT_ALL}
-    con = duckdb.connect(config=settings) if apart or is_remote else _of_process(trusts_footers=trusts_footers)
+    own = apart or is_remote
+    con = duckdb.connect(config=settings) if own else _of_process(trusts_footers=trusts_footers, has_views=has_views)
     con.execute("SET TimeZone = 'UTC'")  # as all times of a store are, wherever it is read
     if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
         con.execute("SET enable_progress_bar = false")  # a job has its own; in notebooks it may not even be set
@@ -97,34 +106,47 @@ def without_views(snapshot: Snapshot, *, apart: bool = False, trusts_footers: bo
     return con
 
 
-def _of_process(*, trusts_footers: bool) -> DuckDBPyConnection:
+def _of_process(*, trusts_footers: bool, has_views: bool) -> DuckDBPyConnection:
     try:
-        con = _database(os.getpid(), trusts_footers=trusts_footers).cursor()
+        con = _cursor(trusts_footers=trusts_footers, has_views=has_views)
         con.execute("SELECT 1")
     except duckdb.Error:  # one that broke takes no queries any more
         _database.cache_clear()
-        con = _database(os.getpid(), trusts_footers=trusts_footers).cursor()
+        con = _cursor(trusts_footers=trusts_footers, has_views=has_views)
     return con
+
+
+def _cursor(*, trusts_footers: bool, has_views: bool) -> DuckDBPyConnection:
+    database = _database(os.getpid(), trusts_footers=trusts_footers)
+    if has_views:
+        with _MAKING_VIEWS:  # one thread, once
+            _create_shared_views(database)
+    return database.cursor()
 
 
 @lru_cache(2)
 def _database(_pid: int, *, trusts_footers: bool) -> DuckDBPyConnection:
     """The database in memory of a process, for it takes longer to make than most queries run; none survives a fork.
 
-    Its views stand on tables that raise when they are read, until a connection has TEMP ones of the same names: DuckDB
-    looks a view's tables up anew with each query, there first, and to make all views takes ten times as long.
-
     It keeps nothing of the files that it reads: it outlives many connections, and a file may be damaged meanwhile. So
     it is for this machine's files alone: of a bucket's each view that is bound would ask for them again.
     """
     settings = _SETTINGS if trusts_footers else {**_SETTINGS, **_LOOKING_AT_ALL}
-    con = duckdb.connect(config={**settings, "enable_external_file_cache": "false"})
+    return duckdb.connect(config={**settings, "enable_external_file_cache": "false"})
+
+
+@lru_cache(2)
+def _create_shared_views(con: DuckDBPyConnection) -> None:
+    """Make the views of a process's database, when a connection needs the first of them.
+
+    They stand on tables that raise when they are read, until a connection has TEMP ones of the same names: DuckDB
+    looks a view's tables up anew with each query, there first, and to make all views takes ten times as long.
+    """
     for name, schema in TABLES.items():
         raises = f"error({quoted(f'ledger_{name} is not part of what this connection was given')})"
         columns = ", ".join(f'CAST({raises} AS {_sql_type(field.type)}) AS "{field.name}"' for field in schema)
         con.execute(f"CREATE VIEW ledger_{name} AS SELECT {columns} WHERE {raises} IS NULL")
     _create_stack(con, set(_STANDS_ON), {f"ledger_{name}" for name in TABLES}, "CREATE")
-    return con
 
 
 @lru_cache(16)

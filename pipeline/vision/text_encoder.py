@@ -65,7 +65,7 @@ def load_text_encoder(model: str) -> TextEncoder:
         "clip": (transformers.CLIPTextConfig, transformers.CLIPTextModel),
         "siglip": (transformers.SiglipTextConfig, transformers.SiglipTextModel),
     }[kind]
-    config = config_class.from_dict({**_NO_SPECIAL_IDS.get(kind, {}), **(raw.get("text_config") or {})})
+    config = config_class(**{**_NO_SPECIAL_IDS.get(kind, {}), **(raw.get("text_config") or {})})
 
     def rename(name: str) -> str | None:
         inner = name.removeprefix("text_model.")

@@ -32,9 +32,13 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 logging.disable_progress_bar()
+# As text, with all defaults taken off, transformers makes of each config what no log shows and no message says: it took
+# a quarter of the time of tests of checkpoints.
+PreTrainedConfig.__repr__ = object.__repr__
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

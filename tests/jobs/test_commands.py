@@ -107,11 +107,12 @@ def test_the_first_line_is_out_before_anything_heavy_is_loaded_or_a_bucket_touch
     assert [(words, text, loaded) for words, text, loaded in told if loaded or "loading libraries" not in text] == []
 
 
-def test_what_only_looks_at_a_store_loads_no_torch(tmp_path):
+def test_what_only_looks_at_a_store_plans_answers_or_has_them_judged_loads_no_torch(tmp_path):
     store = Store.create(str(tmp_path / "store")).uri
     commands = [["status"], ["status", "--runs"], ["recipe", "list"], ["sql", "SELECT 1"]]
     run = "".join(f"main({[*words, '--store', store]}, standalone_mode=False)\n" for words in commands)
-    code = f"import sys\nfrom longvlm.jobs.cli import main\n{run}print(*sys.modules)"
+    judged = "import longvlm.jobs.evaluate.run, longvlm.jobs.operate.nightly, longvlm.pipeline.judging.judge_http"
+    code = f"import sys\nfrom longvlm.jobs.cli import main\n{run}{judged}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "ray"} & set(done.stdout.splitlines()[-1].split())
 

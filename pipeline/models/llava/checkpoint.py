@@ -121,7 +121,7 @@ def find_llava(model: str) -> LlavaCheckpoint:
     folder = resolve(model)
     raw = read_json(folder, "config.json")
     try:
-        config = getattr(transformers, FAMILIES[raw["model_type"]].config).from_dict(raw)
+        config = getattr(transformers, FAMILIES[raw["model_type"]].config)(**raw)
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).replace("\n", " ").strip().rstrip(".")
         raise InputError(f"config.json of {model} describes no LLaVA ({reason}); correct it.") from error

@@ -171,7 +171,7 @@ def describe_longvlm(model: str, projector: str | None = None) -> ModelSpec:
     sight = checkpoint.sight
     tensors, tokenizer = assemble(checkpoint)
     config = _llama_config(checkpoint, tensors)
-    _check_tensors(checkpoint, tensors, config)
+    _check_tensors(checkpoint, tensors, _unfilled(config))
     layout = {} if checkpoint.layout == "plain" else {"layout": checkpoint.layout}  # older fingerprints stay
     heat = {} if checkpoint.option_temperature == 1 else {"option_temperature": checkpoint.option_temperature}
     settings = {"vocab_size": config.vocab_size, "use_start_end": checkpoint.use_start_end, **layout, **heat}
@@ -204,10 +204,10 @@ def load_longvlm(
     checkpoint = find_checkpoint(model, projector)
     tensors, tokenizer = assemble(checkpoint)
     config = _llama_config(checkpoint, tensors)
-    _check_tensors(checkpoint, tensors, config)
+    llm = _unfilled(config)
+    _check_tensors(checkpoint, tensors, llm)
     weights = {name: tensor.to(device, getattr(torch, precision)) for name, tensor in tensors.items()}
-    with torch.device("meta"):  # shapes only: the weights are put in place below, without a second copy
-        llm = LlamaForCausalLM(config)
+    with torch.device("meta"):
         linear = nn.Linear(tensors[PROJECT].shape[1], config.hidden_size)
     linear.load_state_dict({"weight": weights.pop(PROJECT), "bias": weights.pop(PROJECT_BIAS)}, assign=True)
     if config.tie_word_embeddings:
@@ -275,11 +275,15 @@ def _llama_config(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> LlamaCo
         raise InputError(f"config.json of {checkpoint.name} describes no LLaMA ({reason}); correct it.") from error
 
 
-def _check_tensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: LlamaConfig) -> None:
-    """InputError unless the files hold exactly the tensors that the config asks for."""
+def _unfilled(config: LlamaConfig) -> LlamaForCausalLM:
+    """A language model of shapes alone: weights are put in their places later, without a second copy."""
     with torch.device("meta"):
-        llm = LlamaForCausalLM(config)
-    expected = {name: list(tensor.shape) for name, tensor in llm.state_dict().items()}
+        return LlamaForCausalLM(config)
+
+
+def _check_tensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], llm: LlamaForCausalLM) -> None:
+    """InputError unless the files hold exactly the tensors that the model has."""
+    config, expected = llm.config, {name: list(tensor.shape) for name, tensor in llm.state_dict().items()}
     if config.tie_word_embeddings:
         del expected[HEAD]
     expected[PROJECT] = [config.hidden_size, tensors[PROJECT].shape[-1]]

@@ -177,7 +177,7 @@ def load(model: str, precision: Precision, device: torch.device) -> Qwen3Tower:
 
 def _vision_config(model: str, folder: Path) -> Any:
     try:
-        return Qwen3VLConfig.from_dict(read_json(folder, "config.json")).vision_config
+        return Qwen3VLConfig(**read_json(folder, "config.json")).vision_config
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).replace("\n", " ").strip().rstrip(".")
         raise InputError(f"config.json of {model} describes no Qwen3-VL ({reason}); correct it.") from error

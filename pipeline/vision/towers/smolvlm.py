@@ -103,7 +103,7 @@ def load(model: str, precision: Precision, device: torch.device) -> SmolTower:
 
 def _config(model: str, folder: Path) -> Any:
     try:
-        config = SmolVLMConfig.from_dict(read_json(folder, "config.json"))
+        config = SmolVLMConfig(**read_json(folder, "config.json"))
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).replace("\n", " ").strip().rstrip(".")
         raise InputError(f"config.json of {model} describes no SmolVLM ({reason}); correct it.") from error

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from stores import rows
 
 from longvlm.jobs.answer import run as answer
 from longvlm.jobs.answer.run import AnswerOrder, run_answer
-from longvlm.jobs.answer.stage import failed_answer
+from longvlm.jobs.answer.terms import failed_answer
 from longvlm.jobs.cli import main
 from longvlm.pipeline.answering.questions import ask, read_questions
+from longvlm.pipeline.models.families import describe_model
 from longvlm.pipeline.models.longvlm.init import build_untrained
 from longvlm.schemas import tables
 from longvlm.schemas.errors import ErrorCode, InputError, TerminalError
@@ -240,26 +242,39 @@ def test_an_interrupted_run_keeps_what_it_has_and_the_next_goes_on(store, quick,
     assert counts(run_answer(order_for(store, ask("What?"))), "answered", "reused") == (12, 5)
 
 
-def test_a_driver_that_is_killed_loses_and_repeats_no_answer(store):
-    """It is killed once two answers are committed; the next run asks the rest."""
+@pytest.mark.usefixtures("quick")
+def test_a_driver_that_is_killed_loses_and_repeats_no_answer(store, model, tmp_path):
+    """It is killed once two answers are committed; the next run asks the rest. To describe a model takes it seconds."""
+    (tmp_path / "spec").write_bytes(pickle.dumps(describe_model(model)))
     code = """
-import os, signal, sys
-from dataclasses import replace
+import os, pickle, signal, sys
+from pathlib import Path
+import pyarrow as pa
+from longvlm.jobs import choose
 from longvlm.jobs.answer import run as answer
+from longvlm.jobs.answer.terms import begun_row
 from longvlm.jobs.cluster.commits import Commits
 from longvlm.pipeline.answering.questions import ask
-for_answer, flush, committed = answer.for_answer, Commits.flush, []
+from longvlm.schemas import tables
+flush, committed = Commits.flush, []
+def stage(run, groups):
+    for group in groups.to_pylist():
+        row = begun_row(group, group["questions"][0], run.terms.recipe, run.terms.run_id)
+        yield pa.Table.from_pylist([row | {"status": "answered"}], schema=tables.ANSWERS)
 def killed(commits):
     committed.extend(flush(commits))
     if len(committed) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return committed[-1:]
-answer.for_answer = lambda *args: replace(for_answer(*args), questions_per_block=1)
+spec = pickle.loads(Path(sys.argv[2]).read_bytes())
+choose.describe_model = lambda _: spec
+answer._AnswerRun.stage = stage
 answer.COMMIT_ANSWERS = 1
 Commits.flush = killed
 answer.run_answer(answer.AnswerOrder(sys.argv[1], ask("What is red?"), precision="float32", max_new_tokens=6))
 """
-    driver = subprocess.run([sys.executable, "-c", code, str(store)], cwd=ROOT, check=False, timeout=300)
+    command = [sys.executable, "-c", code, str(store), str(tmp_path / "spec")]
+    driver = subprocess.run(command, cwd=ROOT, check=False, timeout=300)
     assert driver.returncode == -signal.SIGKILL
     assert rows(store, "SELECT count(*) AS n FROM answers") == [{"n": 2}]
     report = run_answer(order_for(store, ask("What is red?")))

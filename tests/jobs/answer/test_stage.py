@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 from stores import rows
 
-from longvlm.jobs.answer.stage import Answerer, AnswerTerms
+from longvlm.jobs.answer.stage import Answerer
+from longvlm.jobs.answer.terms import AnswerTerms
 from longvlm.jobs.choose import choose_answer_model
 from longvlm.jobs.cluster.resources import for_answer
 from longvlm.jobs.cluster.tally import MAX_ATTEMPTS, StageReporter, Tally

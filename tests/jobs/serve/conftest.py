@@ -90,7 +90,7 @@ def server(shown):
 @pytest.fixture(scope="session")
 def impatient(shown):
     """A server over the same store that only reads, and waits for nobody for long."""
-    limits = {"head_s": 1.0, "page_s": 4.0, "sql_s": 4.0, "request_s": 8.0, "wait_s": 0.3, "media_bytes": LARGE_BYTES}
+    limits = {"head_s": 1.0, "page_s": 4.0, "sql_s": 2.0, "request_s": 8.0, "wait_s": 0.3, "media_bytes": LARGE_BYTES}
     running = PagesServer("--store", str(shown / "store"), **limits)
     yield running
     assert running.process.poll() is None

@@ -109,13 +109,20 @@ def pinned(shown):
     return ShownStore(str(shown / "store")).pinned()
 
 
+@pytest.fixture(scope="module")
+def sealed(pinned):
+    """What a child opens for its query, here for all of them: none changes it."""
+    with sealed_store(pinned.store_uri, made=pinned.copies()) as con:
+        yield con
+
+
 @pytest.fixture
-def at_once(monkeypatch):
+def at_once(sealed, monkeypatch):
     """What a child does with a query is done here: to start one takes a second."""
 
-    def run_here(pinned, sql, form, values=None):
-        with sealed_store(pinned.store_uri, made=pinned.copies()) as con, catalog.queries_as_sentences():
-            return own_sql._WRITERS[form](con, sql, values or {})
+    def run_here(_, sql, form, values=None):
+        with catalog.queries_as_sentences():
+            return own_sql._WRITERS[form](sealed, sql, values or {})
 
     monkeypatch.setattr(own_sql, "run_as", run_here)
 

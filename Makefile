@@ -1,5 +1,5 @@
 # make demo and make test do everything from a bare clone; the .venv is made once and again when its inputs change.
-# Tests run in five processes, for half of what they do is waiting; one has all those of Ray (tests/conftest.py). A few
+# Tests run in four processes, which two cores are busy with; one has all those of Ray (tests/conftest.py). A few
 # that join nodes, which others in their way would let time out, run first, beside the checks.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,9 +17,9 @@ demo: $(READY)
 
 test: $(TOOLS)
 	$(MAKE) --no-print-directory --jobs 2 check alone
-	$(BIN)/pytest -q -n 5 --no-loadscope-reorder --durations 20 -m "not alone"
+	$(BIN)/pytest -q -n 4 --no-loadscope-reorder --durations 20 -m "not alone"
 
-# It imports all tests, so that their bytecode is there when five processes ask for it at once.
+# It imports all tests, so that their bytecode is there when four processes ask for it at once.
 alone: $(TOOLS)
 	$(BIN)/pytest -q -m alone
 

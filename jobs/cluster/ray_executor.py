@@ -5,6 +5,8 @@ which shows that it has a worker of every stage, so that no two can each hold wh
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -116,10 +118,15 @@ class StartTurn:
             yield self._group.wait(_TURN_S)
 
     def give_back(self) -> None:
-        """Let the next run have it; also when it was only asked for, or given back before."""
-        if self._group is not None and ray.is_initialized():  # what is lost with the cluster needs no giving back
-            remove_placement_group(self._group)
+        """Let the next run have it; also when it was only asked for, or given back before. Waits for no answer."""
+        if self._group is not None and ray.is_initialized():
+            Thread(target=_remove, args=(self._group,), daemon=True).start()
         self._group = None
+
+
+def _remove(group: PlacementGroup) -> None:
+    with suppress(ray.exceptions.RayError, ConnectionError):  # what is lost with the cluster needs no giving back
+        remove_placement_group(group)  # waits for a GCS that is lost until Ray ends the process
 
 
 class RemoteTally:

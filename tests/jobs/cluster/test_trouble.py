@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 import stores
 from click.testing import CliRunner
 from deltalake.exceptions import DeltaError
@@ -69,7 +70,9 @@ def test_what_a_bucket_refuses_of_a_store_in_the_middle_of_a_command_is_a_senten
     with BucketServer(contents, refuse) as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
         done = CliRunner().invoke(main, ["sql", "--store", "s3://bucket/s", "FROM segments"])
+    s3fs.S3FileSystem.clear_instance_cache()
     assert done.exit_code == 1
     assert sentence in done.output
 

@@ -49,7 +49,7 @@ class Cli(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line."""
-        gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
+        gc.set_threshold(COLLECT_EVERY)
         with own_output(), pressed_until_heard():
             return super().main(*args, **options)
 

@@ -121,7 +121,7 @@ class StageReporter:
         run_id = self.tally.worker_run_id()
         if run_id is not None:
             logs.start_worker(run_id, self.name)
-            gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
+            gc.set_threshold(COLLECT_EVERY)
 
     def attempts(self, keys: list[str]) -> list[int]:
         """How often each key was begun by a worker that did not live to finish it."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Run stages 3 and 4 in one worker: `longvlm.jobs.train.loop.run_loop`."""
-    gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
+    gc.set_threshold(COLLECT_EVERY)
     from longvlm.jobs.train.context import RayContext
     from longvlm.jobs.train.loop import run_loop
 
@@ -27,7 +27,7 @@ class ReadWorker:
     """Run stage 2 beside those who train: `longvlm.jobs.train.read.Reader`, at the lowest priority."""
 
     def __init__(self, config: "ReaderConfig") -> None:
-        gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
+        gc.set_threshold(COLLECT_EVERY)
         from longvlm.jobs.train.read import Reader
 
         self.read = Reader(config, low_priority=True)

@@ -152,7 +152,8 @@ class Store(delta.Logs):
         when that does not help, OSError when the store is out of reach.
 
         Returns:
-            The write ids of the rows that were left out. Their videos are to be watched again, unless forgotten.
+            The write ids of the rows that were left out. Their videos are to be watched again, unless they were
+            forgotten, or another run came to know them as they are now (`look.Listed`).
         """
         self._uncommitted.add(outcomes)
         for table in SHARDED:
